@@ -1,0 +1,1 @@
+"""Engine directory to engines of a backend."""

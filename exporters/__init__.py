@@ -1,0 +1,1 @@
+"""Checkpoint and methods to an engine directory with graphs."""

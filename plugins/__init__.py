@@ -1,0 +1,1 @@
+"""Custom ops: their declaration, their kernels, and the libraries that carry them."""

@@ -1,0 +1,106 @@
+"""Every custom op, declared once.
+
+The torch.library op, its shape function, the ONNX schema and the names the C++ side exports all derive from these
+declarations (`exporters/op_bindings.py`, `tests/plugins/`), so a signature or a default is written in one place.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DOMAIN = "enginewright"
+TILE_TOKENS = 128
+"""Tokens of one KV head that one cache tile holds."""
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of an op.
+
+    types: the element types it may have; inputs and outputs with the same tuple of several types share one type.
+    shape: named sizes; a name that stands twice means equal sizes.
+    optional: an input that may be absent.
+    alias: for an output, the input whose buffer it updates in place where the host binds both to one buffer.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    shape: tuple[str, ...]
+    doc: str
+    optional: bool = False
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A constant of a node; required when it has no default."""
+
+    name: str
+    type: Literal["int", "float"]
+    doc: str
+    default: int | float | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """A custom op of domain `enginewright`; `oracle` names its numpy definition as `module:function`."""
+
+    name: str
+    version: int
+    doc: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: tuple[Attribute, ...]
+    oracle: str
+
+    @property
+    def torch_name(self) -> str:
+        """The name in `torch.ops.enginewright`: PagedAttention -> paged_attention."""
+        return "".join("_" + c.lower() if c.isupper() else c for c in self.name).lstrip("_")
+
+    def load_oracle(self) -> Callable[..., Any]:
+        """Import and return the op's numpy definition."""
+        module, function = self.oracle.split(":")
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return loaded
+
+
+PAGED_ATTENTION = Op(
+    name="PagedAttention",
+    version=1,
+    doc="Causal attention of packed, ragged rows over a tiled cache; writes the new keys and values first.",
+    inputs=(
+        Tensor("query", FLOATS, ("T", "Hq", "D"), "new tokens of all rows, one row after another, rotated"),
+        Tensor("key", FLOATS, ("T", "Hkv", "D"), "their keys, rotated"),
+        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "their values"),
+        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's tile pool; see tile_bytes"),
+        Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]"),
+        Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
+        Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "tile ids in token order; only ids in use are read"),
+        Tensor("sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True),
+    ),
+    outputs=(
+        Tensor("output", FLOATS, ("T", "Hq", "Dv"), "attention output before the output projection"),
+        Tensor("tiles_out", ("int8",), ("N", "bytes"), "the pool with the new tokens written", alias="tiles"),
+    ),
+    attributes=(
+        Attribute("layer", "int", "index into the first axis of kv_lens and tile_table"),
+        Attribute("scale", "float", "factor on q . k"),
+        Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0),
+        Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0),
+        Attribute("kv_bits", "int", "width of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
+    ),
+    oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
+)
+
+OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION,)}
+
+
+def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
+    """Bytes of one PagedAttention tile: TILE_TOKENS keys, then TILE_TOKENS values, of one KV head."""
+    return TILE_TOKENS * (head_dim + value_dim) * kv_bits // 8
