@@ -1,0 +1,25 @@
+"""The errors that users see. Each message has the form `where: got X, expected Y; do Z`."""
+
+
+class EnginewrightError(Exception):
+    """Base of every error that the commands report with exit code 2."""
+
+
+class ArtifactError(EnginewrightError):
+    """The directory is not an engine that this version can read, or a file in it is damaged."""
+
+
+class ExportError(EnginewrightError):
+    """The checkpoint cannot be exported: a file is missing, broken, or disagrees with another."""
+
+
+class BuildError(EnginewrightError):
+    """The graphs cannot be turned into an engine of the backend."""
+
+
+class UnsupportedError(EnginewrightError):
+    """The model, method or platform is known, and this version does not support it."""
+
+
+class RequestError(EnginewrightError):
+    """A prompt or a sampling parameter that this engine cannot serve."""
