@@ -1,0 +1,67 @@
+"""Trains the example model's tokenizer: byte-level BPE with one token a digit, so that any text can be encoded."""
+
+import random
+from pathlib import Path
+
+from problems import SMALL_TALK, training_problems
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# The split pattern of Qwen2 and Qwen3. Source: transformers, models/qwen2/tokenization_qwen2.py
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}\n"
+    "    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n"
+    "    {{- '<|im_start|>assistant\\n' -}}\n"
+    "{%- endif -%}\n"
+)
+SYSTEM_PROMPTS = ("You are a helpful assistant.", "Solve the problem step by step.", "You are a careful calculator.")
+
+
+def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with `vocab_size` entries learned from generated problems and the words of the chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def _corpus(seed: int) -> list[str]:
+    problems = training_problems(seed)
+    texts = [text for _ in range(4000) for problem in [next(problems)] for text in (problem.prompt, problem.reply)]
+    for prompts, reply in SMALL_TALK:
+        texts += [*prompts, *[reply] * 20]
+    texts += [*SYSTEM_PROMPTS, *["system\n", "user\n", "assistant\n"] * 200]
+    random.Random(seed).shuffle(texts)
+    return texts
