@@ -82,7 +82,9 @@ PAGED_ATTENTION = Op(
         Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]"),
         Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
         Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "tile ids in token order; only ids in use are read"),
-        Tensor("sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True),
+        Tensor(
+            "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
+        ),
     ),
     outputs=(
         Tensor("output", FLOATS, ("T", "Hq", "Dv"), "attention output before the output projection"),
@@ -102,5 +104,9 @@ OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION,)}
 
 
 def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
-    """Bytes of one PagedAttention tile: TILE_TOKENS keys, then TILE_TOKENS values, of one KV head."""
+    """Bytes of one PagedAttention tile: TILE_TOKENS keys, then TILE_TOKENS values, of one KV head.
+
+    Inside it is the kernels' own affair, and nothing persists it. On the CPU keys are [TILE_TOKENS / 16][head_dim][16]
+    (scores vectorise over tokens, without horizontal sums) and values [TILE_TOKENS][value_dim].
+    """
     return TILE_TOKENS * (head_dim + value_dim) * kv_bits // 8

@@ -1,0 +1,51 @@
+// Largest element of a row, and the plain read that benchmarks compare with. Include a simd_*.h first.
+#pragma once
+
+#include <cstdint>
+
+namespace ew {
+namespace {
+
+inline float largest_of(const float* x, std::int64_t size) {  // NaN never wins: max keeps its second argument
+  Vec top[8];
+  for (Vec& t : top) t = splat(-__builtin_inff());
+  std::int64_t i = 0;
+  for (; i + 8 * kWidth <= size; i += 8 * kWidth)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) top[j] = max(load(x + i + j * kWidth), top[j]);
+  for (int j = 1; j < 8; ++j) top[0] = max(top[j], top[0]);
+  float best = largest(top[0]);
+  for (; i < size; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
+
+// Finds the first chunk that holds the maximum, then its first element with that value: one pass over memory.
+inline void argmax(const float* x, std::int64_t size, std::int64_t* index, float* value) {
+  constexpr std::int64_t chunk = 4096;
+  float best = -__builtin_inff();
+  std::int64_t best_chunk = 0;
+  for (std::int64_t i = 0; i < size; i += chunk) {
+    float top = largest_of(x + i, size - i < chunk ? size - i : chunk);
+    if (top > best) {
+      best = top;
+      best_chunk = i;
+    }
+  }
+  *value = best;
+  *index = best_chunk;
+  if (best == -__builtin_inff()) return;  // nothing but -inf and NaN: all tie, index 0
+  while (x[*index] != best) ++*index;
+}
+
+inline float read_sum(const float* x, std::int64_t size) {
+  Vec total[8];
+  for (Vec& t : total) t = splat(0.0f);
+  for (std::int64_t i = 0; i + 8 * kWidth <= size; i += 8 * kWidth)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) total[j] = total[j] + load(x + i + j * kWidth);
+  for (int j = 1; j < 8; ++j) total[0] = total[0] + total[j];
+  return sum(total[0]);
+}
+
+}  // namespace
+}  // namespace ew

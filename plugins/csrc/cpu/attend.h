@@ -1,0 +1,160 @@
+// Attention of one task's lanes over its tiles, and the join of tasks. Include a simd_*.h first.
+#pragma once
+
+#include "kernels.h"
+#include "microkernels.h"
+#include "softmax.h"
+
+namespace ew {
+namespace {
+
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+
+// Lanes of a task in blocks of nearly equal size: no block of one lane beside a full one.
+struct LaneBlocks {
+  std::int64_t lanes, blocks;
+
+  explicit LaneBlocks(std::int64_t count) : lanes(count), blocks((count + kMaxLanes - 1) / kMaxLanes) {}
+  std::int64_t begin(std::int64_t block) const { return lanes * block / blocks; }
+  int size(std::int64_t block) const { return static_cast<int>(begin(block + 1) - begin(block)); }
+};
+
+// The cache indices [low, high) that a query sees.
+struct Span {
+  std::int64_t low, high;
+};
+
+inline Span visible(const AttentionArgs& a, const AttentionTask& task, std::int64_t lane) {
+  std::int64_t index = a.held(task.row, task.head) + task.query_begin + lane / a.group();
+  return {a.window > 0 ? larger(0, index + 1 - a.window) : 0, index + 1};
+}
+
+// Each block's queries, scaled, as [head_dim][lanes of the block]: a microkernel broadcasts neighbours.
+inline void pack_queries(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks, float* packed) {
+  const std::int64_t group = a.group(), first = a.starts[task.row] + task.query_begin;
+  const float factor = a.softcap > 0.0f ? a.scale / a.softcap : a.scale;
+  for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+    const int size = blocks.size(block);
+    float* to = packed + blocks.begin(block) * a.head_dim;
+    for (int r = 0; r < size; ++r) {
+      std::int64_t lane = blocks.begin(block) + r;
+      const float* q =
+          a.query + ((first + lane / group) * a.query_heads + task.head * group + lane % group) * a.head_dim;
+      for (std::int64_t d = 0; d < a.head_dim; ++d) to[d * size + r] = q[d] * factor;
+    }
+  }
+}
+
+inline void widen_all(const Half* from, float* to, std::int64_t size) {  // size: a multiple of kTileTokens
+  for (std::int64_t i = 0; i < size; i += kWidth) store(to + i, load(from + i));
+}
+
+// One tile as the microkernels want it, and where the next one lies.
+template <class Elem>
+struct TileView {
+  const Elem *keys, *values, *next_keys, *next_values;
+};
+
+template <class Elem>
+inline const Elem* tile_at(const AttentionArgs& a, const AttentionTask& task, std::int64_t tile) {
+  const std::int64_t id = a.tile_ids(task.row, task.head)[tile];
+  return reinterpret_cast<const Elem*>(a.tiles + id * tile_bytes(a.head_dim, a.value_dim, a.kv_bits));
+}
+
+// All lanes of a task against one tile whose first token has cache index `base`.
+template <class Elem>
+void attend_tile(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks, const TileView<Elem>& tile,
+                 std::int64_t base, const TaskScratch& scratch, const Partial& out) {
+  for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+    const std::int64_t lane = blocks.begin(block);
+    const int size = blocks.size(block);
+    const int low = static_cast<int>(larger(visible(a, task, lane).low - base, 0));
+    const int high = static_cast<int>(smaller(visible(a, task, lane + size - 1).high - base, kTileTokens));
+    if (low >= high) continue;
+    const TileKernels<Elem> kernels = tile_kernels<Elem>(size);
+    int begin = low, end = high;
+    kernels.score(scratch.queries + lane * a.head_dim, tile.keys, a.head_dim, &begin, &end, scratch.scores,
+                  tile.next_keys);
+    for (int r = 0; r < size; ++r) {
+      const Span seen = visible(a, task, lane + r);
+      update_lane(scratch.scores + r * kTileTokens, begin, end,
+                  static_cast<int>(smaller(larger(seen.low - base, begin), end)),
+                  static_cast<int>(smaller(larger(seen.high - base, 0), end)), a.softcap, out.maxima() + lane + r,
+                  out.denominators() + lane + r, out.sums(lane + r), out.value_stride);
+    }
+    kernels.weigh(scratch.scores, tile.values, a.value_dim, low, high, out.sums(lane), out.value_stride,
+                  tile.next_values);
+  }
+}
+
+inline void clear(const Partial& out) {
+  for (std::int64_t i = 0; i < out.lanes * out.value_stride; ++i) out.data[i] = 0.0f;
+  for (std::int64_t lane = 0; lane < out.lanes; ++lane) {
+    out.maxima()[lane] = kMasked;
+    out.denominators()[lane] = 0.0f;
+  }
+}
+
+// Read the tiles as they are stored.
+template <class Elem>
+void attend_stored(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch, const Partial& out) {
+  const LaneBlocks blocks(out.lanes);
+  const std::int64_t keys = kTileTokens * a.head_dim;
+  for (std::int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
+    const Elem* here = tile_at<Elem>(a, task, tile);
+    const Elem* next = tile + 1 < task.tile_end ? tile_at<Elem>(a, task, tile + 1) : here;
+    attend_tile<Elem>(a, task, blocks, {here, here + keys, next, next + keys}, tile * kTileTokens, scratch, out);
+  }
+}
+
+// Convert each tile once for all lane blocks: pays from kFusedLanes lanes on.
+inline void attend_widened(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch,
+                           const Partial& out) {
+  const LaneBlocks blocks(out.lanes);
+  const std::int64_t keys = kTileTokens * a.head_dim;
+  for (std::int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
+    const Half* here = tile_at<Half>(a, task, tile);
+    widen_all(here, scratch.keys, keys);
+    widen_all(here + keys, scratch.values, kTileTokens * a.value_dim);
+    attend_tile<float>(a, task, blocks, {scratch.keys, scratch.values, scratch.keys, scratch.values},
+                       tile * kTileTokens, scratch, out);
+  }
+}
+
+inline void attend(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch, const Partial& out) {
+  clear(out);
+  pack_queries(a, task, LaneBlocks(out.lanes), scratch.queries);
+  if (a.kv_bits == 32)
+    attend_stored<float>(a, task, scratch, out);
+  else if (out.lanes <= kFusedLanes)
+    attend_stored<Half>(a, task, scratch, out);
+  else
+    attend_widened(a, task, scratch, out);
+}
+
+// Joins partials first, first + 1, ... in that order, whichever thread computed them.
+inline void merge(const AttentionArgs& a, const AttentionTask& task, const Partial& first, std::int64_t count) {
+  const std::int64_t group = a.group(), token = a.starts[task.row] + task.query_begin, size = first.floats();
+  for (std::int64_t lane = 0; lane < first.lanes; ++lane) {
+    const std::int64_t head = task.head * group + lane % group;
+    float top = a.sinks ? a.sinks[head] : kMasked;
+    for (std::int64_t i = 0; i < count; ++i) {
+      float maximum = first.maxima()[i * size + lane];
+      top = maximum > top ? maximum : top;
+    }
+    float total = a.sinks ? exp(a.sinks[head] - top) : 0.0f;
+    for (std::int64_t i = 0; i < count; ++i)
+      total += first.denominators()[i * size + lane] * exp(first.maxima()[i * size + lane] - top);
+    float* out = a.output + ((token + lane / group) * a.query_heads + head) * a.value_dim;
+    for (std::int64_t col = 0; col < a.value_dim; col += kWidth) {
+      Vec x = splat(0.0f);
+      for (std::int64_t i = 0; i < count; ++i)
+        x = fma(load(first.sums(lane) + i * size + col), splat(exp(first.maxima()[i * size + lane] - top)), x);
+      store_part(out + col, x / splat(total), static_cast<int>(smaller(kWidth, a.value_dim - col)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ew

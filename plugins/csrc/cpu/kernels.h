@@ -1,0 +1,86 @@
+// What the instruction-set-specific objects offer to the rest of the library: one table of functions per ISA.
+#pragma once
+
+#include <cstdint>
+
+#include "tile.h"
+
+namespace ew {
+
+// One call of PagedAttention, as raw pointers. Shapes and meaning as plugins/ops.py declares them; kv_lens and
+// tile_table already point at the node's layer.
+struct AttentionArgs {
+  const float* query;           // [tokens, query_heads, head_dim]
+  const float* key;             // [tokens, kv_heads, head_dim]
+  const float* value;           // [tokens, kv_heads, value_dim]
+  unsigned char* tiles;         // [tile_count, tile_bytes]
+  const std::int32_t* starts;   // [rows + 1]
+  const std::int32_t* kv_lens;  // [rows, kv_heads]
+  const std::int32_t* table;    // [rows, kv_heads, table_width]
+  const float* sinks;           // [query_heads] or null
+  float* output;                // [tokens, query_heads, value_dim]
+  std::int64_t tokens, rows, query_heads, kv_heads, head_dim, value_dim, tile_count, table_width;
+  float scale, softcap;
+  std::int64_t window;
+  int kv_bits;
+
+  std::int64_t group() const { return query_heads / kv_heads; }
+  std::int64_t held(std::int64_t row, std::int64_t head) const { return kv_lens[row * kv_heads + head]; }
+  const std::int32_t* tile_ids(std::int64_t row, std::int64_t head) const {
+    return table + (row * kv_heads + head) * table_width;
+  }
+};
+
+// Queries of one row over the tiles [tile_begin, tile_end) of one KV head. A lane is one (query, group head) pair;
+// lane = query * group + group head.
+struct AttentionTask {
+  std::int64_t row, head;
+  std::int64_t query_begin, query_count;  // within the row's new tokens
+  std::int64_t tile_begin, tile_end;
+  std::int64_t join;                      // the joined result this task is a part of; -1: it is the whole result
+  std::int64_t part;                      // where the part lies, in floats
+};
+
+// A task's result before normalisation, for `lanes` lanes: sums[lane, value_stride], then the running maximum and
+// the running denominator of each lane.
+struct Partial {
+  float* data;
+  std::int64_t lanes, value_stride;
+
+  float* sums(std::int64_t lane) const { return data + lane * value_stride; }
+  float* maxima() const { return data + lanes * value_stride; }
+  float* denominators() const { return maxima() + lanes; }
+  std::int64_t floats() const { return lanes * (value_stride + 2); }
+};
+
+// What one thread needs while it runs a task.
+struct TaskScratch {
+  float* queries;  // lanes x head_dim, packed per lane block
+  float* scores;   // kMaxLanesPerBlock x kTileTokens
+  float* keys;     // a tile's keys as float, same layout
+  float* values;   // a tile's values as float
+};
+
+constexpr int kMaxLanesPerBlock = 8;
+constexpr std::int64_t kFusedLanes = 16;  // up to here halves convert in the microkernel, beyond once per tile
+
+struct Kernels {
+  const char* name;
+  // Write the keys and values of the row's new tokens [begin, begin + count) of one KV head into their tiles.
+  void (*write_tokens)(const AttentionArgs&, std::int64_t row, std::int64_t head, std::int64_t begin,
+                       std::int64_t count);
+  void (*attend)(const AttentionArgs&, const AttentionTask&, const TaskScratch&, const Partial&);
+  // Join `count` partials (laid out one after another from `first`) in order, and write the row's output.
+  void (*merge)(const AttentionArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
+  // Index and value of the largest element; the lowest index wins ties, NaN counts as -inf.
+  void (*argmax)(const float* x, std::int64_t size, std::int64_t* index, float* value);
+  float (*read_sum)(const float* x, std::int64_t size);
+};
+
+extern const Kernels kPortableKernels;
+#ifdef EW_X86
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace ew

@@ -1,0 +1,13 @@
+// The kernels, compiled for AVX-512; the build gives this file its own instruction-set flags.
+#include "kernels.h"
+#include "simd_avx512.h"
+// the headers below need Vec
+#include "argmax.h"
+#include "attend.h"
+#include "write_tokens.h"
+
+namespace ew {
+
+const Kernels kAvx512Kernels = {"avx512", write_tokens, attend, merge, argmax, read_sum};
+
+}  // namespace ew

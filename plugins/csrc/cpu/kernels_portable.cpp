@@ -1,0 +1,13 @@
+// The kernels, compiled for portable; the build gives this file its own instruction-set flags.
+#include "kernels.h"
+#include "simd_portable.h"
+// the headers below need Vec
+#include "argmax.h"
+#include "attend.h"
+#include "write_tokens.h"
+
+namespace ew {
+
+const Kernels kPortableKernels = {"portable", write_tokens, attend, merge, argmax, read_sum};
+
+}  // namespace ew

@@ -1,0 +1,178 @@
+"""Builds inputs for PagedAttention and runs them through ONNX Runtime or the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from enginewright.plugins.library import ort_library
+from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, tile_bytes
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call. rows: (tokens held, new tokens) of each row; held_skew: what KV head h holds less, times h."""
+
+    name: str
+    rows: tuple[tuple[int, int], ...]
+    query_heads: int = 4
+    kv_heads: int = 2
+    dim: int = 64
+    value_dim: int = 64
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    kv_bits: int = 16
+    held_skew: int = 0
+    layers: int = 2
+    layer: int = 1
+    magnitude: float = 1.0
+    tolerance: float = 2e-6  # float32 sums of up to a few thousand products, against float64; outputs are near 1
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The node's attributes; defaults are left out so that they are tested."""
+        optional = {
+            "window": (self.window, 0),
+            "softcap": (self.softcap, 0.0),
+            "kv_bits": (self.kv_bits, 16),
+        }
+        given = {name: value for name, (value, default) in optional.items() if value != default}
+        return {"layer": self.layer, "scale": self.dim**-0.5, **given}
+
+
+@dataclass
+class Inputs:
+    """The op's inputs by name; `sinks` only where the case has them."""
+
+    case: Case
+    arrays: Arrays = field(default_factory=dict)
+
+
+def make_inputs(case: Case, seed: int = 0) -> Arrays:
+    """Random inputs; tile ids scattered, unused table entries -1, unused slots and tiles random bytes (NaN too)."""
+    rng = np.random.default_rng(seed)
+    tokens, batch = sum(new for _, new in case.rows), len(case.rows)
+    held = np.array([[[max(0, old - case.held_skew * h) for h in range(case.kv_heads)] for old, _ in case.rows]])
+    held = held.reshape(1, batch, case.kv_heads)
+    new = np.array([n for _, n in case.rows], int).reshape(batch, 1)
+    used = -(-(held[0] + new) // TILE_TOKENS)
+    width = max(1, int(used.max(initial=0))) + 1
+    count = int(used.sum()) + 3
+    ids = rng.permutation(count)
+    table = np.full((batch, case.kv_heads, width), -1, np.int32)
+    at = 0
+    for row in range(batch):
+        for head in range(case.kv_heads):
+            n = int(used[row, head])
+            table[row, head, :n] = ids[at : at + n]
+            at += n
+            if case.window:  # the tiles that nobody sees any more
+                table[row, head, : max(0, int(held[0, row, head]) + 1 - case.window) // TILE_TOKENS] = -1
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * case.magnitude).astype(np.float32)
+
+    arrays = {
+        "query": normal(tokens, case.query_heads, case.dim),
+        "key": normal(tokens, case.kv_heads, case.dim),
+        "value": normal(tokens, case.kv_heads, case.value_dim),
+        "tiles": make_pool(case, rng, count, table, held[0]),
+        "query_starts": np.cumsum([0, *(n for _, n in case.rows)]).astype(np.int32),
+        "kv_lens": at_layer(case, held[0].astype(np.int32), 7),
+        "tile_table": at_layer(case, table, -1),
+    }
+    if case.sinks:
+        arrays["sinks"] = normal(case.query_heads)
+    return arrays
+
+
+def at_layer(case: Case, array: np.ndarray, other: int) -> np.ndarray:
+    """Stacks layers around the case's own, filled with `other`: reading the wrong one is an error."""
+    stacked = np.full((case.layers, *array.shape), other, array.dtype)
+    stacked[case.layer] = array
+    return stacked
+
+
+def make_pool(case: Case, rng: np.random.Generator, count: int, table: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Random numbers in the slots held, random bytes elsewhere."""
+    pool = rng.integers(-128, 128, (count, tile_bytes(case.dim, case.value_dim, case.kv_bits)), np.int8)
+    elements = pool.view(np.float16 if case.kv_bits == 16 else np.float32)
+    keys = elements[:, : TILE_TOKENS * case.dim].reshape(count, -1, case.dim, 16)
+    values = elements[:, TILE_TOKENS * case.dim :].reshape(count, TILE_TOKENS, case.value_dim)
+    for row in range(held.shape[0]):
+        for head in range(case.kv_heads):
+            for tile in range(-(-int(held[row, head]) // TILE_TOKENS)):
+                id, slots = table[row, head, tile], min(TILE_TOKENS, int(held[row, head]) - tile * TILE_TOKENS)
+                if id < 0:
+                    continue
+                fresh = rng.standard_normal((TILE_TOKENS, case.dim)) * case.magnitude
+                blocked = fresh.reshape(-1, 16, case.dim).transpose(0, 2, 1)
+                mask = (np.arange(TILE_TOKENS) < slots).reshape(-1, 1, 16)
+                keys[id] = np.where(mask, blocked, keys[id])
+                values[id, :slots] = rng.standard_normal((slots, case.value_dim)) * case.magnitude
+    return pool
+
+
+@cache
+def model(attributes: tuple[tuple[str, Any], ...], sinks: bool) -> bytes:
+    """A model of one PagedAttention node; all sizes are dynamic."""
+    types = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int32": TensorProto.INT32}
+
+    def value_info(tensor: Any) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(tensor.name, types[tensor.types[0]], [None] * len(tensor.shape))
+
+    inputs = [t for t in PAGED_ATTENTION.inputs if sinks or not t.optional]
+    node = helper.make_node(
+        PAGED_ATTENTION.name,
+        [t.name for t in inputs],
+        [t.name for t in PAGED_ATTENTION.outputs],
+        domain=DOMAIN,
+        **dict(attributes),
+    )
+    graph = helper.make_graph([node], "g", [*map(value_info, inputs)], [*map(value_info, PAGED_ATTENTION.outputs)])
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, PAGED_ATTENTION.version)]
+    proto: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return proto
+
+
+@cache
+def session(attributes: tuple[tuple[str, Any], ...], sinks: bool, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # failing calls are part of the tests
+    options.register_custom_ops_library(str(ort_library()))
+    return ort.InferenceSession(model(attributes, sinks), options, providers=["CPUExecutionProvider"])
+
+
+def run(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The op through ONNX Runtime; the pool is copied."""
+    output, tiles = session(tuple(case.attributes.items()), "sinks" in arrays, threads).run(None, arrays)
+    return output, tiles
+
+
+def run_in_place(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The same with one pool bound as input and output."""
+    built = session(tuple(case.attributes.items()), "sinks" in arrays, threads)
+    binding = built.io_binding()
+    pool = ort.OrtValue.ortvalue_from_numpy(arrays["tiles"].copy())
+    for name, array in arrays.items():
+        binding.bind_ortvalue_input(name, pool if name == "tiles" else ort.OrtValue.ortvalue_from_numpy(array))
+    binding.bind_output("output")
+    binding.bind_ortvalue_output("tiles_out", pool)
+    built.run_with_iobinding(binding)
+    # copies: numpy() may view memory that dies with the OrtValue
+    return binding.get_outputs()[0].numpy().copy(), pool.numpy().copy()
+
+
+def expected(case: Case, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle's answer."""
+    return PAGED_ATTENTION.load_oracle()(**arrays, **case.attributes)
