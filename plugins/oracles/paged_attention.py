@@ -30,7 +30,7 @@ def _views(tiles: NDArray[np.int8], head_dim: int, value_dim: int, kv_bits: int)
 
 
 def _stored(x: Floats, kv_bits: int) -> Floats:
-    """x as the cache holds it: halves round to nearest even and saturate."""
+    """What the cache holds of x: halves round to nearest even and saturate."""
     return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16) if kv_bits == 16 else x.astype(np.float32)
 
 

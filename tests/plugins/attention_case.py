@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -47,14 +47,6 @@ class Case:
         }
         given = {name: value for name, (value, default) in optional.items() if value != default}
         return {"layer": self.layer, "scale": self.dim**-0.5, **given}
-
-
-@dataclass
-class Inputs:
-    """The op's inputs by name; `sinks` only where the case has them."""
-
-    case: Case
-    arrays: Arrays = field(default_factory=dict)
 
 
 def make_inputs(case: Case, seed: int = 0) -> Arrays:
@@ -108,17 +100,21 @@ def make_pool(case: Case, rng: np.random.Generator, count: int, table: np.ndarra
     elements = pool.view(np.float16 if case.kv_bits == 16 else np.float32)
     keys = elements[:, : TILE_TOKENS * case.dim].reshape(count, -1, case.dim, 16)
     values = elements[:, TILE_TOKENS * case.dim :].reshape(count, TILE_TOKENS, case.value_dim)
+
+    def normal(*shape: int) -> np.ndarray:
+        return np.clip(rng.standard_normal(shape) * case.magnitude, -65504, 65504)
+
     for row in range(held.shape[0]):
         for head in range(case.kv_heads):
             for tile in range(-(-int(held[row, head]) // TILE_TOKENS)):
                 id, slots = table[row, head, tile], min(TILE_TOKENS, int(held[row, head]) - tile * TILE_TOKENS)
                 if id < 0:
                     continue
-                fresh = rng.standard_normal((TILE_TOKENS, case.dim)) * case.magnitude
+                fresh = normal(TILE_TOKENS, case.dim)
                 blocked = fresh.reshape(-1, 16, case.dim).transpose(0, 2, 1)
                 mask = (np.arange(TILE_TOKENS) < slots).reshape(-1, 1, 16)
                 keys[id] = np.where(mask, blocked, keys[id])
-                values[id, :slots] = rng.standard_normal((slots, case.value_dim)) * case.magnitude
+                values[id, :slots] = normal(slots, case.value_dim)
     return pool
 
 

@@ -64,8 +64,8 @@ inline const Elem* tile_at(const AttentionArgs& a, const AttentionTask& task, st
 
 // All lanes of a task against one tile whose first token has cache index `base`.
 template <class Elem>
-void attend_tile(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks, const TileView<Elem>& tile,
-                 std::int64_t base, const TaskScratch& scratch, const Partial& out) {
+void attend_tile(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks,
+                 const TileView<Elem>& tile, std::int64_t base, const TaskScratch& scratch, const Partial& out) {
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t lane = blocks.begin(block);
     const int size = blocks.size(block);

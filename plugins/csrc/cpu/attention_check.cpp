@@ -24,8 +24,7 @@ std::string check_starts(const AttentionArgs& args) {
       return expected(index_of("query_starts", row + 1), args.starts[row + 1],
                       "at least " + std::to_string(args.starts[row]) + ", the entry before it");
   if (args.starts[args.rows] != args.tokens)
-    return expected(index_of("query_starts", args.rows), args.starts[args.rows],
-                    "T = " + std::to_string(args.tokens));
+    return expected(index_of("query_starts", args.rows), args.starts[args.rows], "T = " + std::to_string(args.tokens));
   return {};
 }
 

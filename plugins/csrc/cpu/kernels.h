@@ -37,8 +37,8 @@ struct AttentionTask {
   std::int64_t row, head;
   std::int64_t query_begin, query_count;  // within the row's new tokens
   std::int64_t tile_begin, tile_end;
-  std::int64_t join;                      // the joined result this task is a part of; -1: it is the whole result
-  std::int64_t part;                      // where the part lies, in floats
+  std::int64_t join;  // the joined result this task is a part of; -1: it is the whole result
+  std::int64_t part;  // where the part lies, in floats
 };
 
 // A task's result before normalisation, for `lanes` lanes: sums[lane, value_stride], then the running maximum and

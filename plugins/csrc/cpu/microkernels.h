@@ -114,17 +114,25 @@ struct TileKernels {
 template <class Elem>
 TileKernels<Elem> tile_kernels(int lanes) {
   switch (lanes) {
-    case 1: return {score_tile<1, Elem>, weigh_tile<1, Elem>};
-    case 2: return {score_tile<2, Elem>, weigh_tile<2, Elem>};
-    case 3: return {score_tile<3, Elem>, weigh_tile<3, Elem>};
-    case 4: return {score_tile<4, Elem>, weigh_tile<4, Elem>};
+    case 1:
+      return {score_tile<1, Elem>, weigh_tile<1, Elem>};
+    case 2:
+      return {score_tile<2, Elem>, weigh_tile<2, Elem>};
+    case 3:
+      return {score_tile<3, Elem>, weigh_tile<3, Elem>};
+    case 4:
+      return {score_tile<4, Elem>, weigh_tile<4, Elem>};
   }
   if constexpr (kMaxLanes == 8) {
     switch (lanes) {
-      case 5: return {score_tile<5, Elem>, weigh_tile<5, Elem>};
-      case 6: return {score_tile<6, Elem>, weigh_tile<6, Elem>};
-      case 7: return {score_tile<7, Elem>, weigh_tile<7, Elem>};
-      case 8: return {score_tile<8, Elem>, weigh_tile<8, Elem>};
+      case 5:
+        return {score_tile<5, Elem>, weigh_tile<5, Elem>};
+      case 6:
+        return {score_tile<6, Elem>, weigh_tile<6, Elem>};
+      case 7:
+        return {score_tile<7, Elem>, weigh_tile<7, Elem>};
+      case 8:
+        return {score_tile<8, Elem>, weigh_tile<8, Elem>};
     }
   }
   return {nullptr, nullptr};

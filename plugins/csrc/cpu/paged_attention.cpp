@@ -12,8 +12,8 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kWorthwhile = 1 << 19;    // multiply-adds: about the price of waking a thread
-constexpr std::int64_t kWriteTokens = 64;        // tokens of one writing task
+constexpr std::int64_t kWorthwhile = 1 << 19;       // multiply-adds: about the price of waking a thread
+constexpr std::int64_t kWriteTokens = 64;           // tokens of one writing task
 constexpr std::int64_t kWriteWorthwhile = 1 << 17;  // elements
 
 // What one call needs and the next one reuses.

@@ -5,8 +5,8 @@
 
 namespace ew {
 
-constexpr int kTileTokens = 128;   // tokens of one KV head in one tile
-constexpr int kBlockTokens = 16;   // tokens whose keys interleave, so that scores vectorise over tokens
+constexpr int kTileTokens = 128;  // tokens of one KV head in one tile
+constexpr int kBlockTokens = 16;  // tokens whose keys interleave, so that scores vectorise over tokens
 
 using Half = std::uint16_t;  // the bits of an IEEE half
 

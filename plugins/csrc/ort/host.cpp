@@ -1,6 +1,5 @@
 #include "host.h"
 
-
 namespace ew::ort {
 namespace {
 

@@ -27,26 +27,25 @@ enum Presence : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
 // X(index in OrtApi, name, result, arguments)
-#define EW_ORT_ENTRIES(X)                                                                                \
-  X(0, CreateStatus, Status*, (ErrorCode, const char*))                                                  \
-  X(26, CreateCustomOpDomain, Status*, (const char*, CustomOpDomain**))                                  \
-  X(27, CustomOpDomain_Add, Status*, (CustomOpDomain*, const CustomOp*))                                 \
-  X(28, AddCustomOpDomain, Status*, (SessionOptions*, CustomOpDomain*))                                  \
-  X(51, GetTensorMutableData, Status*, (Value*, void**))                                                 \
-  X(60, GetTensorElementType, Status*, (const TensorInfo*, ElementType*))                                \
-  X(61, GetDimensionsCount, Status*, (const TensorInfo*, std::size_t*))                                  \
-  X(62, GetDimensions, Status*, (const TensorInfo*, std::int64_t*, std::size_t))                         \
-  X(65, GetTensorTypeAndShape, Status*, (const Value*, TensorInfo**))                                    \
-  X(85, KernelInfoGetAttribute_float, Status*, (const KernelInfo*, const char*, float*))                 \
-  X(86, KernelInfoGetAttribute_int64, Status*, (const KernelInfo*, const char*, std::int64_t*))          \
-  X(88, KernelContext_GetInputCount, Status*, (const KernelContext*, std::size_t*))                      \
-  X(90, KernelContext_GetInput, Status*, (const KernelContext*, std::size_t, const Value**))             \
-  X(91, KernelContext_GetOutput, Status*,                                                                \
-    (KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**))                            \
-  X(93, ReleaseStatus, void, (Status*))                                                                  \
-  X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo*))                                              \
-  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain*))                                                 \
-  X(274, KernelContext_ParallelFor, Status*,                                                             \
+#define EW_ORT_ENTRIES(X)                                                                                           \
+  X(0, CreateStatus, Status*, (ErrorCode, const char*))                                                             \
+  X(26, CreateCustomOpDomain, Status*, (const char*, CustomOpDomain**))                                             \
+  X(27, CustomOpDomain_Add, Status*, (CustomOpDomain*, const CustomOp*))                                            \
+  X(28, AddCustomOpDomain, Status*, (SessionOptions*, CustomOpDomain*))                                             \
+  X(51, GetTensorMutableData, Status*, (Value*, void**))                                                            \
+  X(60, GetTensorElementType, Status*, (const TensorInfo*, ElementType*))                                           \
+  X(61, GetDimensionsCount, Status*, (const TensorInfo*, std::size_t*))                                             \
+  X(62, GetDimensions, Status*, (const TensorInfo*, std::int64_t*, std::size_t))                                    \
+  X(65, GetTensorTypeAndShape, Status*, (const Value*, TensorInfo**))                                               \
+  X(85, KernelInfoGetAttribute_float, Status*, (const KernelInfo*, const char*, float*))                            \
+  X(86, KernelInfoGetAttribute_int64, Status*, (const KernelInfo*, const char*, std::int64_t*))                     \
+  X(88, KernelContext_GetInputCount, Status*, (const KernelContext*, std::size_t*))                                 \
+  X(90, KernelContext_GetInput, Status*, (const KernelContext*, std::size_t, const Value**))                        \
+  X(91, KernelContext_GetOutput, Status*, (KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)) \
+  X(93, ReleaseStatus, void, (Status*))                                                                             \
+  X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo*))                                                         \
+  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain*))                                                            \
+  X(274, KernelContext_ParallelFor, Status*,                                                                        \
     (const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*))
 
 // OrtApi: a table of function pointers.
@@ -54,10 +53,8 @@ struct Api {
   void (*entry[275])();
 };
 
-#define EW_ORT_CALL(index, name, result, arguments)                     \
-  inline auto name(const Api& api) {                                    \
-    return reinterpret_cast<result(*) arguments>(api.entry[index]);     \
-  }
+#define EW_ORT_CALL(index, name, result, arguments) \
+  inline auto name(const Api& api) { return reinterpret_cast<result(*) arguments>(api.entry[index]); }
 EW_ORT_ENTRIES(EW_ORT_CALL)
 #undef EW_ORT_CALL
 

@@ -13,8 +13,9 @@ namespace {
 enum Input { kQuery, kKey, kValue, kTiles, kQueryStarts, kKvLens, kTileTable, kSinks, kInputCount };
 
 // The CPU takes float32 only; plugins/ops.py allows more for other devices.
-const Port kInputs[] = {{"query", kFloat},        {"key", kFloat},      {"value", kFloat},      {"tiles", kInt8},
-                        {"query_starts", kInt32}, {"kv_lens", kInt32},  {"tile_table", kInt32}, {"sinks", kFloat, kOptional}};
+const Port kInputs[] = {
+    {"query", kFloat},        {"key", kFloat},     {"value", kFloat},      {"tiles", kInt8},
+    {"query_starts", kInt32}, {"kv_lens", kInt32}, {"tile_table", kInt32}, {"sinks", kFloat, kOptional}};
 const Port kOutputs[] = {{"output", kFloat}, {"tiles_out", kInt8}};
 const AttributeDeclaration kAttributes[] = {{"layer", "int", "null"},
                                             {"scale", "float", "null"},
@@ -49,7 +50,9 @@ std::string text(const Tensor& tensor) {
   std::string shape = "[";
   for (int axis = 0; axis < tensor.rank && axis < Tensor::kMaxRank; ++axis)
     shape += (axis ? ", " : "") + std::to_string(tensor.shape[axis]);
-  return tensor.rank < 0 ? "nothing" : tensor.rank > Tensor::kMaxRank ? std::to_string(tensor.rank) + " axes" : shape + "]";
+  return tensor.rank < 0                  ? "nothing"
+         : tensor.rank > Tensor::kMaxRank ? std::to_string(tensor.rank) + " axes"
+                                          : shape + "]";
 }
 
 // `shape` in names and numbers; -1 takes any size.

@@ -57,8 +57,8 @@ std::string json(const Declaration& op) {
 EW_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* base) {
   const Api* api = base->get_api(kApiVersion);
   if (!api) {  // too old for a table of our version; every version has CreateStatus
-    const std::string message = std::string("enginewright: got ONNX Runtime ") + base->version() +
-                                ", expected 1." + std::to_string(kApiVersion) + " or later";
+    const std::string message = std::string("enginewright: got ONNX Runtime ") + base->version() + ", expected 1." +
+                                std::to_string(kApiVersion) + " or later";
     const Api* oldest = base->get_api(1);
     return oldest ? CreateStatus(*oldest)(kFail, message.c_str()) : nullptr;
   }

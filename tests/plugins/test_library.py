@@ -1,0 +1,98 @@
+"""What the native library exports, and how it is found."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enginewright.plugins import library
+from enginewright.plugins.ops import DOMAIN, OPS
+
+
+def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "_library_folders", lambda: [tmp_path])
+    with pytest.raises(library.LibraryError, match=r"got no .*enginewright_ort.* do: install a C\+\+ compiler"):
+        library.ort_library()
+
+
+@pytest.mark.native
+def test_declarations_equal_ops_py() -> None:
+    declared = library.declared_ops()
+    assert declared["domain"] == DOMAIN
+    assert {op["name"] for op in declared["ops"]} == set(OPS)
+    for op in declared["ops"]:
+        wanted = OPS[op["name"]]
+        assert op["version"] == wanted.version
+        for ports, tensors in ((op["inputs"], wanted.inputs), (op["outputs"], wanted.outputs)):
+            assert [port["name"] for port in ports] == [tensor.name for tensor in tensors]
+            assert [port["optional"] for port in ports] == [tensor.optional for tensor in tensors]
+            assert all(port["type"] in tensor.types for port, tensor in zip(ports, tensors, strict=True))
+        assert op["attributes"] == [{"name": a.name, "type": a.type, "default": a.default} for a in wanted.attributes]
+
+
+def official_header() -> Path | None:
+    """ONNX Runtime's C header: from ENGINEWRIGHT_ORT_HEADER, or where Debian's libonnxruntime-dev puts it."""
+    named = os.environ.get("ENGINEWRIGHT_ORT_HEADER")
+    usual = Path("/usr/include/onnxruntime/onnxruntime_c_api.h")
+    return Path(named) if named else usual if usual.exists() else None
+
+
+def entry_names(header: str) -> list[str]:
+    """The members of `struct OrtApi`, in order."""
+    body = header[header.index("\nstruct OrtApi {") :]
+    body = body[: body.index("\n};")]
+    body = re.sub(r"/\*.*?\*/|//[^\n]*", "", body, flags=re.DOTALL)
+    member = re.compile(r"ORT_API2_STATUS\(\s*(\w+)|ORT_CLASS_RELEASE\(\s*(\w+)|\(\s*ORT_API_CALL\s*\*\s*(\w+)\s*\)")
+    return [m[1] or m[3] or "Release" + m[2] for m in member.finditer(body)]
+
+
+@pytest.mark.native
+def test_abi_table_equals_the_official_header() -> None:
+    header = official_header()
+    if header is None:
+        pytest.skip("no onnxruntime_c_api.h here (ENGINEWRIGHT_ORT_HEADER, or Debian's libonnxruntime-dev)")
+    names = entry_names(header.read_text())
+    entries = library.ort_entries()
+    assert entries == {name: names.index(name) for name in entries}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("vocab", [1, 3, 127, 128, 4096, 4097, 30001])
+def test_argmax_equals_numpy(vocab: int, isa: str) -> None:
+    logits = np.random.default_rng(vocab).standard_normal((5, vocab)).astype(np.float32)
+    index, value = library.argmax_rows(logits)
+    np.testing.assert_array_equal(index, logits.argmax(1))
+    np.testing.assert_array_equal(value, logits.max(1))
+
+
+@pytest.mark.native
+def test_argmax_ties_and_nan(isa: str) -> None:
+    logits = np.zeros((6, 9001), np.float32)
+    logits[1, [4500, 8999]] = 1  # the lowest index of equals
+    logits[2, ::2] = np.nan  # NaN never wins
+    logits[3] = np.nan
+    logits[4] = -np.inf
+    logits[5] = -np.inf
+    logits[5, 9000] = np.finfo(np.float32).min
+    index, value = library.argmax_rows(logits)
+    assert index.tolist() == [0, 4500, 1, 0, 0, 9000]
+    assert value.tolist() == [0, 1, 0, -np.inf, -np.inf, np.finfo(np.float32).min]
+
+
+@pytest.mark.native
+def test_argmax_of_nothing(isa: str) -> None:
+    assert library.argmax_rows(np.empty((0, 7), np.float32))[0].shape == (0,)
+    for bad in (np.empty((1, 0), np.float32), np.empty((1, 4)), np.empty(4, np.float32)):
+        with pytest.raises(ValueError, match="expected C-contiguous float32"):
+            library.argmax_rows(bad)
+
+
+@pytest.mark.native
+def test_an_unknown_instruction_set_is_refused() -> None:
+    before = library.cpu_isa()
+    assert not library.set_cpu_isa("mmx")
+    assert library.cpu_isa() == before
