@@ -1,1 +1,57 @@
-"""Engine directory to tokens."""
+"""Engine directory to tokens.
+
+    from enginewright.runtime import Sampling, load
+
+    with load("my-engine") as llm:
+        print(llm.generate("Hello", Sampling(max_tokens=32))[0].text)
+
+Names load on first use, so that the commands and the offline stages do not pay for what they do not touch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from enginewright.runtime.errors import ArtifactError, EnginewrightError, RequestError, UnsupportedError
+    from enginewright.runtime.llm import LLM, Handle, Prompt, load
+    from enginewright.runtime.request import Completion, Token
+    from enginewright.runtime.sampler import Logprobs
+    from enginewright.runtime.sampling import Sampling
+
+_HOMES = {
+    "ArtifactError": "errors",
+    "Completion": "request",
+    "EnginewrightError": "errors",
+    "Handle": "llm",
+    "LLM": "llm",
+    "Logprobs": "sampler",
+    "Prompt": "llm",
+    "RequestError": "errors",
+    "Sampling": "sampling",
+    "Token": "request",
+    "UnsupportedError": "errors",
+    "load": "llm",
+}
+
+__all__ = [
+    "LLM",
+    "ArtifactError",
+    "Completion",
+    "EnginewrightError",
+    "Handle",
+    "Logprobs",
+    "Prompt",
+    "RequestError",
+    "Sampling",
+    "Token",
+    "UnsupportedError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

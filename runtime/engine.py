@@ -1,0 +1,128 @@
+"""The step loop and the one thread that runs it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal, TypeAlias
+
+from enginewright.runtime.decoder import Decoder, Emission
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.request import Request
+from enginewright.runtime.scheduler import Scheduler, Step
+from enginewright.runtime.session import Floats, Session
+
+Message: TypeAlias = tuple[Literal["submit", "cancel", "close"], tuple[Request, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """When one step began and ended (seconds of perf_counter), and how long the backend ran in it.
+
+    tokens: computed in it, over all rows. sampled: requests that got a token.
+    """
+
+    start: float
+    end: float
+    backend_seconds: float
+    tokens: int
+    sampled: int
+
+
+class Engine:
+    """Takes requests from any thread, and serves them from its own until closed; created by `load`.
+
+    observer: called after each step, on the engine's thread; set by whoever measures.
+    """
+
+    def __init__(self, scheduler: Scheduler, session: Session, decoder: Decoder) -> None:
+        self.scheduler = scheduler
+        self.session = session
+        self.decoder = decoder
+        self.observer: Callable[[StepTiming], None] | None = None
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, *requests: Request) -> None:
+        """Queue `requests`, in order and for the same step; starts the thread on first use."""
+        with self._lock:
+            if self._closed:
+                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
+            if self._thread is None:
+                # daemon: the interpreter must not wait for it before its exit hooks, one of which closes the engine
+                self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
+                self._thread.start()
+            self._inbox.put(("submit", requests))
+
+    def cancel(self, *requests: Request) -> None:
+        """End `requests` before the next step; those that have ended stay as they are."""
+        self._inbox.put(("cancel", requests))
+
+    def close(self) -> None:
+        """Cancel what is live and end the thread after its step; may be called again."""
+        with self._lock:
+            self._closed = True
+            self._inbox.put(("close", ()))
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def step(self) -> Step:
+        """Run one step, which brings every running request closer to its end."""
+        step = self.scheduler.schedule()
+        logits = self.session.run(step.packed)
+        emission = self.decoder.decode(logits[: len(step.sampled)], step.sampled)
+        self.scheduler.commit(step, emission.tokens)
+        self._deliver(step, logits, emission)
+        return step
+
+    def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
+        """Hand tokens and logits to their requests; those that end leave."""
+        for request, token, logprobs in zip(step.sampled, emission.tokens.tolist(), emission.logprobs, strict=True):
+            if request.receive(token, logprobs):
+                self.scheduler.remove(request)
+        row = len(step.sampled)
+        for scoring, position, count in step.scored:
+            if scoring.receive(position, logits[row : row + count]):
+                self.scheduler.remove(scoring)
+            row += count
+
+    def _serve(self) -> None:
+        """Step while there is work, wait while there is none, until closed."""
+        while self._take_in():
+            start, spent = time.perf_counter(), self.session.run_seconds
+            try:
+                step = self.step()
+            except Exception as error:  # whatever it is, it belongs to the requests' owners
+                self._fail(error)
+                continue
+            if self.observer is not None:
+                backend = self.session.run_seconds - spent
+                tokens = len(step.packed.input_ids)
+                self.observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled)))
+        for request in self.scheduler.live():
+            request.cancel()
+
+    def _take_in(self) -> bool:
+        """Act on what has arrived, waiting only when there is nothing to run; False once closed."""
+        while self.scheduler.is_idle or not self._inbox.empty():
+            action, requests = self._inbox.get()
+            if action == "close":
+                return False
+            for request in requests:
+                if action == "submit":
+                    self.scheduler.submit(request)
+                elif not request.done.is_set():
+                    self.scheduler.remove(request)
+                    request.cancel()
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        """End what the failed step may have touched; requests that still wait go on."""
+        for request in list(self.scheduler.running) or list(self.scheduler.waiting):
+            self.scheduler.remove(request)
+            request.fail(error)

@@ -1,0 +1,293 @@
+"""The engine directory as an object that answers prompts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.decoder import open_decoder
+from enginewright.runtime.detokenizer import Detokenizer
+from enginewright.runtime.engine import Engine
+from enginewright.runtime.errors import ArtifactError, RequestError
+from enginewright.runtime.host import available_memory, physical_cores
+from enginewright.runtime.request import Completion, Generation, Request, Scoring, Token
+from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.scheduler import Scheduler
+from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles
+from enginewright.runtime.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+Message: TypeAlias = Mapping[str, Any]
+
+_MEMORY_SHARE = 0.5
+_LOGIT_BYTES = 64 * 2**20
+
+
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    max_batch: int | None = None,
+    cache_tokens: int | None = None,
+    prefill_chunk: int = 512,
+    verify: bool = True,
+) -> LLM:
+    """Open the engine directory at `path`.
+
+    threads: of the backend; default: the physical cores. max_batch: requests that run at once; default and upper limit:
+    the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
+    available memory holds. prefill_chunk: tokens of one step at most. verify: compare every file with its sha256.
+
+    Raises:
+        ArtifactError: no engine, a damaged one, or one that this version cannot run.
+        RequestError: a parameter is out of range.
+    """
+    from enginewright.runtime.ort_session import OrtSession
+
+    root = Path(path)
+    manifest = artifact.load(root, verify=verify)
+    _check_manifest(root, manifest)
+    decoder = open_decoder(manifest)
+    tokenizer = Tokenizer.load(root, manifest)
+    for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
+        if value is not None and value < 1:
+            raise RequestError(f"load: {name}: got {value}, expected 1 or more")
+    capacity = plan_capacity(manifest, max_batch=max_batch, cache_tokens=cache_tokens, prefill_chunk=prefill_chunk)
+    tables = TileTables(manifest.cache, capacity)
+    session = OrtSession(root, manifest, tables, capacity, threads=threads or physical_cores())
+    return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
+
+
+def plan_capacity(
+    manifest: Manifest, *, max_batch: int | None, cache_tokens: int | None, prefill_chunk: int
+) -> Capacity:
+    """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights."""
+    rows = manifest.limits.max_batch if max_batch is None else max_batch
+    if not 1 <= rows <= manifest.limits.max_batch:
+        raise RequestError(
+            f"load: max_batch: got {rows}, expected 1 to {manifest.limits.max_batch}, the engine's limit"
+        )
+    context = manifest.limits.max_context
+    step_tokens = max(prefill_chunk, rows)
+    if cache_tokens is None:
+        weights = sum(file.size for file in manifest.graphs["decoder"].files)
+        budget = int((available_memory() - weights) * _MEMORY_SHARE)
+        cache_tokens = fit_cache_tokens(
+            manifest.cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget
+        )
+    tiles = plan_tiles(manifest.cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
+    scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), 1)
+    return Capacity(rows=rows, context=context, step_tokens=step_tokens, logit_rows=rows + scored, tiles=tiles)
+
+
+class LLM:
+    """A loaded engine; created by `load`, safe to call from several threads, closed by `close` or a with block."""
+
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer | None, engine: Engine, capacity: Capacity, longest: int
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.capacity = capacity
+        self._longest = longest
+        self._close = weakref.finalize(self, engine.close)  # also runs at interpreter exit
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Return one completion per prompt, in their order.
+
+        prompts: one text, one list of token ids, or a list of those. sampling: one for all prompts, or one for each.
+
+        Raises:
+            RequestError: a prompt or parameter that this engine cannot serve; then no request runs.
+        """
+        batch = _as_batch(prompts)
+        samplings = [sampling] * len(batch) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
+        if len(samplings) != len(batch):
+            raise RequestError(
+                f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
+            )
+        requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
+        self.engine.submit(*requests)
+        handles = [Handle(self, request) for request in requests]
+        try:
+            return [handle.result() for handle in handles]
+        finally:
+            self.engine.cancel(*requests)  # of those that still run when one failed or the caller is interrupted
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion:
+        """Return the answer to a conversation: `{"role": ..., "content": ...}` each, through the chat template."""
+        return self.generate([self.apply_chat_template(messages)], sampling)[0]
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Token]:
+        """Yield tokens as they come; leaving the loop early cancels the request."""
+        handle = self.submit(prompt, sampling)
+        return _cancelling(handle)
+
+    def submit(self, prompt: Prompt, sampling: Sampling | None = None) -> Handle:
+        """Queue a prompt and return at once."""
+        request = self._generation(prompt, sampling)
+        self.engine.submit(request)
+        return Handle(self, request)
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return float32 [n, vocab]: row i is the model's prediction after token_ids[: i + 1]."""
+        prompt = self._check_ids(token_ids)
+        limit = min(self.capacity.context, self._longest)
+        if len(prompt) > limit:
+            raise RequestError(f"logits: got {len(prompt)} tokens, expected at most {limit}; score fewer at a time")
+        request = Scoring(prompt, self.manifest.model.vocab_size)
+        self.engine.submit(request)
+        try:
+            _wait(request)
+        finally:
+            self.engine.cancel(request)
+        return request.logits
+
+    def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Return the prompt's token ids for a conversation; `variables` are passed to the template."""
+        return self._need_tokenizer().chat(messages, variables or {})
+
+    def close(self) -> None:
+        """Cancel what runs and stop; may be called again."""
+        self._close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(
+                f"{self.manifest.name}: got text, but the engine has no tokenizer; pass token ids instead"
+            )
+        return self.tokenizer
+
+    def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
+        """Return the request, checked against everything that could keep it from being served."""
+        sampling = sampling or Sampling()
+        ids = self._check_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt)
+        vocab = self.manifest.model.vocab_size
+        for name in ("stop_token_ids", "logit_bias"):
+            if outside := [token for token in getattr(sampling, name) if token >= vocab]:
+                raise RequestError(f"Sampling.{name}: got token id {outside[0]}, expected ids below {vocab}")
+        if sampling.stop and self.tokenizer is None:
+            raise RequestError("Sampling.stop: the engine has no tokenizer; use stop_token_ids instead")
+        ends = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            ends |= frozenset(self.manifest.model.eos_token_ids)
+        detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
+        limit = self._new_tokens(len(ids), sampling.max_tokens)
+        return Generation(ids, sampling, limit=limit, ends=ends, detokenizer=detokenizer)
+
+    def _new_tokens(self, prompt: int, wanted: int | None) -> int:
+        """Return how many tokens may follow a prompt of `prompt` tokens."""
+        room = min(self.capacity.context - prompt, self._longest - prompt + 1)
+        reason = f"the context limit is {self.capacity.context} tokens"
+        if self._longest + 1 < self.capacity.context:
+            reason = f"the cache holds {self._longest} tokens (load with a larger cache_tokens)"
+        if room < 1:
+            raise RequestError(f"prompt: got {prompt} tokens, but {reason}, one of them new; shorten the prompt")
+        if wanted is not None and wanted > room:
+            raise RequestError(
+                f"Sampling.max_tokens: got {wanted} after a prompt of {prompt} tokens, but {reason}; "
+                f"ask for {room} or fewer, or None for as many as fit"
+            )
+        return wanted or room
+
+    def _check_ids(self, prompt: Sequence[int]) -> NDArray[np.int64]:
+        """Return the token ids as an array."""
+        if not len(prompt):
+            raise RequestError("prompt: got no tokens, expected at least one; many models start with their bos token")
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise RequestError(f"prompt: got {ids.dtype} values of shape {ids.shape}, expected a list of token ids")
+        vocab = self.manifest.model.vocab_size
+        outside = np.flatnonzero((ids < 0) | (ids >= vocab))
+        if len(outside):
+            position = int(outside[0])
+            raise RequestError(
+                f"prompt: got token id {ids[position]} at position {position}, expected 0 to {vocab - 1}"
+            )
+        return ids.astype(np.int64)
+
+
+class Handle:
+    """A submitted request: iterate over its tokens, wait for its result, or cancel it, from any thread."""
+
+    def __init__(self, llm: LLM, request: Generation) -> None:
+        self._llm = llm  # keeps the engine open
+        self._request = request
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self._request.done.is_set()
+
+    def __iter__(self) -> Iterator[Token]:
+        """Yield the tokens as they come; one consumer gets each token."""
+        while True:
+            event = self._request.events.get()
+            if isinstance(event, Token):
+                yield event
+                continue
+            self._request.events.put(event)  # for whoever else waits
+            if isinstance(event, Exception):
+                raise event
+            return
+
+    def result(self) -> Completion:
+        """Wait for the end and return the whole completion, whether or not its tokens were read."""
+        _wait(self._request)
+        assert self._request.completion is not None
+        return self._request.completion
+
+    def cancel(self) -> None:
+        """End the request before the next step; its slot and its tiles are free then."""
+        self._llm.engine.cancel(self._request)
+
+
+def _cancelling(handle: Handle) -> Iterator[Token]:
+    try:
+        yield from handle
+    finally:
+        handle.cancel()
+
+
+def _wait(request: Request) -> None:
+    request.done.wait()
+    if request.error is not None:
+        raise request.error
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Return a list of prompts, whether one or many were given."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if len(prompts) and all(isinstance(item, (int, np.integer)) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _check_manifest(root: Path, manifest: Manifest) -> None:
+    if "decoder" not in manifest.graphs:
+        known = ", ".join(manifest.graphs) or "none"
+        raise ArtifactError(f"{root}: got graphs {known}, expected one named 'decoder'; build the engine again")
+    if manifest.cache.tile_tokens != TILE_TOKENS:
+        got = manifest.cache.tile_tokens
+        raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {TILE_TOKENS}; build the engine again")

@@ -1,0 +1,188 @@
+"""The decoder graph under ONNX Runtime, with every buffer allocated and bound once."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # type: ignore[import-untyped]
+
+from enginewright.plugins.library import ort_library
+from enginewright.plugins.ops import OPS
+from enginewright.runtime.artifact import Engine, Graph, Manifest, TensorSpec
+from enginewright.runtime.errors import ArtifactError
+from enginewright.runtime.host import compute_name
+from enginewright.runtime.session import Floats, PackedStep
+from enginewright.runtime.tiles import Capacity, TileTables
+
+BACKEND = "onnxruntime"
+_PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
+_FIXED = {"slots": "int32", "kv_lens": "int32", "tile_table": "int32"}
+_ALIGNMENT = 4096
+_LOAD_ERRORS = (
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoSuchFile,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
+
+
+class OrtSession:
+    """A Session under ONNX Runtime's CPU provider.
+
+    The tables and pools are bound by address once and for all; a step's arrays are copied into persistent buffers, which
+    are bound again only when their length changes.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity, *, threads: int) -> None:
+        graph = manifest.graphs["decoder"]
+        _check_ops(root, graph)
+        self.run_seconds = 0.0
+        self._session = _open(root, graph, threads)
+        self._binding = self._session.io_binding()
+        self._buffers = _allocate(manifest, tables, capacity)
+        self._logits = np.zeros((capacity.logit_rows, manifest.model.vocab_size), np.float32)
+        self._bound: dict[str, int] = {}
+        self._written: dict[str, NDArray[np.generic]] = {}
+        self._bind_all(root, graph)
+
+    def run(self, step: PackedStep) -> Floats:
+        """Return logits [N, V], writable and valid until the next run."""
+        self._write("input_ids", step.input_ids)
+        self._write("position_ids", step.position_ids)
+        self._write("query_starts", step.query_starts)
+        self._write("sample_rows", step.sample_rows)
+        logits = self._logits[: len(step.sample_rows)]
+        if self._bound.get("logits") != len(logits):
+            self._bind_output("logits", logits)
+        start = time.perf_counter()
+        self._session.run_with_iobinding(self._binding)
+        self.run_seconds += time.perf_counter() - start
+        return logits
+
+    def _write(self, name: str, array: NDArray[np.int64] | NDArray[np.int32]) -> None:
+        if self._written.get(name) is array:  # a step that repeats the last one brings the same arrays
+            return
+        self._written[name] = array
+        view = self._buffers[name][: len(array)]
+        view[...] = array
+        if self._bound.get(name) != len(view):
+            self._bind_input(name, view)
+
+    def _bind_all(self, root: Path, graph: Graph) -> None:
+        """Bind what never moves, after checking that the graph asks for nothing this runtime does not know."""
+        expected = {name: array.dtype.name for name, array in self._buffers.items()}
+        for spec in graph.inputs:
+            _check_spec(root, "input", spec, expected)
+            if spec.name not in _PER_STEP:
+                self._bind_input(spec.name, self._buffers[spec.name])
+        missing = {i.name for i in self._session.get_inputs()} ^ {spec.name for spec in graph.inputs}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise ArtifactError(f"{root}: manifest and decoder graph differ in inputs {names}; build the engine again")
+        for spec in graph.outputs:
+            known = {"logits": "float32"} if spec.alias is None else {f"{spec.alias}.out": "int8"}
+            _check_spec(root, "output", spec, known)
+            if spec.alias is not None:
+                self._bind_output(spec.name, self._buffers[spec.alias])
+        if "logits" not in {spec.name for spec in graph.outputs}:
+            raise ArtifactError(f"{root}: the decoder graph has no output 'logits'; build the engine again")
+
+    def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bound[name] = len(array)
+
+    def _bind_output(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bound[name] = len(array)
+
+
+def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dict[str, NDArray[np.generic]]:
+    """Return every input's buffer at its full size; pages that nobody writes cost no memory."""
+    buffers: dict[str, NDArray[np.generic]] = {
+        "input_ids": np.zeros(capacity.step_tokens, np.int64),
+        "position_ids": np.zeros(capacity.step_tokens, np.int64),
+        "query_starts": np.zeros(capacity.rows + 1, np.int32),
+        "sample_rows": np.zeros(capacity.logit_rows, np.int64),
+        "slots": np.arange(capacity.rows, dtype=np.int32),
+        "kv_lens": tables.kv_lens,
+        "tile_table": tables.tile_table,
+    }
+    for index, (layer, tiles) in enumerate(zip(manifest.cache.layers, capacity.tiles, strict=True)):
+        buffers[f"kv.{index}.tiles"] = _aligned_zeros(tiles, layer.tile_bytes)
+    return buffers
+
+
+def _aligned_zeros(tiles: int, tile_bytes: int) -> NDArray[np.int8]:
+    raw = np.zeros(tiles * tile_bytes + _ALIGNMENT, np.int8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + tiles * tile_bytes].reshape(tiles, tile_bytes)
+
+
+def _check_spec(root: Path, kind: str, spec: TensorSpec, expected: dict[str, str]) -> None:
+    where = f"{root}: decoder {kind} {spec.name!r}"
+    if spec.name not in expected:
+        known = ", ".join(sorted(expected))
+        raise ArtifactError(f"{where}: unknown to this runtime, expected one of {known}; upgrade enginewright")
+    if spec.dtype != expected[spec.name]:
+        raise ArtifactError(f"{where}: got {spec.dtype}, expected {expected[spec.name]}; build the engine again")
+
+
+def _check_ops(root: Path, graph: Graph) -> None:
+    for name, version in graph.ops.items():
+        if name not in OPS:
+            known = ", ".join(OPS)
+            raise ArtifactError(f"{root}: op {name!r} is unknown, expected one of {known}; upgrade enginewright")
+        if OPS[name].version != version:
+            raise ArtifactError(
+                f"{root}: the graph uses {name} version {version}, this installation has version {OPS[name].version}; "
+                f"build the engine again with this enginewright, or install the one that built it"
+            )
+
+
+def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
+    """Open the engine built for this machine, else the graph itself."""
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(ort_library()))
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    path = root / graph.files[0].path
+    for engine in graph.engines:
+        if engine.backend != BACKEND:
+            continue
+        if differs := _difference(engine):
+            warnings.warn(
+                f"{root / engine.files[0].path}: {differs}; running {graph.files[0].path} instead; "
+                f"build the engine again on this machine for a faster start",
+                stacklevel=2,
+            )
+            continue
+        path = root / engine.files[0].path
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # done offline
+        break
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as e:
+        raise ArtifactError(
+            f"{path}: onnxruntime {ort.__version__} cannot load it ({e}); build the engine again"
+        ) from e
+
+
+def _difference(engine: Engine) -> str | None:
+    """Return how the machine at hand differs from what `engine` was built for, or None."""
+    if engine.version != ort.__version__:
+        return f"built for onnxruntime {engine.version}, installed is {ort.__version__}"
+    if engine.compute != compute_name():
+        return f"built for {engine.compute}, this machine is {compute_name()}"
+    for name, version in engine.plugins.items():
+        if name not in OPS or OPS[name].version != version:
+            return f"built with {name} version {version}, installed is {OPS[name].version if name in OPS else 'none'}"
+    return None

@@ -1,0 +1,177 @@
+"""One request's life: what was asked, what has come so far, and how it ended."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.detokenizer import Detokenizer, StopStrings
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.sampler import Draws, Logprobs
+from enginewright.runtime.sampling import Sampling
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is decided. text: what it makes certain of the text; pieces of one request join to its text."""
+
+    id: int
+    text: str
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A finished request.
+
+    text: without the stop string; empty when the engine has no tokenizer.
+    token_ids: every token decided, the one that ended the request included.
+    finish_reason: "stop" for an end token or stop string, "length" for max_tokens or the context limit, or "cancelled".
+    prompt_tokens: the prompt's length. logprobs: one per token when asked for.
+    seed: of the random stream; with the same prompt and Sampling it gives the same draws again.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    logprobs: tuple[Logprobs, ...] | None
+    seed: int
+
+
+class Request:
+    """A row's work, from submission to its end; created by the LLM, then touched by the engine thread alone.
+
+    tokens[:length] int64: prompt and generated tokens; a view of the scheduler's table while the request has a slot.
+    slot: its row, set by the scheduler; None while it waits. reserve: tokens it holds in the cache at most.
+    done: set when it has ended, after `error` or the result.
+    """
+
+    def __init__(self, prompt: Ints, reserve: int) -> None:
+        self.tokens = prompt
+        self.prompt_tokens = len(prompt)
+        self.reserve = reserve
+        self.slot: int | None = None
+        self.error: Exception | None = None
+        self.done = threading.Event()
+
+    @property
+    def length(self) -> int:
+        """How many tokens are known."""
+        return self.prompt_tokens
+
+    def fail(self, error: Exception) -> None:
+        """End with `error`, which the owner's next call raises."""
+        self.error = error
+        self.done.set()
+
+    def cancel(self) -> None:
+        """End now, at the owner's wish."""
+        self.done.set()
+
+
+class Scoring(Request):
+    """Asks for the logits of every prompt position: logits float32 [n, vocab], filled chunk by chunk."""
+
+    def __init__(self, prompt: Ints, vocab_size: int) -> None:
+        super().__init__(prompt, reserve=len(prompt))
+        self.logits = np.empty((len(prompt), vocab_size), np.float32)
+
+    def receive(self, position: int, logits: NDArray[np.float32]) -> bool:
+        """Take the logits from `position` on; True when these are the last."""
+        end = position + len(logits)
+        self.logits[position:end] = logits
+        if end == len(self.logits):
+            self.done.set()
+        return self.done.is_set()
+
+    def cancel(self) -> None:
+        self.fail(RequestError("logits: cancelled before the end, because the LLM was closed"))
+
+
+class Generation(Request):
+    """Asks for new tokens. events: each Token as it comes, then the Completion or the error."""
+
+    def __init__(
+        self, prompt: Ints, sampling: Sampling, *, limit: int, ends: frozenset[int], detokenizer: Detokenizer | None
+    ) -> None:
+        super().__init__(prompt, reserve=len(prompt) + limit - 1)
+        self.sampling = sampling
+        self.is_plain_greedy = sampling.is_plain_greedy
+        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self.draws = Draws(self.seed)
+        self.generated: list[int] = []
+        self.events: SimpleQueue[Token | Completion | Exception] = SimpleQueue()
+        self.completion: Completion | None = None
+        self._limit = limit
+        self._ends = ends
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(tuple(sampling.stop))
+        self._text: list[str] = []
+        self._logprobs: list[Logprobs] = []
+
+    @property
+    def length(self) -> int:
+        return self.prompt_tokens + len(self.generated)
+
+    def receive(self, token: int, logprobs: Logprobs | None) -> bool:
+        """Take the next token; True when it is the last."""
+        self.generated.append(token)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        text, stopped = self._read(token)
+        reason: FinishReason | None = "stop" if stopped else "length" if len(self.generated) == self._limit else None
+        if reason is not None:
+            text += self._flush()
+        self._text.append(text)
+        self.events.put(Token(token, text, logprobs))
+        if reason is not None:
+            self._finish(reason)
+        return reason is not None
+
+    def _read(self, token: int) -> tuple[str, bool]:
+        """Return the text that `token` makes certain, and whether it ends the request."""
+        if token in self._ends:
+            return "", True
+        if self._detokenizer is None:
+            return "", False
+        text, found = self._stops.push(self._detokenizer.push(token))
+        if found:
+            self._detokenizer = None  # what is held back lies behind the stop string
+        return text, found
+
+    def cancel(self) -> None:
+        self._text.append(self._flush())
+        self._finish("cancelled")
+
+    def fail(self, error: Exception) -> None:
+        super().fail(error)
+        self.events.put(error)
+
+    def _flush(self) -> str:
+        """Return the text still held back, up to a stop string in it."""
+        if self._detokenizer is None:
+            return ""
+        text, found = self._stops.push(self._detokenizer.flush())
+        return text if found else text + self._stops.flush()
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.completion = Completion(
+            text="".join(self._text),
+            token_ids=tuple(self.generated),
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            logprobs=None if self.sampling.logprobs is None else tuple(self._logprobs),
+            seed=self.seed,
+        )
+        self.events.put(self.completion)
+        self.done.set()

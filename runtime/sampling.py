@@ -1,0 +1,112 @@
+"""How one request's tokens are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from enginewright.runtime.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one request's tokens are chosen, and when it ends.
+
+    Logits pass, in this order: logit_bias, repetition, presence and frequency penalty, temperature, top_k, top_p, min_p.
+
+    temperature: 0 takes the most probable token; otherwise logits are divided by it.
+    top_k: keep the k most probable tokens (ties at the edge stay); 0: all.
+    top_p: keep the smallest set of most probable tokens whose mass reaches top_p; 1: all.
+    min_p: drop tokens less probable than min_p times the most probable one; 0: none.
+    repetition_penalty: over prompt and output tokens, logit / r where positive, logit * r where negative; 1: off.
+    presence_penalty, frequency_penalty: over output tokens, logit - presence - frequency * count.
+    seed: of this request's random stream, 0 to 2**64 - 1; None: drawn from the system, reported in the Completion.
+    max_tokens: new tokens at most; None: up to the context limit.
+    stop: end before any of these strings appears in the text; one string is one stop string.
+    stop_token_ids: end with any of these tokens, as with the model's own end tokens.
+    logprobs: report each chosen token's log-probability and those of the n most probable ones, n being this number.
+        They are the log-softmax of the model's logits, before any field above acts.
+    logit_bias: token id -> added to its logit.
+    ignore_eos: do not end at the model's own end tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind, holds, expected in _RANGES:
+            value = getattr(self, name)
+            if value is None and name in ("seed", "max_tokens", "logprobs"):
+                continue
+            if not _is_number(value, kind) or not holds(value):
+                raise RequestError(f"Sampling.{name}: got {value!r}, expected {expected}")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits change before the temperature acts."""
+        penalties = (self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
+        return bool(self.logit_bias) or any(penalties)
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the next token is the largest logit and nothing else is asked."""
+        return self.temperature == 0 and not self.has_penalties and self.logprobs is None
+
+
+_RANGES: tuple[tuple[str, type, Callable[[float], bool], str], ...] = (
+    ("temperature", float, lambda v: v >= 0, "a number from 0 (greedy) up"),
+    ("top_k", int, lambda v: v >= 0, "a whole number from 0 (off) up"),
+    ("top_p", float, lambda v: 0 < v <= 1, "a number above 0, up to 1 (off)"),
+    ("min_p", float, lambda v: 0 <= v <= 1, "a number from 0 (off) to 1"),
+    ("repetition_penalty", float, lambda v: v > 0, "a number above 0; 1 is off"),
+    ("presence_penalty", float, lambda v: True, "a finite number"),
+    ("frequency_penalty", float, lambda v: True, "a finite number"),
+    ("seed", int, lambda v: 0 <= v < 2**64, "None or a whole number from 0 to 2**64 - 1"),
+    ("max_tokens", int, lambda v: v >= 1, "None or a whole number from 1 up"),
+    ("logprobs", int, lambda v: 0 <= v <= 1000, "None or a whole number from 0 to 1000"),
+)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise RequestError(f"Sampling.stop: got {string!r}, expected strings that are not empty")
+    return strings
+
+
+def _token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
+    for token in ids:
+        if not _is_number(token, int) or token < 0:
+            raise RequestError(f"Sampling.{name}: got {token!r}, expected token ids, whole numbers from 0 up")
+    return tuple(ids)
+
+
+def _biases(biases: Mapping[int, float]) -> dict[int, float]:
+    _token_ids("logit_bias", tuple(biases))
+    for token, bias in biases.items():
+        if not _is_number(bias, float):
+            raise RequestError(f"Sampling.logit_bias[{token}]: got {bias!r}, expected a finite number")
+    return dict(biases)

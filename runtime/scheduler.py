@@ -1,0 +1,171 @@
+"""Which request's tokens go into the next step."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.request import Generation, Request, Scoring
+from enginewright.runtime.session import PackedStep
+from enginewright.runtime.tiles import Capacity, TileTables
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step's work. Logits come in the order: one row per request in `sampled`, then the rows of `scored`.
+
+    share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
+    slots: of the requests in `sampled`. scored: with first position and count.
+    """
+
+    packed: PackedStep
+    share: Ints
+    ready: Ints
+    slots: Ints
+    sampled: list[Generation]
+    scored: list[tuple[Scoring, int, int]]
+
+
+class Scheduler:
+    """Requests in order of arrival, their slots, and the tokens of the running ones.
+
+    A row is wherever its request is: it has count[slot] known tokens, of which the tables hold some in the cache. The
+    others are pending: one for a decoding row, more for a prompt or for a preempted request that comes back. Each step
+    takes every single pending token and fills up to `step_tokens` with chunks of the longer ones, oldest request first.
+    """
+
+    def __init__(self, tables: TileTables, capacity: Capacity) -> None:
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._tables = tables
+        self._capacity = capacity
+        self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
+        self._count: Ints = np.zeros(capacity.rows, np.int64)
+        self._slots: list[Request | None] = [None] * capacity.rows
+        self._steady: Step | None = None  # the last step, when the next one differs from it in ids and positions alone
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to run."""
+        return not self.running and not self.waiting
+
+    def live(self) -> list[Request]:
+        """Every request that has not ended, oldest first."""
+        return [*self.running, *self.waiting]
+
+    def submit(self, request: Request) -> None:
+        """Queue `request`; it has been checked to fit when alone."""
+        self.waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Forget `request`, wherever it is; its slot and tiles are free for the next step."""
+        if request.slot is not None:
+            self._vacate(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def schedule(self) -> Step:
+        """Return the next step; its tokens have their tiles."""
+        self._admit()
+        if self._steady is not None and self._tables.grow(self._steady.share):
+            return self._repeat(self._steady)
+        share = self._divide()
+        while not self._tables.grow(share):
+            newest = self.running[-1]
+            assert newest.slot is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
+            share[newest.slot] = 0
+            self._preempt(newest)
+        return self._pack(share)
+
+    def commit(self, step: Step, tokens: Ints) -> None:
+        """Count the step's tokens as held and append the next token of each sampled row."""
+        self._tables.advance(step.share)
+        self._tokens[step.slots, self._count[step.slots]] = tokens
+        self._count += step.ready
+
+    def _admit(self) -> None:
+        """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
+        while self.waiting and len(self.running) < self._capacity.rows:
+            slot = self._slots.index(None)
+            request = self.waiting[0]
+            self._count[slot] = request.length
+            if not self._tables.could_hold(self._count):
+                self._count[slot] = 0
+                return
+            self._tokens[slot, : request.length] = request.tokens[: request.length]
+            request.tokens, request.slot = self._tokens[slot], slot
+            self._slots[slot] = request
+            self.running.append(self.waiting.popleft())
+            self._steady = None
+
+    def _divide(self) -> Ints:
+        """Return how many tokens each row gets in the next step."""
+        pending = self._count - self._tables.held
+        share = np.minimum(pending, 1) if pending.max() <= 1 else np.where(pending == 1, 1, 0)
+        budget = self._capacity.step_tokens - int(share.sum())
+        scores = self._capacity.logit_rows - self._capacity.rows
+        for request in self.running if pending.max() > 1 else ():
+            if share[request.slot] or not budget:
+                continue
+            chunk = min(int(pending[request.slot]), budget)
+            if isinstance(request, Scoring):
+                chunk = min(chunk, scores)
+                scores -= chunk
+            share[request.slot] = chunk
+            budget -= chunk
+        return share
+
+    def _pack(self, share: Ints) -> Step:
+        """Return the step that computes the next `share[row]` pending tokens of each row."""
+        held = self._tables.held
+        starts = np.zeros(len(share) + 1, np.int32)
+        np.cumsum(share, out=starts[1:])
+        rows = np.repeat(np.arange(len(share)), share)
+        positions = np.arange(len(rows)) + (held - starts[:-1])[rows]
+        ready = (share > 0) & (held + share == self._count)
+        slots = np.flatnonzero(ready)
+        scored: list[tuple[Scoring, int, int]] = []
+        wanted = starts[1:][slots].astype(np.int64) - 1
+        requests = [self._slots[slot] for slot in slots.tolist()]
+        sampled = [request for request in requests if isinstance(request, Generation)]
+        if any(isinstance(request, Scoring) for request in self.running):
+            slots = np.array([request.slot for request in sampled], np.int64)
+            ready[:] = False
+            ready[slots] = True
+            scorings = [(r, r.slot) for r in self.running if isinstance(r, Scoring) and share[r.slot]]
+            scored = [(request, int(held[slot]), int(share[slot])) for request, slot in scorings]
+            spans = [np.arange(int(share[slot])) + starts[slot] for _, slot in scorings]
+            wanted = np.concatenate([starts[1:][slots].astype(np.int64) - 1, *spans])
+        if not len(wanted):
+            wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
+        packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted)
+        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored)
+        self._steady = step if len(rows) == len(sampled) == len(self.running) else None
+        return step
+
+    def _repeat(self, last: Step) -> Step:
+        """Return the step after `last` when the same rows decode one token each; most steps are such."""
+        positions = self._tables.held[last.slots]
+        ids = self._tokens[last.slots, positions]
+        packed = PackedStep(ids, positions, last.packed.query_starts, last.packed.sample_rows)
+        return Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored)
+
+    def _preempt(self, request: Request) -> None:
+        """Take slot and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
+        request.tokens = request.tokens[: request.length].copy()
+        self._vacate(request)
+        self.waiting.appendleft(request)
+
+    def _vacate(self, request: Request) -> None:
+        assert request.slot is not None
+        self._tables.release(request.slot)
+        self._count[request.slot] = 0
+        self._slots[request.slot] = None
+        request.slot = None
+        self.running.remove(request)
+        self._steady = None

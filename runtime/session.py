@@ -1,0 +1,39 @@
+"""What runs the decoder graph: the interface, and the packed step it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """One step's new tokens, all rows one after another.
+
+    input_ids, position_ids: int64 [T]. query_starts: int32 [rows + 1]; a row without new tokens has equal bounds.
+    sample_rows: int64 [N], at least one: the tokens whose logits are wanted.
+    """
+
+    input_ids: Ints
+    position_ids: Ints
+    query_starts: NDArray[np.int32]
+    sample_rows: Ints
+
+
+class Session(Protocol):
+    """A decoder graph bound to its cache tables and tile pools.
+
+    run_seconds: time spent inside the backend so far.
+    """
+
+    run_seconds: float
+
+    def run(self, step: PackedStep) -> Floats:
+        """Return logits [N, V], writable and valid until the next run; the new tokens' keys and values are cached."""
+        ...

@@ -1,0 +1,100 @@
+"""Text to token ids and back, by the tokenizer files that the checkpoint came with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.chat_template import ChatTemplate
+from enginewright.runtime.errors import ArtifactError, RequestError
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """tokenizer.json, and the chat template when there is one; opened by `load`."""
+
+    def __init__(self, core: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
+        self._core = core
+        self._template = template
+
+    @classmethod
+    def load(cls, root: Path, manifest: Manifest) -> Tokenizer | None:
+        """Return the engine's tokenizer, or None where the checkpoint had none.
+
+        Raises:
+            ArtifactError: a tokenizer file cannot be read.
+        """
+        paths = {Path(file.path).name: root / file.path for file in manifest.tokenizer}
+        if not paths:
+            return None
+        if "tokenizer.json" not in paths:
+            found = ", ".join(paths)
+            raise ArtifactError(f"{root}/tokenizer: got {found}, expected a tokenizer.json; build the engine again")
+        try:
+            core = tokenizers.Tokenizer.from_file(str(paths["tokenizer.json"]))
+        except Exception as e:  # the tokenizers library raises Exception itself
+            raise ArtifactError(f"{paths['tokenizer.json']}: cannot be read ({e}); build the engine again") from e
+        core.no_truncation()
+        core.no_padding()
+        config = _read_object(paths["tokenizer_config.json"]) if "tokenizer_config.json" in paths else {}
+        return cls(core, _find_template(config, paths))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, with the special tokens that the tokenizer adds around it."""
+        return list(self._core.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, without special tokens."""
+        return self._core.decode(ids)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
+        """Return the ids of a conversation, ending where the answer begins.
+
+        Raises:
+            RequestError: there is no template, or it rejects the conversation.
+        """
+        text = self.render(messages, variables)
+        return list(self._core.encode(text, add_special_tokens=False).ids)  # the template writes its own
+
+    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Return the text of a conversation."""
+        if self._template is None:
+            raise RequestError("chat: the engine's tokenizer has no chat template; pass a plain prompt instead")
+        return self._template.render(messages, variables)
+
+
+def _find_template(config: Mapping[str, Any], paths: Mapping[str, Path]) -> ChatTemplate | None:
+    """Return the default template: chat_template.jinja, else the one in tokenizer_config.json."""
+    source: Any = config.get("chat_template")
+    where = "tokenizer_config.json"
+    if isinstance(source, list):  # several named ones
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default", next(iter(named.values()), None))
+    if "chat_template.jinja" in paths:
+        where = "chat_template.jinja"
+        source = paths[where].read_text(encoding="utf-8")
+    if not isinstance(source, str):
+        return None
+    special = {name: _token_text(config[name]) for name in _SPECIAL if config.get(name) is not None}
+    return ChatTemplate(source, special, where=f"tokenizer/{where}")
+
+
+def _token_text(token: Any) -> str:
+    """Return the text of a special token, given as such or as an object with its `content`."""
+    return str(token["content"] if isinstance(token, dict) and "content" in token else token)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ArtifactError(f"{path}: not valid JSON ({e}); build the engine again") from e
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: got {type(value).__name__}, expected an object; build the engine again")
+    return value
