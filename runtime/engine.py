@@ -100,10 +100,10 @@ class Engine:
             except Exception as error:  # whatever it is, it belongs to the requests' owners
                 self._fail(error)
                 continue
-            if self.observer is not None:
+            if (observer := self.observer) is not None:
                 backend = self.session.run_seconds - spent
                 tokens = len(step.packed.input_ids)
-                self.observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled)))
+                observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled)))
         for request in self.scheduler.live():
             request.cancel()
 

@@ -11,10 +11,10 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # type: ignore[import-untyped]
 
-from enginewright.plugins.library import ort_library
+from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.ops import OPS
 from enginewright.runtime.artifact import Engine, Graph, Manifest, TensorSpec
-from enginewright.runtime.errors import ArtifactError
+from enginewright.runtime.errors import ArtifactError, UnsupportedError
 from enginewright.runtime.host import compute_name
 from enginewright.runtime.session import Floats, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
@@ -150,7 +150,10 @@ def _check_ops(root: Path, graph: Graph) -> None:
 def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
     """Open the engine built for this machine, else the graph itself."""
     options = ort.SessionOptions()
-    options.register_custom_ops_library(str(ort_library()))
+    try:
+        options.register_custom_ops_library(str(ort_library()))
+    except LibraryError as e:
+        raise UnsupportedError(str(e)) from e
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -1,0 +1,146 @@
+"""`enginewright bench`: speed and memory of an engine on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from tqdm import tqdm
+
+from enginewright.runtime.engine import StepTiming
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.host import physical_cores
+from enginewright.runtime.llm import LLM, load
+from enginewright.runtime.sampling import Sampling
+
+_WARM_UP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One batch size, best of the repeats by decode speed. Times in milliseconds, speeds in tokens per second.
+
+    first_token: from submission, median over the requests. token_p50, token_p99: between a request's tokens.
+    overhead: median over decode steps of the time outside the backend.
+    """
+
+    batch: int
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    first_token_ms: float
+    token_p50_ms: float
+    token_p99_ms: float
+    prefill_speed: float
+    decode_speed: float
+    overhead_ms: float
+    peak_memory_mib: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("engine", metavar="DIR", help="engine directory")
+    parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="random ids (default: 128)")
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="per request (default: 64)")
+    parser.add_argument("--batch", default="1,8", metavar="N,N", help="requests at once (default: 1,8)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs, the best counts (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure every batch size and print the results."""
+    batches = _parse_batches(arguments.batch)
+    for name in ("prompt_tokens", "repeat"):
+        if getattr(arguments, name) < 1:
+            raise RequestError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, expected 1 or more")
+    if arguments.new_tokens < 2 + _WARM_UP:
+        raise RequestError(f"--new-tokens: got {arguments.new_tokens}, expected {2 + _WARM_UP} or more")
+    results = []
+    with load(arguments.engine, arguments.threads, max_batch=max(batches), verify=False) as llm:
+        runs = [batch for batch in batches for _ in range(arguments.repeat)]
+        threads = arguments.threads or physical_cores()
+        _measure(llm, 1, arguments.prompt_tokens, 2 + _WARM_UP, threads)  # the backend's first run allocates
+        measured = [
+            _measure(llm, batch, arguments.prompt_tokens, arguments.new_tokens, threads)
+            for batch in tqdm(runs, desc="bench", disable=None)
+        ]
+    for batch in batches:
+        results.append(max((m for m in measured if m.batch == batch), key=lambda m: m.decode_speed))
+    print(
+        json.dumps([dataclasses.asdict(result) for result in results], indent=2) if arguments.json else _table(results)
+    )
+    return 0
+
+
+def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads: int) -> Measurement:
+    """Serve `batch` random prompts at once and time every step."""
+    rng = np.random.default_rng(batch)
+    prompts = [rng.integers(0, llm.manifest.model.vocab_size, prompt_tokens).tolist() for _ in range(batch)]
+    steps: list[StepTiming] = []
+    llm.engine.observer = steps.append
+    start = time.perf_counter()
+    llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True))
+    llm.engine.observer = None
+    # a request that has its first token gets one more in every step, so `sampled` counts those that have started
+    firsts = [next((s.end for s in steps if s.sampled > rank), steps[-1].end) - start for rank in range(batch)]
+    decodes = [
+        (b.end - a.end, b.backend_seconds) for a, b in pairwise(steps) if a.sampled == b.tokens == b.sampled == batch
+    ]
+    if len(decodes) <= _WARM_UP:
+        raise RequestError(
+            f"--new-tokens: got {new_tokens}, too few for {batch} requests to decode together; ask for more"
+        )
+    walls, backend = np.array(decodes[_WARM_UP:]).T * 1e3
+    return Measurement(
+        batch=batch,
+        threads=threads,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        first_token_ms=float(np.median(firsts)) * 1e3,
+        token_p50_ms=float(np.percentile(walls, 50)),
+        token_p99_ms=float(np.percentile(walls, 99)),
+        prefill_speed=batch * prompt_tokens / max(firsts),
+        decode_speed=batch / float(walls.mean()) * 1e3,
+        overhead_ms=float(np.median(walls - backend)),
+        peak_memory_mib=_peak_memory() / 2**20,
+    )
+
+
+def _peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _parse_batches(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise RequestError(f"--batch: got {text!r}, expected whole numbers with commas, such as 1,8")
+    return [int(part) for part in parts]
+
+
+def _table(results: list[Measurement]) -> str:
+    columns = (
+        ("batch", "batch", "d"),
+        ("first token ms", "first_token_ms", ".1f"),
+        ("token p50 ms", "token_p50_ms", ".2f"),
+        ("p99 ms", "token_p99_ms", ".2f"),
+        ("prefill tok/s", "prefill_speed", ".0f"),
+        ("decode tok/s", "decode_speed", ".1f"),
+        ("overhead ms", "overhead_ms", ".3f"),
+        ("peak MiB", "peak_memory_mib", ".0f"),
+    )
+    rows = [[title for title, _, _ in columns]]
+    rows += [[format(getattr(result, name), form) for _, name, form in columns] for result in results]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first = results[0]
+    title = f"{first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, {first.threads} threads"
+    return "\n".join([title, *("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)])

@@ -1,0 +1,91 @@
+"""The `enginewright` command: finds the subcommand, and turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 the command's own finding (a check that fails), 2 an error the user can mend, 130 interrupted,
+141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from enginewright.runtime.errors import EnginewrightError, UnsupportedError
+
+
+class Command(Protocol):
+    """A module that holds one subcommand; imported only when it is chosen."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work and return the exit code."""
+        ...
+
+
+COMMANDS = {
+    "build": ("enginewright.exporters.build_command", "write an engine directory from a checkpoint"),
+    "check": ("enginewright.exporters.check_command", "compare an engine with its PyTorch model"),
+    "run": ("enginewright.runtime.run_command", "answer one prompt"),
+    "inspect": ("enginewright.runtime.inspect_command", "show what an engine is"),
+    "bench": ("enginewright.runtime.bench_command", "measure an engine's speed and memory"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = _parse_name(arguments[:1])
+    try:
+        command = _open(name)
+        parser = argparse.ArgumentParser(prog=f"enginewright {name}", description=_sentence(COMMANDS[name][1]))
+        command.add_arguments(parser)
+        code = command.run(parser.parse_args(arguments[1:]))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail again
+        return 141
+    except (EnginewrightError, OSError) as error:
+        print(f"enginewright {name}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse_name(arguments: Sequence[str]) -> str:
+    """Return the subcommand's name; prints help, or the known names, and exits where there is none."""
+    listing = "\n".join(f"  {name:9} {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="enginewright",
+        description="Build and run LLM inference engines.",
+        epilog=f"commands:\n{listing}\n\n`enginewright COMMAND --help` shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    return cast(str, parser.parse_args(arguments).command)
+
+
+def _open(name: str) -> Command:
+    """Import and return the command; what it needs beyond the runtime may not be installed."""
+    try:
+        return cast(Command, importlib.import_module(COMMANDS[name][0]))
+    except ModuleNotFoundError as error:
+        if (error.name or "enginewright").startswith("enginewright"):
+            raise
+        raise UnsupportedError(
+            f"got no Python package {error.name!r}, which this command needs; pip install 'enginewright[build]'"
+        ) from error
+
+
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
