@@ -1,1 +1,50 @@
-"""Inference methods, one file each."""
+"""Inference methods, one module each, found by name.
+
+A method is a module with a frozen dataclass `Config` (its options; the command line and recipes read it) and those of
+these functions that it needs:
+
+    transform_weights(config, weights) -> weights    before anything else; new recipes, nothing is computed yet
+
+`transform_weights` takes and returns {parameter name: Weight}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from enginewright.exporters.weights import Weight
+from enginewright.runtime.errors import ExportError
+
+METHODS = {"lora": "enginewright.exporters.methods.lora"}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A method chosen for an export, with its config."""
+
+    name: str
+    config: Any
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's record of it."""
+        return {"name": self.name, **dataclasses.asdict(self.config)}
+
+
+def find_method(name: str) -> ModuleType:
+    """Import the method `name`; ExportError lists the known ones."""
+    if name not in METHODS:
+        raise ExportError(f"apply: unknown method {name!r}; known: {', '.join(sorted(METHODS))}")
+    return importlib.import_module(METHODS[name])
+
+
+def transform_weights(applied: tuple[Applied, ...], weights: dict[str, Weight]) -> dict[str, Weight]:
+    """Pass the weights through every method that changes them, in order."""
+    for method in applied:
+        module = find_method(method.name)
+        if hasattr(module, "transform_weights"):
+            weights = module.transform_weights(method.config, weights)
+    return weights

@@ -1,0 +1,148 @@
+"""Checkpoint and recipe -> an engine directory with the decoder's graph, its weights streamed to disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from tqdm import tqdm
+
+from enginewright.exporters.capture import Captured, capture
+from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.methods import transform_weights
+from enginewright.exporters.parameters import bind_parameters
+from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
+from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.rewrite import attach_weights, rewrite
+from enginewright.exporters.weights import to_initializers
+from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.errors import ExportError
+
+DECODER = "graphs/decoder.onnx"
+
+
+def export(model: str, root: Path, recipe: Recipe) -> Manifest:
+    """Write graphs/, tokenizer/ and the manifest of `model` under `root`, an empty directory.
+
+    model: a checkpoint directory or hub id. Memory holds one weight at a time beside the graph.
+
+    Raises:
+        ExportError, UnsupportedError: before anything is written, unless a tensor turns out to be unreadable.
+    """
+    checkpoint = open_checkpoint(model)
+    limits = _limits(checkpoint, recipe)
+    captured = capture(checkpoint.config, kv_bits=recipe.kv_bits, max_context=limits.max_context)
+    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, captured.skeleton.model))
+    attach_weights(captured, weights)
+    rewrite(captured.model)
+    QuantizeWeightsPass(recipe.weights)(captured.model)
+    to_initializers(captured.model.graph)
+    _save_graph(captured.model, root / DECODER)
+    manifest = Manifest(
+        name=checkpoint.path.resolve().name,
+        created_by=f"enginewright {_version()}",
+        model=_describe_model(checkpoint, captured),
+        limits=limits,
+        cache=Cache(kind="paged", tile_tokens=TILE_TOKENS, kv_bits=recipe.kv_bits, layers=captured.layers),
+        graphs={"decoder": _describe_graph(captured.model, root)},
+        weights=_describe_weights(recipe),
+        applied=tuple(method.describe() for method in recipe.apply),
+        tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
+    )
+    artifact.save(manifest, root)
+    return manifest
+
+
+def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
+    longest = int(getattr(checkpoint.config, "max_position_embeddings", 0) or 0)
+    context = recipe.max_context or longest
+    if not context:
+        raise ExportError(f"{checkpoint.path}: config.json names no longest context; pass --max-context")
+    if longest and context > longest:
+        raise ExportError(f"max_context: got {context}, expected at most {longest}, which the model was made for")
+    return Limits(max_batch=recipe.max_batch, max_context=context)
+
+
+def _save_graph(model: ir.Model, path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    model.producer_name, model.producer_version = "enginewright", _version()
+    with tqdm(unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
+
+        def advance(_: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+            bar.total = info.total
+            bar.update()
+
+        ir.save(model, path, external_data=f"{path.name}.data", callback=advance, max_workers=1)
+
+
+def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
+    config = checkpoint.config
+    return Model(
+        family=config.model_type,
+        vocab_size=int(config.vocab_size),
+        hidden_size=int(config.hidden_size),
+        max_positions=int(getattr(config, "max_position_embeddings", 0) or 0),
+        parameters=sum(math.prod(p.shape) for p in captured.skeleton.model.parameters()),
+        eos_token_ids=_eos(checkpoint),
+        bos_token_id=config.bos_token_id,
+    )
+
+
+def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
+    found: Any = checkpoint.generation.get("eos_token_id", checkpoint.config.eos_token_id)
+    if found is None:
+        return ()
+    return tuple(int(token) for token in (found if isinstance(found, Iterable) else [found]))
+
+
+def _describe_graph(model: ir.Model, root: Path) -> Graph:
+    path = root / DECODER
+    ops = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    return Graph(
+        files=tuple(artifact.describe_file(root, p) for p in (path, path.with_name(f"{path.name}.data"))),
+        inputs=tuple(_describe_value(value) for value in model.graph.inputs),
+        outputs=tuple(_describe_value(value) for value in model.graph.outputs),
+        ops={name: OPS[name].version for name in sorted(ops)},
+    )
+
+
+def _describe_value(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    dtype = "float32" if value.dtype is ir.DataType.FLOAT else value.dtype.name.lower()
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
+
+
+def _describe_weights(recipe: Recipe) -> dict[str, Any]:
+    if recipe.weights.kind == "float32":
+        return {"kind": "float32"}
+    return {
+        "kind": recipe.weights.kind,
+        "block_size": recipe.weights.block_size,
+        "compute": recipe.weights.compute,
+        "embedding": recipe.weights.embedding,
+        "lm_head": recipe.weights.lm_head,
+    }
+
+
+def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[artifact.File]:
+    for source in checkpoint.tokenizer_files():
+        target = root / "tokenizer" / source.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+        yield artifact.describe_file(root, target)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("enginewright")
+    except metadata.PackageNotFoundError:
+        return "checkout"

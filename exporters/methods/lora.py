@@ -1,0 +1,110 @@
+"""LoRA adapters merged into the weights: W + weight * scaling * B A.
+
+Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; rank-stabilised scaling: arXiv 2312.03732; the file format is
+PEFT's (adapter_config.json, adapter_model.safetensors). Several adapters are several `--apply lora:...`, summed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from enginewright.exporters.checkpoint import read_json
+from enginewright.exporters.weights import Weight
+from enginewright.runtime.errors import ExportError, UnsupportedError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.weight$")
+CHANGES_RESULT = {"use_dora": False, "lora_bias": False, "bias": "none", "alora_invocation_tokens": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """path: the adapter's directory. weight: factor on what it adds; 1 is the adapter as trained."""
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ExportError(f"lora: got weight={self.weight}, expected a finite number")
+
+
+def transform_weights(config: Config, weights: dict[str, Weight]) -> dict[str, Weight]:
+    """Return `weights` with the adapter at `config.path` merged; the products are made when a weight is written.
+
+    Raises:
+        ExportError: a file is missing or broken, or the adapter does not fit the model.
+        UnsupportedError: a kind of adapter that is more than B A.
+    """
+    root = Path(config.path).expanduser()
+    settings = _read_settings(root)
+    pairs = _read_pairs(root / WEIGHTS)
+    merged = dict(weights)
+    for module, (a, b) in pairs.items():
+        name = f"{module}.weight"
+        if name not in weights:
+            raise ExportError(f"{root}: adapts {module!r}, which the model does not have; it is for another model")
+        base = weights[name]
+        if base.shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
+            raise ExportError(
+                f"{root}: {module!r} got A {list(a.shape)} and B {list(b.shape)}, expected a product of "
+                f"{list(base.shape)}; the adapter is for another model"
+            )
+        factor = config.weight * _scaling(settings, module, a.shape[0])
+        merged[name] = base.derive(base.shape, lambda w, a=a, b=b, f=factor: w + f * (b @ a))  # type: ignore[misc]
+    for name, weight in weights.items():  # a tied parameter follows the one it is tied to
+        owner = next((n for n, w in weights.items() if w is weight and merged[n] is not w), None)
+        if owner is not None:
+            merged[name] = merged[owner]
+    return merged
+
+
+def _read_settings(root: Path) -> dict[str, Any]:
+    settings = read_json(root / CONFIG)
+    if settings.get("peft_type") != "LORA":
+        raise UnsupportedError(f"{root / CONFIG}: got peft_type {settings.get('peft_type')!r}, expected 'LORA'")
+    for key, neutral in CHANGES_RESULT.items():
+        if settings.get(key, neutral) != neutral:
+            raise UnsupportedError(f"{root / CONFIG}: {key}={settings[key]!r} cannot be merged; expected {neutral!r}")
+    if settings.get("modules_to_save") or settings.get("target_parameters"):
+        raise UnsupportedError(f"{root / CONFIG}: whole modules or single parameters in an adapter cannot be merged")
+    return settings
+
+
+def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora; alpha may be set per module by pattern."""
+    alpha = settings.get("lora_alpha", rank)
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.search(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Module name -> A [r, in] and B [out, r], float32."""
+    if not path.is_file():
+        raise ExportError(f"{path}: not found; expected a PEFT adapter saved as safetensors")
+    sides: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with safe_open(path, framework="pt") as f:
+            for key in f.keys():  # noqa: SIM118 (no mapping)
+                match = KEY.match(key)
+                if match is None:
+                    raise UnsupportedError(f"{path}: tensor {key!r} is no lora_A or lora_B of a linear layer")
+                tensor = f.get_tensor(key).float().numpy().copy()
+                if not np.isfinite(tensor).all():
+                    raise ExportError(f"{path}: tensor {key!r} holds NaN or infinity")
+                sides.setdefault(match["module"], {})[match["side"]] = tensor
+    except SafetensorError as e:
+        raise ExportError(f"{path}: not a whole safetensors file ({e})") from e
+    for module, found in sides.items():
+        if len(found) != 2:
+            raise ExportError(f"{path}: {module!r} has lora_{next(iter(found))} alone, expected lora_A and lora_B")
+    return {module: (found["A"], found["B"]) for module, found in sides.items()}

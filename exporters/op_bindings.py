@@ -1,0 +1,98 @@
+"""What torch and ONNX need to know of our ops, derived from `plugins.ops`: nothing here repeats a signature."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import onnxscript
+import torch
+
+from enginewright.plugins.ops import DOMAIN, OPS, Op, Tensor
+
+OPSET = onnxscript.values.Opset(DOMAIN, 1)
+
+
+def torch_schema(op: Op) -> str:
+    """The torch.library schema: tensors first, then attributes without their defaults."""
+    tensors = [f"Tensor{'?' if t.optional else ''} {t.name}" for t in op.inputs]
+    attributes = [f"{a.type} {a.name}" for a in op.attributes]
+    results = ", ".join(["Tensor"] * len(op.outputs))
+    return f"({', '.join(tensors + attributes)}) -> ({results})"
+
+
+def onnx_schema(op: Op) -> onnx.defs.OpSchema:
+    """The ONNX schema; inputs and outputs that may have several types share the type variable `T`."""
+    schema, parameter = onnx.defs.OpSchema, onnx.defs.OpSchema.FormalParameter
+    option = onnx.defs.OpSchema.FormalParameterOption
+
+    def formal(tensor: Tensor) -> onnx.defs.OpSchema.FormalParameter:
+        kind = "T" if len(tensor.types) > 1 else _onnx_type(tensor.types[0])
+        return parameter(
+            tensor.name, kind, tensor.doc, param_option=option.Optional if tensor.optional else option.Single
+        )
+
+    types = next(t.types for t in op.inputs if len(t.types) > 1)
+    kinds = {"int": schema.AttrType.INT, "float": schema.AttrType.FLOAT}
+    return schema(
+        op.name,
+        DOMAIN,
+        op.version,
+        doc=op.doc,
+        inputs=[formal(t) for t in op.inputs],
+        outputs=[formal(t) for t in op.outputs],
+        type_constraints=[("T", [_onnx_type(t) for t in types], "")],
+        attributes=[
+            schema.Attribute(a.name, kinds[a.type], a.doc, required=a.default is None)
+            if a.default is None
+            else schema.Attribute(a.name, onnx.helper.make_attribute(a.name, a.default), a.doc)
+            for a in op.attributes
+        ],
+    )
+
+
+def onnx_translation(op: Op) -> Callable[..., Any]:
+    """The function that torch's ONNX exporter calls for a node of `op`."""
+    symbol = onnxscript.values.Op(OPSET, op.name, onnx_schema(op))
+    count = len(op.inputs)
+
+    def translate(*arguments: Any) -> Any:
+        attributes = dict(zip((a.name for a in op.attributes), arguments[count:], strict=True))
+        return symbol(*arguments[:count], **attributes)
+
+    return translate
+
+
+@functools.cache
+def register() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Define every op in torch and ONNX, once a process; return torch's translation table for them."""
+    table: dict[Callable[..., Any], Callable[..., Any]] = {}
+    for op in OPS.values():
+        name = f"{DOMAIN}::{op.torch_name}"
+        torch.library.define(name, torch_schema(op))
+        torch.library.register_fake(name, functools.partial(_empty_outputs, op))
+        onnx.defs.register_schema(onnx_schema(op))
+        table[getattr(getattr(torch.ops, DOMAIN), op.torch_name).default] = onnx_translation(op)
+    return table
+
+
+def _empty_outputs(op: Op, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    """Outputs of the declared shapes without data; sizes are read off the inputs by name."""
+    sizes: dict[str, int] = {}
+    tensors: Sequence[torch.Tensor | None] = arguments[: len(op.inputs)]
+    for declared, tensor in zip(op.inputs, tensors, strict=True):
+        if tensor is not None:
+            sizes.update(zip(declared.shape, tensor.shape, strict=True))
+    first = next(t for t in tensors if t is not None)
+    outputs = []
+    for declared in op.outputs:
+        like = first if declared.alias is None else tensors[[t.name for t in op.inputs].index(declared.alias)]
+        assert like is not None
+        outputs.append(like.new_empty([sizes[name] for name in declared.shape]))
+    return tuple(outputs)
+
+
+def _onnx_type(name: str) -> str:
+    return f"tensor({'float' if name == 'float32' else name})"

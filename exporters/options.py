@@ -1,0 +1,66 @@
+"""Configs from text: `name:key=value,key=value` on the command line, mappings in a recipe file.
+
+A config is a frozen dataclass; its fields are the keys, their types the values', their defaults the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar
+
+from enginewright.runtime.errors import ExportError
+from enginewright.runtime.records import decode
+
+C = TypeVar("C")
+
+
+def split_spec(text: str) -> tuple[str, dict[str, str]]:
+    """`name:key=value,key=value` -> name and the pairs, still text."""
+    name, _, rest = text.partition(":")
+    options: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ExportError(f"{text!r}: got {item!r}, expected key=value after {name!r}")
+        if key in options:
+            raise ExportError(f"{text!r}: key {key!r} stands twice")
+        options[key] = value
+    return name, options
+
+
+def make_config(cls: type[C], options: dict[str, Any], where: str) -> C:
+    """Return `cls` from options whose values are text or already of the field's type.
+
+    Raises:
+        ExportError: an unknown or missing key, or a value of another type; the known keys are listed.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in options:
+        if key not in hints:
+            raise ExportError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
+    try:
+        values = {key: _from_text(hints[key], value) for key, value in options.items()}
+        return decode(cls, values, where)
+    except ValueError as e:
+        raise ExportError(f"{e}; known keys: {', '.join(known)}") from e
+
+
+def _from_text(hint: Any, value: Any) -> Any:
+    """`value` as the JSON value that a field of type `hint` expects, if it is text; anything else unchanged."""
+    if not isinstance(value, str):
+        return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value in ("", "none"):
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
+    if hint is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if hint in (int, float):
+        try:
+            return hint(value)
+        except ValueError:
+            return value  # `decode` names the field and the type it expects
+    return value

@@ -1,0 +1,129 @@
+"""Checkpoint tensors -> the model's parameters, by transformers' own table of renamings and conversions.
+
+A checkpoint may name and cut its tensors otherwise than the model does (one tensor per expert, older names).
+`transformers.core_model_loading` knows how; this module alone touches it, and runs it one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from enginewright.exporters.checkpoint import DTYPES, Checkpoint
+from enginewright.exporters.weights import Weight
+from enginewright.runtime.errors import ExportError
+
+
+@dataclass
+class _Recipe:
+    """How to make one or several parameters: the stored tensors by source pattern, and the conversion, if any."""
+
+    sources: list[tuple[str, str]] = field(default_factory=list)  # (source pattern, tensor name)
+    converter: WeightConverter | None = None
+
+
+def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Weight]:
+    """Return a float32 weight for every parameter of `model`, tied ones under each of their names.
+
+    Raises:
+        ExportError: a parameter has no tensor, or one of another shape or type, in the checkpoint.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    weights: dict[str, Weight] = {}
+    for target, recipe in _match(checkpoint, model, parameters).items():
+        weights.update(_weights(checkpoint, model, target, recipe, parameters))
+    by_identity = {id(parameters[name]): weight for name, weight in weights.items()}
+    for name, parameter in parameters.items():
+        tied = by_identity.get(id(parameter))
+        if name not in weights and tied is None:
+            raise ExportError(
+                f"{checkpoint.path}: parameter {name!r} has no tensor in the checkpoint; "
+                "config.json and the weights disagree, or a file is missing"
+            )
+        if name not in weights and tied is not None:
+            weights[name] = tied
+    return weights
+
+
+def _match(
+    checkpoint: Checkpoint, model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, _Recipe]:
+    """Group the checkpoint's tensors by the parameter they make; tensors that make none are left out."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    known: dict[str, Any] = dict(parameters)
+    recipes: dict[str, _Recipe] = {}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        if target not in known and name in known:
+            target, pattern = name, None
+        if target not in known:
+            continue
+        recipe = recipes.setdefault(target, _Recipe())
+        recipe.sources.append((pattern or name, name))
+        recipe.converter = by_pattern[pattern] if pattern is not None else None
+    return recipes
+
+
+def _weights(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    target: str,
+    recipe: _Recipe,
+    parameters: dict[str, torch.nn.Parameter],
+) -> dict[str, Weight]:
+    """The weights that one recipe makes, their shapes checked on meta tensors."""
+    for _, name in recipe.sources:
+        if checkpoint.tensors[name].dtype not in DTYPES:
+            raise ExportError(
+                f"{checkpoint.tensors[name].file}: tensor {name!r} got type {checkpoint.tensors[name].dtype}, "
+                f"expected one of {', '.join(DTYPES)}; export the unquantised checkpoint"
+            )
+
+    def make(read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        return _convert(model, target, recipe, read)
+
+    def on_meta(name: str) -> torch.Tensor:
+        return torch.empty(checkpoint.tensors[name].shape, device="meta")
+
+    try:
+        shapes = {name: tuple(tensor.shape) for name, tensor in make(on_meta).items()}
+    except (RuntimeError, ValueError, IndexError) as e:
+        raise ExportError(f"{checkpoint.path}: {target!r} cannot be made of its tensors in the checkpoint ({e})") from e
+    weights = {}
+    for name, shape in shapes.items():
+        expected = tuple(parameters[name].shape)
+        if shape != expected:
+            raise ExportError(
+                f"{checkpoint.path}: parameter {name!r} got shape {list(shape)} from the checkpoint, expected "
+                f"{list(expected)} from config.json; they do not belong together"
+            )
+
+        def load(name: str = name) -> np.ndarray:
+            return make(checkpoint.read)[name].numpy()
+
+        weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load)
+    return weights
+
+
+def _convert(
+    model: PreTrainedModel, target: str, recipe: _Recipe, read: Callable[[str], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    if recipe.converter is None:
+        return {target: read(recipe.sources[0][1])}
+    converter = copy.deepcopy(recipe.converter)
+    for pattern, name in recipe.sources:
+        converter.add_tensor(target, name, pattern, lambda name=name: read(name))
+    made = converter.convert(target, model=model, config=model.config)
+    return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}

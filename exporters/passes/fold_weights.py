@@ -1,0 +1,81 @@
+"""Constant folding of weights without their values: nodes that read weights alone become recipes.
+
+A transpose of a projection, the split of a tensor of experts, `1 + weight` of a norm: each is put into the weight's
+recipe (exporters/weights.py) and runs once, when the engine is written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from enginewright.exporters.weights import Weight, add_weight, weight_of
+
+FOLDABLE = {"Transpose", "Split", "Squeeze", "Unsqueeze", "Reshape", "Slice", "Gather", "Add", "Mul", "Identity"}
+
+
+class FoldWeightsPass(ir.passes.InPlacePass):
+    """Turn nodes whose inputs are weights and constants into weights, in graph order, until none is left.
+
+    1. Such a node of a type in FOLDABLE, with static output shapes, becomes one weight per output.
+    2. A node that reads no weight is left to ordinary constant folding.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            if node.op_type in FOLDABLE and _reads_weights_alone(node) and _is_static(node):
+                _fold(model.graph, node)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _reads_weights_alone(node: ir.Node) -> bool:
+    values = [value for value in node.inputs if value is not None]
+    known = all(weight_of(v) is not None or v.const_value is not None for v in values)
+    return known and any(weight_of(v) is not None for v in values)
+
+
+def _is_static(node: ir.Node) -> bool:
+    return all(v.shape is not None and v.dtype is not None and v.shape.is_static() for v in node.outputs)
+
+
+def _fold(graph: ir.Graph, node: ir.Node) -> None:
+    model = _single_node_model(node)
+    inputs = [(v.name, weight_of(v)) for v in node.inputs if v is not None and weight_of(v) is not None]
+    for index, output in enumerate(node.outputs):
+
+        def load(index: int = index) -> np.ndarray:
+            feeds = {name: weight.load() for name, weight in inputs if weight is not None}
+            result: np.ndarray = ReferenceEvaluator(model).run(None, feeds)[index]
+            return result
+
+        assert output.shape is not None and output.dtype is not None and output.name is not None
+        weight = Weight(shape=tuple(output.shape.numpy()), dtype=output.dtype, load=load)
+        if node.op_type == "Transpose" and len(weight.shape) == 2 and inputs[0][1] is not None:
+            weight = inputs[0][1].transposed()
+        base = next(name for name, _ in inputs)
+        suffix = node.op_type.lower() if len(node.outputs) == 1 else f"{node.op_type.lower()}.{index}"
+        folded = add_weight(graph, f"{base}.{suffix}", weight)
+        output.replace_all_uses_with(folded)
+    graph.remove(node, safe=True)
+
+
+def _single_node_model(node: ir.Node) -> onnx.ModelProto:
+    """The node as a model: weights are its inputs, constants its initializers."""
+    values = [v for v in node.inputs if v is not None]
+    proto = onnx.helper.make_graph(
+        [ir.to_proto(node)],
+        "fold",
+        [ir.to_proto(v) for v in values if weight_of(v) is not None],
+        [ir.to_proto(v) for v in node.outputs],
+        initializer=[_named(v) for v in values if weight_of(v) is None],
+    )
+    return onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", 23)])
+
+
+def _named(value: ir.Value) -> onnx.TensorProto:
+    assert value.const_value is not None
+    return onnx.numpy_helper.from_array(value.const_value.numpy(), value.name)

@@ -1,0 +1,82 @@
+"""Runs projections of one input as one matrix product: query, key and value; gate and up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from enginewright.exporters.weights import Weight, add_weight, concatenate, weight_of
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """MatMul of an input with a weight [in, out] and the Add of a bias [out] behind it, if there is one."""
+
+    product: ir.Node
+    weight: Weight
+    bias: Weight | None
+    output: ir.Value
+
+
+class PackProjectionsPass(ir.passes.InPlacePass):
+    """Concatenate the weights of MatMuls that read one value, and split the product.
+
+    1. At least two MatMuls of one input by weights [in, out]: one MatMul, one Split.
+    2. All of them with a bias: the biases are concatenated too, one Add.
+    3. Some with a bias and some without: only those alike are packed together.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        groups: dict[tuple[int, bool], list[_Projection]] = {}
+        for node in model.graph:
+            projection = _projection(node)
+            if projection is not None:
+                groups.setdefault((id(node.inputs[0]), projection.bias is not None), []).append(projection)
+        packed = [_pack(model.graph, group) for group in groups.values() if len(group) > 1]
+        return ir.passes.PassResult(model, modified=bool(packed))
+
+
+def _projection(node: ir.Node) -> _Projection | None:
+    if node.op_type != "MatMul" or node.domain != "":
+        return None
+    weight = weight_of(node.inputs[1])
+    if weight is None or len(weight.shape) != 2 or weight_of(node.inputs[0]) is not None:
+        return None
+    readers = [user for user, _ in node.outputs[0].uses()]
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
+        bias = weight_of(other)
+        if bias is not None and bias.shape == weight.shape[1:]:
+            return _Projection(node, weight, bias, readers[0].outputs[0])
+    return _Projection(node, weight, None, node.outputs[0])
+
+
+def _pack(graph: ir.Graph, group: list[_Projection]) -> None:
+    first = group[0].product
+    name = first.inputs[1].name if first.inputs[1] is not None else None
+    weight = add_weight(graph, f"{name}.packed", concatenate([p.weight for p in group], axis=1))
+    product = ir.node("MatMul", [first.inputs[0], weight])
+    nodes = [product]
+    biases = [p.bias for p in group if p.bias is not None]
+    if biases:
+        bias = add_weight(graph, f"{name}.packed.bias", concatenate(biases, axis=0))
+        nodes.append(ir.node("Add", [product.outputs[0], bias]))
+    sizes = ir.tensor(np.array([p.weight.shape[1] for p in group], np.int64))
+    constant = ir.node("Constant", [], attributes={"value": sizes})
+    split = ir.node(
+        "Split", [nodes[-1].outputs[0], constant.outputs[0]], attributes={"axis": -1}, num_outputs=len(group)
+    )
+    old = first.outputs[0]
+    for node in nodes:
+        node.outputs[0].dtype = old.dtype
+        if old.shape is not None:
+            node.outputs[0].shape = ir.Shape([*old.shape[:-1], sum(p.weight.shape[1] for p in group)])
+    graph.insert_before(first, [*nodes, constant, split])
+    for projection, output in zip(group, split.outputs, strict=True):
+        output.dtype, output.shape = projection.output.dtype, projection.output.shape
+        projection.output.replace_all_uses_with(output)
+    for projection in group:
+        user = projection.output.producer()
+        graph.remove([n for n in {user, projection.product} if n is not None], safe=True)

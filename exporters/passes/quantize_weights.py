@@ -1,0 +1,156 @@
+"""Stores matrix weights as blocks of 4 or 8 bits, run by ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from enginewright.exporters.precision import Precision, quantize_blocks
+from enginewright.exporters.weights import Weight, add_weight, weight_of
+
+MICROSOFT = "com.microsoft"
+INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The quantised form of a matrix [n, k] as graph values: codes and scales."""
+
+    codes: ir.Value
+    scales: ir.Value
+    n: int
+    k: int
+
+
+class QuantizeWeightsPass(ir.passes.InPlacePass):
+    """Quantise the weights of matrix products and of the embedding.
+
+    1. MatMul(x, W [k, n]), and an Add of a bias behind it -> MatMulNBits.
+    2. Gemm(x, W [n, k], transB=1), the tied output projection -> MatMulNBits, if `precision.lm_head`.
+    3. Gather(W, ids) -> GatherBlockQuantized, if `precision.embedding`; a tied W is stored once for 2 and 3.
+    4. The output projection, the product whose rows are sampled, is left alone unless `precision.lm_head`.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if self._precision.kind == "float32":
+            return ir.passes.PassResult(model, modified=False)
+        graph, blocks = model.graph, dict[str, _Blocks]()
+        head = _output_projection(graph)
+        for node in list(graph):
+            if node is head and not self._precision.lm_head:
+                continue
+            if node.op_type in ("MatMul", "Gemm"):
+                self._quantize_product(graph, node, blocks)
+            elif node.op_type == "Gather" and self._precision.embedding:
+                self._quantize_embedding(graph, node, blocks)
+        model.opset_imports[MICROSOFT] = 1
+        return ir.passes.PassResult(model, modified=bool(blocks))
+
+    def _quantize_product(self, graph: ir.Graph, node: ir.Node, blocks: dict[str, _Blocks]) -> None:
+        weight = weight_of(node.inputs[1])
+        if weight is None or len(weight.shape) != 2:
+            return
+        is_rows = node.op_type == "Gemm"
+        if is_rows and (node.attributes.get_int("transB", 0) != 1 or len(node.inputs) > 2):
+            return
+        stored = self._blocks(graph, node.inputs[1], weight if is_rows else weight.transposed(), blocks)
+        last, bias = node, None
+        readers = [user for user, _ in node.outputs[0].uses()]
+        if len(readers) == 1 and readers[0].op_type == "Add":
+            other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
+            found = weight_of(other)
+            if found is not None and found.shape == (stored.n,):
+                last, bias = readers[0], other
+        compute = INT8_ACTIVATIONS if self._precision.compute == "int8" else FLOAT32_ACTIVATIONS
+        inputs = [node.inputs[0], stored.codes, stored.scales]
+        product = ir.node(
+            "MatMulNBits",
+            inputs if bias is None else [*inputs, None, None, bias],
+            domain=MICROSOFT,
+            attributes={
+                "K": stored.k,
+                "N": stored.n,
+                "bits": self._precision.bits,
+                "block_size": self._precision.block_size,
+                "accuracy_level": compute,
+            },
+        )
+        _take_place(graph, last, product)
+        if last is not node:
+            graph.remove(node, safe=True)
+
+    def _quantize_embedding(self, graph: ir.Graph, node: ir.Node, blocks: dict[str, _Blocks]) -> None:
+        weight = weight_of(node.inputs[0])
+        if weight is None or len(weight.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
+            return
+        if weight.shape[1] % self._precision.block_size:
+            return  # GatherBlockQuantized has no padded last block
+        stored = self._blocks(graph, node.inputs[0], weight, blocks)
+        shape = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([stored.n, -1], np.int64))})
+        rows = ir.node("Reshape", [stored.codes, shape.outputs[0]])
+        gather = ir.node(
+            "GatherBlockQuantized",
+            [rows.outputs[0], node.inputs[1], stored.scales],
+            domain=MICROSOFT,
+            attributes={
+                "gather_axis": 0,
+                "quantize_axis": 1,
+                "bits": self._precision.bits,
+                "block_size": self._precision.block_size,
+            },
+        )
+        graph.insert_before(node, [shape, rows])
+        _take_place(graph, node, gather)
+
+    def _blocks(
+        self, graph: ir.Graph, source: ir.Value | None, rows: Weight, blocks: dict[str, _Blocks]
+    ) -> _Blocks:
+        """The quantised values of `rows`, made on first use of `source`."""
+        assert source is not None and source.name is not None
+        if source.name not in blocks:
+            n, k = rows.shape
+            bits, size = self._precision.bits, self._precision.block_size
+            count = -(-k // size)
+            quantize = _shared(lambda: quantize_blocks(rows.load(), bits, size))
+            codes = Weight(shape=(n, count, size * bits // 8), dtype=ir.DataType.UINT8, load=lambda: quantize(0))
+            scales = Weight(shape=(n, count), dtype=ir.DataType.FLOAT, load=lambda: quantize(1))
+            name = source.name
+            blocks[name] = _Blocks(
+                add_weight(graph, f"{name}.codes", codes), add_weight(graph, f"{name}.scales", scales), n, k
+            )
+        return blocks[source.name]
+
+
+def _shared(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], np.ndarray]:
+    """Part 0 or 1 of what `make` returns; the other part is kept until it is asked for, so that it runs once."""
+    kept: dict[int, np.ndarray] = {}
+
+    def part(index: int) -> np.ndarray:
+        if index not in kept:
+            kept[0], kept[1] = make()
+        return kept.pop(index)
+
+    return part
+
+
+def _output_projection(graph: ir.Graph) -> ir.Node | None:
+    """The last matrix product before the logits."""
+    value = next((v for v in graph.outputs if v.name == "logits"), None)
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type not in ("MatMul", "Gemm"):
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return node
+
+
+def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    new.outputs[0].dtype, new.outputs[0].shape = old.outputs[0].dtype, old.outputs[0].shape
+    graph.insert_before(old, new)
+    old.outputs[0].replace_all_uses_with(new.outputs[0])
+    graph.remove(old, safe=True)

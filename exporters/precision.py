@@ -1,0 +1,79 @@
+"""How weights are stored: float32, or blocks of 4 or 8 bits with one scale each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from enginewright.runtime.errors import ExportError
+
+BITS = {"int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Weight storage of an engine.
+
+    kind: float32, or int4 / int8 in blocks along the input axis.
+    block_size: weights that share a scale: 16, 32, 64, 128 or 256.
+    compute: type of the activations in a product with quantised weights: int8 (faster) or float32 (exact).
+    embedding, lm_head: whether these two are quantised as well.
+    """
+
+    kind: Literal["float32", "int4", "int8"] = "float32"
+    block_size: int = 32
+    compute: Literal["int8", "float32"] = "int8"
+    embedding: bool = True
+    lm_head: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("float32", *BITS):
+            raise ExportError(f"weights: got kind {self.kind!r}, expected float32, int8 or int4")
+        if self.block_size not in (16, 32, 64, 128, 256):
+            raise ExportError(f"weights: got block_size {self.block_size}, expected 16, 32, 64, 128 or 256")
+        if self.compute not in ("int8", "float32"):
+            raise ExportError(f"weights: got compute {self.compute!r}, expected int8 or float32")
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored weight."""
+        return BITS.get(self.kind, 32)
+
+
+def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes and scales of rows [n, k] float32, in blocks along k, padded with zeros to whole blocks.
+
+    The element of largest magnitude of a block gets the lowest code, -2^(bits - 1), so that the whole range is used:
+    scale = element / -2^(bits - 1), code = round(x / scale) + 2^(bits - 1), clipped to 0 .. 2^bits - 1.
+
+    codes[n, blocks, block_size * bits / 8] uint8, two codes per byte at 4 bits, the earlier in the low nibble;
+    scales[n, blocks] float32; x is restored as (code - 2^(bits - 1)) * scale.
+    """
+    n, k = rows.shape
+    blocks = -(-k // block_size)
+    offset = 1 << (bits - 1)
+    codes = np.empty((n, blocks, block_size * bits // 8), np.uint8)
+    scales = np.empty((n, blocks), np.float32)
+    step = max(1, (1 << 22) // max(k, 1))  # rows at a time: bounds what rounding holds beside the result
+    for begin in range(0, n, step):
+        part = rows[begin : begin + step]
+        padded = np.zeros((len(part), blocks * block_size), np.float32)
+        padded[:, :k] = part
+        x = padded.reshape(len(part), blocks, block_size)
+        extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
+        scale = extreme / -offset
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        q = np.clip(np.rint(x * inverse) + offset, 0, 2 * offset - 1).astype(np.uint8)
+        codes[begin : begin + step] = q if bits == 8 else q[..., 0::2] | (q[..., 1::2] << 4)
+        scales[begin : begin + step] = scale[..., 0]
+    return codes, scales
+
+
+def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:
+    """Return rows [n, k] float32 of what `quantize_blocks` returned."""
+    n, blocks = scales.shape
+    q = codes if bits == 8 else np.stack([codes & 15, codes >> 4], -1).reshape(n, blocks, -1)
+    rows: np.ndarray = (q.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
+    return rows.reshape(n, -1)[:, :k]

@@ -1,0 +1,82 @@
+"""What to make of a checkpoint: methods, weight precision, limits. From the command line, a YAML file, or Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginewright.exporters.methods import Applied, find_method
+from enginewright.exporters.options import make_config, split_spec
+from enginewright.exporters.precision import Precision
+from enginewright.runtime.errors import ExportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what an export writes.
+
+    apply: methods with their configs, in order. weights: their storage. kv_bits: 16 or 32, width of a cached element.
+    max_batch: rows in one step. max_context: tokens of one request; None: what the model was made for.
+    """
+
+    apply: tuple[Applied, ...] = ()
+    weights: Precision = dataclasses.field(default_factory=Precision)
+    kv_bits: int = 16
+    max_batch: int = 32
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_bits not in (16, 32):
+            raise ExportError(f"kv_bits: got {self.kv_bits}, expected 16 or 32")
+        if self.max_batch < 1:
+            raise ExportError(f"max_batch: got {self.max_batch}, expected at least 1")
+        if self.max_context is not None and self.max_context < 1:
+            raise ExportError(f"max_context: got {self.max_context}, expected at least 1")
+
+
+def parse_method(spec: str | dict[str, Any]) -> Applied:
+    """`lora:path=DIR,weight=0.5`, or the same as a mapping {lora: {path: DIR, weight: 0.5}}."""
+    if isinstance(spec, str):
+        name, options = split_spec(spec)
+        return Applied(name, make_config(find_method(name).Config, options, name))
+    if not isinstance(spec, dict) or len(spec) != 1:
+        raise ExportError(f"apply: got {spec!r}, expected NAME:key=value,... or one mapping NAME: {{key: value}}")
+    ((name, mapping),) = spec.items()
+    return Applied(name, make_config(find_method(name).Config, dict(mapping or {}), name))
+
+
+def parse_weights(spec: str | dict[str, Any]) -> Precision:
+    """`int4:block_size=32,lm_head=false`, or the same as a mapping with `kind`."""
+    if isinstance(spec, dict):
+        return make_config(Precision, spec, "weights")
+    kind, options = split_spec(spec)
+    return make_config(Precision, {"kind": kind, **options}, "weights")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the fields of Recipe that the YAML file at `path` sets.
+
+    Raises:
+        ExportError: the file is missing, is not YAML, or has a key that Recipe does not.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ExportError(f"{path}: cannot be read ({e.strerror})") from e
+    except yaml.YAMLError as e:
+        raise ExportError(f"{path}: not valid YAML ({e})") from e
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    if not isinstance(raw, dict):
+        raise ExportError(f"{path}: got {type(raw).__name__}, expected a mapping with {', '.join(known)}")
+    if unknown := sorted(set(raw) - set(known)):
+        raise ExportError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    fields = dict(raw)
+    if "weights" in raw:
+        fields["weights"] = parse_weights(raw["weights"])
+    if "apply" in raw:
+        fields["apply"] = tuple(parse_method(entry) for entry in raw["apply"] or ())
+    return fields

@@ -1,0 +1,53 @@
+"""The graph passes of an export, in order."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from enginewright.exporters.capture import Captured
+from enginewright.exporters.passes.fold_weights import FoldWeightsPass
+from enginewright.exporters.passes.fuse_standard import FuseStandardOpsPass
+from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPass
+from enginewright.exporters.passes.pack_projections import PackProjectionsPass
+from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
+from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
+from enginewright.exporters.weights import KEY, Weight
+from enginewright.runtime.errors import UnsupportedError
+
+
+def attach_weights(captured: Captured, weights: dict[str, Weight]) -> None:
+    """Put a recipe or a buffer's value behind every initializer of the captured graph.
+
+    Weights become inputs until the end of the rewriting (`weights.add_weight` says why); buffers stay constants.
+    """
+    graph, buffers = captured.model.graph, captured.skeleton.buffers
+    for key, value in list(graph.initializers.items()):
+        name = value.name or key
+        del graph.initializers[key]
+        if name in weights:
+            value.const_value = None
+            value.meta[KEY] = weights[name]
+            graph.inputs.append(value)
+        elif name in buffers:
+            value.const_value = ir.Tensor(buffers[name].numpy(), name=name)
+            graph.register_initializer(value)
+        else:
+            family = captured.skeleton.model.config.model_type
+            raise UnsupportedError(f"{family}: the graph reads a constant {name!r} that is no parameter or buffer")
+
+
+def rewrite(model: ir.Model) -> None:
+    """Optimise `model` in place without reading a weight."""
+    passes: list[ir.passes.PassBase] = [
+        FuseStandardOpsPass(),
+        GatherSampleRowsPass(),
+        RotateTokenMajorPass(),
+        TieEmbeddingPass(),
+        FoldWeightsPass(),
+        PackProjectionsPass(),
+        FuseStandardOpsPass(),  # merges the reshapes that RotateTokenMajorPass leaves
+        common.RemoveUnusedNodesPass(),
+        common.TopologicalSortPass(),
+    ]
+    ir.passes.Sequential(*passes)(model)

@@ -1,0 +1,47 @@
+"""Which models can be exported, decided from the config before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from enginewright.runtime.errors import ExportError, UnsupportedError
+
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
+    """Refuse what must not even be read as a transformers config: remote code, unknown types, quantised weights."""
+    where, family = path / "config.json", raw.get("model_type")
+    if not isinstance(family, str):
+        raise ExportError(f"{where}: got no model_type, expected the name of a model family")
+    if family not in CONFIG_MAPPING_NAMES:
+        if "auto_map" in raw:
+            raise UnsupportedError(f"{where}: {family!r} needs code from the checkpoint (auto_map), which is never run")
+        raise UnsupportedError(f"{where}: model_type {family!r} is unknown to this version of transformers")
+    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+        raise UnsupportedError(f"{where}: weights are quantised ({method}); export the unquantised checkpoint")
+
+
+def check_supported(config: PreTrainedConfig) -> None:
+    """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture."""
+    family = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{family}: an encoder-decoder model; expected a decoder-only language model")
+    if config.get_text_config() is not config:
+        raise UnsupportedError(f"{family}: a multimodal model; export its text model as a checkpoint of its own")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedError(f"{family}: transformers has no causal language model of this type")
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedError(f"{family}: latent attention (MLA) keeps no keys and values per head to cache")
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES)
+    if other:
+        raise UnsupportedError(f"{family}: got {other[0]} layers, expected {' or '.join(sorted(LAYER_TYPES))}")
+    if getattr(config, "attention_chunk_size", None):
+        raise UnsupportedError(f"{family}: attention in chunks is not supported")
+    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
+        raise UnsupportedError(f"{family}: its attention cannot be replaced (state-space or its own attention code)")
