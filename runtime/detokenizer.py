@@ -35,14 +35,13 @@ class Detokenizer:
         if text.endswith(_BROKEN):
             unfinished = len(self._window) - self._clean < _LONGEST_CHARACTER
             certain = len(text.rstrip(_BROKEN)) if unfinished else len(text) - 1
-        if certain <= self._shown:
-            return ""
         piece = text[self._shown : certain]
-        self._shown = certain
+        self._shown = max(self._shown, certain)
         if certain == len(text):
-            self._slide(text, self._clean)
+            if piece:
+                self._slide(text, self._clean)
             self._clean = len(self._window)
-        elif len(self._window) > _LONGEST_WINDOW:  # nothing but broken bytes: they resynchronise within one character
+        elif piece and len(self._window) > _LONGEST_WINDOW:  # only broken bytes: they resynchronise in one character
             self._slide(text, len(self._window) - 2 * _LONGEST_CHARACTER)
             self._clean = 0
         return piece

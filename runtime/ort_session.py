@@ -157,7 +157,7 @@ def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    path = root / graph.files[0].path
+    path = weights = root / graph.files[0].path
     for engine in graph.engines:
         if engine.backend != BACKEND:
             continue
@@ -171,8 +171,10 @@ def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
         path = root / engine.files[0].path
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # done offline
         break
+    # The graph comes as bytes, because an engine's weights lie beside the exported graph, in another folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.parent))
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as e:
         raise ArtifactError(
             f"{path}: onnxruntime {ort.__version__} cannot load it ({e}); build the engine again"
