@@ -1,0 +1,103 @@
+"""Engine directory -> an ONNX Runtime engine: the decoder graph optimised offline, once.
+
+The engine is a graph only: its initializers point into the weights that the exported graph has already, so weights lie
+on disk once and are never read here. ONNX Runtime's own optimiser sees them as inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort  # type: ignore[import-untyped]
+from onnx_ir.passes import common
+
+from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
+from enginewright.plugins.library import LibraryError, ort_library
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Engine, Graph, Manifest
+from enginewright.runtime.errors import BuildError
+from enginewright.runtime.host import compute_name
+
+BACKEND = "onnxruntime"
+
+
+def build(root: Path, manifest: Manifest) -> Manifest:
+    """Optimise every graph for ONNX Runtime on this machine's CPU; return the manifest that names the engines.
+
+    Writes engines/<name>.onnxruntime.onnx and the new manifest, atomically; an engine of this backend that was there
+    is replaced.
+
+    Raises:
+        BuildError: ONNX Runtime or our op library is missing, or does not take the graph.
+    """
+    graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
+    built = dataclasses.replace(manifest, graphs=graphs)
+    artifact.save(built, root)
+    return built
+
+
+def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
+    source = root / graph.files[0].path
+    target = root / "engines" / f"{name}.{BACKEND}.onnx"
+    target.parent.mkdir(exist_ok=True)
+    model = ir.load(source)
+    SimplifiedNormsPass()(model)
+    weights = _take_weights(model)
+    optimized = _optimize(model)
+    _return_weights(optimized, weights)
+    ir.save(optimized, target)
+    engine = Engine(
+        backend=BACKEND,
+        version=ort.__version__,
+        compute=compute_name(),
+        files=(artifact.describe_file(root, target),),
+        plugins=graph.ops,
+    )
+    others = tuple(e for e in graph.engines if e.backend != BACKEND)
+    return dataclasses.replace(graph, engines=(*others, engine))
+
+
+def _take_weights(model: ir.Model) -> dict[str, ir.ExternalTensor]:
+    """Turn the initializers whose values lie in a file into inputs, and return where they lie."""
+    taken: dict[str, ir.ExternalTensor] = {}
+    for name, value in list(model.graph.initializers.items()):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            taken[name] = value.const_value
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return taken
+
+
+def _return_weights(model: ir.Model, weights: dict[str, ir.ExternalTensor]) -> None:
+    for value in [v for v in model.graph.inputs if v.name in weights]:
+        assert value.name is not None
+        model.graph.inputs.remove(value)
+        if value.uses():
+            value.const_value = weights[value.name]
+            model.graph.register_initializer(value)
+
+
+def _optimize(model: ir.Model) -> ir.Model:
+    """Return `model` as ONNX Runtime's optimiser leaves it."""
+    options = ort.SessionOptions()
+    try:
+        options.register_custom_ops_library(str(ort_library()))
+    except LibraryError as e:
+        raise BuildError(str(e)) from e
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as scratch:
+        before, after = Path(scratch) / "before.onnx", Path(scratch) / "after.onnx"
+        ir.save(model, before)
+        options.optimized_model_filepath = str(after)
+        try:
+            ort.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # onnxruntime's errors share no base class of their own
+            raise BuildError(f"onnxruntime {ort.__version__} does not take the graph ({e})") from e
+        optimized = ir.load(after)
+    common.RemoveUnusedNodesPass()(optimized)
+    return optimized

@@ -1,0 +1,1 @@
+"""Graph passes that serve one backend, one file each."""

@@ -1,0 +1,86 @@
+"""`enginewright build`: checkpoint -> engine directory, export and backend in one go.
+
+A command composes packages, so it alone may import the builders from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from enginewright import builders
+from enginewright.exporters.export import export
+from enginewright.exporters.methods import METHODS
+from enginewright.exporters.recipe import Recipe, parse_method, parse_weights, read_recipe
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.errors import ExportError
+
+DEFAULTS = Recipe()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; what the command line does not set, the recipe file or its default does."""
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="Hugging Face checkpoint")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="engine directory to write")
+    parser.add_argument(
+        "--apply",
+        action="append",
+        metavar="NAME:k=v,...",
+        help=f"inference method, repeatable, in order; known: {', '.join(METHODS)}",
+    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE.yaml", help="the options below and methods from a file")
+    parser.add_argument("--backend", default="onnxruntime", help=f"one of {', '.join(builders.BACKENDS)}")
+    parser.add_argument(
+        "--weights",
+        metavar="KIND[:k=v,...]",
+        help="float32, int8 or int4, e.g. int4:block_size=32,compute=int8,embedding=true,lm_head=true",
+    )
+    parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.kv_bits})")
+    parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")
+    parser.add_argument("--max-context", type=int, metavar="N", help="tokens of a request (default: the model's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the engine at --output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build the engine; on failure --output is what it was."""
+    begin = time.perf_counter()
+    recipe = _recipe(arguments)
+    manifest = build(arguments.model, arguments.output, recipe, arguments.backend, overwrite=arguments.overwrite)
+    size = sum(file.size for file in manifest.files())
+    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
+    return 0
+
+
+def build(model: str, output: Path, recipe: Recipe, backend: str, *, overwrite: bool = False) -> Manifest:
+    """Write the engine of `model` to `output` and return its manifest.
+
+    Raises:
+        EnginewrightError: with the reason; `output` is then what it was before.
+    """
+    builders.check_backend(backend)
+    artifact.check_output(output, overwrite=overwrite)
+    try:
+        with artifact.staged(output, overwrite=overwrite) as root:
+            return builders.build(root, export(model, root, recipe), backend)
+    except OSError as e:
+        raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    fields: dict[str, Any] = read_recipe(arguments.recipe) if arguments.recipe else {}
+    for name in ("kv_bits", "max_batch", "max_context"):
+        if getattr(arguments, name) is not None:
+            fields[name] = getattr(arguments, name)
+    if arguments.weights is not None:
+        fields["weights"] = parse_weights(arguments.weights)
+    if arguments.apply:
+        fields["apply"] = (*fields.get("apply", ()), *(parse_method(spec) for spec in arguments.apply))
+    for name in ("kv_bits", "max_batch", "max_context"):
+        if name in fields and (isinstance(fields[name], bool) or not isinstance(fields[name], int)):
+            raise ExportError(f"{arguments.recipe}: {name}: got {fields[name]!r}, expected a whole number")
+    return Recipe(**fields)

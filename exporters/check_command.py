@@ -1,0 +1,101 @@
+"""`enginewright check`: an engine against its PyTorch model, within tolerances, with a report in the engine directory."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginewright.exporters.methods import Applied, find_method
+from enginewright.exporters.options import make_config
+from enginewright.exporters.parity import Parity, compare, is_finite, load_reference
+from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.llm import load
+
+REPORT = Path("reports/parity.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """What counts as the same model: largest logit error relative to the largest logit, and mean KL in nats."""
+
+    error: float
+    kl: float
+    greedy: bool
+
+    def failures(self, parity: Parity) -> list[str]:
+        """What is beyond tolerance, in words."""
+        found = []
+        if not is_finite(parity):
+            found.append("logits are not finite")
+        if parity.max_error > self.error * max(1.0, parity.logit_range):
+            found.append(f"max error {parity.max_error:.2e} > {self.error:.0e} x logit range {parity.logit_range:.2f}")
+        if parity.mean_kl > self.kl:
+            found.append(f"mean KL {parity.mean_kl:.2e} > {self.kl:.0e}")
+        if self.greedy and parity.unexplained:
+            first = parity.unexplained[0]
+            found.append(f"greedy tokens part after {first.matched} tokens by a margin of {first.margin:.2e}, no tie")
+        return found
+
+
+# Cached halves carry 2^-11 of relative error through every layer; blocks of 4 or 8 bits change the model on purpose,
+# so only their KL is bounded, by what would show in answers.
+EXACT = Tolerance(error=2e-4, kl=1e-6, greedy=True)
+HALF_CACHE = Tolerance(error=5e-3, kl=1e-4, greedy=True)
+QUANTIZED = {"int8": Tolerance(error=1.0, kl=1e-2, greedy=False), "int4": Tolerance(error=1.0, kl=0.5, greedy=False)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("engine", type=Path, metavar="DIR", help="engine directory")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the checkpoint it was built from")
+    parser.add_argument("--new-tokens", type=int, default=200, metavar="N", help="greedy tokens per prompt (200)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument("--json", action="store_true", help="print the report instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, write reports/parity.json, and return 1 beyond tolerance."""
+    with load(arguments.engine, arguments.threads) as llm:
+        tolerance = _tolerance(llm.manifest)
+        reference = load_reference(arguments.model, _applied(llm.manifest))
+        parity = compare(llm, reference, new_tokens=arguments.new_tokens)
+    failures = tolerance.failures(parity)
+    report = {**dataclasses.asdict(parity), "tolerance": dataclasses.asdict(tolerance), "failures": failures}
+    path = arguments.engine / REPORT
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report) if arguments.json else _table(parity, failures))
+    return 1 if failures else 0
+
+
+def _tolerance(manifest: Manifest) -> Tolerance:
+    kind = str(manifest.weights.get("kind", "float32"))
+    if kind in QUANTIZED:
+        return QUANTIZED[kind]
+    return EXACT if manifest.cache.kv_bits == 32 else HALF_CACHE
+
+
+def _applied(manifest: Manifest) -> list[Applied]:
+    methods = []
+    for record in manifest.applied:
+        options = {key: value for key, value in record.items() if key != "name"}
+        methods.append(Applied(record["name"], make_config(find_method(record["name"]).Config, options, record["name"])))
+    return methods
+
+
+def _table(parity: Parity, failures: list[str]) -> str:
+    greedy = ", ".join(
+        f"{g.matched}/{g.wanted}" + ("" if g.margin is None else f" (margin {g.margin:.1e})") for g in parity.greedy
+    )
+    lines = [
+        f"tokens compared  {parity.tokens}",
+        f"max |error|      {parity.max_error:.2e}   (largest logit {parity.logit_range:.2f})",
+        f"mean KL          {parity.mean_kl:.2e} nats per token",
+        f"top-1 agreement  {100 * parity.top1_agreement:.2f} %",
+        f"greedy tokens    {greedy}",
+        *(f"FAILED           {failure}" for failure in failures),
+    ]
+    return "\n".join(lines if failures else [*lines, "passed"])

@@ -1,0 +1,149 @@
+"""An engine against the PyTorch model it was made from: the same token ids through both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from enginewright.exporters.checkpoint import open_checkpoint
+from enginewright.exporters.methods import Applied, transform_weights
+from enginewright.exporters.parameters import bind_parameters
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.sampling import Sampling
+
+Floats = NDArray[np.float32]
+PROMPT_LENGTHS = (1, 7, 33, 129, 200)  # around and across a tile's edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyMatch:
+    """Greedy tokens of one prompt, engine against model.
+
+    matched of wanted tokens agree from the start. margin: the model's logit of its own choice minus that of the
+    engine's where they part; None where they never do. A margin within twice the largest logit error is a tie.
+    """
+
+    prompt_tokens: int
+    wanted: int
+    matched: int
+    margin: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What `compare` measured, over all positions of all prompts.
+
+    max_error: largest absolute difference of two logits. mean_kl: KL(model || engine), nats per token.
+    top1_agreement: share of positions with the same most probable token. logit_range: largest absolute logit.
+    """
+
+    tokens: int
+    max_error: float
+    mean_kl: float
+    top1_agreement: float
+    logit_range: float
+    greedy: tuple[GreedyMatch, ...]
+
+    @property
+    def unexplained(self) -> tuple[GreedyMatch, ...]:
+        """Greedy runs that part at something else than a tie."""
+        return tuple(g for g in self.greedy if g.margin is not None and g.margin > 2 * self.max_error)
+
+
+def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
+    """Return the checkpoint as transformers runs it, float32, eager attention, with the methods' weights."""
+    checkpoint = open_checkpoint(model)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, attn_implementation="eager", dtype=torch.float32
+        )
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+    if applied:
+        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference))
+        for name, parameter in reference.named_parameters():
+            parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
+    return reference.eval()
+
+
+def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int = 0) -> Parity:
+    """Compare teacher-forced logits and greedy continuations over random prompts of uneven lengths, all in flight."""
+    vocab, limit = llm.manifest.model.vocab_size, llm.manifest.limits.max_context
+    new_tokens = min(new_tokens, max(1, limit // 2))
+    rng = np.random.default_rng(seed)
+    lengths = sorted({min(length, limit - new_tokens) for length in PROMPT_LENGTHS})
+    prompts = [rng.integers(0, vocab, length).tolist() for length in lengths]
+    greedy = Sampling(max_tokens=new_tokens, ignore_eos=True)
+    completions = llm.generate(prompts, greedy)
+    totals = _Totals()
+    matches = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        tokens = [*prompt, *completion.token_ids]
+        expected = _reference_logits(reference, tokens)
+        totals.add(expected, llm.logits(tokens))
+        matches.append(_match(expected[len(prompt) - 1 :], completion.token_ids, len(prompt)))
+    return totals.parity(tuple(matches))
+
+
+class _Totals:
+    """Sums over positions."""
+
+    def __init__(self) -> None:
+        self.tokens, self.agreed, self.kl, self.error, self.range = 0, 0, 0.0, 0.0, 0.0
+
+    def add(self, expected: Floats, got: Floats) -> None:
+        self.tokens += len(expected)
+        self.agreed += int((expected.argmax(-1) == got.argmax(-1)).sum())
+        p, q = _log_softmax(expected), _log_softmax(got)
+        self.kl += float((np.exp(p) * (p - q)).sum())
+        self.error = max(self.error, float(np.abs(expected - got).max(initial=0.0)))
+        self.range = max(self.range, float(np.abs(expected).max(initial=0.0)))
+
+    def parity(self, greedy: tuple[GreedyMatch, ...]) -> Parity:
+        return Parity(
+            tokens=self.tokens,
+            max_error=self.error,
+            mean_kl=max(0.0, self.kl / max(1, self.tokens)),
+            top1_agreement=self.agreed / max(1, self.tokens),
+            logit_range=self.range,
+            greedy=greedy,
+        )
+
+
+def _match(expected: Floats, tokens: Sequence[int], prompt_tokens: int) -> GreedyMatch:
+    """Compare the engine's greedy tokens with the model's choice after each same history."""
+    chosen = expected[: len(tokens)].argmax(-1)
+    differs = np.flatnonzero(chosen != np.asarray(tokens))
+    if not differs.size:
+        return GreedyMatch(prompt_tokens=prompt_tokens, wanted=len(tokens), matched=len(tokens))
+    first = int(differs[0])
+    margin = float(expected[first, chosen[first]] - expected[first, tokens[first]])
+    return GreedyMatch(prompt_tokens=prompt_tokens, wanted=len(tokens), matched=first, margin=margin)
+
+
+def _reference_logits(reference: PreTrainedModel, tokens: Sequence[int]) -> Floats:
+    with torch.no_grad():
+        logits: Floats = reference(input_ids=torch.tensor([list(tokens)])).logits[0].float().numpy()
+    return logits
+
+
+def _log_softmax(logits: Floats) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def is_finite(parity: Parity) -> bool:
+    """Whether every figure is a number."""
+    return all(map(math.isfinite, (parity.max_error, parity.mean_kl, parity.logit_range)))
