@@ -61,13 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("prompt_tokens", "repeat"):
         if getattr(arguments, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, expected 1 or more")
-    if arguments.new_tokens < 2 + _WARM_UP:
-        raise RequestError(f"--new-tokens: got {arguments.new_tokens}, expected {2 + _WARM_UP} or more")
+    if arguments.new_tokens < 4 + _WARM_UP:
+        raise RequestError(f"--new-tokens: got {arguments.new_tokens}, expected {4 + _WARM_UP} or more")
     results = []
     with load(arguments.engine, arguments.threads, max_batch=max(batches), verify=False) as llm:
         runs = [batch for batch in batches for _ in range(arguments.repeat)]
         threads = arguments.threads or physical_cores()
-        _measure(llm, 1, arguments.prompt_tokens, 2 + _WARM_UP, threads)  # the backend's first run allocates
+        llm.generate([0] * arguments.prompt_tokens, Sampling(max_tokens=2, ignore_eos=True))  # first runs allocate
         measured = [
             _measure(llm, batch, arguments.prompt_tokens, arguments.new_tokens, threads)
             for batch in tqdm(runs, desc="bench", disable=None)

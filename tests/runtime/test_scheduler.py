@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_model import VOCAB, make_llm, reference_logits
+from toy_model import VOCAB, WINDOWS, make_llm, reference_logits
 
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.request import Generation, Scoring
 from enginewright.runtime.sampling import Sampling
 
 
-def _greedy(prompt: Sequence[int], count: int) -> list[int]:
+def _greedy(prompt: Sequence[int], count: int, windows: Sequence[int] = WINDOWS) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(int(reference_logits(tokens).argmax()))
+        tokens.append(int(reference_logits(tokens, windows).argmax()))
     return tokens[len(prompt) :]
 
 
@@ -61,7 +61,7 @@ arrival = st.fixed_dictionaries(
     st.integers(40, 120),
     st.sampled_from([2, 4, 16]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_random_arrivals_match_the_model_without_a_cache(
     arrivals: list[dict[str, Any]], rows: int, step_tokens: int, cache_tokens: int, tile_tokens: int
 ) -> None:
@@ -141,6 +141,18 @@ def test_the_newest_request_is_preempted_and_its_stream_continues() -> None:
     for i, request in enumerate(requests):
         assert tuple(request.generated) == solo.generate([[i + 1] * 8], sampling)[0].token_ids
     solo.close()
+
+
+def test_preempted_requests_come_back_before_newer_ones() -> None:
+    llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
+    requests = [_request(llm, [i + 1] * 8, Sampling(max_tokens=20)) for i in range(5)]
+    for request in requests:
+        llm.engine.scheduler.submit(request)
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        live = [requests.index(request) for request in llm.engine.scheduler.live()]
+        assert live == sorted(live), "oldest first, running or waiting"
+    assert [request.generated for request in requests] == [_greedy([i + 1] * 8, 20, (0, 0, 0, 0)) for i in range(5)]
 
 
 def test_a_row_without_ready_tokens_still_runs() -> None:

@@ -1,0 +1,186 @@
+"""The enginewright command: output, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from enginewright.runtime import artifact, cli
+
+Capture = pytest.CaptureFixture[str]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def chat_engine(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokenizer) -> Path:
+    """A tiny engine with a chat template."""
+    return make_engine(tokenizer=byte_tokenizer, config=json.dumps({"chat_template": TEMPLATE}))
+
+
+def _fails(capsys: Capture, *arguments: str) -> str:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.native
+def test_run_streams_what_generate_returns(capsys: Capture, chat_engine: Path) -> None:
+    command = [
+        "run",
+        str(chat_engine),
+        "--prompt",
+        "the cat",
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "1",
+        "--seed",
+        "5",
+    ]
+    assert cli.main([*command, "--threads", "1"]) == 0
+    streamed = capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert streamed == done["text"] + "\n"
+    assert done["seed"] == 5 and len(done["token_ids"]) <= 12 and done["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.native
+def test_run_sends_chat_messages(capsys: Capture, chat_engine: Path, byte_tokenizer: tokenizers.Tokenizer) -> None:
+    command = ["run", str(chat_engine), "--prompt", "hi", "--max-tokens", "2", "--json"]
+    for options, text in ((["--chat"], "<user>hi"), (["--system", "be"], "<system>be<user>hi")):
+        assert cli.main([*command, *options]) == 0
+        assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(byte_tokenizer.encode(text).ids)
+
+
+@pytest.mark.native
+def test_bench_measures(capsys: Capture, tiny_engine: Path) -> None:
+    command = [
+        "bench",
+        str(tiny_engine),
+        "--prompt-tokens",
+        "9",
+        "--new-tokens",
+        "12",
+        "--batch",
+        "1,3",
+        "--repeat",
+        "1",
+    ]
+    assert cli.main([*command, "--json", "--threads", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "", "quiet when not a terminal"
+    one, three = json.loads(captured.out)
+    assert (one["batch"], three["batch"]) == (1, 3)
+    assert all(value > 0 for result in (one, three) for value in result.values())
+    assert cli.main(command) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
+    assert cli.main(["inspect", str(tiny_engine)]) == 0
+    text = capsys.readouterr().out
+    assert "PagedAttention version 1" in text and "256 bytes per token" in text and "1 windowed layers" in text
+    assert cli.main(["inspect", str(tiny_engine), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    files = {file.path: file.size for file in artifact.load(tiny_engine).files()}
+    assert described["files"] == files and described["total_bytes"] == sum(files.values())
+    assert described["cache"]["tokens_per_gib"] == 2**30 // 256
+
+
+def test_help_names_every_command(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["run", "inspect", "bench"])
+def test_every_command_has_help(capsys: Capture, name: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "DIR" in capsys.readouterr().out
+
+
+def test_errors_go_to_stderr_with_exit_code_2(capsys: Capture, tiny_engine: Path, tmp_path: Path) -> None:
+    assert "got no manifest.json" in _fails(capsys, "run", str(tmp_path), "--prompt", "x")
+    assert "got no manifest.json" in _fails(capsys, "inspect", str(tmp_path / "nothing"))
+    run = ["run", str(tiny_engine), "--prompt", "x"]
+    assert "Sampling.top_p: got 3.0" in _fails(capsys, *run, "--top-p", "3")
+    assert "Sampling.max_tokens: got 5000" in _fails(capsys, *run, "--max-tokens", "5000")
+    assert "no chat template" in _fails(capsys, *run, "--chat")
+    assert "prompt: got no tokens" in _fails(capsys, "run", str(tiny_engine), "--prompt", "")
+    bench = ["bench", str(tiny_engine)]
+    assert "--batch: got '1,x'" in _fails(capsys, *bench, "--batch", "1,x")
+    assert "--repeat: got 0" in _fails(capsys, *bench, "--repeat", "0")
+    assert "--new-tokens: got 1" in _fails(capsys, *bench, "--new-tokens", "1")
+    assert "max_batch: got 99" in _fails(capsys, *bench, "--batch", "99")
+
+
+def test_a_damaged_engine_is_refused(capsys: Capture, make_engine: Callable[..., Path]) -> None:
+    root = make_engine()
+    graph = root / "graphs/decoder.onnx"
+    data = bytearray(graph.read_bytes())
+    data[100] ^= 1
+    graph.write_bytes(data)
+    assert "content differs" in _fails(capsys, "run", str(root), "--prompt", "x")
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    assert "upgrade enginewright" in _fails(capsys, "inspect", str(root))
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["run"], ["run", "DIR", "--prompt", "x", "--unknown"]])
+def test_a_wrong_command_line_exits_with_2(capsys: Capture, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: enginewright" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text("import no_such_package_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "build", ("needy", "needs more"))
+    assert "'no_such_package_anywhere'" in (message := _fails(capsys, "build"))
+    assert "pip install 'enginewright[build]'" in message
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)])
+def test_other_ends(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("enginewright.runtime.inspect_command.run", fail)
+    assert cli.main(["inspect", str(tmp_path)]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_quietly(tiny_engine: Path) -> None:
+    root = Path(cli.__file__).parents[1]
+    code = (
+        "import sys, types, importlib.util\n"
+        "if importlib.util.find_spec('enginewright') is None:\n"
+        "    package = types.ModuleType('enginewright')\n"
+        f"    package.__path__ = [{str(root)!r}]\n"
+        "    sys.modules['enginewright'] = package\n"
+        "from enginewright.runtime.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", code, "inspect", str(tiny_engine)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

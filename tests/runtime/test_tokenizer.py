@@ -1,0 +1,158 @@
+"""Tokenizer files and chat templates, the good and the broken ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Cache, Limits, Manifest, Model
+from enginewright.runtime.chat_template import ChatTemplate
+from enginewright.runtime.errors import ArtifactError, RequestError
+from enginewright.runtime.tokenizer import Tokenizer
+
+CHATML = """{%- for message in messages %}
+    {{- '<' + message.role + '>' + message.content + eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<assistant>' }}
+{%- endif %}
+"""
+MESSAGES = [{"role": "user", "content": "the cat"}]
+Open = Callable[..., Tokenizer | None]
+
+
+@pytest.fixture
+def open_files(tmp_path: Path, byte_tokenizer: tokenizers.Tokenizer) -> Open:
+    """Opens a tokenizer folder: tokenizer.json and what `files` adds or, with None, takes away."""
+
+    def build(**files: str | None) -> Tokenizer | None:
+        folder = tmp_path / "tokenizer"
+        folder.mkdir()
+        contents = {"tokenizer.json": byte_tokenizer.to_str()}
+        contents |= {name.replace("__", "."): text for name, text in files.items()}
+        for name, text in contents.items():
+            if text is not None:
+                (folder / name).write_text(text, encoding="utf-8")
+        manifest = Manifest(
+            name="t",
+            created_by="t",
+            model=Model(family="t", vocab_size=1, hidden_size=1, max_positions=1, parameters=1),
+            limits=Limits(max_batch=1, max_context=1),
+            cache=Cache(kind="paged", tile_tokens=128, kv_bits=16, layers=()),
+            graphs={},
+            tokenizer=tuple(artifact.describe_file(tmp_path, path) for path in sorted(folder.iterdir())),
+        )
+        return Tokenizer.load(tmp_path, manifest)
+
+    return build
+
+
+def _config(**values: object) -> str:
+    return json.dumps({"eos_token": {"content": "</s>", "special": True}, "bos_token": "<s>", **values})
+
+
+def test_an_engine_may_have_no_tokenizer(open_files: Open) -> None:
+    assert open_files(tokenizer__json=None) is None
+
+
+def test_text_survives_the_round_trip(open_files: Open) -> None:
+    tokenizer = open_files()
+    assert tokenizer is not None
+    text = "the cat 🙂 世界 </s>"
+    assert tokenizer.decode(tokenizer.encode(text)) == "the cat 🙂 世界 "
+    with pytest.raises(RequestError, match="no chat template"):
+        tokenizer.chat(MESSAGES, {})
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config__json": _config(chat_template=CHATML)},
+        {"tokenizer_config__json": _config(), "chat_template__jinja": CHATML},
+        {"tokenizer_config__json": _config(chat_template="wrong"), "chat_template__jinja": CHATML},
+        {
+            "tokenizer_config__json": _config(
+                chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
+            )
+        },
+    ],
+    ids=["config", "file", "file wins", "named"],
+)
+def test_the_template_is_found_wherever_it_is(open_files: Open, files: dict[str, str]) -> None:
+    tokenizer = open_files(**files)
+    assert tokenizer is not None
+    assert tokenizer.render(MESSAGES, {}) == "<user>the cat</s><assistant>"
+    assert tokenizer.render(MESSAGES, {"add_generation_prompt": False}) == "<user>the cat</s>"
+    ids = tokenizer.chat(MESSAGES, {})
+    assert ids.count(0) == 1 and tokenizer.decode(ids) == "<user>the cat<assistant>"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer__json": "{"}, "tokenizer.json: cannot be read"),
+        ({"tokenizer__json": None, "tokenizer_config__json": "{}"}, "expected a tokenizer.json"),
+        ({"tokenizer_config__json": "{"}, "tokenizer_config.json: not valid JSON"),
+        ({"tokenizer_config__json": "[]"}, "tokenizer_config.json: got list"),
+    ],
+)
+def test_a_broken_file_is_named(open_files: Open, files: dict[str, str | None], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        open_files(**files)
+
+
+def _render(source: str, messages: list[dict[str, object]] | None = None, **variables: object) -> str:
+    template = ChatTemplate(source, {"bos_token": "<s>"}, where="tokenizer/chat_template.jinja")
+    return template.render(MESSAGES if messages is None else messages, variables)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ bos_token }}{{ messages[0]['content'] }}", "<s>the cat"),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        ("a{% generation %}{{ messages[0].role }}{% endgeneration %}b", "auserb"),
+        ("{% if x is defined %}{{ x }}{% else %}none{% endif %}", "none"),
+        ("  {% if true %}\nline\n  {% endif %}\nend", "line\nend"),
+        ("{% set ns = namespace(n=0) %}{% set ns.n = 5 %}{{ ns.n }}", "5"),
+    ],
+)
+def test_templates_find_what_they_are_written_for(source: str, expected: str) -> None:
+    assert _render(source) == expected
+
+
+def test_templates_know_the_date_and_the_callers_variables() -> None:
+    assert _render("{{ strftime_now('%Y') }}") in {str(datetime.now().year), str(datetime.now().year - 1)}
+    assert _render("{{ enable_thinking }}", enable_thinking=False) == "False"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ messages[7].content }}", "UndefinedError"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ missing.field }}", "UndefinedError"),
+    ],
+)
+def test_a_failing_template_is_a_request_error(source: str, message: str) -> None:
+    with pytest.raises(RequestError, match=rf"chat_template.jinja: .*{message}"):
+        _render(source)
+
+
+@pytest.mark.parametrize("messages", [[], ["hello"], [{"content": "x"}], [{"role": 3}]])
+def test_malformed_messages_are_refused(messages: list[dict[str, object]]) -> None:
+    with pytest.raises(RequestError, match="chat: "):
+        _render("x", messages)
