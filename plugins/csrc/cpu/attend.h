@@ -25,8 +25,7 @@ struct Span {
   std::int64_t low, high;
 };
 
-inline Span visible(const AttentionArgs& a, const AttentionTask& task, std::int64_t lane) {
-  std::int64_t index = a.held(task.row, task.head) + task.query_begin + lane / a.group();
+inline Span visible(const AttentionArgs& a, std::int64_t index) {
   return {a.window > 0 ? larger(0, index + 1 - a.window) : 0, index + 1};
 }
 
@@ -36,13 +35,14 @@ inline void pack_queries(const AttentionArgs& a, const AttentionTask& task, cons
   const float factor = a.softcap > 0.0f ? a.scale / a.softcap : a.scale;
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const int size = blocks.size(block);
-    float* to = packed + blocks.begin(block) * a.head_dim;
+    const float* from[kMaxLanes];
     for (int r = 0; r < size; ++r) {
-      std::int64_t lane = blocks.begin(block) + r;
-      const float* q =
-          a.query + ((first + lane / group) * a.query_heads + task.head * group + lane % group) * a.head_dim;
-      for (std::int64_t d = 0; d < a.head_dim; ++d) to[d * size + r] = q[d] * factor;
+      const std::int64_t lane = blocks.begin(block) + r;
+      from[r] = a.query + ((first + lane / group) * a.query_heads + task.head * group + lane % group) * a.head_dim;
     }
+    float* to = packed + blocks.begin(block) * a.head_dim;
+    for (std::int64_t d = 0; d < a.head_dim; ++d)
+      for (int r = 0; r < size; ++r) *to++ = from[r][d] * factor;
   }
 }
 
@@ -64,25 +64,28 @@ inline const Elem* tile_at(const AttentionArgs& a, const AttentionTask& task, st
 
 // All lanes of a task against one tile whose first token has cache index `base`.
 template <class Elem>
-void attend_tile(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks,
-                 const TileView<Elem>& tile, std::int64_t base, const TaskScratch& scratch, const Partial& out) {
+void attend_tile(const AttentionArgs& a, const LaneBlocks& blocks, const TileView<Elem>& tile, std::int64_t base,
+                 const TaskScratch& scratch, const Partial& out) {
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t lane = blocks.begin(block);
     const int size = blocks.size(block);
-    const int low = static_cast<int>(larger(visible(a, task, lane).low - base, 0));
-    const int high = static_cast<int>(smaller(visible(a, task, lane + size - 1).high - base, kTileTokens));
+    const int low = static_cast<int>(larger(visible(a, scratch.indices[lane]).low - base, 0));
+    const int high = static_cast<int>(smaller(visible(a, scratch.indices[lane + size - 1]).high - base, kTileTokens));
     if (low >= high) continue;
     const TileKernels<Elem> kernels = tile_kernels<Elem>(size);
     int begin = low, end = high;
     kernels.score(scratch.queries + lane * a.head_dim, tile.keys, a.head_dim, &begin, &end, scratch.scores,
                   tile.next_keys);
-    for (int r = 0; r < size; ++r) {
-      const Span seen = visible(a, task, lane + r);
-      update_lane(scratch.scores + r * kTileTokens, begin, end,
-                  static_cast<int>(smaller(larger(seen.low - base, begin), end)),
-                  static_cast<int>(smaller(larger(seen.high - base, 0), end)), a.softcap, out.maxima() + lane + r,
-                  out.denominators() + lane + r, out.sums(lane + r), out.value_stride);
+    float tops[kMaxLanes];
+    for (int r = 0; r < size; ++r) {  // a loop of its own: the horizontal maxima of several lanes overlap
+      const Span seen = visible(a, scratch.indices[lane + r]);
+      tops[r] = cap_and_mask(scratch.scores + r * kTileTokens, begin, end,
+                             static_cast<int>(smaller(larger(seen.low - base, begin), end)),
+                             static_cast<int>(smaller(larger(seen.high - base, 0), end)), a.softcap);
     }
+    for (int r = 0; r < size; ++r)
+      update_lane(scratch.scores + r * kTileTokens, begin, end, tops[r], out.maxima() + lane + r,
+                  out.denominators() + lane + r, out.sums(lane + r), out.value_stride);
     kernels.weigh(scratch.scores, tile.values, a.value_dim, low, high, out.sums(lane), out.value_stride,
                   tile.next_values);
   }
@@ -96,15 +99,18 @@ inline void clear(const Partial& out) {
   }
 }
 
-// Read the tiles as they are stored.
+// Read the tiles as they are stored, and have the next one fetched meanwhile.
 template <class Elem>
-void attend_stored(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch, const Partial& out) {
+void attend_stored(const AttentionArgs& a, const AttentionTask& task, const AttentionTask* following,
+                   const TaskScratch& scratch, const Partial& out) {
   const LaneBlocks blocks(out.lanes);
   const std::int64_t keys = kTileTokens * a.head_dim;
   for (std::int64_t tile = task.tile_begin; tile < task.tile_end; ++tile) {
     const Elem* here = tile_at<Elem>(a, task, tile);
-    const Elem* next = tile + 1 < task.tile_end ? tile_at<Elem>(a, task, tile + 1) : here;
-    attend_tile<Elem>(a, task, blocks, {here, here + keys, next, next + keys}, tile * kTileTokens, scratch, out);
+    const Elem* next = tile + 1 < task.tile_end ? tile_at<Elem>(a, task, tile + 1)
+                       : following              ? tile_at<Elem>(a, *following, following->tile_begin)
+                                                : here;
+    attend_tile<Elem>(a, blocks, {here, here + keys, next, next + keys}, tile * kTileTokens, scratch, out);
   }
 }
 
@@ -117,18 +123,21 @@ inline void attend_widened(const AttentionArgs& a, const AttentionTask& task, co
     const Half* here = tile_at<Half>(a, task, tile);
     widen_all(here, scratch.keys, keys);
     widen_all(here + keys, scratch.values, kTileTokens * a.value_dim);
-    attend_tile<float>(a, task, blocks, {scratch.keys, scratch.values, scratch.keys, scratch.values},
-                       tile * kTileTokens, scratch, out);
+    attend_tile<float>(a, blocks, {scratch.keys, scratch.values, scratch.keys, scratch.values}, tile * kTileTokens,
+                       scratch, out);
   }
 }
 
-inline void attend(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch, const Partial& out) {
+inline void attend(const AttentionArgs& a, const AttentionTask& task, const AttentionTask* following,
+                   const TaskScratch& scratch, const Partial& out) {
   clear(out);
+  for (std::int64_t lane = 0; lane < out.lanes; ++lane)
+    scratch.indices[lane] = a.held(task.row, task.head) + task.query_begin + lane / a.group();
   pack_queries(a, task, LaneBlocks(out.lanes), scratch.queries);
   if (a.kv_bits == 32)
-    attend_stored<float>(a, task, scratch, out);
+    attend_stored<float>(a, task, following, scratch, out);
   else if (out.lanes <= kFusedLanes)
-    attend_stored<Half>(a, task, scratch, out);
+    attend_stored<Half>(a, task, following, scratch, out);
   else
     attend_widened(a, task, scratch, out);
 }

@@ -10,7 +10,7 @@
 namespace ew {
 
 constexpr std::int64_t kTaskLanes = 128;  // lanes that share one conversion of a tile; their sums stay in L2
-constexpr std::int64_t kChunkTiles = 4;   // tiles of one part of a split context
+constexpr std::int64_t kChunkTiles = 8;   // tiles of one part of a split context
 
 // `parts` tasks whose partial results, one after another from float `first` on, make one result.
 struct Join {

@@ -55,10 +55,11 @@ struct Partial {
 
 // What one thread needs while it runs a task.
 struct TaskScratch {
-  float* queries;  // lanes x head_dim, packed per lane block
-  float* scores;   // kMaxLanesPerBlock x kTileTokens
-  float* keys;     // a tile's keys as float, same layout
-  float* values;   // a tile's values as float
+  float* queries;         // lanes x head_dim, packed per lane block
+  float* scores;          // kMaxLanesPerBlock x kTileTokens
+  float* keys;            // a tile's keys as float, same layout
+  float* values;          // a tile's values as float
+  std::int64_t* indices;  // each lane's cache index
 };
 
 constexpr int kMaxLanesPerBlock = 8;
@@ -69,7 +70,9 @@ struct Kernels {
   // Write the keys and values of the row's new tokens [begin, begin + count) of one KV head into their tiles.
   void (*write_tokens)(const AttentionArgs&, std::int64_t row, std::int64_t head, std::int64_t begin,
                        std::int64_t count);
-  void (*attend)(const AttentionArgs&, const AttentionTask&, const TaskScratch&, const Partial&);
+  // `following`: the task this thread most likely runs next, whose first tile is fetched ahead; or null.
+  void (*attend)(const AttentionArgs&, const AttentionTask&, const AttentionTask* following, const TaskScratch&,
+                 const Partial&);
   // Join `count` partials (laid out one after another from `first`) in order, and write the row's output.
   void (*merge)(const AttentionArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
   // Index and value of the largest element; the lowest index wins ties, NaN counts as -inf.

@@ -51,13 +51,18 @@ struct ThreadMemory {
   float* result;  // the partial of a task that is alone
 
   ThreadMemory(FloatBuffer& buffer, const AttentionArgs& args, std::int64_t lanes) {
-    const std::int64_t sizes[] = {lanes * args.head_dim, kMaxLanesPerBlock * kTileTokens, kTileTokens * args.head_dim,
-                                  kTileTokens * args.value_dim, lanes * (value_stride(args.value_dim) + 2)};
-    std::int64_t offsets[6] = {0};
-    for (int i = 0; i < 5; ++i) offsets[i + 1] = offsets[i] + (sizes[i] + 15) / 16 * 16;
-    float* base = buffer.reserve(static_cast<std::size_t>(offsets[5]));
-    scratch = {base + offsets[0], base + offsets[1], base + offsets[2], base + offsets[3]};
-    result = base + offsets[4];
+    const std::int64_t sizes[] = {lanes * args.head_dim,
+                                  kMaxLanesPerBlock * kTileTokens,
+                                  kTileTokens * args.head_dim,
+                                  kTileTokens * args.value_dim,
+                                  2 * lanes,
+                                  lanes * (value_stride(args.value_dim) + 2)};
+    std::int64_t offsets[7] = {0};
+    for (int i = 0; i < 6; ++i) offsets[i + 1] = offsets[i] + (sizes[i] + 15) / 16 * 16;
+    float* base = buffer.reserve(static_cast<std::size_t>(offsets[6]));
+    scratch = {base + offsets[0], base + offsets[1], base + offsets[2], base + offsets[3],
+               reinterpret_cast<std::int64_t*>(base + offsets[4])};
+    result = base + offsets[5];
   }
 };
 
@@ -82,16 +87,18 @@ void write_new_tokens(const AttentionArgs& args, const Kernels& kernels, const P
 
 void run_task(const AttentionArgs& args, const Kernels& kernels, Workspace& work, std::size_t i) {
   const AttentionTask& task = work.plan.tasks[i];
+  // hosts hand out neighbours to one thread; a wrong guess costs a tile's worth of reads
+  const AttentionTask* following = i + 1 < work.plan.tasks.size() ? &work.plan.tasks[i + 1] : nullptr;
   const Pool<FloatBuffer>::Loan buffer(thread_buffers());
   const ThreadMemory memory(*buffer, args, work.plan.max_lanes);
   Partial out = {memory.result, task.query_count * args.group(), value_stride(args.value_dim)};
   if (task.join < 0) {
-    kernels.attend(args, task, memory.scratch, out);
+    kernels.attend(args, task, following, memory.scratch, out);
     kernels.merge(args, task, out, 1);
     return;
   }
   out.data = work.parts.reserve(0) + task.part;
-  kernels.attend(args, task, memory.scratch, out);
+  kernels.attend(args, task, following, memory.scratch, out);
   // whoever finishes last joins; acquire and release make every part visible to it
   if (work.open[static_cast<std::size_t>(task.join)].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const Join& join = work.plan.joins[static_cast<std::size_t>(task.join)];

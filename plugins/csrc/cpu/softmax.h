@@ -37,11 +37,10 @@ inline void multiply(float* x, std::int64_t size, float factor) {  // size: a mu
   for (std::int64_t i = 0; i < size; i += kWidth) store(x + i, load(x + i) * f);
 }
 
-// Turn the lane's scores of a tile into weights, and bring what the lane has summed so far to the new maximum.
-// Tokens [begin, end) have scores; the lane sees [low, high) of them.
-inline void update_lane(float* scores, int begin, int end, int low, int high, float softcap, float* maximum,
-                        float* denominator, float* sums, std::int64_t stride) {
-  float top = cap_and_mask(scores, begin, end, low, high, softcap);
+// Turn the lane's scores of a tile, of which `top` is the largest, into weights, and bring what the lane has summed so
+// far to the new maximum.
+inline void update_lane(float* scores, int begin, int end, float top, float* maximum, float* denominator, float* sums,
+                        std::int64_t stride) {
   if (top <= *maximum || top == kMasked) {
     // -inf - -inf is NaN: a lane that has seen nothing yet subtracts 0 and gets zeros
     *denominator += weights_from_scores(scores, begin, end, *maximum == kMasked ? 0.0f : *maximum);

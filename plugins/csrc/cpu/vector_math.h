@@ -4,11 +4,11 @@
 namespace ew {
 namespace {
 
-// e^x, relative error about 1e-7; below -87.3 (where floats turn subnormal) exactly 0. NaN stays NaN.
+// e^x for x <= 88, relative error about 1e-7; below -87.3 (where floats turn subnormal) exactly 0. NaN stays NaN.
 // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 is split so that n ln 2 is subtracted without loss.
 inline Vec exp(Vec x) {
   const Vec lowest = splat(-87.3f);
-  Vec clamped = min(splat(88.3f), max(lowest, x));
+  Vec clamped = max(lowest, x);
   Vec n = round_even(clamped * splat(1.442695041f));
   Vec r = fma(n, splat(-0.693359375f), clamped);
   r = fma(n, splat(2.12194440e-4f), r);
@@ -37,7 +37,7 @@ inline Vec tanh(Vec x) {
   p = fma(p, z, splat(0.13331491f));
   p = fma(p, z, splat(-0.33333284f));
   Vec near = fma(p * z, x, x);
-  Vec far = splat(1.0f) - splat(2.0f) / (exp(magnitude + magnitude) + splat(1.0f));
+  Vec far = splat(1.0f) - splat(2.0f) / (exp(min(splat(80.0f), magnitude + magnitude)) + splat(1.0f));
   far = where_less(x, splat(0.0f), splat(0.0f) - far, far);
   return where_less(magnitude, splat(0.625f), near, far);
 }
