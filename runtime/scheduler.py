@@ -48,6 +48,7 @@ class Scheduler:
         self._count: Ints = np.zeros(capacity.rows, np.int64)
         self._slots: list[Request | None] = [None] * capacity.rows
         self._steady: Step | None = None  # the last step, when the next one differs from it in ids and positions alone
+        self._spare = 0  # how many steps like it need no further tile
 
     @property
     def is_idle(self) -> bool:
@@ -72,7 +73,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """Return the next step; its tokens have their tiles."""
         self._admit()
-        if self._steady is not None and self._tables.grow(self._steady.share):
+        if self._steady is not None and (self._spare or self._tables.grow(self._steady.share)):
             return self._repeat(self._steady)
         share = self._divide()
         while not self._tables.grow(share):
@@ -146,14 +147,17 @@ class Scheduler:
         packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted)
         step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored)
         self._steady = step if len(rows) == len(sampled) == len(self.running) else None
+        self._spare = 0
         return step
 
     def _repeat(self, last: Step) -> Step:
         """Return the step after `last` when the same rows decode one token each; most steps are such."""
-        positions = self._tables.held[last.slots]
+        self._spare = (self._spare or self._tables.spare(last.slots)) - 1
+        positions = last.packed.position_ids + 1
         ids = self._tokens[last.slots, positions]
         packed = PackedStep(ids, positions, last.packed.query_starts, last.packed.sample_rows)
-        return Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored)
+        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored)
+        return self._steady
 
     def _preempt(self, request: Request) -> None:
         """Take slot and tiles away; `request` comes back first and recomputes prompt and generated tokens."""

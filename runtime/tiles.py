@@ -72,6 +72,8 @@ class TileTables:
         self.held: Ints = np.zeros(capacity.rows, np.int64)
         self.kv_lens = np.zeros((layers, capacity.rows, heads), np.int32)
         self.tile_table = np.zeros((layers, capacity.rows, heads, -(-capacity.context // cache.tile_tokens)), np.int32)
+        self._share: Ints | None = None
+        self._growth = np.zeros((capacity.rows, heads), np.int32)
         self._room: Ints = np.zeros(capacity.rows, np.int64)  # tokens that the row's tiles hold
         self._tile_tokens = cache.tile_tokens
         members: dict[tuple[CacheLayer, int], list[int]] = {}
@@ -108,14 +110,21 @@ class TileTables:
         np.maximum(self._room, ends * self._tile_tokens, out=self._room)
         return True
 
+    def spare(self, rows: Ints) -> int:
+        """Return how many tokens each of `rows` can take before one of them needs a tile."""
+        return int((self._room - self.held)[rows].min())
+
     def could_hold(self, lengths: Ints) -> bool:
         """Whether the free tiles would do for every row to reach `lengths[row]` tokens."""
         return all(group.could_hold(lengths) for group in self._groups)
 
     def advance(self, share: Ints) -> None:
         """Count `share[row]` more tokens as held."""
+        if share is not self._share:  # decoding steps bring the same array again and again
+            self._share = share
+            self._growth = np.repeat(share.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
         self.held += share
-        self.kv_lens += share.astype(np.int32)[:, None]
+        self.kv_lens += self._growth
 
     def release(self, row: int) -> None:
         """Free every tile of `row`."""
