@@ -18,7 +18,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -112,7 +112,7 @@ def attention(shape: Shape, layers: int, sets: int, threads: int) -> Callable[[]
     session = ort.InferenceSession(attention_model(layers, shape.dim**-0.5), options, ["CPUExecutionProvider"])
     arrays, pool = attention_inputs(shape, layers, rng)
     shared = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-    bindings = []
+    bindings: list[Any] = []
     for _ in range(sets):
         binding = session.io_binding()
         for layer in range(layers):

@@ -22,7 +22,7 @@ Ints = NDArray[np.int32]
 
 def _views(tiles: NDArray[np.int8], head_dim: int, value_dim: int, kv_bits: int) -> tuple[Floats, Floats]:
     """Keys [N, TILE_TOKENS / 16, head_dim, 16] and values [N, TILE_TOKENS, value_dim] as views of the pool."""
-    elements = tiles.view(np.float16 if kv_bits == 16 else np.float32)
+    elements: Floats = tiles.view(np.float16 if kv_bits == 16 else np.float32)
     split = TILE_TOKENS * head_dim
     keys = elements[:, :split].reshape(-1, TILE_TOKENS // BLOCK_TOKENS, head_dim, BLOCK_TOKENS)
     values = elements[:, split:].reshape(-1, TILE_TOKENS, value_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -64,6 +65,17 @@ def test_a_row_is_bitwise_the_same_alone_and_in_a_batch(name: str, isa: str) -> 
     for row in range(len(case.rows)):
         start, end = arrays["query_starts"][row : row + 2]
         np.testing.assert_array_equal(run(*row_alone(case, arrays, row))[0], together[start:end])
+
+
+def test_one_session_serves_concurrent_calls(isa: str) -> None:
+    case = BY_NAME["mixed"]
+    calls = [make_inputs(case, seed) for seed in range(4)]
+    wanted = [run(case, arrays) for arrays in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for _ in range(5):
+            for got, alone in zip(pool.map(lambda arrays: run(case, arrays), calls), wanted, strict=True):
+                np.testing.assert_array_equal(got[0], alone[0])
+                np.testing.assert_array_equal(got[1], alone[1])
 
 
 def test_rows_may_share_tiles_that_one_of_them_fills(isa: str) -> None:
