@@ -95,9 +95,7 @@ class PackedDecoder(torch.nn.Module):
             logits = self.run_model(input_ids, position_ids, sample_rows)
         return logits, [trace.written[layer] for layer in range(len(tiles))]
 
-    def run_model(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor
-    ) -> torch.Tensor:
+    def run_model(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor) -> torch.Tensor:
         output = self.model(
             input_ids=input_ids[None],
             position_ids=position_ids[None],

@@ -82,7 +82,9 @@ def _applied(manifest: Manifest) -> list[Applied]:
     methods = []
     for record in manifest.applied:
         options = {key: value for key, value in record.items() if key != "name"}
-        methods.append(Applied(record["name"], make_config(find_method(record["name"]).Config, options, record["name"])))
+        methods.append(
+            Applied(record["name"], make_config(find_method(record["name"]).Config, options, record["name"]))
+        )
     return methods
 
 

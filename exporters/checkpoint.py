@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -46,7 +47,8 @@ class Checkpoint:
         stored = self.tensors[name]
         try:
             with safe_open(stored.file, framework="pt") as f:  # opened anew: closing unmaps what was read
-                return f.get_tensor(name).to(torch.float32, copy=True)
+                tensor: torch.Tensor = f.get_tensor(name).to(torch.float32, copy=True)
+                return tensor
         except (SafetensorError, OSError) as e:
             raise ExportError(f"{stored.file}: tensor {name!r} cannot be read ({e}); download the file again") from e
 
@@ -67,7 +69,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     check_supported_raw(raw, path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError) as e:
+    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as e:
         raise ExportError(f"{path / 'config.json'}: transformers cannot read it ({e})") from e
     check_supported(config)
     generation = path / "generation_config.json"

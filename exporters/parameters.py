@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,7 @@ def _convert(
         return {target: read(recipe.sources[0][1])}
     converter = copy.deepcopy(recipe.converter)
     for pattern, name in recipe.sources:
-        converter.add_tensor(target, name, pattern, lambda name=name: read(name))
+        tensor: Any = partial(read, name)  # called by `convert`, so that reading waits until then
+        converter.add_tensor(target, name, pattern, tensor)
     made = converter.convert(target, model=model, config=model.config)
     return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,21 +61,17 @@ class Parity:
 def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
     """Return the checkpoint as transformers runs it, float32, eager attention, with the methods' weights."""
     checkpoint = open_checkpoint(model)
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, attn_implementation="eager", dtype=torch.float32
-        )
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, attn_implementation="eager", dtype=torch.float32
+    )
     if applied:
         weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference))
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
-    return reference.eval()
+    reference.eval()  # type: ignore[no-untyped-call]
+    return reference
 
 
 def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int = 0) -> Parity:

@@ -9,6 +9,7 @@ from enginewright.exporters.capture import Captured
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
 from enginewright.exporters.passes.fuse_standard import FuseStandardOpsPass
 from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPass
+from enginewright.exporters.passes.norm_token_major import NormTokenMajorPass
 from enginewright.exporters.passes.pack_projections import PackProjectionsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
@@ -42,6 +43,7 @@ def rewrite(model: ir.Model) -> None:
     passes: list[ir.passes.PassBase] = [
         FuseStandardOpsPass(),
         GatherSampleRowsPass(),
+        NormTokenMajorPass(),
         RotateTokenMajorPass(),
         TieEmbeddingPass(),
         FoldWeightsPass(),

@@ -34,14 +34,15 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     """
     config._attn_implementation = attention
     with _EmptyOnMeta():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model.eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
         _fix_rotary(module, max_context)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     if missing := [name for name, buffer in buffers.items() if buffer.is_meta]:
         raise UnsupportedError(f"{config.model_type}: the value of buffer {missing[0]!r} is not known without weights")
-    return Skeleton(model=model.to("meta"), buffers=buffers)
+    torch.nn.Module.to(model, "meta")
+    return Skeleton(model=model, buffers=buffers)
 
 
 class _EmptyOnMeta(TorchFunctionMode):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -19,7 +19,7 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
     where, family = path / "config.json", raw.get("model_type")
     if not isinstance(family, str):
         raise ExportError(f"{where}: got no model_type, expected the name of a model family")
-    if family not in CONFIG_MAPPING_NAMES:
+    if family not in CONFIG_MAPPING:
         if "auto_map" in raw:
             raise UnsupportedError(f"{where}: {family!r} needs code from the checkpoint (auto_map), which is never run")
         raise UnsupportedError(f"{where}: model_type {family!r} is unknown to this version of transformers")
@@ -43,5 +43,6 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise UnsupportedError(f"{family}: got {other[0]} layers, expected {' or '.join(sorted(LAYER_TYPES))}")
     if getattr(config, "attention_chunk_size", None):
         raise UnsupportedError(f"{family}: attention in chunks is not supported")
-    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(found, tuple) or not found._supports_attention_backend:
         raise UnsupportedError(f"{family}: its attention cannot be replaced (state-space or its own attention code)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -83,7 +84,7 @@ def to_initializers(graph: ir.Graph) -> None:
             continue
         weight = value.meta.pop(KEY)
         value.const_value = ir.LazyTensor(
-            lambda weight=weight, name=value.name: _tensor(weight, name),
+            partial(_tensor, weight, value.name or ""),
             dtype=weight.dtype,
             shape=ir.Shape(weight.shape),
             name=value.name,
@@ -91,7 +92,7 @@ def to_initializers(graph: ir.Graph) -> None:
         graph.register_initializer(value)
 
 
-def _tensor(weight: Weight, name: str) -> ir.Tensor:
+def _tensor(weight: Weight, name: str) -> ir.Tensor[np.ndarray]:
     values = np.ascontiguousarray(weight.load())
     assert values.shape == weight.shape, f"{name}: got {values.shape}, expected {weight.shape}"
     return ir.Tensor(values, dtype=weight.dtype, shape=ir.Shape(weight.shape), name=name)

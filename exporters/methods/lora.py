@@ -79,7 +79,7 @@ def _read_settings(root: Path) -> dict[str, Any]:
 
 
 def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora; alpha may be set per module by pattern."""
+    """Return alpha / r, or alpha / sqrt(r) with rslora; alpha may be set per module by pattern."""
     alpha = settings.get("lora_alpha", rank)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.search(rf"(.*\.)?({pattern})$", module):

@@ -44,23 +44,29 @@ def _is_static(node: ir.Node) -> bool:
 
 def _fold(graph: ir.Graph, node: ir.Node) -> None:
     model = _single_node_model(node)
-    inputs = [(v.name, weight_of(v)) for v in node.inputs if v is not None and weight_of(v) is not None]
+    inputs = _weights(node)
     for index, output in enumerate(node.outputs):
 
         def load(index: int = index) -> np.ndarray:
-            feeds = {name: weight.load() for name, weight in inputs if weight is not None}
-            result: np.ndarray = ReferenceEvaluator(model).run(None, feeds)[index]
-            return result
+            feeds = {name: weight.load() for name, weight in inputs.items()}
+            results: list[np.ndarray] = ReferenceEvaluator(model).run(None, feeds)  # type: ignore[assignment]
+            return results[index]
 
         assert output.shape is not None and output.dtype is not None and output.name is not None
         weight = Weight(shape=tuple(output.shape.numpy()), dtype=output.dtype, load=load)
-        if node.op_type == "Transpose" and len(weight.shape) == 2 and inputs[0][1] is not None:
-            weight = inputs[0][1].transposed()
-        base = next(name for name, _ in inputs)
+        base = next(iter(inputs))
+        if node.op_type == "Transpose" and len(weight.shape) == 2:
+            weight = inputs[base].transposed()
         suffix = node.op_type.lower() if len(node.outputs) == 1 else f"{node.op_type.lower()}.{index}"
         folded = add_weight(graph, f"{base}.{suffix}", weight)
         output.replace_all_uses_with(folded)
     graph.remove(node, safe=True)
+
+
+def _weights(node: ir.Node) -> dict[str, Weight]:
+    """The weights that `node` reads, by value name."""
+    found = {value.name: weight_of(value) for value in node.inputs if value is not None}
+    return {name: weight for name, weight in found.items() if name is not None and weight is not None}
 
 
 def _single_node_model(node: ir.Node) -> onnx.ModelProto:

@@ -34,8 +34,10 @@ class PackProjectionsPass(ir.passes.InPlacePass):
             projection = _projection(node)
             if projection is not None:
                 groups.setdefault((id(node.inputs[0]), projection.bias is not None), []).append(projection)
-        packed = [_pack(model.graph, group) for group in groups.values() if len(group) > 1]
-        return ir.passes.PassResult(model, modified=bool(packed))
+        siblings = [group for group in groups.values() if len(group) > 1]
+        for group in siblings:
+            _pack(model.graph, group)
+        return ir.passes.PassResult(model, modified=bool(siblings))
 
 
 def _projection(node: ir.Node) -> _Projection | None:
@@ -70,12 +72,12 @@ def _pack(graph: ir.Graph, group: list[_Projection]) -> None:
     )
     old = first.outputs[0]
     for node in nodes:
-        node.outputs[0].dtype = old.dtype
+        node.outputs[0].type = old.type
         if old.shape is not None:
             node.outputs[0].shape = ir.Shape([*old.shape[:-1], sum(p.weight.shape[1] for p in group)])
     graph.insert_before(first, [*nodes, constant, split])
     for projection, output in zip(group, split.outputs, strict=True):
-        output.dtype, output.shape = projection.output.dtype, projection.output.shape
+        output.type, output.shape = projection.output.type, projection.output.shape
         projection.output.replace_all_uses_with(output)
     for projection in group:
         user = projection.output.producer()

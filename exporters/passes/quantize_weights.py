@@ -108,9 +108,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         graph.insert_before(node, [shape, rows])
         _take_place(graph, node, gather)
 
-    def _blocks(
-        self, graph: ir.Graph, source: ir.Value | None, rows: Weight, blocks: dict[str, _Blocks]
-    ) -> _Blocks:
+    def _blocks(self, graph: ir.Graph, source: ir.Value | None, rows: Weight, blocks: dict[str, _Blocks]) -> _Blocks:
         """The quantised values of `rows`, made on first use of `source`."""
         assert source is not None and source.name is not None
         if source.name not in blocks:
@@ -150,7 +148,7 @@ def _output_projection(graph: ir.Graph) -> ir.Node | None:
 
 
 def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    new.outputs[0].dtype, new.outputs[0].shape = old.outputs[0].dtype, old.outputs[0].shape
+    new.outputs[0].type, new.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
     graph.insert_before(old, new)
     old.outputs[0].replace_all_uses_with(new.outputs[0])
     graph.remove(old, safe=True)

@@ -30,13 +30,15 @@ def _rotate(node: ir.Node) -> bool:
     if before is None or not _swaps_heads(before) or not readers or not all(map(_swaps_heads, readers)):
         return False
     source, graph = before.inputs[0], node.graph
-    if source is None or source.shape is None or graph is None or not all(isinstance(d, int) for d in source.shape[2:]):
+    if source is None or source.shape is None or graph is None:
         return False
-    heads, size = int(source.shape[2]), int(source.shape[3])
+    heads, size = source.shape[2], source.shape[3]
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return False
     flat = _flat_source(source, heads * size) or _reshape(graph, node, source, [1, -1, heads * size])
     attributes = {**node.attributes, "num_heads": ir.AttrInt64("num_heads", heads)}
     rotated = ir.Node("", "RotaryEmbedding", [flat, *node.inputs[1:]], attributes.values())
-    rotated.outputs[0].dtype, rotated.outputs[0].shape = source.dtype, flat.shape
+    rotated.outputs[0].type, rotated.outputs[0].shape = source.type, flat.shape
     graph.insert_before(node, rotated)
     restored = _reshape(graph, node, rotated.outputs[0], [1, -1, heads, size])
     for reader in readers:
@@ -62,6 +64,6 @@ def _reshape(graph: ir.Graph, before: ir.Node, value: ir.Value, shape: list[int]
     constant = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(shape, np.int64))})
     node = ir.node("Reshape", [value, constant.outputs[0]])
     dims = [value.shape[1] if d == -1 and value.shape is not None else d for d in shape]
-    node.outputs[0].dtype, node.outputs[0].shape = value.dtype, ir.Shape(dims)
+    node.outputs[0].type, node.outputs[0].shape = value.type, ir.Shape(dims)
     graph.insert_before(before, [constant, node])
     return node.outputs[0]

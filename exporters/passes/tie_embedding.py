@@ -30,14 +30,13 @@ def _tie(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     axis = ir.node("Constant", [], attributes={"value": ir.tensor([0])})
     rows = ir.node("Squeeze", [hidden, axis.outputs[0]])
-    rows.outputs[0].dtype, rows.outputs[0].shape = hidden.dtype, ir.Shape(hidden.shape[1:])
+    rows.outputs[0].type, rows.outputs[0].shape = hidden.type, ir.Shape(hidden.shape[1:])
     product = ir.node("Gemm", [rows.outputs[0], matrix], attributes={"transB": 1})
     old = node.outputs[0]
-    product.outputs[0].dtype = old.dtype
     restored = ir.node("Unsqueeze", [product.outputs[0], axis.outputs[0]])
+    product.outputs[0].type = restored.outputs[0].type = old.type
     if old.shape is not None:
         product.outputs[0].shape, restored.outputs[0].shape = ir.Shape(old.shape[1:]), old.shape
-    restored.outputs[0].dtype = old.dtype
     graph.insert_before(node, [axis, rows, product, restored])
     old.replace_all_uses_with(restored.outputs[0])
     graph.remove(node, safe=True)

@@ -1,0 +1,12 @@
+"""Types of the fixtures in conftest.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from enginewright.exporters.recipe import Recipe
+from enginewright.runtime.artifact import Manifest
+
+CheckpointMaker = Callable[[str], Path]
+EngineMaker = Callable[[Path, Recipe], tuple[Path, Manifest]]
