@@ -142,25 +142,33 @@ inline void attend(const AttentionArgs& a, const AttentionTask& task, const Atte
     attend_widened(a, task, scratch, out);
 }
 
-// Joins partials first, first + 1, ... in that order, whichever thread computed them.
+// Turn each part's maximum for `lane` into its factor on the way to the common maximum; returns the denominator.
+inline float join_factors(const Partial& first, std::int64_t count, std::int64_t lane, const float* sink) {
+  float* maxima = first.maxima() + lane;
+  const float* denominators = first.denominators() + lane;
+  const std::int64_t size = first.floats();
+  float top = sink ? *sink : kMasked;
+  for (std::int64_t i = 0; i < count; ++i) top = maxima[i * size] > top ? maxima[i * size] : top;
+  float total = sink ? exp(*sink - top) : 0.0f;
+  for (std::int64_t i = 0; i < count; ++i) {
+    maxima[i * size] = exp(maxima[i * size] - top);
+    total += denominators[i * size] * maxima[i * size];
+  }
+  return total;
+}
+
+// Joins parts first, first + 1, ... in that order, whichever thread computed them; their maxima are used up.
 inline void merge(const AttentionArgs& a, const AttentionTask& task, const Partial& first, std::int64_t count) {
   const std::int64_t group = a.group(), token = a.starts[task.row] + task.query_begin, size = first.floats();
   for (std::int64_t lane = 0; lane < first.lanes; ++lane) {
     const std::int64_t head = task.head * group + lane % group;
-    float top = a.sinks ? a.sinks[head] : kMasked;
-    for (std::int64_t i = 0; i < count; ++i) {
-      float maximum = first.maxima()[i * size + lane];
-      top = maximum > top ? maximum : top;
-    }
-    float total = a.sinks ? exp(a.sinks[head] - top) : 0.0f;
-    for (std::int64_t i = 0; i < count; ++i)
-      total += first.denominators()[i * size + lane] * exp(first.maxima()[i * size + lane] - top);
+    const Vec total = splat(join_factors(first, count, lane, a.sinks ? a.sinks + head : nullptr));
     float* out = a.output + ((token + lane / group) * a.query_heads + head) * a.value_dim;
     for (std::int64_t col = 0; col < a.value_dim; col += kWidth) {
       Vec x = splat(0.0f);
       for (std::int64_t i = 0; i < count; ++i)
-        x = fma(load(first.sums(lane) + i * size + col), splat(exp(first.maxima()[i * size + lane] - top)), x);
-      store_part(out + col, x / splat(total), static_cast<int>(smaller(kWidth, a.value_dim - col)));
+        x = fma(load(first.sums(lane) + i * size + col), splat(first.maxima()[i * size + lane]), x);
+      store_part(out + col, x / total, static_cast<int>(smaller(kWidth, a.value_dim - col)));
     }
   }
 }

@@ -93,7 +93,7 @@ void score_tile(const float* queries, const Elem* keys, std::int64_t dim, int* b
 template <int R, class Elem>
 void weigh_tile(const float* weights, const Elem* values, std::int64_t dim, int begin, int end, float* sums,
                 std::int64_t sum_stride, const Elem* ahead) {
-  constexpr int C = columns(R);
+  constexpr int C = columns(R) < 4 ? columns(R) : 4;  // a value of 64 is four AVX-512 vectors
   std::int64_t col = 0;
   for (; col + C * kWidth <= dim; col += C * kWidth)
     weigh_step<R, C, false>(weights, values + col, dim, begin, end, sums + col, sum_stride, 0, ahead + col);
