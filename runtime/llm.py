@@ -22,7 +22,7 @@ from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.request import Completion, Generation, Request, Scoring, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles
+from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles, pool_bytes
 from enginewright.runtime.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -63,7 +63,11 @@ def load(
             raise RequestError(f"load: {name}: got {value}, expected 1 or more")
     capacity = plan_capacity(manifest, max_batch=max_batch, cache_tokens=cache_tokens, prefill_chunk=prefill_chunk)
     tables = TileTables(manifest.cache, capacity)
-    session = OrtSession(root, manifest, tables, capacity, threads=threads or physical_cores())
+    try:
+        session = OrtSession(root, manifest, tables, capacity, threads=threads or physical_cores())
+    except MemoryError as e:
+        size = pool_bytes(manifest.cache, capacity.tiles) / 2**30
+        raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
     return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
 
 
@@ -212,11 +216,14 @@ class LLM:
 
     def _check_ids(self, prompt: Sequence[int]) -> NDArray[np.int64]:
         """Return the token ids as an array."""
-        if not len(prompt):
+        try:
+            ids = np.asarray(prompt)
+        except ValueError as e:
+            raise RequestError(f"prompt: got lists of different lengths ({e}), expected one list of token ids") from e
+        if not ids.size:
             raise RequestError("prompt: got no tokens, expected at least one; many models start with their bos token")
-        ids = np.asarray(prompt)
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise RequestError(f"prompt: got {ids.dtype} values of shape {ids.shape}, expected a list of token ids")
+            raise RequestError(f"prompt: got {ids.dtype} values of shape {ids.shape}, expected text or token ids")
         vocab = self.manifest.model.vocab_size
         outside = np.flatnonzero((ids < 0) | (ids >= vocab))
         if len(outside):

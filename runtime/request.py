@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.detokenizer import Detokenizer, StopStrings
-from enginewright.runtime.errors import RequestError
+from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.sampler import Draws, Logprobs
 from enginewright.runtime.sampling import Sampling
 
@@ -125,6 +125,14 @@ class Generation(Request):
 
     def receive(self, token: int, logprobs: Logprobs | None) -> bool:
         """Take the next token; True when it is the last."""
+        if token < 0:
+            self.fail(
+                ArtifactError(
+                    "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or too "
+                    "large for its precision: compare it with its model by `enginewright check`"
+                )
+            )
+            return True
         self.generated.append(token)
         if logprobs is not None:
             self._logprobs.append(logprobs)

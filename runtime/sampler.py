@@ -18,6 +18,8 @@ Doubles = NDArray[np.float64]
 
 _DRAWS = 64
 _BLOCK = 64
+_FEW = 1024
+_COLDEST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +63,37 @@ class Sampled(Protocol):
 
 
 def choose(logits: Floats, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
-    """Return the next token of each row and its log-probabilities where asked for; overwrites `logits`."""
+    """Return the next token of each row and its log-probabilities where asked for; overwrites `logits`.
+
+    A row whose logits are not finite gets -1.
+    """
     if all(request.is_plain_greedy for request in requests):
         return _largest(logits), [None] * len(requests)
-    raw = [
-        _log_softmax(row) if r.sampling.logprobs is not None else None for row, r in zip(logits, requests, strict=True)
-    ]
-    for row, request in zip(logits, requests, strict=True):
+    raw = list(logits)
+    for i, request in enumerate(requests):
         if request.sampling.has_penalties:
-            _penalise(row, request)
+            raw[i] = logits[i].copy()
+            _penalise(logits[i], request)
     tokens = _largest(logits)
-    drawn = [i for i, request in enumerate(requests) if request.sampling.temperature > 0]
-    for i in drawn:
-        tokens[i] = _draw(logits[i], requests[i].sampling, requests[i].draws[len(requests[i].generated)])
+    for i, request in enumerate(requests):
+        if request.sampling.temperature > 0 and tokens[i] >= 0:
+            tokens[i] = _draw(logits[i], request.sampling, request.draws[len(request.generated)])
     logprobs = [
-        None if values is None else _report(values, int(token), request.sampling.logprobs or 0)
-        for values, token, request in zip(raw, tokens, requests, strict=True)
+        None if request.sampling.logprobs is None or token < 0 else _report(row, int(token), request.sampling.logprobs)
+        for row, token, request in zip(raw, tokens, requests, strict=True)
     ]
     return tokens, logprobs
 
 
 def _largest(logits: Floats) -> Ints:
-    """Return each row's most probable token, the lowest id among equals."""
+    """Return each row's most probable token, the lowest id among equals; -1 where it is not finite."""
     try:
-        return argmax_rows(logits)[0]
+        index, value = argmax_rows(logits)
     except LibraryError:
-        index: Ints = logits.argmax(axis=1)
-        return index
+        index, value = logits.argmax(axis=1), logits.max(axis=1)
+    if not np.isfinite(value).all():
+        index = np.where(np.isfinite(value), index, -1)
+    return index
 
 
 def _penalise(row: Floats, request: Sampled) -> None:
@@ -105,81 +111,74 @@ def _penalise(row: Floats, request: Sampled) -> None:
 
 
 def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:
-    """Return the token at `uniform` of the cumulated probabilities that the truncations leave."""
-    if not sampling.top_k and sampling.top_p == 1.0 and not sampling.min_p:
-        return _draw_from_all(row, sampling.temperature, uniform)
-    ids, weights, mass = _candidates(row, sampling)
-    kept = len(ids)
-    if sampling.top_k and sampling.top_k < kept:
-        kept = int(np.searchsorted(-weights, -weights[sampling.top_k - 1], side="right"))  # ties at the edge stay
-    cumulated = np.cumsum(weights[:kept])
-    if sampling.top_p < 1.0:
-        mass = float(cumulated[-1]) if sampling.top_k else mass
-        kept = min(kept, int(np.searchsorted(cumulated, sampling.top_p * mass)) + 1)
-    if sampling.min_p:
-        kept = min(kept, int(np.searchsorted(-weights, -sampling.min_p, side="right")))
-    return int(ids[np.searchsorted(cumulated[: kept - 1], uniform * cumulated[kept - 1], side="right")])
+    """Return the token at `uniform` of the cumulated probabilities that the truncations leave, in order of ids.
+
+    Each truncation is a lowest logit or weight, found without sorting the vocabulary; tokens that equal it stay.
+    """
+    top = row.max()
+    if np.isnan(top):
+        return -1
+    ids = np.flatnonzero(row >= _kth_largest(row, sampling.top_k)) if sampling.top_k else None
+    values = row if ids is None else row[ids]
+    weights: Floats = np.exp((values - top) / np.float32(max(sampling.temperature, _COLDEST)))
+    cut = max(_mass_cut(weights, sampling.top_p) if sampling.top_p < 1.0 else 0.0, sampling.min_p)
+    if cut > 0:
+        kept = np.flatnonzero(weights >= np.float32(cut))
+        weights, ids = weights[kept], kept if ids is None else ids[kept]
+    index = _pick(weights, uniform)
+    return index if ids is None else int(ids[index])
 
 
-def _draw_from_all(row: Floats, temperature: float, uniform: float) -> int:
-    """Return the token at `uniform` of all cumulated probabilities: first the block, then the token in it."""
-    weights = _weights(row, float(row.max()), temperature)
-    edges = np.arange(0, len(row), _BLOCK)
-    cumulated = np.cumsum(np.add.reduceat(weights, edges, dtype=np.float64))
+def _pick(weights: Floats, uniform: float) -> int:
+    """Return the index at `uniform` of the cumulated weights: first the block, then the place in it."""
+    edges = np.arange(0, len(weights), _BLOCK)
+    cumulated = np.cumsum(np.add.reduceat(weights, edges), dtype=np.float64)
     target = uniform * cumulated[-1]
     block = int(np.searchsorted(cumulated[:-1], target, side="right"))
     before = cumulated[block - 1] if block else 0.0
-    inside = before + np.cumsum(weights[edges[block] : edges[block] + _BLOCK], dtype=np.float64)
-    return int(edges[block]) + int(np.searchsorted(inside[:-1], target, side="right"))
+    inside = before + np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    return block * _BLOCK + int(np.searchsorted(inside[:-1], target, side="right"))
 
 
-def _candidates(row: Floats, sampling: Sampling) -> tuple[Ints, Doubles, float]:
-    """Return every token that the truncations can keep, and usually few more, most probable first.
+def _mass_cut(weights: Floats, share: float) -> float:
+    """Return the weight down to which the largest weights reach `share` of their sum; the largest weight is 1.
 
-    With them their weights exp((logit - largest) / temperature), and the weight of the whole vocabulary where top_p acts
-    on it.
+    Narrows the weights among which the edge lies by halving their range of logarithms, then sorts the few left.
     """
-    top, mass, floor = float(row.max()), 0.0, -np.inf
-    if sampling.top_k:
-        floor = _kth_floor(row, sampling.top_k)
-    elif sampling.top_p < 1.0:
-        # tokens rarer than (1 - top_p) / V weigh less than 1 - top_p together, so the others alone reach top_p
-        mass = float(_weights(row, top, sampling.temperature).sum(dtype=np.float64))
-        floor = top + sampling.temperature * float(np.log((1.0 - sampling.top_p) * mass / len(row)))
-    if sampling.min_p:
-        floor = max(floor, top + sampling.temperature * float(np.log(sampling.min_p)))
-    ids = np.flatnonzero(row >= floor - 1e-5 * (1.0 + abs(floor)) if np.isfinite(floor) else row > -np.inf)
-    ids = ids[np.argsort(-row[ids], kind="stable")]
-    return ids, np.exp((row[ids].astype(np.float64) - top) / sampling.temperature), mass
+    target = share * float(weights.sum())
+    low, high, above = (1.0 - share) * float(weights.sum()) / len(weights), 1.0, 0.0
+    around = weights[weights >= np.float32(low)]  # the others weigh less than 1 - share together
+    while len(around) > _FEW and high > low * 1.001:
+        middle = float(np.sqrt(low * high))
+        upper = around[around >= np.float32(middle)]
+        mass = float(upper.sum())
+        if above + mass >= target:
+            around, low = upper, middle
+        else:
+            around, high, above = around[around < np.float32(middle)], middle, above + mass
+    descending = np.sort(around)[::-1]
+    reached = int(np.searchsorted(above + np.cumsum(descending, dtype=np.float64), target))
+    return float(descending[min(reached, len(descending) - 1)]) if len(descending) else low
 
 
-def _weights(row: Floats, top: float, temperature: float) -> Floats:
-    weights: Floats = np.exp((row - np.float32(top)) * np.float32(1.0 / temperature))
-    return weights
-
-
-def _kth_floor(row: Floats, k: int) -> float:
-    """Return a lower bound of the k-th largest value: k blocks have a maximum at least as large."""
-    blocks = len(row) // _BLOCK
+def _kth_largest(row: Floats, k: int) -> float:
+    """Return the k-th largest value: k blocks have a maximum at least as large as the k-th largest of those."""
     if k >= len(row):
         return -np.inf
-    if blocks < k:
-        return float(np.partition(row, len(row) - k)[len(row) - k])
-    maxima = row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-    return float(np.partition(maxima, blocks - k)[blocks - k])
+    blocks = len(row) // _BLOCK
+    if k <= blocks:
+        maxima = row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        row = row[row >= np.partition(maxima, blocks - k)[blocks - k]]
+    return float(np.partition(row, len(row) - k)[len(row) - k])
 
 
-def _log_softmax(row: Floats) -> Floats:
-    top = row.max()
-    values: Floats = row - (top + np.log(np.exp(row - top).sum(dtype=np.float64)).astype(np.float32))
-    return values
-
-
-def _report(values: Floats, token: int, top: int) -> Logprobs:
-    """Return the chosen token's log-probability and the `top` largest ones."""
+def _report(row: Floats, token: int, top: int) -> Logprobs:
+    """Return the log-softmax of `row` at `token` and at the `top` largest values."""
+    largest = float(row.max())
+    total = largest + float(np.log(np.exp(row - np.float32(largest)).sum()))
     pairs: list[tuple[int, float]] = []
     if top:
-        ids = np.flatnonzero(values >= _kth_floor(values, top))
-        ids = ids[np.argsort(-values[ids], kind="stable")][:top]
-        pairs = list(zip(ids.tolist(), values[ids].tolist(), strict=True))
-    return Logprobs(float(values[token]), tuple(pairs))
+        ids = np.flatnonzero(row >= _kth_largest(row, top))
+        ids = ids[np.argsort(-row[ids], kind="stable")][:top]
+        pairs = [(i, float(row[i]) - total) for i in ids.tolist()]
+    return Logprobs(float(row[token]) - total, tuple(pairs))

@@ -47,7 +47,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with the special tokens that the tokenizer adds around it."""
-        return list(self._core.encode(text).ids)
+        return list(self._core.encode(_check_text(text)).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
@@ -59,7 +59,7 @@ class Tokenizer:
         Raises:
             RequestError: there is no template, or it rejects the conversation.
         """
-        text = self.render(messages, variables)
+        text = _check_text(self.render(messages, variables))
         return list(self._core.encode(text, add_special_tokens=False).ids)  # the template writes its own
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -67,6 +67,15 @@ class Tokenizer:
         if self._template is None:
             raise RequestError("chat: the engine's tokenizer has no chat template; pass a plain prompt instead")
         return self._template.render(messages, variables)
+
+
+def _check_text(text: str) -> str:
+    """Return `text`, which can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise RequestError(f"prompt: got {text[e.start]!r} at position {e.start}, expected valid Unicode text") from e
+    return text
 
 
 def _find_template(config: Mapping[str, Any], paths: Mapping[str, Path]) -> ChatTemplate | None:

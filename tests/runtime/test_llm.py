@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy_model import VOCAB, reference_logits
 
-from enginewright.runtime import LLM, Completion, RequestError, Sampling
+from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling
 
 Make = Callable[..., LLM]
 
@@ -184,6 +184,29 @@ def test_a_failing_step_fails_its_requests_alone(make_toy: Make) -> None:
     assert list(llm.generate([4], Sampling(max_tokens=3))[0].token_ids) == _greedy([4], 3)
 
 
+def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> None:
+    llm = make_toy(eos=())
+    run, steps = llm.engine.session.run, []
+
+    def break_first_row(step: object) -> np.ndarray:
+        logits = run(step)
+        logits[0, :] = np.nan if not steps else logits[0, :]
+        steps.append(step)
+        return logits
+
+    llm.engine.session.run = break_first_row
+    for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0, logprobs=1, seed=1)):
+        steps.clear()
+        expected = make_toy(eos=()).generate([2], sampling)[0].token_ids
+        requests = [llm._generation([i], sampling) for i in (1, 2)]
+        llm.engine.submit(*requests)
+        for request in requests:
+            request.done.wait(10)
+        with pytest.raises(ArtifactError, match="not finite"):
+            Handle(llm, requests[0]).result()
+        assert tuple(requests[1].generated) == expected
+
+
 def test_closing_ends_what_runs_and_refuses_more(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=1, context=4096, cache_tokens=4096)
     running, waiting = llm.submit([1]), llm.submit([2])
@@ -202,7 +225,11 @@ def test_closing_ends_what_runs_and_refuses_more(make_toy: Make) -> None:
         ("", None, "prompt: got no tokens"),
         ([1, VOCAB], None, f"token id {VOCAB} at position 1"),
         ([-1], None, "token id -1 at position 0"),
-        ([1.5], None, "expected a list of token ids"),
+        ([1.5], None, "expected text or token ids"),
+        (None, None, "expected text or token ids"),
+        (["the"], None, "expected text or token ids"),
+        ([[1], [2, 3]], None, "expected one list of token ids"),
+        ("\ud800", None, "expected valid Unicode"),
         ([1] * 64, None, "context limit is 64"),
         ([1] * 60, Sampling(max_tokens=5), "max_tokens: got 5 after a prompt of 60"),
         ([1], Sampling(stop_token_ids=[VOCAB]), "stop_token_ids: got token id 290"),
