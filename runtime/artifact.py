@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,16 +211,23 @@ def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         ArtifactError: `output` exists and may not be overwritten, or is not an engine directory.
     """
-    output = Path(output)
+    output = Path(output).resolve()  # a link to an engine stays a link
     check_output(output, overwrite=overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+    missing = [parent for parent in output.parents if not parent.exists()]
     try:
-        stage.chmod(0o755)
-        yield stage
-        _swap(stage, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+        try:
+            stage.chmod(0o755)
+            yield stage
+            _swap(stage, output)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        for parent in missing:  # innermost first
+            with suppress(OSError):  # not made, or another process writes there by now
+                parent.rmdir()
         raise
 
 
@@ -231,7 +238,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise ArtifactError(f"{output}: exists; pass --overwrite to replace it, or choose another --output")
     if not (output / MANIFEST).is_file():
-        raise ArtifactError(f"{output}: exists and is no engine directory, so it is not overwritten; remove it yourself")
+        raise ArtifactError(
+            f"{output}: exists and is no engine directory, so it is not overwritten; remove it yourself"
+        )
 
 
 def _swap(stage: Path, output: Path) -> None:
@@ -240,7 +249,11 @@ def _swap(stage: Path, output: Path) -> None:
         stage.rename(output)
         return
     old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old-"))
-    os.replace(output, old)  # an empty directory may be renamed over
+    try:
+        os.replace(output, old)  # an empty directory may be renamed over
+    except BaseException:
+        old.rmdir()
+        raise
     try:
         os.replace(stage, output)
     except BaseException:
@@ -250,6 +263,10 @@ def _swap(stage: Path, output: Path) -> None:
 
 
 def _check_file(root: Path, file: File, verify: bool) -> None:
+    if "\0" in file.path:
+        raise ArtifactError(
+            f"{root / MANIFEST}: got a file named {file.path!r}, expected a path; build the engine again"
+        )
     path = root / file.path
     if not path.resolve().is_relative_to(root.resolve()):
         raise ArtifactError(f"{path}: named in {MANIFEST} but outside the engine directory; build the engine again")
