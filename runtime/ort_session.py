@@ -156,6 +156,7 @@ def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
         raise UnsupportedError(str(e)) from e
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # one plan per shape, and a ragged batch has a new shape in every other step
     options.log_severity_level = 3
     path = weights = root / graph.files[0].path
     for engine in graph.engines:

@@ -133,6 +133,7 @@ class Generation(Request):
                 )
             )
             return True
+        self.tokens[self.length] = token
         self.generated.append(token)
         if logprobs is not None:
             self._logprobs.append(logprobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.library import LibraryError, argmax_rows
 from enginewright.runtime.sampling import Sampling
 
 Ints = NDArray[np.int64]
@@ -87,13 +87,11 @@ def choose(logits: Floats, requests: Sequence[Sampled]) -> tuple[Ints, list[Logp
 
 def _largest(logits: Floats) -> Ints:
     """Return each row's most probable token, the lowest id among equals; -1 where it is not finite."""
-    try:
-        index, value = argmax_rows(logits)
-    except LibraryError:
-        index, value = logits.argmax(axis=1), logits.max(axis=1)
-    if not np.isfinite(value).all():
-        index = np.where(np.isfinite(value), index, -1)
-    return index
+    tokens: Ints = logits.argmax(axis=1)
+    for row, token in enumerate(tokens.tolist()):
+        if not math.isfinite(logits.item(row, token)):
+            tokens[row] = -1
+    return tokens
 
 
 def _penalise(row: Floats, request: Sampled) -> None:

@@ -48,6 +48,7 @@ class Scheduler:
         self._count: Ints = np.zeros(capacity.rows, np.int64)
         self._slots: list[Request | None] = [None] * capacity.rows
         self._steady: Step | None = None  # the last step, when the next one differs from it in ids and positions alone
+        self._latest: Ints = np.zeros(0, np.int64)  # its tokens
         self._spare = 0  # how many steps like it need no further tile
 
     @property
@@ -84,10 +85,10 @@ class Scheduler:
         return self._pack(share)
 
     def commit(self, step: Step, tokens: Ints) -> None:
-        """Count the step's tokens as held and append the next token of each sampled row."""
+        """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
         self._tables.advance(step.share)
-        self._tokens[step.slots, self._count[step.slots]] = tokens
         self._count += step.ready
+        self._latest = tokens
 
     def _admit(self) -> None:
         """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
@@ -154,8 +155,7 @@ class Scheduler:
         """Return the step after `last` when the same rows decode one token each; most steps are such."""
         self._spare = (self._spare or self._tables.spare(last.slots)) - 1
         positions = last.packed.position_ids + 1
-        ids = self._tokens[last.slots, positions]
-        packed = PackedStep(ids, positions, last.packed.query_starts, last.packed.sample_rows)
+        packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
         self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored)
         return self._steady
 
