@@ -129,7 +129,7 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / INDEX
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
         files = [path / name for name in sorted(set(shards.values()))]
     else:

@@ -42,7 +42,7 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
     weights: dict[str, Weight] = {}
     for target, recipe in _match(checkpoint, model, parameters).items():
         weights.update(_weights(checkpoint, model, target, recipe, parameters))
-    by_identity = {id(parameters[name]): weight for name, weight in weights.items()}
+    by_identity = _share_tied(checkpoint, weights, parameters)
     for name, parameter in parameters.items():
         tied = by_identity.get(id(parameter))
         if name not in weights and tied is None:
@@ -53,6 +53,24 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
         if name not in weights and tied is not None:
             weights[name] = tied
     return weights
+
+
+def _share_tied(
+    checkpoint: Checkpoint, weights: dict[str, Weight], parameters: dict[str, torch.nn.Parameter]
+) -> dict[int, Weight]:
+    """Give the names of one parameter one weight, and return it by the parameter's id; their tensors must be equal."""
+    first: dict[int, str] = {}
+    for name in weights:
+        owner = first.setdefault(id(parameters[name]), name)
+        if owner == name:
+            continue
+        if not np.array_equal(weights[owner].load(), weights[name].load()):
+            raise ExportError(
+                f"{checkpoint.path}: {owner!r} and {name!r} differ in the checkpoint, but config.json ties them; "
+                'set "tie_word_embeddings": false in it'
+            )
+        weights[name] = weights[owner]
+    return {identity: weights[name] for identity, name in first.items()}
 
 
 def _match(

@@ -23,7 +23,9 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
         if "auto_map" in raw:
             raise UnsupportedError(f"{where}: {family!r} needs code from the checkpoint (auto_map), which is never run")
         raise UnsupportedError(f"{where}: model_type {family!r} is unknown to this version of transformers")
-    if method := (raw.get("quantization_config") or {}).get("quant_method"):
+    if settings := raw.get("quantization_config"):
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        method = method or "quantization_config names no method"
         raise UnsupportedError(f"{where}: weights are quantised ({method}); export the unquantised checkpoint")
 
 

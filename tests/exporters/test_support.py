@@ -1,0 +1,101 @@
+"""Which models are refused before any work, and with what reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from enginewright.exporters.build_command import build
+from enginewright.exporters.capture import capture
+from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.support import check_supported, check_supported_raw
+from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
+
+SUPPORTED = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss"]
+
+REFUSED = {
+    "t5": "t5: an encoder-decoder model; expected a decoder-only",
+    "whisper": "an encoder-decoder model",
+    "mamba": "got linear_attention layers, expected full_attention or sliding_attention",
+    "rwkv": "its attention cannot be replaced .state-space",
+    "bloom": "its attention cannot be replaced .*its own attention code",
+    "deepseek_v3": "latent attention .MLA. keeps no keys and values per head",
+    "qwen3_next": "got linear_attention layers",
+    "jamba": "got linear_attention layers",
+    "falcon_h1": "got hybrid layers",
+    "llama4_text": "got chunked_attention layers",
+    "gemma3": "a multimodal model; export its text model as a checkpoint of its own",
+    "qwen2_vl": "a multimodal model",
+    "vit": "no causal language model of this type",
+}
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_every_promised_family_is_taken(family: str) -> None:
+    check_supported_raw({"model_type": family}, Path())
+    check_supported(AutoConfig.for_model(family))
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_refused_families_name_the_reason(family: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"^{family}: .*({REFUSED[family]})|^{REFUSED[family]}"):
+        check_supported(AutoConfig.for_model(family))
+
+
+def test_attention_to_later_tokens_is_found_by_the_hook() -> None:
+    config = AutoConfig.for_model("bert", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=50)
+    with pytest.raises(UnsupportedError, match="bert: layer 0 attends to later tokens; expected a decoder"):
+        capture(config, kv_bits=16, max_context=64)
+
+
+RAW: dict[str, tuple[dict[str, Any], type[EnginewrightError], str]] = {
+    "no model type": ({}, ExportError, r"config.json: got no model_type"),
+    "model type of a wrong type": ({"model_type": 7}, ExportError, r"config.json: got no model_type"),
+    "unknown model type": ({"model_type": "nonesuch"}, UnsupportedError, r"'nonesuch' is unknown to this version of"),
+    "remote code": (
+        {"model_type": "nonesuch", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
+        UnsupportedError,
+        r"'nonesuch' needs code from the checkpoint \(auto_map\), which is never run",
+    ),
+    "quantised": (
+        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        UnsupportedError,
+        r"weights are quantised \(gptq\); export the unquantised checkpoint",
+    ),
+    "quantised by an unnamed method": (
+        {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
+        UnsupportedError,
+        r"weights are quantised .*; export the unquantised checkpoint",
+    ),
+    "quantised beyond recognition": (
+        {"model_type": "llama", "quantization_config": "int4"},
+        UnsupportedError,
+        r"weights are quantised .*; export the unquantised checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_refusals_from_the_raw_config(case: str) -> None:
+    raw, error, message = RAW[case]
+    with pytest.raises(error, match=message):
+        check_supported_raw(raw, Path("model"))
+
+
+def test_remote_code_beside_a_known_family_is_not_run() -> None:
+    check_supported_raw({"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "m.M"}}, Path())
+    check_supported_raw({"model_type": "llama", "quantization_config": None}, Path())
+
+
+@pytest.mark.parametrize("family", ["t5", "mamba", "deepseek_v3", "qwen3_next", "gemma3"])
+def test_a_refused_build_writes_nothing(family: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": family}))  # and no weights: they are never looked at
+    with pytest.raises(UnsupportedError, match=family):
+        build(str(model), tmp_path / "engine", Recipe(), "onnxruntime")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
