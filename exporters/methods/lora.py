@@ -21,7 +21,18 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.weight$")
-CHANGES_RESULT = {"use_dora": False, "lora_bias": False, "bias": "none", "alora_invocation_tokens": None}
+CHANGES_RESULT = {  # key -> the value that leaves W + scaling * B A; null does as well
+    "use_dora": False,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "kasa_config": None,
+    "lora_bias": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+}
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that take B A out of W first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,7 @@ def transform_weights(config: Config, weights: dict[str, Weight]) -> dict[str, W
 
     Raises:
         ExportError: a file is missing or broken, or the adapter does not fit the model.
-        UnsupportedError: a kind of adapter that is more than B A.
+        UnsupportedError: a kind of adapter that is more than B A, or one of a tied weight.
     """
     root = Path(config.path).expanduser()
     settings = _read_settings(root)
@@ -52,18 +63,24 @@ def transform_weights(config: Config, weights: dict[str, Weight]) -> dict[str, W
         if name not in weights:
             raise ExportError(f"{root}: adapts {module!r}, which the model does not have; it is for another model")
         base = weights[name]
-        if base.shape != (b.shape[0], a.shape[1]) or a.shape[0] != b.shape[1]:
+        if tied := [other for other, weight in weights.items() if weight is base and other != name]:
+            raise UnsupportedError(
+                f"{root}: adapts {module!r}, whose weight is tied to {tied[0]!r}: merging would change both, and the "
+                "adapter was trained to change one; untie them in the checkpoint first"
+            )
+        if not _fits(a, b, base.shape):
             raise ExportError(
                 f"{root}: {module!r} got A {list(a.shape)} and B {list(b.shape)}, expected a product of "
                 f"{list(base.shape)}; the adapter is for another model"
             )
         factor = config.weight * _scaling(settings, module, a.shape[0])
         merged[name] = base.derive(base.shape, lambda w, a=a, b=b, f=factor: w + f * (b @ a))  # type: ignore[misc]
-    for name, weight in weights.items():  # a tied parameter follows the one it is tied to
-        owner = next((n for n, w in weights.items() if w is weight and merged[n] is not w), None)
-        if owner is not None:
-            merged[name] = merged[owner]
     return merged
+
+
+def _fits(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether B A has `shape`, with a rank of at least 1."""
+    return a.ndim == b.ndim == 2 and shape == (b.shape[0], a.shape[1]) and a.shape[0] == b.shape[1] > 0
 
 
 def _read_settings(root: Path) -> dict[str, Any]:
@@ -71,8 +88,14 @@ def _read_settings(root: Path) -> dict[str, Any]:
     if settings.get("peft_type") != "LORA":
         raise UnsupportedError(f"{root / CONFIG}: got peft_type {settings.get('peft_type')!r}, expected 'LORA'")
     for key, neutral in CHANGES_RESULT.items():
-        if settings.get(key, neutral) != neutral:
+        if settings.get(key) not in (neutral, None):
             raise UnsupportedError(f"{root / CONFIG}: {key}={settings[key]!r} cannot be merged; expected {neutral!r}")
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise UnsupportedError(
+            f"{root / CONFIG}: init_lora_weights={start!r} changes the base weights as well; convert the adapter to plain "
+            "LoRA (PEFT's path_initial_model_for_weight_conversion) first"
+        )
     if settings.get("modules_to_save") or settings.get("target_parameters"):
         raise UnsupportedError(f"{root / CONFIG}: whole modules or single parameters in an adapter cannot be merged")
     return settings
@@ -80,17 +103,18 @@ def _read_settings(root: Path) -> dict[str, Any]:
 
 def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
     """Return alpha / r, or alpha / sqrt(r) with rslora; alpha may be set per module by pattern."""
-    alpha = settings.get("lora_alpha", rank)
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.search(rf"(.*\.)?({pattern})$", module):
-            alpha = value
+    patterns = settings.get("alpha_pattern") or {}
+    default = settings.get("lora_alpha", 8)  # PEFT's own default
+    alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Module name -> A [r, in] and B [out, r], float32."""
     if not path.is_file():
-        raise ExportError(f"{path}: not found; expected a PEFT adapter saved as safetensors")
+        pickled = path.with_suffix(".bin").is_file()
+        hint = f"; {path.stem}.bin is a pickle, which can run code when read: save the adapter anew" if pickled else ""
+        raise ExportError(f"{path}: not found; expected a PEFT adapter saved as safetensors{hint}")
     sides: dict[str, dict[str, np.ndarray]] = {}
     try:
         with safe_open(path, framework="pt") as f:
@@ -104,6 +128,8 @@ def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 sides.setdefault(match["module"], {})[match["side"]] = tensor
     except SafetensorError as e:
         raise ExportError(f"{path}: not a whole safetensors file ({e})") from e
+    if not sides:
+        raise ExportError(f"{path}: holds no adapter; expected lora_A and lora_B of at least one module")
     for module, found in sides.items():
         if len(found) != 2:
             raise ExportError(f"{path}: {module!r} has lora_{next(iter(found))} alone, expected lora_A and lora_B")
