@@ -64,8 +64,10 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
         x = padded.reshape(len(part), blocks, block_size)
         extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
         scale = extreme / -offset
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-        q = np.clip(np.rint(x * inverse) + offset, 0, 2 * offset - 1).astype(np.uint8)
+        ratio = np.divide(
+            x, scale, out=np.zeros_like(x), where=scale != 0
+        )  # 1 / scale may overflow where x / scale is 8
+        q = np.clip(np.rint(ratio) + offset, 0, 2 * offset - 1).astype(np.uint8)
         codes[begin : begin + step] = q if bits == 8 else q[..., 0::2] | (q[..., 1::2] << 4)
         scales[begin : begin + step] = scale[..., 0]
     return codes, scales

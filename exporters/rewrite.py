@@ -12,6 +12,7 @@ from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPas
 from enginewright.exporters.passes.norm_token_major import NormTokenMajorPass
 from enginewright.exporters.passes.pack_projections import PackProjectionsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
+from enginewright.exporters.passes.simplify import SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
 from enginewright.exporters.weights import KEY, Weight
 from enginewright.runtime.errors import UnsupportedError
@@ -41,14 +42,16 @@ def attach_weights(captured: Captured, weights: dict[str, Weight]) -> None:
 def rewrite(model: ir.Model) -> None:
     """Optimise `model` in place without reading a weight."""
     passes: list[ir.passes.PassBase] = [
+        SimplifyPass(),
         FuseStandardOpsPass(),
+        SimplifyPass(),
         GatherSampleRowsPass(),
         NormTokenMajorPass(),
         RotateTokenMajorPass(),
         TieEmbeddingPass(),
         FoldWeightsPass(),
         PackProjectionsPass(),
-        FuseStandardOpsPass(),  # merges the reshapes that RotateTokenMajorPass leaves
+        SimplifyPass(),  # merges the reshapes that RotateTokenMajorPass leaves
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),
     ]
