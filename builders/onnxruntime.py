@@ -20,6 +20,7 @@ from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.host import compute_name
+from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 BACKEND = "onnxruntime"
 
@@ -96,7 +97,7 @@ def _optimize(model: ir.Model) -> ir.Model:
         options.optimized_model_filepath = str(after)
         try:
             ort.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime's errors share no base class of their own
+        except LOAD_ERRORS as e:
             raise BuildError(f"onnxruntime {ort.__version__} does not take the graph ({e})") from e
         optimized = ir.load(after)
     common.RemoveUnusedNodesPass()(optimized)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # type: ignore[import-untyped]
 
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.ops import OPS
 from enginewright.runtime.artifact import Engine, Graph, Manifest, TensorSpec
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 from enginewright.runtime.host import compute_name
+from enginewright.runtime.ort_errors import LOAD_ERRORS
 from enginewright.runtime.session import Floats, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
 
@@ -23,15 +23,6 @@ BACKEND = "onnxruntime"
 _PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
 _FIXED = {"slots": "int32", "kv_lens": "int32", "tile_table": "int32"}
 _ALIGNMENT = 4096
-_LOAD_ERRORS = (
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
 
 
 class OrtSession:
@@ -176,7 +167,7 @@ def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.parent))
     try:
         return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as e:
+    except LOAD_ERRORS as e:
         raise ArtifactError(
             f"{path}: onnxruntime {ort.__version__} cannot load it ({e}); build the engine again"
         ) from e
