@@ -80,7 +80,4 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
         fields["weights"] = parse_weights(arguments.weights)
     if arguments.apply:
         fields["apply"] = (*fields.get("apply", ()), *(parse_method(spec) for spec in arguments.apply))
-    for name in ("kv_bits", "max_batch", "max_context"):
-        if name in fields and (isinstance(fields[name], bool) or not isinstance(fields[name], int)):
-            raise ExportError(f"{arguments.recipe}: {name}: got {fields[name]!r}, expected a whole number")
     return Recipe(**fields)

@@ -44,14 +44,20 @@ def parse_method(spec: str | dict[str, Any]) -> Applied:
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ExportError(f"apply: got {spec!r}, expected NAME:key=value,... or one mapping NAME: {{key: value}}")
     ((name, mapping),) = spec.items()
-    return Applied(name, make_config(find_method(name).Config, dict(mapping or {}), name))
+    if mapping is not None and not isinstance(mapping, dict):
+        raise ExportError(f"apply: {name}: got {mapping!r}, expected a mapping of keys to values")
+    return Applied(name, make_config(find_method(name).Config, mapping or {}, name))
 
 
 def parse_weights(spec: str | dict[str, Any]) -> Precision:
     """`int4:block_size=32,lm_head=false`, or the same as a mapping with `kind`."""
     if isinstance(spec, dict):
         return make_config(Precision, spec, "weights")
+    if not isinstance(spec, str):
+        raise ExportError(f"weights: got {spec!r}, expected KIND:key=value,... or a mapping")
     kind, options = split_spec(spec)
+    if "kind" in options:
+        raise ExportError(f"{spec!r}: key 'kind' stands twice")
     return make_config(Precision, {"kind": kind, **options}, "weights")
 
 
@@ -59,24 +65,37 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Return the fields of Recipe that the YAML file at `path` sets.
 
     Raises:
-        ExportError: the file is missing, is not YAML, or has a key that Recipe does not.
+        ExportError: the file is missing, is not YAML, or has a key or a value that Recipe does not take.
     """
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_bytes())
     except OSError as e:
         raise ExportError(f"{path}: cannot be read ({e.strerror})") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ExportError(f"{path}: not valid YAML ({e})") from e
     known = [field.name for field in dataclasses.fields(Recipe)]
     if not isinstance(raw, dict):
         raise ExportError(f"{path}: got {type(raw).__name__}, expected a mapping with {', '.join(known)}")
-    if unknown := sorted(set(raw) - set(known)):
+    if unknown := [key for key in raw if key not in known]:
         raise ExportError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
     fields = dict(raw)
     if "weights" in raw:
         fields["weights"] = parse_weights(raw["weights"])
     if "apply" in raw:
-        fields["apply"] = tuple(parse_method(entry) for entry in raw["apply"] or ())
+        fields["apply"] = tuple(parse_method(entry) for entry in _methods(raw["apply"], path))
+    for name in ("kv_bits", "max_batch", "max_context"):
+        if name in fields and not _is_whole(fields[name], optional=name == "max_context"):
+            raise ExportError(f"{path}: {name}: got {fields[name]!r}, expected a whole number")
     return fields
+
+
+def _methods(raw: Any, path: Path) -> list[Any]:
+    if raw is None or isinstance(raw, list):
+        return raw or []
+    raise ExportError(f"{path}: apply: got {raw!r}, expected a list of methods")
+
+
+def _is_whole(value: Any, *, optional: bool) -> bool:
+    return type(value) is int or (optional and value is None)

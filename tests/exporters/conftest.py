@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # families, fixtures
 
@@ -15,6 +16,8 @@ from fixtures import CheckpointMaker, EngineMaker
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.artifact import Manifest
+
+torch.set_num_threads(1)  # the models are tiny: threads that wait for each other cost more than they share
 
 
 @pytest.fixture(scope="session")

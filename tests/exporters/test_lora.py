@@ -340,5 +340,5 @@ def test_a_small_initialisation_is_no_obstacle(adapter_path: Path, base: Base) -
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_weight_is_finite(weight: float) -> None:
-    with pytest.raises(ExportError, match="lora: got weight=.*, expected a finite number"):
+    with pytest.raises(ExportError, match=r"lora: got weight=.*, expected a finite number"):
         Config(path="p", weight=weight)
