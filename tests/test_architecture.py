@@ -1,0 +1,114 @@
+"""The arrows of the design, read off the imports, and the sizes of modules and functions."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("exporters", "builders", "plugins", "runtime")
+MODULE_LINES, FUNCTION_LINES = 400, 60
+
+# What each package may import from the others; a name allows its submodules as well.
+ARROWS = {
+    "exporters": {"plugins.ops", "runtime.artifact", "runtime.errors", "runtime.records", "runtime.host"},
+    "builders": {"plugins", "runtime.artifact", "runtime.errors", "runtime.host", "runtime.ort_errors"},
+    "runtime": {"plugins.library", "plugins.ops"},
+    "plugins": set[str](),
+}
+# Commands compose packages; parity compares an engine, run, with the model it came from.
+COMPOSITION = ("exporters/parity.py",)
+
+
+def modules() -> list[Path]:
+    """Every Python file of the four packages."""
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The path as error messages show it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of everything imported from our own packages, at any depth, `a.b` for `from a import b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("enginewright."):
+                yield node.lineno, name.removeprefix("enginewright.")
+
+
+def is_composition(path: Path) -> bool:
+    """Whether the module may import across packages."""
+    return path.name.endswith("_command.py") or name_of(path) in COMPOSITION
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows(package: str) -> None:
+    allowed = {package, *ARROWS[package]}
+    wrong = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not is_composition(path)
+        for line, name in imports(path)
+        if not any(name == known or name.startswith(f"{known}.") for known in allowed)
+    ]
+    assert not wrong, f"allowed: {', '.join(sorted(allowed))}"
+
+
+def test_the_check_sees_imports() -> None:
+    """The reader finds what is there, so that an empty list of wrong ones means something."""
+    found = {name for _, name in imports(ROOT / "builders/onnxruntime.py")}
+    assert {"plugins.library.ort_library", "runtime.artifact"} <= found
+
+
+def test_modules_are_short() -> None:
+    long = {name_of(p): n for p in modules() if (n := len(p.read_text().splitlines())) > MODULE_LINES}
+    assert not long, f"longer than {MODULE_LINES} lines; one concept a file"
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES
+    ]
+    assert not long, f"longer than {FUNCTION_LINES} lines"
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("runtime", ["torch", "transformers", "onnx", "onnx_ir", "tensorrt", "onnxruntime", "numpy"]),
+        ("runtime.llm", ["torch", "transformers", "onnx", "onnx_ir", "tensorrt"]),
+        ("runtime.artifact", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
+        ("runtime.cli", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
+        ("builders", ["torch", "transformers", "onnx_ir", "tensorrt"]),
+        ("plugins.ops", ["torch", "transformers", "onnx", "onnxruntime"]),
+        ("plugins.library", ["torch", "transformers", "onnx", "onnxruntime"]),
+    ],
+)
+def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:
+    code = (
+        "import sys, types, importlib\n"
+        "package = types.ModuleType('enginewright')\n"
+        f"package.__path__ = [{str(ROOT)!r}]\n"
+        "sys.modules['enginewright'] = package\n"
+        f"importlib.import_module('enginewright.{module}')\n"
+        f"print(*[name for name in {forbidden!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
