@@ -1,0 +1,74 @@
+"""Small graphs from ONNX text, with some inputs as weights, and their values under ONNX Runtime."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from enginewright.exporters.weights import KEY, Weight, to_initializers
+
+Arrays = dict[str, np.ndarray]
+
+
+def make_graph(text: str, weights: Arrays | None = None, *, closed: bool = False) -> ir.Model:
+    """The model of `text`, a graph in ONNX's text syntax; closed: weights raise when they are loaded."""
+    header = '<ir_version: 10, opset_import: ["" : 23]>\n'
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(header + text)))
+    for value in model.graph.inputs:
+        if value.name in (weights or {}):
+            value.meta[KEY] = make_weight((weights or {})[value.name], closed=closed)
+    return model
+
+
+def make_weight(array: np.ndarray, *, closed: bool = False) -> Weight:
+    """A float32 weight; closed: it raises when it is loaded."""
+
+    def load() -> np.ndarray:
+        assert not closed, "a weight was loaded"
+        return array
+
+    return Weight(shape=array.shape, dtype=ir.DataType.FLOAT, load=load)
+
+
+def evaluate(model: ir.Model, feeds: Arrays) -> list[np.ndarray]:
+    """The outputs, in order; weights become initializers, so that no pass can follow."""
+    to_initializers(model.graph)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    results: list[np.ndarray] = session.run(None, feeds)
+    return results
+
+
+def op_types(model: ir.Model) -> collections.Counter[str]:
+    """How often each node type occurs; constants, and nodes that nobody reads any more, are left out."""
+    live = [node for node in model.graph if any(v.uses() or v.is_graph_output() for v in node.outputs)]
+    return collections.Counter(node.op_type for node in live if node.op_type != "Constant")
+
+
+def random_arrays(**shapes: tuple[int, ...]) -> Arrays:
+    """Normal float32 arrays by name, the same for the same names and shapes."""
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def check_pass(
+    change: ir.passes.PassBase, text: str, weights: Arrays, feeds: Arrays, *, tolerance: float = 1e-6
+) -> tuple[collections.Counter[str], bool]:
+    """Run a pass without loading a weight, compare outputs before and after; return node types and `modified`."""
+    closed = make_graph(text, weights, closed=True)
+    change(closed)
+    model = make_graph(text, weights)
+    modified = change(model).modified
+    types = op_types(model)
+    assert types == op_types(closed)
+    for got, expected in zip(evaluate(model, feeds), evaluate(make_graph(text, weights), feeds), strict=True):
+        assert got.shape == expected.shape and got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, atol=tolerance, rtol=0)
+    return types, modified
