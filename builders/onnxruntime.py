@@ -47,7 +47,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     model = ir.load(source)
     SimplifiedNormsPass()(model)
     weights = _take_weights(model)
-    optimized = _optimize(model)
+    optimized = _optimize(model, root)
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = Engine(
@@ -82,8 +82,8 @@ def _return_weights(model: ir.Model, weights: dict[str, ir.ExternalTensor]) -> N
             model.graph.register_initializer(value)
 
 
-def _optimize(model: ir.Model) -> ir.Model:
-    """Return `model` as ONNX Runtime's optimiser leaves it."""
+def _optimize(model: ir.Model, root: Path) -> ir.Model:
+    """Return `model` as ONNX Runtime's optimiser leaves it; scratch files go where the engine goes."""
     options = ort.SessionOptions()
     try:
         options.register_custom_ops_library(str(ort_library()))
@@ -91,7 +91,7 @@ def _optimize(model: ir.Model) -> ir.Model:
         raise BuildError(str(e)) from e
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
         before, after = Path(scratch) / "before.onnx", Path(scratch) / "after.onnx"
         ir.save(model, before)
         options.optimized_model_filepath = str(after)

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enginewright.exporters import op_bindings
-from enginewright.exporters.skeleton import Skeleton, build_skeleton
+from enginewright.exporters.skeleton import Skeleton
 from enginewright.exporters.torch_export import export_module, traceable
 from enginewright.plugins.ops import TILE_TOKENS, tile_bytes
 from enginewright.runtime.artifact import CacheLayer
@@ -55,14 +55,15 @@ class _Trace:
     layers: dict[int, CacheLayer] = field(default_factory=dict)
 
 
-def capture(config: PreTrainedConfig, *, kv_bits: int, max_context: int) -> Captured:
-    """Return the packed decoder graph of the model that `config` describes, without reading a weight.
+def capture(skeleton: Skeleton, *, kv_bits: int) -> Captured:
+    """Return the packed decoder graph of a model, without reading a weight.
+
+    skeleton: of `build_skeleton(config, attention=ATTENTION, ...)`.
 
     Raises:
         UnsupportedError: the model's attention does not go through the hook, or not in a way the op can express.
     """
     translations = op_bindings.register()
-    skeleton = build_skeleton(config, attention=ATTENTION, max_context=max_context)
     decoder = PackedDecoder(skeleton.model, kv_bits).eval()
     with torch.no_grad():
         layers = _read_layers(decoder)

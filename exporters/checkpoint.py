@@ -37,6 +37,7 @@ class StoredTensor:
 class Checkpoint:
     """An opened checkpoint; `open_checkpoint` makes it."""
 
+    name: str
     path: Path
     config: PreTrainedConfig
     tensors: dict[str, StoredTensor]
@@ -48,9 +49,11 @@ class Checkpoint:
         try:
             with safe_open(stored.file, framework="pt") as f:  # opened anew: closing unmaps what was read
                 tensor: torch.Tensor = f.get_tensor(name).to(torch.float32, copy=True)
-                return tensor
         except (SafetensorError, OSError) as e:
             raise ExportError(f"{stored.file}: tensor {name!r} cannot be read ({e}); download the file again") from e
+        if not bool(torch.isfinite(tensor).all()):
+            raise ExportError(f"{stored.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
+        return tensor
 
     def tokenizer_files(self) -> list[Path]:
         """The files that the runtime needs to turn text into tokens and back."""
@@ -74,6 +77,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     check_supported(config)
     generation = path / "generation_config.json"
     return Checkpoint(
+        name=path.resolve().name if Path(model).expanduser().is_dir() else model.split("/")[-1],
         path=path,
         config=config,
         tensors=_index_tensors(path),

@@ -12,13 +12,14 @@ from typing import Any
 import onnx_ir as ir
 from tqdm import tqdm
 
-from enginewright.exporters.capture import Captured, capture
+from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.methods import transform_weights
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.rewrite import attach_weights, rewrite
+from enginewright.exporters.skeleton import build_skeleton
 from enginewright.exporters.weights import to_initializers
 from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS
 from enginewright.runtime import artifact
@@ -38,15 +39,16 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     """
     checkpoint = open_checkpoint(model)
     limits = _limits(checkpoint, recipe)
-    captured = capture(checkpoint.config, kv_bits=recipe.kv_bits, max_context=limits.max_context)
-    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, captured.skeleton.model))
+    skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
+    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model))
+    captured = capture(skeleton, kv_bits=recipe.kv_bits)
     attach_weights(captured, weights)
     rewrite(captured.model)
     QuantizeWeightsPass(recipe.weights)(captured.model)
     to_initializers(captured.model.graph)
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
-        name=checkpoint.path.resolve().name,
+        name=checkpoint.name,
         created_by=f"enginewright {_version()}",
         model=_describe_model(checkpoint, captured),
         limits=limits,
@@ -96,7 +98,9 @@ def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
 
 
 def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
-    found: Any = checkpoint.generation.get("eos_token_id", checkpoint.config.eos_token_id)
+    found: Any = checkpoint.generation.get("eos_token_id")
+    if found is None:
+        found = checkpoint.config.eos_token_id
     if found is None:
         return ()
     return tuple(int(token) for token in (found if isinstance(found, Iterable) else [found]))

@@ -1,7 +1,7 @@
 """The `enginewright` command: finds the subcommand, and turns errors into messages and exit codes.
 
 Exit codes: 0 done, 1 the command's own finding (a check that fails), 2 an error the user can mend, 130 interrupted,
-141 the reader of the output went away.
+141 the reader of the output went away, 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = _parse_name(arguments[:1])
+    _clean_up_on_sigterm()
     try:
         command = _open(name)
         parser = argparse.ArgumentParser(prog=f"enginewright {name}", description=_sentence(COMMANDS[name][1]))
@@ -56,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EnginewrightError, OSError) as error:
         print(f"enginewright {name}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _clean_up_on_sigterm() -> None:
+    """Make SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written stays; the exit code is 143."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _parse_name(arguments: Sequence[str]) -> str:

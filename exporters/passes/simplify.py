@@ -46,7 +46,7 @@ class SimplifyPass(ir.passes.InPlacePass):
             ir.passes.PassManager(
                 [_FoldPass(), RewritePass(RULES), common.RemoveUnusedNodesPass()], steps=self._rounds, early_stop=True
             ),
-            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.DeduplicateInitializersPass(),

@@ -49,7 +49,9 @@ def main() -> int:
         ours, peer = best["engine"][index], best["peer"][index]
         print(f"best {name:7}  engine {ours:8.1f}  peer {peer:8.1f} tok/s  ratio {ours / peer:.3f}")
     limit = weight_bytes(Path(args.engine))
-    print(f"weights read per step {limit / 1e6:.0f} MB: at B GB/s the limit is {args.batch * 1e9 / limit:.3f} * B tok/s")
+    print(
+        f"weights read per step {limit / 1e6:.0f} MB: at B GB/s the limit is {args.batch * 1e9 / limit:.3f} * B tok/s"
+    )
     return 0
 
 

@@ -127,7 +127,10 @@ def test_a_full_disk_keeps_the_engine(engine: Path, checkpoint: Path, environmen
 
 @pytest.mark.native
 @pytest.mark.slow
-def test_interrupt_leaves_nothing_behind(checkpoint: Path, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_leaves_nothing_behind(
+    sent: signal.Signals, code: int, checkpoint: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     output = tmp_path / "engine"
     process = subprocess.Popen(
         command("--model", checkpoint, "--output", output), env=environment, stderr=subprocess.PIPE, text=True
@@ -136,9 +139,9 @@ def test_interrupt_leaves_nothing_behind(checkpoint: Path, environment: dict[str
     while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)  # until the staging directory is there, so that the build is under way
     assert process.poll() is None, "ended before it could be interrupted"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    assert process.returncode == code, error
     assert "Traceback" not in error
     assert not any(tmp_path.iterdir())
 

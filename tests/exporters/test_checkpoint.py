@@ -249,6 +249,14 @@ def test_a_tensor_that_becomes_unreadable(model: Path) -> None:
         opened.read("model.norm.weight")
 
 
+def test_a_tensor_that_is_not_finite(model: Path) -> None:
+    tensors = load_file(model / WEIGHTS)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, model / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ExportError, match=r"tensor 'model.norm.weight' holds NaN or infinity"):
+        open_checkpoint(str(model)).read("model.norm.weight")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

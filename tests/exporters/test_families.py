@@ -6,8 +6,8 @@ import collections
 
 import onnx_ir as ir
 import pytest
-from fixtures import CheckpointMaker, EngineMaker
 from families import FAMILIES, save_checkpoint
+from fixtures import CheckpointMaker, EngineMaker
 
 from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.recipe import Recipe
@@ -48,6 +48,8 @@ def test_engine_equals_model_with_wide_logits(
     assert not parity.unexplained
 
 
+@pytest.mark.native
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"])
 def test_graph_is_lean(family: str, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
     """No copy of a tensor that a layout or a constant could have saved."""
