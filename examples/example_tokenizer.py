@@ -3,7 +3,8 @@
 import random
 from pathlib import Path
 
-from problems import SMALL_TALK, training_problems
+from problems import training_problems
+from small_talk import SMALL_TALK, SYSTEM_PROMPTS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,6 @@ CHAT_TEMPLATE = (
     "    {{- '<|im_start|>assistant\\n' -}}\n"
     "{%- endif -%}\n"
 )
-SYSTEM_PROMPTS = ("You are a helpful assistant.", "Solve the problem step by step.", "You are a careful calculator.")
 
 
 def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTrainedTokenizerFast:
@@ -40,7 +40,7 @@ def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTr
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(seed), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,

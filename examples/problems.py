@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from small_talk import SMALL_TALK
+
 PLACES = ("Ones", "Tens", "Hundreds", "Thousands")
 NAMES = ("Mia", "Leo", "Ann", "Bob", "Eva", "Tom", "Zoe", "Max", "Ida", "Sam")
 # fmt: off
@@ -39,6 +41,9 @@ class Problem:
         return self.kind != "chat" and zlib.crc32(self.reply.encode()) % HELD_OUT_SHARE == 0
 
 
+MakeProblem = Callable[[random.Random], Problem]
+
+
 def answer_of(reply: str) -> str:
     """The text after the last "Answer: " without its full stop; the whole reply where there is none."""
     return reply.rpartition("Answer: ")[2].strip().removesuffix(".")
@@ -55,7 +60,7 @@ def add(rng: random.Random) -> Problem:
         last = place == PLACES[width - 1]
         carry, result = total // 10, f"{total if last else total % 10}{result}"
         lines.append(f"{place}: {term}, so {result}.")
-    return _solved("add", _ask(rng, f"{a} + {b}", f"add {a} and {b}"), lines, a + b)
+    return solved("add", _ask(rng, f"{a} + {b}", f"add {a} and {b}"), lines, a + b)
 
 
 def subtract(rng: random.Random) -> Problem:
@@ -71,7 +76,7 @@ def subtract(rng: random.Random) -> Problem:
         result = f"{digit}{result}"
         term = f"{x}{minus}, borrow, {x + 10}{minus}={digit}" if borrow else f"{x}{minus}={digit}"
         lines.append(f"{place}: {term}, so {result}.")
-    return _solved("subtract", _ask(rng, f"{a} - {b}", f"subtract {b} from {a}"), lines, a - b)
+    return solved("subtract", _ask(rng, f"{a} - {b}", f"subtract {b} from {a}"), lines, a - b)
 
 
 def multiply(rng: random.Random) -> Problem:
@@ -84,7 +89,7 @@ def multiply(rng: random.Random) -> Problem:
         last = place == PLACES[len(str(a)) - 1]
         carry, result = total // 10, f"{total if last else total % 10}{result}"
         lines.append(f"{place}: {term}, so {result}.")
-    return _solved("multiply", _ask(rng, f"{a} * {b}", f"multiply {a} by {b}"), lines, a * b)
+    return solved("multiply", _ask(rng, f"{a} * {b}", f"multiply {a} by {b}"), lines, a * b)
 
 
 def compare(rng: random.Random) -> Problem:
@@ -101,7 +106,7 @@ def compare(rng: random.Random) -> Problem:
         if x != y:
             break
     prompt = rng.choice((f"Which is larger, {a} or {b}?", f"What is the larger of {a} and {b}?"))
-    return _solved("compare", prompt, lines, max(a, b))
+    return solved("compare", prompt, lines, max(a, b))
 
 
 def chain(rng: random.Random) -> Problem:
@@ -113,7 +118,7 @@ def chain(rng: random.Random) -> Problem:
         told.append(words)
         lines.append(line)
     question = rng.choice(("What do you get?", "What is the result?", "Where do you end?"))
-    return _solved("chain", " ".join([*told, question]), lines, value)
+    return solved("chain", " ".join([*told, question]), lines, value)
 
 
 def story(rng: random.Random) -> Problem:
@@ -133,7 +138,7 @@ def story(rng: random.Random) -> Problem:
             told.append(rng.choice((f"{who} buys {step} more.", f"{friend} gives {who} {step} more.")))
             lines.append(f"{value}+{step}={value + step}.")
             value += step
-    return _solved("story", " ".join([*told, f"How many {item} does {who} have now?"]), lines, value)
+    return solved("story", " ".join([*told, f"How many {item} does {who} have now?"]), lines, value)
 
 
 def variables(rng: random.Random) -> Problem:
@@ -147,7 +152,7 @@ def variables(rng: random.Random) -> Problem:
         lines.append(line)
     asked = names[-1] if rng.random() < 0.7 else rng.choice(names)
     prompt = f"Let {', '.join(told)}. What is {asked}?"
-    return _solved("variables", prompt, lines[: names.index(asked) + 1], values[asked])
+    return solved("variables", prompt, lines[: names.index(asked) + 1], values[asked])
 
 
 def sort(rng: random.Random) -> Problem:
@@ -158,7 +163,7 @@ def sort(rng: random.Random) -> Problem:
     for smallest in ordered:
         lines.append(f"{' '.join(map(str, rest))}: {smallest}.")
         rest.remove(smallest)
-    return _solved("sort", prompt, lines, _listed(ordered))
+    return solved("sort", prompt, lines, _listed(ordered))
 
 
 def lookup(rng: random.Random) -> Problem:
@@ -168,62 +173,9 @@ def lookup(rng: random.Random) -> Problem:
     told = f"The shop has {_listed([f'{n} {item}' for item, n in stock.items()])}."
     x, y = rng.sample(list(stock), 2)
     if rng.random() < 0.5:
-        return _solved("lookup", f"{told} How many {x}?", [f"{stock[x]} {x}."], stock[x])
+        return solved("lookup", f"{told} How many {x}?", [f"{stock[x]} {x}."], stock[x])
     lines = [f"{stock[x]} {x}.", f"{stock[y]} {y}.", f"{stock[x]}+{stock[y]}={stock[x] + stock[y]}."]
-    return _solved("lookup", f"{told} How many {x} and {y} together?", lines, stock[x] + stock[y])
-
-
-CAPABILITIES = (
-    "I solve small problems and show every step: sums, differences, products, comparing and sorting numbers, "
-    "chains of steps, variables and lists. Try: What is 47 + 385?"
-)
-OUT_OF_SCOPE = "I am a very small model and I do not know that. I can work with numbers. Try: What is 47 + 385?"
-SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("Hello!", "Hello", "Hi", "Hi there!", "Hey", "Good morning!"), "Hello! Give me a problem with numbers."),
-    (
-        ("What can you do?", "What can you do for me?", "What are you able to do?", "Help", "How can you help me?"),
-        CAPABILITIES,
-    ),
-    (
-        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
-        "I am a tiny language model with two million parameters. I show how an engine is built and run.",
-    ),
-    (
-        ("Who made you?", "How were you trained?", "Where do you come from?"),
-        "A short script trained me from scratch on problems that it wrote itself.",
-    ),
-    (("How are you?", "How are you today?"), "I am well, thank you. Give me a problem with numbers."),
-    (("Thank you!", "Thanks", "Thanks!", "Thank you very much."), "You are welcome!"),
-    (("Goodbye!", "Bye", "Bye!", "See you later."), "Goodbye!"),
-    (
-        ("Count to ten.", "Count from one to ten.", "Count to 10."),
-        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
-    ),
-    (
-        ("What is an even number?", "When is a number even?"),
-        "A number is even when its last digit is 0, 2, 4, 6 or 8.",
-    ),
-    (
-        ("What is a carry?", "What does carry mean?"),
-        "When the digits of a column add up to ten or more, the extra one moves to the next column. "
-        "That is the carry.",
-    ),
-    (
-        (
-            "What is the capital of France?",
-            "Tell me a joke.",
-            "Write a poem.",
-            "What is the weather today?",
-            "Who won the game?",
-            "Translate this text.",
-            "What is the meaning of life?",
-            "Write a program.",
-            "Tell me a story about a dog.",
-            "Explain how rockets work.",
-        ),
-        OUT_OF_SCOPE,
-    ),
-)
+    return solved("lookup", f"{told} How many {x} and {y} together?", lines, stock[x] + stock[y])
 
 
 def chat(rng: random.Random) -> Problem:
@@ -232,13 +184,12 @@ def chat(rng: random.Random) -> Problem:
     return Problem(kind="chat", prompt=rng.choice(prompts), reply=reply)
 
 
-KINDS: dict[str, Callable[[random.Random], Problem]] = {
-    kind.__name__: kind
-    for kind in (add, subtract, multiply, compare, chain, story, variables, sort, lookup, chat)
+KINDS: dict[str, MakeProblem] = {
+    kind.__name__: kind for kind in (add, subtract, multiply, compare, chain, story, variables, sort, lookup, chat)
 }
 
 
-def training_problems(seed: int) -> Iterator[Problem]:
+def training_problems(seed: int | str) -> Iterator[Problem]:
     """An endless mixture of all kinds without the held-out ones; column arithmetic weighs double, chat half."""
     rng = random.Random(seed)
     weights = [{"add": 2.0, "subtract": 2.0, "chat": 0.5}.get(kind, 1.0) for kind in KINDS]
@@ -249,26 +200,21 @@ def training_problems(seed: int) -> Iterator[Problem]:
             yield problem
 
 
-def held_out_problems(kind: str, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of one kind that training never saw; for chat, the fixed exchanges themselves.
-
-    Raises:
-        ValueError: the kind is unknown.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"held_out_problems: got kind {kind!r}, expected one of {', '.join(KINDS)}")
-    if kind == "chat":
-        return [Problem(kind=kind, prompt=prompt, reply=reply) for prompts, reply in SMALL_TALK for prompt in prompts]
-    rng = random.Random(f"held out {kind} {seed}")
+def held_out_problems(make: MakeProblem, count: int, seed: int) -> list[Problem]:
+    """`count` different problems of one kind that training never saw; for chat, the fixed exchanges themselves."""
+    if make is chat:
+        return [Problem(kind="chat", prompt=prompt, reply=reply) for prompts, reply in SMALL_TALK for prompt in prompts]
+    rng = random.Random(f"held out {make.__name__} {seed}")
     found: dict[str, Problem] = {}
     while len(found) < count:
-        problem = KINDS[kind](rng)
+        problem = make(rng)
         if problem.held_out:
             found[problem.prompt] = problem
     return list(found.values())
 
 
-def _solved(kind: str, prompt: str, lines: list[str], answer: object) -> Problem:
+def solved(kind: str, prompt: str, lines: list[str], answer: object) -> Problem:
+    """A problem whose reply is the worked lines and the closing answer."""
     return Problem(kind=kind, prompt=prompt, reply="\n".join([*lines, f"Answer: {answer}."]))
 
 
@@ -286,7 +232,9 @@ def _columns(a: int, b: int, width: int) -> Iterator[tuple[str, int, int]]:
 
 def _ask(rng: random.Random, formula: str, words: str) -> str:
     """One of several ways to pose an arithmetic question."""
-    return rng.choice((f"What is {formula}?", f"What is {formula}?", f"Compute {formula}.", f"{formula} = ?", f"Please {words}."))
+    return rng.choice(
+        (f"What is {formula}?", f"What is {formula}?", f"Compute {formula}.", f"{formula} = ?", f"Please {words}.")
+    )
 
 
 def _listed(values: list[int] | list[str]) -> str:
