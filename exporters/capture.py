@@ -65,9 +65,14 @@ def capture(skeleton: Skeleton, *, kv_bits: int) -> Captured:
     """
     translations = op_bindings.register()
     decoder = PackedDecoder(skeleton.model, kv_bits).eval()
-    with torch.no_grad():
-        layers = _read_layers(decoder)
-        model = export_module(decoder, _example_inputs(layers), _dynamic_shapes(layers), translations)
+    try:
+        with torch.no_grad():
+            layers = _read_layers(decoder)
+            model = export_module(decoder, _example_inputs(layers), _dynamic_shapes(layers), translations)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own are RuntimeErrors
+        reason = str(e).strip().partition("\n")[0]
+        family = skeleton.model.config.model_type
+        raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
     _name_signature(model, layers)
     return Captured(model=model, skeleton=skeleton, layers=layers)
 

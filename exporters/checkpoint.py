@@ -43,12 +43,13 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     generation: dict[str, Any] = field(default_factory=dict)
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return the tensor `name` as float32, in memory of its own."""
+    def read(self, name: str, part: int | None = None) -> torch.Tensor:
+        """Return the tensor `name`, or its slice [1, ...] number `part`, as float32, in memory of its own."""
         stored = self.tensors[name]
         try:
             with safe_open(stored.file, framework="pt") as f:  # opened anew: closing unmaps what was read
-                tensor: torch.Tensor = f.get_tensor(name).to(torch.float32, copy=True)
+                found = f.get_tensor(name) if part is None else f.get_slice(name)[part : part + 1]
+                tensor: torch.Tensor = found.to(torch.float32, copy=True)
         except (SafetensorError, OSError) as e:
             raise ExportError(f"{stored.file}: tensor {name!r} cannot be read ({e}); download the file again") from e
         if not bool(torch.isfinite(tensor).all()):

@@ -17,7 +17,13 @@ import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from enginewright.exporters.checkpoint import DTYPES, Checkpoint
 from enginewright.exporters.weights import Weight
@@ -132,8 +138,41 @@ def _weights(
         def load(name: str = name) -> np.ndarray:
             return make(checkpoint.read)[name].numpy()
 
-        weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load)
+        parts = _parts(checkpoint, model, name, recipe, shape)
+        weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load, parts=parts)
     return weights
+
+
+def _parts(
+    checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _Recipe, shape: tuple[int, ...]
+) -> tuple[Weight, ...]:
+    """The slices of a tensor of experts, so that one expert can be made without the others."""
+    if len(shape) != 3:
+        return ()
+    reads: list[Callable[[], torch.Tensor]] = []
+    if recipe.converter is None:
+        reads = [partial(checkpoint.read, recipe.sources[0][1], part) for part in range(shape[0])]
+    elif isinstance(recipe.converter.operations[0], MergeModulelist):
+        by_pattern: dict[str, list[str]] = {}
+        for pattern, name in recipe.sources:
+            by_pattern.setdefault(pattern, []).append(name)
+        if any(len(names) != shape[0] for names in by_pattern.values()):
+            return ()
+        for part in range(shape[0]):
+            sources = [(pattern, names[part]) for pattern, names in by_pattern.items()]
+            one = _Recipe(sources=sources, converter=recipe.converter)
+            reads.append(partial(_read_one, checkpoint, model, target, one))
+    return tuple(
+        Weight(shape=(1, *shape[1:]), dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read)) for read in reads
+    )
+
+
+def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _Recipe) -> torch.Tensor:
+    return _convert(model, target, recipe, checkpoint.read)[target]
+
+
+def _as_numpy(read: Callable[[], torch.Tensor]) -> np.ndarray:
+    return read().numpy()
 
 
 def _convert(

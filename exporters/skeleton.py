@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from enginewright.runtime.errors import UnsupportedError
+from enginewright.runtime.errors import ExportError, UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,17 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
 
     attention: name of a registered attention function. max_context fixes rotary embeddings whose frequencies depend
     on the length seen so far: one engine uses one set, so that cached keys and new queries agree.
+
+    Raises:
+        ExportError: transformers cannot make a model of the config.
+        UnsupportedError: a buffer's value depends on weights.
     """
     config._attn_implementation = attention
-    with _EmptyOnMeta():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    try:
+        with _EmptyOnMeta():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+        raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e
     model.eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
         _fix_rotary(module, max_context)

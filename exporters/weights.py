@@ -19,11 +19,15 @@ KEY = "enginewright.weight"  # in ir.Value.meta
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A tensor that `load` makes anew at each call; shape and dtype are known without it."""
+    """A tensor that `load` makes anew at each call; shape and dtype are known without it.
+
+    parts: for a tensor of experts, its slices [1, ...] along axis 0, each loadable alone; empty for any other.
+    """
 
     shape: tuple[int, ...]
     dtype: ir.DataType
     load: Callable[[], np.ndarray]
+    parts: tuple[Weight, ...] = ()
 
     @property
     def size(self) -> int:

@@ -6,6 +6,9 @@ recipe (exporters/weights.py) and runs once, when the engine is written.
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -55,12 +58,30 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
         assert output.shape is not None and output.dtype is not None and output.name is not None
         weight = Weight(shape=tuple(output.shape.numpy()), dtype=output.dtype, load=load)
         base = next(iter(inputs))
-        if node.op_type == "Transpose" and len(weight.shape) == 2:
-            weight = inputs[base].transposed()
+        if node.op_type == "Transpose":
+            weight = _transposed(inputs[base], list(node.attributes.get_ints("perm", [])), weight)
+        elif node.op_type == "Split" and _splits_parts(node, inputs[base]):
+            weight = inputs[base].parts[index]
         suffix = node.op_type.lower() if len(node.outputs) == 1 else f"{node.op_type.lower()}.{index}"
         folded = add_weight(graph, f"{base}.{suffix}", weight)
         output.replace_all_uses_with(folded)
     graph.remove(node, safe=True)
+
+
+def _transposed(source: Weight, perm: list[int], folded: Weight) -> Weight:
+    """`folded`, with what is known of a transpose: two axes cost no copy, and parts along axis 0 stay parts."""
+    if perm == [1, 0]:
+        return source.transposed()
+    if not source.parts or perm[0] != 0:
+        return folded
+    shape = (1, *folded.shape[1:])
+    parts = tuple(part.derive(shape, partial(np.transpose, axes=perm)) for part in source.parts)
+    return dataclasses.replace(folded, parts=parts)
+
+
+def _splits_parts(node: ir.Node, source: Weight) -> bool:
+    """Whether `node` cuts a tensor of experts into its experts."""
+    return node.attributes.get_int("axis", 0) == 0 and 1 < len(source.parts) == len(node.outputs)
 
 
 def _weights(node: ir.Node) -> dict[str, Weight]:

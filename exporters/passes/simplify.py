@@ -1,7 +1,8 @@
-"""onnxscript's and onnx-ir's general simplifications, without the rule that is quadratic in the number of slices.
+"""onnxscript's and onnx-ir's general simplifications, without two kinds of rules.
 
-`onnxscript.optimizer.optimize` would do, but its `slice_split_rule` tries every pair of Slices of a graph: two thirds of
-the time of an export. Checked with onnxscript 0.7.2.
+`onnxscript.optimizer.optimize` would do, but its `slice_split_rule` tries every pair of Slices of a graph, two thirds of
+the time of an export, and its rules for neutral constants are not exact (`drop_neutral.py`). Checked with onnxscript
+0.7.2.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
+from enginewright.exporters.passes.drop_neutral import DropNeutralPass
+
 RULES = [
-    rules.add_0_rule,
-    rules.sub_0_rule,
-    rules.mul_by_1_rule,
-    rules.div_by_1_rule,
     rules.no_op_static_scatter_nd_rule,
     rules.no_op_dynamic_scatter_nd_rule,
     rules.collapse_slice_rule,
@@ -44,7 +43,9 @@ class SimplifyPass(ir.passes.InPlacePass):
         ir.passes.Sequential(
             common.InlinePass(),
             ir.passes.PassManager(
-                [_FoldPass(), RewritePass(RULES), common.RemoveUnusedNodesPass()], steps=self._rounds, early_stop=True
+                [_FoldPass(), DropNeutralPass(), RewritePass(RULES), common.RemoveUnusedNodesPass()],
+                steps=self._rounds,
+                early_stop=True,
             ),
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),

@@ -32,6 +32,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 7},  # two rotary bases
     "phi3": {},  # packed projections in the checkpoint
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},  # experts stored one by one
+    "helium": {
+        "head_dim": 16,
+        "hidden_act": "silu",
+    },  # interleaved rotary; an epsilon of 1e-8 and a padding row of zeros
     "gpt_oss": {  # sinks, windows, experts with biases
         "head_dim": 16,
         "sliding_window": WINDOW,

@@ -43,3 +43,17 @@ def test_the_conversion_is_worth_its_test(checkpoint: CheckpointMaker) -> None:
     names = bind_parameters(opened, build_skeleton(opened.config, attention="eager", max_context=64).model).keys()
     assert any("experts.0." in name for name in stored_names(path))
     assert not any("experts.0." in name for name in names)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_an_expert_is_made_without_the_others(family: str, checkpoint: CheckpointMaker) -> None:
+    """Experts stored one by one (mixtral) and in one tensor (gpt_oss) alike."""
+    opened = open_checkpoint(str(checkpoint(family)))
+    weights = bind_parameters(opened, build_skeleton(opened.config, attention="eager", max_context=64).model)
+    experts = {name: weight for name, weight in weights.items() if len(weight.shape) == 3}
+    assert experts
+    for name, weight in experts.items():
+        whole = torch.from_numpy(weight.load())
+        assert len(weight.parts) == len(whole), name
+        for index, part in enumerate(weight.parts):
+            assert torch.equal(torch.from_numpy(part.load()), whole[index : index + 1]), name
