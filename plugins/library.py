@@ -77,7 +77,7 @@ def load_ort_library() -> ctypes.CDLL:
 def argmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Index and value of each row's largest logit; logits[rows, vocab] float32, C-contiguous, vocab at least 1.
 
-    The lowest index wins ties and NaN counts as -inf; a row of nothing else gives (0, -inf).
+    The lowest index wins ties; a row with a NaN gives (-1, NaN), a row of nothing but -inf (0, -inf).
 
     Raises:
         ValueError: another shape, type or memory order.

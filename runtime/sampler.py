@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.plugins.library import argmax_rows
 from enginewright.runtime.sampling import Sampling
 
 Ints = NDArray[np.int64]
@@ -20,6 +21,7 @@ _DRAWS = 64
 _BLOCK = 64
 _FEW = 1024
 _COLDEST = 1e-6
+_MANY_ROWS = 8  # from here on our own argmax is worth its call
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ def choose(logits: Floats, requests: Sequence[Sampled]) -> tuple[Ints, list[Logp
 
 def _largest(logits: Floats) -> Ints:
     """Return each row's most probable token, the lowest id among equals; -1 where it is not finite."""
+    if len(logits) >= _MANY_ROWS and logits.flags.c_contiguous:
+        found, values = argmax_rows(logits)
+        found[~np.isfinite(values)] = -1
+        return found
     tokens: Ints = logits.argmax(axis=1)
     for row, token in enumerate(tokens.tolist()):
         if not math.isfinite(logits.item(row, token)):
