@@ -1,7 +1,7 @@
 """Answers several questions at once: one batch, each with its own sampling.
 
-    python build_engine.py --model examples/tiny-arith --output engines/tiny-arith
-    python examples/01_generate.py engines/tiny-arith
+python build_engine.py --model examples/tiny-arith --output engines/tiny-arith
+python examples/01_generate.py engines/tiny-arith
 """
 
 import sys
