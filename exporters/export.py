@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model))
+    _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, kv_bits=recipe.kv_bits)
     attach_weights(captured, weights)
     rewrite(captured.model)
@@ -60,6 +62,12 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     )
     artifact.save(manifest, root)
     return manifest
+
+
+def _announce(stage: str) -> None:
+    """Tell whoever watches what takes a while now."""
+    if sys.stderr.isatty():
+        print(f"{stage} ...", file=sys.stderr)
 
 
 def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:

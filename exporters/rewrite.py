@@ -54,5 +54,6 @@ def rewrite(model: ir.Model) -> None:
         SimplifyPass(),  # merges the reshapes that RotateTokenMajorPass leaves
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),
+        common.ClearMetadataAndDocStringPass(),  # stack traces and file names of the machine that exported
     ]
     ir.passes.Sequential(*passes)(model)
