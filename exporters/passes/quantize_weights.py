@@ -32,6 +32,8 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     2. Gemm(x, W [n, k], transB=1), the tied output projection -> MatMulNBits, if `precision.lm_head`.
     3. Gather(W, ids) -> GatherBlockQuantized, if `precision.embedding`; a tied W is stored once for 2 and 3.
     4. The output projection, the product whose rows are sampled, is left alone unless `precision.lm_head`.
+    5. A router of experts, a product that a TopK reads after at most a few steps, stays float32: it is small, and an
+       error in it picks another expert.
     """
 
     def __init__(self, precision: Precision) -> None:
@@ -45,7 +47,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         for node in list(graph):
             if node is head and not self._precision.lm_head:
                 continue
-            if node.op_type in ("MatMul", "Gemm"):
+            if node.op_type in ("MatMul", "Gemm") and not _routes(node):
                 self._quantize_product(graph, node, blocks)
             elif node.op_type == "Gather" and self._precision.embedding:
                 self._quantize_embedding(graph, node, blocks)
@@ -145,6 +147,14 @@ def _output_projection(graph: ir.Graph) -> ir.Node | None:
         value = node.inputs[0]
         node = value.producer() if value is not None else None
     return node
+
+
+def _routes(node: ir.Node, steps: int = 4) -> bool:
+    """Whether a TopK reads what `node` makes, through at most `steps` nodes."""
+    readers = [user for output in node.outputs for user, _ in output.uses()]
+    if any(user.op_type == "TopK" for user in readers):
+        return True
+    return steps > 0 and any(_routes(user, steps - 1) for user in readers if user.op_type not in ("MatMul", "Gemm"))
 
 
 def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
