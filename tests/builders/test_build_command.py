@@ -133,7 +133,11 @@ def test_interrupt_leaves_nothing_behind(
 ) -> None:
     output = tmp_path / "engine"
     process = subprocess.Popen(
-        command("--model", checkpoint, "--output", output), env=environment, stderr=subprocess.PIPE, text=True
+        command("--model", checkpoint, "--output", output),
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
