@@ -7,8 +7,8 @@
     python tests/benchmarks/against_genai.py --engine ENGINE --peer PEER
 
 Each round runs both sides once, each in a fresh process, so that neither's idle threads disturb the other; within a
-process the best of three repeats counts. Printed: each round's figures, the best of all rounds, and their ratio. The
-physical limit is the bytes of weights that a token reads over this machine's measured read bandwidth.
+process the best of three repeats counts. Printed: each round's figures, the best of all rounds with their ratio, and
+the median of the rounds' own ratios, which a drifting machine disturbs less. The physical limit is the bytes of weights that a token reads over this machine's measured read bandwidth.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ def main() -> int:
     if args.side == "peer":
         print(json.dumps([measure_peer(args)]))
         return 0
-    best = {"engine": (0.0, 0.0), "peer": (0.0, 0.0)}
+    speeds: dict[str, list[tuple[float, float]]] = {"engine": [], "peer": []}
     for number in range(args.rounds):
         for side in ("engine", "peer") if number % 2 == 0 else ("peer", "engine"):
-            prefill, decode = run_side(side, args)
-            best[side] = (max(best[side][0], prefill), max(best[side][1], decode))
+            speeds[side].append(run_side(side, args))
+            prefill, decode = speeds[side][-1]
             print(f"round {number + 1} {side:6}  prefill {prefill:8.1f}  decode {decode:7.2f} tok/s", flush=True)
-    for index, name in enumerate(("prefill", "decode")):
-        ours, peer = best["engine"][index], best["peer"][index]
-        print(f"best {name:7}  engine {ours:8.1f}  peer {peer:8.1f} tok/s  ratio {ours / peer:.3f}")
+    table = {side: np.array(rows) for side, rows in speeds.items()}  # [rounds, 2]
+    for name, ours, peer in zip(("prefill", "decode"), table["engine"].T, table["peer"].T, strict=True):
+        median = float(np.median(ours / peer))
+        best = f"best engine {max(ours):8.1f}  peer {max(peer):8.1f} tok/s  ratio {max(ours) / max(peer):.2f}"
+        print(f"{name:7}  {best}  median ratio of the rounds {median:.2f}")
     limit = weight_bytes(Path(args.engine))
     print(
         f"weights read per step {limit / 1e6:.0f} MB: at B GB/s the limit is {args.batch * 1e9 / limit:.3f} * B tok/s"
