@@ -8,7 +8,7 @@ import sys
 
 from enginewright.runtime import Sampling, load
 
-QUESTIONS = ["What is 47 + 385?", "Sort these numbers: 31, 4, 15, 92.", "What can you do?"]
+QUESTIONS = ["What is 47 + 385?", "Sort these numbers: 31, 44, 15, 92.", "What can you do?"]
 
 with load(sys.argv[1]) as llm:
     prompts = [llm.apply_chat_template([{"role": "user", "content": question}]) for question in QUESTIONS]

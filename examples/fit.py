@@ -12,9 +12,9 @@ from small_talk import SYSTEM_PROMPTS
 from transformers import PreTrainedTokenizerFast
 
 Encoded = tuple[list[int], list[int]]  # token ids and labels, equally long
-SHORT_ROW, LONG_ROW = 256, 4096  # tokens in a row of a usual step and of every eighth step
+SHORT_ROW, LONG_ROW = 256, 4096  # tokens in a row of a usual step and of every sixteenth step
 TOKENS_PER_STEP = 4096
-LONG_EVERY = 8
+LONG_EVERY = 16
 WARMUP_STEPS = 50
 IGNORED = -100  # the label that the loss skips
 
@@ -45,7 +45,7 @@ def fit(
 def batches(
     tokenizer: PreTrainedTokenizerFast, short: Iterable[Problem], long: Iterable[Problem], seed: int
 ) -> Iterator[list[Encoded]]:
-    """Endless steps of 4096 tokens: sixteen short rows, and every eighth time one row of the whole context length."""
+    """Endless steps of 4096 tokens: sixteen short rows, and every sixteenth time one row of the whole context length."""
     short_rows, long_rows = pack(tokenizer, short, SHORT_ROW, seed), pack(tokenizer, long, LONG_ROW, seed)
     step = 0
     while True:
@@ -62,6 +62,8 @@ def pack(
     row: Encoded = ([], [])
     for problem in problems:
         ids, labels = encode(tokenizer, problem)
+        if len(ids) > row_length:
+            raise ValueError(f"pack: got a problem of {len(ids)} tokens, expected at most {row_length}")
         if len(row[0]) + len(ids) > row_length:
             padding = row_length - len(row[0])
             yield row[0] + [tokenizer.pad_token_id] * padding, row[1] + [IGNORED] * padding

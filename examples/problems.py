@@ -156,8 +156,8 @@ def variables(rng: random.Random) -> Problem:
 
 
 def sort(rng: random.Random) -> Problem:
-    """Three to six different numbers below 100 in ascending order, by repeatedly taking the smallest."""
-    rest = rng.sample(range(100), rng.randint(3, 6))
+    """Three to five different two-digit numbers in ascending order, by repeatedly taking the smallest."""
+    rest = rng.sample(range(10, 100), rng.randint(3, 5))
     prompt = rng.choice(("Sort {}.", "Sort these numbers: {}.", "Put {} in order.")).format(_listed(rest))
     lines, ordered = [], sorted(rest)
     for smallest in ordered:
@@ -170,11 +170,11 @@ def lookup(rng: random.Random) -> Problem:
     """A value, or the sum of two values, out of a list of 2 to 32 entries."""
     count = round(2 * 16 ** rng.random())
     stock = {item: rng.randint(1, 20) for item in rng.sample(ITEMS, count)}
-    told = f"The shop has {_listed([f'{n} {item}' for item, n in stock.items()])}."
+    told = f"The shop has {_listed([f'{item} {n}' for item, n in stock.items()])}."
     x, y = rng.sample(list(stock), 2)
     if rng.random() < 0.5:
-        return solved("lookup", f"{told} How many {x}?", [f"{stock[x]} {x}."], stock[x])
-    lines = [f"{stock[x]} {x}.", f"{stock[y]} {y}.", f"{stock[x]}+{stock[y]}={stock[x] + stock[y]}."]
+        return solved("lookup", f"{told} How many {x}?", [f"{x} {stock[x]}."], stock[x])
+    lines = [f"{x} {stock[x]}.", f"{y} {stock[y]}.", f"{stock[x]}+{stock[y]}={stock[x] + stock[y]}."]
     return solved("lookup", f"{told} How many {x} and {y} together?", lines, stock[x] + stock[y])
 
 
@@ -187,15 +187,19 @@ def chat(rng: random.Random) -> Problem:
 KINDS: dict[str, MakeProblem] = {
     kind.__name__: kind for kind in (add, subtract, multiply, compare, chain, story, variables, sort, lookup, chat)
 }
+WEIGHTS = {kind: 1.0 for kind in KINDS} | {
+    **dict.fromkeys(("add", "subtract", "chain", "variables", "sort"), 1.5),
+    "lookup": 2.0,
+    "chat": 0.5,
+}
 
 
 def training_problems(seed: int | str) -> Iterator[Problem]:
-    """An endless mixture of all kinds without the held-out ones; column arithmetic weighs double, chat half."""
+    """An endless mixture of all kinds, by `WEIGHTS`, without the held-out problems."""
     rng = random.Random(seed)
-    weights = [{"add": 2.0, "subtract": 2.0, "chat": 0.5}.get(kind, 1.0) for kind in KINDS]
     while True:
-        (make,) = rng.choices(list(KINDS.values()), weights)
-        problem = make(rng)
+        (kind,) = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        problem = KINDS[kind](rng)
         if not problem.held_out:
             yield problem
 
@@ -257,16 +261,23 @@ def _operation(rng: random.Random, value: int) -> tuple[str, str, int]:
 
 
 def _assignment(rng: random.Random, name: str, known: dict[str, int]) -> tuple[str, str, int]:
-    """(expression as told, worked line, value) of one variable; values stay in 0..60."""
+    """(expression as told, worked line, value) of one variable; values stay in 0..60.
+
+    The line repeats the expression, looks up each operand and closes in "NAME is VALUE", the form later lines look up.
+    """
     constant = rng.randint(1, 20)
-    choices = [(str(constant), f"{name}={constant}.", constant)] * (2 if len(known) < 2 else 1)
+    choices = [(str(constant), f"{name} = {constant}: {name} is {constant}.", constant)] * (2 if len(known) < 2 else 1)
     if known:
         x, y = rng.choice(list(known)), rng.choice(list(known))
-        terms = [(f"{x} + {constant}", known[x], "+", constant), (f"{x} + {y}", known[x], "+", known[y])]
+        terms = [("+", str(constant), constant), ("+", y, known[y])]
         if known[x] > known[y]:
-            terms.append((f"{x} - {y}", known[x], "-", known[y]))
-        for told, left, sign, right in terms:
-            value = left + right if sign == "+" else left - right
+            terms.append(("-", y, known[y]))
+        for sign, operand, right in terms:
+            told = f"{x} {sign} {operand}"
+            value = known[x] + right if sign == "+" else known[x] - right
+            found = f"{x} is {known[x]}, " + (f"{operand} is {right}, " if operand == y and y != x else "")
             if value <= 60:
-                choices.append((told, f"{name}={left}{sign}{right}={value}.", value))
+                choices.append(
+                    (told, f"{name} = {told}: {found}{known[x]}{sign}{right}={value}, {name} is {value}.", value)
+                )
     return rng.choice(choices)

@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def sort_descending(rng: random.Random) -> Problem:
-    """Three to six different numbers below 100 in descending order, by repeatedly taking the largest."""
-    rest = rng.sample(range(100), rng.randint(3, 6))
+    """Three to five different two-digit numbers in descending order, by repeatedly taking the largest."""
+    rest = rng.sample(range(10, 100), rng.randint(3, 5))
     ordered = sorted(rest, reverse=True)
     prompt, lines = f"Sort {', '.join(map(str, rest))} from large to small.", []
     for largest in ordered:

@@ -13,7 +13,7 @@ from fit import batches, fit
 from problems import training_problems
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-VOCAB_SIZE = 512
+VOCAB_SIZE = 640
 CONTEXT_LENGTH = 4096
 PEAK_RATE = 2e-3
 
@@ -24,7 +24,7 @@ def main() -> None:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--output", type=Path, help="folder to write the trained model to")
     action.add_argument("--evaluate", type=Path, help="folder of a trained model to measure")
-    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps of 4096 tokens")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of 4096 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="train 1.4 times faster; needs a C++ compiler")
     arguments = parser.parse_args()
