@@ -13,7 +13,7 @@ from fit import batches, fit
 from problems import training_problems
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-VOCAB_SIZE = 640
+VOCAB_SIZE = 512
 CONTEXT_LENGTH = 4096
 PEAK_RATE = 2e-3
 
