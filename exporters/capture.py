@@ -34,8 +34,8 @@ TOKENS, ROWS, SAMPLES, TABLE = 7, 2, 3, 5  # sizes of the example inputs; all di
 class Captured:
     """A decoder graph without weights.
 
-    Its initializers are named as the model's parameters and hold no values; `buffers` holds those that no checkpoint
-    has. `layers` describes the cache of each attention layer.
+    Its initializers are named as the model's parameters and hold no values; `skeleton.buffers` holds those that no
+    checkpoint has. `layers` describes the cache of each attention layer.
     """
 
     model: ir.Model

@@ -6,7 +6,6 @@ Only headers are read when it is opened. A tensor is read by itself, so that mem
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,9 +155,3 @@ def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
     for name, file in read_json(path / INDEX)["weight_map"].items():
         if name not in tensors or tensors[name].file.name != file:
             raise ExportError(f"{path / file}: tensor {name!r} is missing, but {INDEX} lists it; download it again")
-
-
-def stored_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all tensors as stored."""
-    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-    return sum(math.prod(t.shape) * widths.get(t.dtype, 1) for t in checkpoint.tensors.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import sys
@@ -136,13 +137,7 @@ def _describe_value(value: ir.Value) -> TensorSpec:
 def _describe_weights(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights.kind == "float32":
         return {"kind": "float32"}
-    return {
-        "kind": recipe.weights.kind,
-        "block_size": recipe.weights.block_size,
-        "compute": recipe.weights.compute,
-        "embedding": recipe.weights.embedding,
-        "lm_head": recipe.weights.lm_head,
-    }
+    return dataclasses.asdict(recipe.weights)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[artifact.File]:

@@ -69,6 +69,16 @@ def weight_of(value: ir.Value | None) -> Weight | None:
     return found
 
 
+def find_bias(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads `product`, and the bias weight [width] that it adds, if there is one."""
+    readers = [user for user, _ in product.outputs[0].uses()]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    other = next((value for value in readers[0].inputs if value is not product.outputs[0]), None)
+    weight = weight_of(other)
+    return (readers[0], other) if other is not None and weight is not None and weight.shape == (width,) else None
+
+
 def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
     """Add `weight` to `graph` as an input; `to_initializers` makes it an initializer once rewriting is done.
 

@@ -21,7 +21,6 @@ from enginewright.runtime.tiles import Capacity, TileTables
 
 BACKEND = "onnxruntime"
 _PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
-_FIXED = {"slots": "int32", "kv_lens": "int32", "tile_table": "int32"}
 _ALIGNMENT = 4096
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.weights import Weight, add_weight, concatenate, weight_of
+from enginewright.exporters.weights import Weight, add_weight, concatenate, find_bias, weight_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ def _projection(node: ir.Node) -> _Projection | None:
     weight = weight_of(node.inputs[1])
     if weight is None or len(weight.shape) != 2 or weight_of(node.inputs[0]) is not None:
         return None
-    readers = [user for user, _ in node.outputs[0].uses()]
-    if len(readers) == 1 and readers[0].op_type == "Add":
-        other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
-        bias = weight_of(other)
-        if bias is not None and bias.shape == weight.shape[1:]:
-            return _Projection(node, weight, bias, readers[0].outputs[0])
-    return _Projection(node, weight, None, node.outputs[0])
+    found = find_bias(node, weight.shape[1])
+    if found is None:
+        return _Projection(node, weight, None, node.outputs[0])
+    add, bias = found
+    return _Projection(node, weight, weight_of(bias), add.outputs[0])
 
 
 def _pack(graph: ir.Graph, group: list[_Projection]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.exporters.precision import Precision, quantize_blocks
-from enginewright.exporters.weights import Weight, add_weight, weight_of
+from enginewright.exporters.weights import Weight, add_weight, find_bias, weight_of
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level
@@ -62,13 +62,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         if is_rows and (node.attributes.get_int("transB", 0) != 1 or len(node.inputs) > 2):
             return
         stored = self._blocks(graph, node.inputs[1], weight if is_rows else weight.transposed(), blocks)
-        last, bias = node, None
-        readers = [user for user, _ in node.outputs[0].uses()]
-        if len(readers) == 1 and readers[0].op_type == "Add":
-            other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
-            found = weight_of(other)
-            if found is not None and found.shape == (stored.n,):
-                last, bias = readers[0], other
+        last, bias = find_bias(node, stored.n) or (node, None)
         compute = INT8_ACTIVATIONS if self._precision.compute == "int8" else FLOAT32_ACTIVATIONS
         inputs = [node.inputs[0], stored.codes, stored.scales]
         product = ir.node(
