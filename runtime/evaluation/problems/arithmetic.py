@@ -1,0 +1,56 @@
+"""A chain of operations on one number below 1000, every step worked out digit by digit.
+
+The question names each step by a letter, so that the next operation is found by its letter, not by counting:
+
+    Start with 47. A: +385, B: -17. What is the result?
+    A:047+385,7+5+0=2c1,4+8+1=3c1,0+3+1=4c0,432
+    B:432-017,2-7-0=5b1,3-1-1=1b0,4-0-0=4b0,415
+    Answer: 415.
+"""
+
+import random
+import string
+
+from enginewright.runtime.evaluation.problems.columns import result_of, worked
+
+STEPS = {"standard": (2, 5), "hard": (14, 26)}  # 26 letters name the steps
+WIDTH = 3
+LIMIT = 10**WIDTH
+
+
+def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
+    """(question, solution) of a chain of `steps` operations, 1 to 26; one or two may be asked as a plain formula."""
+    plain = steps <= 2 and rng.random() < 0.5
+    start = value = _number(rng, LIMIT - 1)
+    told, lines = [], []
+    for label in string.ascii_uppercase[:steps]:
+        sign, operand = _operation(rng, value, allow_product=not plain or steps == 1)
+        told.append((label, sign, operand))
+        result = result_of(value, sign, operand)
+        right = str(operand) if sign == "*" else f"{operand:0{WIDTH}}"
+        lines.append(f"{label}:{value:0{WIDTH}}{sign}{right},{worked(value, sign, operand, WIDTH)},{result:0{WIDTH}}")
+        value = result
+    if plain:
+        formula = " ".join([str(start), *(f"{sign} {operand}" for _, sign, operand in told)])
+        question = rng.choice((f"What is {formula}?", f"What is {formula}?", f"Compute {formula}.", f"{formula} = ?"))
+    else:
+        chain = ", ".join(f"{label}: {sign}{operand}" for label, sign, operand in told)
+        question = f"Start with {start}. {chain}. What is the result?"
+    return question, "\n".join([*lines, f"Answer: {value}."])
+
+
+def _number(rng: random.Random, largest: int) -> int:
+    """A number of 1 to `largest`, every length about as likely as it is wide."""
+    digits = rng.choices((1, 2, 3), (1, 2, 3))[0]
+    return rng.randint(1, max(1, min(largest, 10**digits - 1)))
+
+
+def _operation(rng: random.Random, value: int, *, allow_product: bool) -> tuple[str, int]:
+    """A sign and an operand that keep the value in 0 to 999."""
+    choices: list[str] = ["+"] * (value < LIMIT - 1) + ["-"] * (value > 0)
+    if allow_product and 0 < value < LIMIT // 2:
+        choices.append("*")
+    sign = rng.choice(choices)
+    if sign == "*":
+        return sign, rng.randint(2, min(9, (LIMIT - 1) // value))
+    return sign, _number(rng, LIMIT - 1 - value if sign == "+" else value)

@@ -1,0 +1,75 @@
+"""The kinds of problems, the endless training mixture, and the held-out sets that training never sees."""
+
+import random
+from collections.abc import Callable, Iterator
+
+from enginewright.runtime.evaluation.problems import arithmetic, lists, retrieval, variables
+from enginewright.runtime.evaluation.problems.problem import LEVELS, Problem
+
+_MAKERS: dict[str, Callable[[random.Random, int], tuple[str, str]]] = {
+    "arithmetic": arithmetic.arithmetic,
+    "variables": variables.variables,
+    "lists": lists.lists,
+    "retrieval": retrieval.retrieval,
+}
+_STEPS = {
+    "arithmetic": arithmetic.STEPS,
+    "variables": variables.STEPS,
+    "lists": lists.STEPS,
+    "retrieval": retrieval.STEPS,
+}
+KINDS = tuple(_MAKERS)
+
+
+def sizes_of(kind: str, level: str) -> tuple[int, int]:
+    """The least and the most steps (for retrieval: keys asked for) of a problem of one kind and level.
+
+    Raises:
+        ValueError: an unknown kind or level.
+    """
+    if kind not in _STEPS:
+        raise ValueError(f"problems: got the kind {kind!r}, expected one of {', '.join(KINDS)}")
+    if level not in LEVELS:
+        raise ValueError(f"problems: got the level {level!r}, expected one of {', '.join(LEVELS)}")
+    return _STEPS[kind][level]
+
+
+def problem_of_size(kind: str, steps: int, rng: random.Random) -> Problem:
+    """A problem of `steps` steps; hard from the hard level's least size on.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    level = "hard" if steps >= sizes_of(kind, "hard")[0] else "standard"
+    question, solution = _MAKERS[kind](rng, steps)
+    return Problem(kind=kind, level=level, question=question, solution=solution)
+
+
+def training_problems(seed: int | str) -> Iterator[Problem]:
+    """An endless mixture of all kinds and sizes, without the held-out problems.
+
+    One in two is of a size up to the standard level's largest, the others of any size up to the hard level's.
+    """
+    rng = random.Random(f"training {seed}")
+    while True:
+        kind = rng.choice(KINDS)
+        largest = sizes_of(kind, rng.choice(LEVELS))[1]
+        problem = problem_of_size(kind, rng.randint(1, largest), rng)
+        if not problem.held_out:
+            yield problem
+
+
+def held_out_problems(kind: str, level: str, count: int, seed: int) -> list[Problem]:
+    """`count` different problems of one kind and level that training never saw; a longer list begins with a shorter.
+
+    Raises:
+        ValueError: an unknown kind or level.
+    """
+    least, most = sizes_of(kind, level)
+    rng = random.Random(f"held out {kind} {level} {seed}")
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        problem = problem_of_size(kind, rng.randint(least, most), rng)
+        if problem.held_out:
+            found.setdefault(problem.question, problem)
+    return list(found.values())

@@ -1,0 +1,75 @@
+"""A sequence of operations on a list of different two-digit numbers, the list written out after each one.
+
+    List: 17 42 93 55. A:reverse B:swap 2 3 C:remove 17 D:append 30
+    A:reverse,55 93 42 17
+    B:swap 2 3,55 42 93 17
+    C:remove 17,55 42 93
+    D:append 30,55 42 93 30
+    Answer: 55 42 93 30.
+
+left moves the first item to the end, right the last one to the front; swap exchanges two places, counted from 1.
+"""
+
+import random
+import string
+
+STEPS = {"standard": (3, 7), "hard": (18, 26)}  # 26 letters name the steps
+SHORTEST, LONGEST = 4, 8
+
+
+def lists(rng: random.Random, steps: int) -> tuple[str, str]:
+    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 8 items."""
+    items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
+    start = _written(items)
+    told, lines = [], []
+    for label in string.ascii_uppercase[:steps]:
+        told.append(f"{label}:{_operation(rng, items)}")
+        items = applied(told[-1][2:], items)
+        lines.append(f"{told[-1]},{_written(items)}")
+    return f"List: {start}. {' '.join(told)}", "\n".join([*lines, f"Answer: {_written(items)}."])
+
+
+def applied(operation: str, items: list[int]) -> list[int]:
+    """A new list: `items` after an operation such as "swap 2 3".
+
+    Raises:
+        ValueError: an unknown operation.
+    """
+    name, *numbers = operation.split()
+    operands = [int(number) for number in numbers]
+    match name, operands:
+        case "reverse", []:
+            return items[::-1]
+        case "left", []:
+            return [*items[1:], items[0]]
+        case "right", []:
+            return [items[-1], *items[:-1]]
+        case "swap", [i, j]:
+            places = list(range(len(items)))
+            places[i - 1], places[j - 1] = j - 1, i - 1
+            return [items[place] for place in places]
+        case "remove", [value]:
+            return [item for item in items if item != value]
+        case "append", [value]:
+            return [*items, value]
+    raise ValueError(f"applied: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
+
+
+def _operation(rng: random.Random, items: list[int]) -> str:
+    """An operation that keeps the items different and their number within bounds."""
+    choices = ["reverse", "left", "right", "swap", "swap"]
+    choices += ["remove"] * (len(items) > SHORTEST) + ["append"] * (len(items) < LONGEST)
+    match rng.choice(choices):
+        case "swap":
+            i, j = sorted(rng.sample(range(1, len(items) + 1), 2))
+            return f"swap {i} {j}"
+        case "remove":
+            return f"remove {rng.choice(items)}"
+        case "append":
+            return f"append {rng.choice([value for value in range(10, 100) if value not in items])}"
+        case plain:
+            return plain
+
+
+def _written(items: list[int]) -> str:
+    return " ".join(map(str, items))

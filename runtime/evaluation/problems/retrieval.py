@@ -1,0 +1,49 @@
+"""Following keys to numbers through a long table whose entries are numbers or other keys.
+
+apple=river
+stone=48
+river=stone
+A:apple B:stone. Find each number.
+
+A:apple=river=stone=48,A=48
+B:stone=48,B=48
+Answer: A=48 B=48.
+"""
+
+import random
+import string
+
+from enginewright.runtime.evaluation.problems.words import WORDS
+
+STEPS = {"standard": (4, 7), "hard": (8, 14)}  # keys asked for
+ENTRIES_PER_KEY = {"standard": 4, "hard": 18}
+FEWEST_ENTRIES = 4
+LONGEST_PATH = 3  # entries from a key to its number
+
+
+def retrieval(rng: random.Random, steps: int) -> tuple[str, str]:
+    """(question, solution) that asks for `steps` keys, 1 to 26; the table grows with them."""
+    level = "hard" if steps >= STEPS["hard"][0] else "standard"
+    count = min(len(WORDS), max(FEWEST_ENTRIES, steps * ENTRIES_PER_KEY[level]))
+    words = rng.sample(WORDS, count)
+    table: dict[str, str] = {}
+    while words:
+        path = [words.pop() for _ in range(min(len(words), rng.randint(1, LONGEST_PATH)))]
+        table |= dict(zip(path, [*path[1:], str(rng.randint(10, 99))], strict=True))
+    entries = list(table.items())
+    rng.shuffle(entries)
+    asked = dict(zip(string.ascii_uppercase, rng.sample(list(table), steps), strict=False))
+    told = " ".join(f"{label}:{key}" for label, key in asked.items())
+    question = "\n".join([*(f"{key}={value}" for key, value in entries), f"{told}. Find each number."])
+    paths = {label: followed(table, key) for label, key in asked.items()}
+    lines = [f"{label}:{'='.join(path)},{label}={path[-1]}" for label, path in paths.items()]
+    answer = " ".join(f"{label}={path[-1]}" for label, path in paths.items())
+    return question, "\n".join([*lines, f"Answer: {answer}."])
+
+
+def followed(table: dict[str, str], key: str) -> list[str]:
+    """The path from a key through the table to its number, both included."""
+    path = [key]
+    while path[-1] in table:
+        path.append(table[path[-1]])
+    return path
