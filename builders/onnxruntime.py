@@ -15,7 +15,9 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
 from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
+from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.library import LibraryError, ort_library
+from enginewright.plugins.ops import DOMAIN, OPS
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
@@ -48,6 +50,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     SimplifiedNormsPass()(model)
     weights = _take_weights(model)
     optimized = _optimize(model, root)
+    ir.passes.Sequential(SplitQkvPass(), common.RemoveUnusedNodesPass())(optimized)  # splits are only found by now
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = Engine(
@@ -55,7 +58,9 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         version=ort.__version__,
         compute=compute_name(),
         files=(artifact.describe_file(root, target),),
-        plugins=graph.ops,
+        plugins={
+            name: OPS[name].version for name in sorted({n.op_type for n in optimized.graph if n.domain == DOMAIN})
+        },
     )
     others = tuple(e for e in graph.engines if e.backend != BACKEND)
     return dataclasses.replace(graph, engines=(*others, engine))
@@ -100,5 +105,4 @@ def _optimize(model: ir.Model, root: Path) -> ir.Model:
         except LOAD_ERRORS as e:
             raise BuildError(f"onnxruntime {ort.__version__} does not take the graph ({e})") from e
         optimized = ir.load(after)
-    common.RemoveUnusedNodesPass()(optimized)
     return optimized

@@ -94,12 +94,13 @@ class PackedDecoder(torch.nn.Module):
         kv_lens: torch.Tensor,
         tile_table: torch.Tensor,
         tiles: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return logits [N, V] and the updated pools; see `plugins.ops` for the shapes."""
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Return logits [N, V], their greedy tokens [N] and the updated pools; see `plugins.ops` for the shapes."""
         trace = _Trace(self.model.config, self.kv_bits, tiles, (query_starts, kv_lens, tile_table))
         with _tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
-        return logits, [trace.written[layer] for layer in range(len(tiles))]
+        greedy = torch.ops.enginewright.greedy_sample(logits)
+        return logits, greedy, [trace.written[layer] for layer in range(len(tiles))]
 
     def run_model(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor) -> torch.Tensor:
         output = self.model(
@@ -229,10 +230,10 @@ def _name_signature(model: ir.Model, layers: tuple[CacheLayer, ...]) -> None:
     graph = model.graph
     for layer in range(len(layers)):
         graph.inputs[6 + layer].name = f"kv.{layer}.tiles"
-        graph.outputs[1 + layer].name = f"kv.{layer}.tiles.out"
-        for value in (graph.inputs[6 + layer], graph.outputs[1 + layer]):
+        graph.outputs[2 + layer].name = f"kv.{layer}.tiles.out"
+        for value in (graph.inputs[6 + layer], graph.outputs[2 + layer]):
             value.shape = ir.Shape([f"tiles_{layer}", layers[layer].tile_bytes])
-    graph.outputs[0].name = "logits"
+    graph.outputs[0].name, graph.outputs[1].name = "logits", "greedy_tokens"
     for value in list(graph.initializers.values()):
         assert value.name is not None
         value.name = value.name.removeprefix(PREFIX)

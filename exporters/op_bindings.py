@@ -20,7 +20,7 @@ def torch_schema(op: Op) -> str:
     tensors = [f"Tensor{'?' if t.optional else ''} {t.name}" for t in op.inputs]
     attributes = [f"{a.type} {a.name}" for a in op.attributes]
     results = ", ".join(["Tensor"] * len(op.outputs))
-    return f"({', '.join(tensors + attributes)}) -> ({results})"
+    return f"({', '.join(tensors + attributes)}) -> " + (results if len(op.outputs) == 1 else f"({results})")
 
 
 def onnx_schema(op: Op) -> onnx.defs.OpSchema:
@@ -78,10 +78,10 @@ def register() -> dict[Callable[..., Any], Callable[..., Any]]:
     return table
 
 
-def _empty_outputs(op: Op, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    """Outputs of the declared shapes without data; sizes are read off the inputs by name."""
-    sizes: dict[str, int] = {}
+def _empty_outputs(op: Op, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Outputs of the declared shapes without data; sizes are read off the inputs and attributes by name."""
     tensors: Sequence[torch.Tensor | None] = arguments[: len(op.inputs)]
+    sizes = dict(zip((a.name for a in op.attributes), arguments[len(op.inputs) :], strict=True))
     for declared, tensor in zip(op.inputs, tensors, strict=True):
         if tensor is not None:
             sizes.update(zip(declared.shape, tensor.shape, strict=True))
@@ -90,8 +90,9 @@ def _empty_outputs(op: Op, *arguments: Any) -> tuple[torch.Tensor, ...]:
     for declared in op.outputs:
         like = first if declared.alias is None else tensors[[t.name for t in op.inputs].index(declared.alias)]
         assert like is not None
-        outputs.append(like.new_empty([sizes[name] for name in declared.shape]))
-    return tuple(outputs)
+        dtype = like.dtype if len(declared.types) > 1 else getattr(torch, declared.types[0])
+        outputs.append(like.new_empty([sizes[name] for name in declared.shape], dtype=dtype))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def _onnx_type(name: str) -> str:

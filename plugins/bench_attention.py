@@ -22,7 +22,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from enginewright.plugins.library import argmax_rows, cpu_isa, load_ort_library, ort_library
+from enginewright.plugins.library import cpu_isa, load_ort_library, ort_library
 from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, tile_bytes
 
 GIB = 1 << 30
@@ -170,20 +170,12 @@ def prefill_lines(threads: int, seconds: float) -> Iterator[str]:
             yield f"prefill {shape}: {rate:.0f} GFLOP/s, numpy sgemm {peak:.0f} GFLOP/s, {rate / peak:.0%}"
 
 
-def argmax_lines(seconds: float) -> Iterator[str]:
-    """The greedy sampler's argmax against numpy's."""
-    for rows in (1, 32):
-        logits = np.random.default_rng(2).standard_normal((rows, 151936), np.float32)
-        ours, numpy_s = best_times(seconds, lambda x=logits: argmax_rows(x), lambda x=logits: x.argmax(1))  # type: ignore[misc]
-        yield f"argmax  [{rows}, 151936]: {ours * 1e6:.0f} us, numpy {numpy_s * 1e6:.0f} us"
-
-
 def main() -> None:
     """Prints one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line; the best run counts")
-    parser.add_argument("--only", choices=["decode", "prefill", "argmax"], help="one of the three parts")
+    parser.add_argument("--only", choices=["decode", "prefill"], help="one of the two parts")
     options = parser.parse_args()
     print(f"kernels: {cpu_isa()}")
     buffer = np.ones(GIB // 4 if options.only in (None, "decode") else 0, np.float32)
@@ -196,8 +188,6 @@ def main() -> None:
                 print(line, flush=True)
         for line in prefill_lines(threads, options.seconds) if options.only in (None, "prefill") else ():
             print(line, flush=True)
-    for line in argmax_lines(options.seconds) if options.only in (None, "argmax") else ():
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

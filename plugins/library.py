@@ -1,7 +1,7 @@
 """Where the native libraries are, and the few C functions that Python calls in them.
 
-The runtime loads kernels through ONNX Runtime (`ort_library`); the greedy sampler and the tests call C functions of
-the same library (`argmax_rows`, `set_cpu_isa`). Standard library only at import.
+The runtime loads kernels through ONNX Runtime (`ort_library`); tests and benchmarks call C functions of the same library
+(`set_cpu_isa`). Standard library only at import.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from typing import Any
 
 ORT_LIBRARY = "enginewright_ort"
 
@@ -61,7 +57,6 @@ def load_ort_library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(ort_library()))
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "ew_argmax_rows": (None, [pointer, size, size, pointer, pointer]),
         "ew_cpu_isa": (ctypes.c_char_p, []),
         "ew_cpu_set_isa": (ctypes.c_int, [ctypes.c_char_p]),
         "ew_read_sum": (ctypes.c_float, [pointer, size]),
@@ -72,26 +67,6 @@ def load_ort_library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
-
-
-def argmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Index and value of each row's largest logit; logits[rows, vocab] float32, C-contiguous, vocab at least 1.
-
-    The lowest index wins ties; a row with a NaN gives (-1, NaN), a row of nothing but -inf (0, -inf).
-
-    Raises:
-        ValueError: another shape, type or memory order.
-    """
-    import numpy as np
-
-    if logits.ndim != 2 or logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape[1] < 1:
-        raise ValueError(
-            f"argmax_rows: got {logits.dtype} {logits.shape}, expected C-contiguous float32 [rows, vocab >= 1]"
-        )
-    rows, vocab = logits.shape
-    index, value = np.empty(rows, np.int64), np.empty(rows, np.float32)
-    load_ort_library().ew_argmax_rows(logits.ctypes.data, rows, vocab, index.ctypes.data, value.ctypes.data)
-    return index, value
 
 
 def cpu_isa() -> str:

@@ -23,7 +23,7 @@ class Tensor:
     """One input or output of an op.
 
     types: the element types it may have; inputs and outputs with the same tuple of several types share one type.
-    shape: named sizes; a name that stands twice means equal sizes.
+    shape: named sizes; a name that stands twice means equal sizes, the name of an attribute means its value.
     optional: an input that may be absent.
     alias: for an output, the input whose buffer it updates in place where the host binds both to one buffer.
     """
@@ -100,7 +100,45 @@ PAGED_ATTENTION = Op(
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
 )
 
-OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION,)}
+SPLIT_QKV = Op(
+    name="SplitQkv",
+    version=1,
+    doc="Splits a packed projection into heads; on the way normalises (RMS over a head) and rotates query and key.",
+    inputs=(
+        Tensor("packed", FLOATS, ("one", "T", "P"), "query, key and value heads of each token, in this order"),
+        Tensor("cos", FLOATS, ("one", "T", "R"), "of each token's angles; 2 R dimensions are rotated", optional=True),
+        Tensor("sin", FLOATS, ("one", "T", "R"), "given if and only if cos is", optional=True),
+        Tensor("query_norm", FLOATS, ("head_dim",), "scale of the query heads' RMS norm", optional=True),
+        Tensor("key_norm", FLOATS, ("head_dim",), "given if and only if query_norm is", optional=True),
+    ),
+    outputs=(
+        Tensor("query", FLOATS, ("T", "query_heads", "head_dim"), "normalised, then rotated"),
+        Tensor("key", FLOATS, ("T", "kv_heads", "head_dim"), "normalised, then rotated"),
+        Tensor("value", FLOATS, ("T", "kv_heads", "value_dim"), "as it was"),
+    ),
+    attributes=(
+        Attribute("query_heads", "int", "heads of the query"),
+        Attribute("kv_heads", "int", "heads of key and value"),
+        Attribute("head_dim", "int", "of query and key; dimension i < R turns with dimension i + R"),
+        Attribute("value_dim", "int", "of the value"),
+        Attribute("epsilon", "float", "added to the mean square of a head", default=1e-6),
+    ),
+    oracle="enginewright.plugins.oracles.split_qkv:split_qkv",
+)
+
+GREEDY_SAMPLE = Op(
+    name="GreedySample",
+    version=1,
+    doc="The most probable token of each row, where the logits are: a host that decodes greedily need not read them.",
+    inputs=(Tensor("logits", FLOATS, ("N", "V"), "of the sampled tokens"),),
+    outputs=(
+        Tensor("tokens", ("int64",), ("N",), "index of the largest logit, the lowest among equals; -1: not finite"),
+    ),
+    attributes=(),
+    oracle="enginewright.plugins.oracles.greedy_sample:greedy_sample",
+)
+
+OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, SPLIT_QKV, GREEDY_SAMPLE)}
 
 
 def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:

@@ -13,6 +13,7 @@ from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.request import Generation
 from enginewright.runtime.sampler import Logprobs, choose
+from enginewright.runtime.session import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,17 @@ class Emission:
 class Decoder(Protocol):
     """Decides tokens; created once per engine from `manifest.decoding`."""
 
-    def decode(self, logits: NDArray[np.float32], requests: Sequence[Generation]) -> Emission:
-        """Return the next tokens of `requests`, whose logits are the rows of `logits`; may overwrite them."""
+    def decode(self, outputs: Outputs, requests: Sequence[Generation]) -> Emission:
+        """Return the next tokens of `requests`, one per row of `outputs`; may overwrite those."""
         ...
 
 
 class Autoregressive:
     """One token per row and step, chosen by the row's own Sampling."""
 
-    def decode(self, logits: NDArray[np.float32], requests: Sequence[Generation]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation]) -> Emission:
         """Return one token per request."""
-        return Emission(*choose(logits, requests))
+        return Emission(*choose(outputs, requests))
 
 
 DECODERS: dict[str, Callable[[], Decoder]] = {"autoregressive": Autoregressive}

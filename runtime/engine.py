@@ -74,10 +74,10 @@ class Engine:
     def step(self) -> Step:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
-        logits = self.session.run(step.packed)
-        emission = self.decoder.decode(logits[: len(step.sampled)], step.sampled)
+        outputs = self.session.run(step.packed)
+        emission = self.decoder.decode(outputs[: len(step.sampled)], step.sampled)
         self.scheduler.commit(step, emission.tokens)
-        self._deliver(step, logits, emission)
+        self._deliver(step, outputs.logits, emission)
         return step
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:

@@ -16,11 +16,12 @@ from enginewright.runtime.artifact import Engine, Graph, Manifest, TensorSpec
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 from enginewright.runtime.host import compute_name
 from enginewright.runtime.ort_errors import LOAD_ERRORS
-from enginewright.runtime.session import Floats, PackedStep
+from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
 
 BACKEND = "onnxruntime"
 _PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
+_OUTPUTS = {"logits": "float32", "greedy_tokens": "int64"}
 _ALIGNMENT = 4096
 
 
@@ -38,24 +39,26 @@ class OrtSession:
         self._session = _open(root, graph, threads)
         self._binding = self._session.io_binding()
         self._buffers = _allocate(manifest, tables, capacity)
-        self._logits = np.zeros((capacity.logit_rows, manifest.model.vocab_size), np.float32)
+        logits = np.zeros((capacity.logit_rows, manifest.model.vocab_size), np.float32)
+        self._outputs = Outputs(logits, np.zeros(capacity.logit_rows, np.int64))
         self._bound: dict[str, int] = {}
         self._written: dict[str, NDArray[np.generic]] = {}
         self._bind_all(root, graph)
 
-    def run(self, step: PackedStep) -> Floats:
-        """Return logits [N, V], writable and valid until the next run."""
+    def run(self, step: PackedStep) -> Outputs:
+        """Return the outputs, writable and valid until the next run."""
         self._write("input_ids", step.input_ids)
         self._write("position_ids", step.position_ids)
         self._write("query_starts", step.query_starts)
         self._write("sample_rows", step.sample_rows)
-        logits = self._logits[: len(step.sample_rows)]
-        if self._bound.get("logits") != len(logits):
-            self._bind_output("logits", logits)
+        outputs = self._outputs[: len(step.sample_rows)]
+        if self._bound.get("logits") != len(outputs.logits):
+            self._bind_output("logits", outputs.logits)
+            self._bind_output("greedy_tokens", outputs.greedy)
         start = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
         self.run_seconds += time.perf_counter() - start
-        return logits
+        return outputs
 
     def _write(self, name: str, array: NDArray[np.int64] | NDArray[np.int32]) -> None:
         if self._written.get(name) is array:  # a step that repeats the last one brings the same arrays
@@ -78,12 +81,12 @@ class OrtSession:
             names = ", ".join(sorted(missing))
             raise ArtifactError(f"{root}: manifest and decoder graph differ in inputs {names}; build the engine again")
         for spec in graph.outputs:
-            known = {"logits": "float32"} if spec.alias is None else {f"{spec.alias}.out": "int8"}
+            known = _OUTPUTS if spec.alias is None else {f"{spec.alias}.out": "int8"}
             _check_spec(root, "output", spec, known)
             if spec.alias is not None:
                 self._bind_output(spec.name, self._buffers[spec.alias])
-        if "logits" not in {spec.name for spec in graph.outputs}:
-            raise ArtifactError(f"{root}: the decoder graph has no output 'logits'; build the engine again")
+        for name in sorted(_OUTPUTS.keys() - {spec.name for spec in graph.outputs}):
+            raise ArtifactError(f"{root}: the decoder graph has no output {name!r}; build the engine again")
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.library import argmax_rows
 from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.session import Outputs
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -21,7 +21,6 @@ _DRAWS = 64
 _BLOCK = 64
 _FEW = 1024
 _COLDEST = 1e-6
-_MANY_ROWS = 8  # from here on our own argmax is worth its call
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +63,20 @@ class Sampled(Protocol):
         ...
 
 
-def choose(logits: Floats, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
-    """Return the next token of each row and its log-probabilities where asked for; overwrites `logits`.
+def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
+    """Return the next token of each row and its log-probabilities where asked for; overwrites the logits.
 
     A row whose logits are not finite gets -1.
     """
+    tokens, logits = outputs.greedy.copy(), outputs.logits
     if all(request.is_plain_greedy for request in requests):
-        return _largest(logits), [None] * len(requests)
+        return tokens, [None] * len(requests)
     raw = list(logits)
     for i, request in enumerate(requests):
         if request.sampling.has_penalties:
             raw[i] = logits[i].copy()
             _penalise(logits[i], request)
-    tokens = _largest(logits)
-    for i, request in enumerate(requests):
+            tokens[i] = _largest(logits[i])
         if request.sampling.temperature > 0 and tokens[i] >= 0:
             tokens[i] = _draw(logits[i], request.sampling, request.draws[len(request.generated)])
     logprobs = [
@@ -87,17 +86,10 @@ def choose(logits: Floats, requests: Sequence[Sampled]) -> tuple[Ints, list[Logp
     return tokens, logprobs
 
 
-def _largest(logits: Floats) -> Ints:
-    """Return each row's most probable token, the lowest id among equals; -1 where it is not finite."""
-    if len(logits) >= _MANY_ROWS and logits.flags.c_contiguous:
-        found, values = argmax_rows(logits)
-        found[~np.isfinite(values)] = -1
-        return found
-    tokens: Ints = logits.argmax(axis=1)
-    for row, token in enumerate(tokens.tolist()):
-        if not math.isfinite(logits.item(row, token)):
-            tokens[row] = -1
-    return tokens
+def _largest(row: Floats) -> int:
+    """Return the most probable token, the lowest id among equals; -1 where it is not finite."""
+    token = int(row.argmax())
+    return token if math.isfinite(row[token]) else -1
 
 
 def _penalise(row: Floats, request: Sampled) -> None:

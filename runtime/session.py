@@ -26,6 +26,21 @@ class PackedStep:
     sample_rows: Ints
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a step gives for its sampled tokens: logits float32 [N, V], and the most probable token int64 [N] of each.
+
+    A token is the lowest id among equals, and -1 where the logits are not finite.
+    """
+
+    logits: Floats
+    greedy: Ints
+
+    def __getitem__(self, rows: slice) -> Outputs:
+        """Return those rows."""
+        return Outputs(self.logits[rows], self.greedy[rows])
+
+
 class Session(Protocol):
     """A decoder graph bound to its cache tables and tile pools.
 
@@ -34,6 +49,6 @@ class Session(Protocol):
 
     run_seconds: float
 
-    def run(self, step: PackedStep) -> Floats:
-        """Return logits [N, V], writable and valid until the next run; the new tokens' keys and values are cached."""
+    def run(self, step: PackedStep) -> Outputs:
+        """Return the outputs, writable and valid until the next run; the new tokens' keys and values are cached."""
         ...

@@ -10,12 +10,28 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter import RewritePass, pattern
 from onnxscript.rewriter.rules import common as rules
 
 from enginewright.exporters.passes.drop_neutral import DropNeutralPass
 
+
+def _unsqueezed(op, x, axes, shape):  # type: ignore[no-untyped-def]
+    return op.Reshape(op.Unsqueeze(x, axes), shape, _allow_other_attributes=True)
+
+
+def _reshaped(op, x, shape, **_):  # type: ignore[no-untyped-def]
+    return op.Reshape(x, shape)
+
+
+def _has_no_zero(context, shape, **_) -> bool:  # type: ignore[no-untyped-def]
+    """Whether the new shape copies no size of the old one."""
+    sizes = ir.convenience.get_const_tensor(shape)
+    return sizes is not None and 0 not in sizes.numpy()
+
+
 RULES = [
+    pattern.RewriteRule(_unsqueezed, _reshaped, _has_no_zero),
     rules.no_op_static_scatter_nd_rule,
     rules.no_op_dynamic_scatter_nd_rule,
     rules.collapse_slice_rule,

@@ -63,7 +63,8 @@ class TestBuild:
         assert artifact.load(root) == manifest
         (engine,) = manifest.graphs["decoder"].engines
         assert (engine.backend, engine.version, engine.compute) == ("onnxruntime", ort.__version__, compute_name())
-        assert engine.plugins == manifest.graphs["decoder"].ops == {"PagedAttention": 1}
+        assert manifest.graphs["decoder"].ops == {"GreedySample": 1, "PagedAttention": 1}
+        assert engine.plugins == {"GreedySample": 1, "PagedAttention": 1, "SplitQkv": 1}
         assert [file.path for file in engine.files] == [ENGINE]
 
     def test_weights_lie_on_disk_once(self, root: Path, exported: Path) -> None:

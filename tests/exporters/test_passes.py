@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from onnxscript.rewriter import RewritePass
 from small_graphs import Arrays, check_pass, evaluate, make_graph, op_types, random_arrays
 
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
@@ -15,7 +16,7 @@ from enginewright.exporters.passes.norm_token_major import NormTokenMajorPass
 from enginewright.exporters.passes.pack_projections import PackProjectionsPass
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
-from enginewright.exporters.passes.simplify import SimplifyPass
+from enginewright.exporters.passes.simplify import RULES, SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
 from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks
 from enginewright.exporters.weights import weight_of
@@ -233,3 +234,16 @@ def test_simplify_keeps_values_and_merges_equal_computations() -> None:
         t = Transpose <perm = [0, 2, 1]> (a)  u = Transpose <perm = [0, 2, 1]> (t)  y = Add (u, b) }"""
     types, _ = check_pass(SimplifyPass(), text, random_arrays(w=(8, 4)), X)
     assert types == Types(MatMul=1, Add=1)
+
+
+class TestUnsqueezeReshape:
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [("{1, -1, 4}", Types(Reshape=1)), ("{5, 8}", Types(Reshape=1)), ("{0, 5, 8}", Types(Unsqueeze=1, Reshape=1))],
+    )
+    def test_it_is_one_reshape_unless_a_size_is_copied(self, sizes: str, expected: Types[str]) -> None:
+        rank = sizes.count(",") + 1
+        text = f"""g (float[5, 8] x) => (float[{", ".join("ABC"[:rank])}] y)
+            <int64[1] axis = {{0}}, int64[{rank}] sizes = {sizes}> {{ u = Unsqueeze (x, axis)  y = Reshape (u, sizes) }}"""
+        types, _ = check_pass(RewritePass(RULES), text, {}, random_arrays(x=(5, 8)))
+        assert types == expected

@@ -10,7 +10,7 @@ import pytest
 
 from enginewright.plugins.library import set_cpu_isa
 
-sys.path.insert(0, str(Path(__file__).parent))  # attention_case, attention_cases
+sys.path.insert(0, str(Path(__file__).parent))  # attention_case, attention_cases, op_session
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])

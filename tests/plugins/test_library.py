@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from enginewright.plugins import library
@@ -58,37 +57,6 @@ def test_abi_table_equals_the_official_header() -> None:
     names = entry_names(header.read_text())
     entries = library.ort_entries()
     assert entries == {name: names.index(name) for name in entries}
-
-
-@pytest.mark.native
-@pytest.mark.parametrize("vocab", [1, 3, 127, 128, 4096, 4097, 30001])
-def test_argmax_equals_numpy(vocab: int, isa: str) -> None:
-    logits = np.random.default_rng(vocab).standard_normal((5, vocab)).astype(np.float32)
-    index, value = library.argmax_rows(logits)
-    np.testing.assert_array_equal(index, logits.argmax(1))
-    np.testing.assert_array_equal(value, logits.max(1))
-
-
-@pytest.mark.native
-def test_argmax_ties_and_nan(isa: str) -> None:
-    logits = np.zeros((6, 9001), np.float32)
-    logits[1, [4500, 8999]] = 1  # the lowest index of equals
-    logits[2, 7777] = np.nan  # one NaN spoils its row
-    logits[3] = np.nan
-    logits[4] = -np.inf
-    logits[5] = -np.inf
-    logits[5, 9000] = np.finfo(np.float32).min
-    index, value = library.argmax_rows(logits)
-    assert index.tolist() == [0, 4500, -1, -1, 0, 9000]
-    np.testing.assert_array_equal(value, [0, 1, np.nan, np.nan, -np.inf, np.finfo(np.float32).min])
-
-
-@pytest.mark.native
-def test_argmax_of_nothing(isa: str) -> None:
-    assert library.argmax_rows(np.empty((0, 7), np.float32))[0].shape == (0,)
-    for bad in (np.empty((1, 0), np.float32), np.empty((1, 4)), np.empty(4, np.float32)):
-        with pytest.raises(ValueError, match="expected C-contiguous float32"):
-            library.argmax_rows(bad)
 
 
 @pytest.mark.native

@@ -13,6 +13,7 @@ import pytest
 from toy_model import VOCAB, reference_logits
 
 from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling
+from enginewright.runtime.session import Outputs
 
 Make = Callable[..., LLM]
 
@@ -188,11 +189,12 @@ def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> 
     llm = make_toy(eos=())
     run, steps = llm.engine.session.run, []
 
-    def break_first_row(step: object) -> np.ndarray:
-        logits = run(step)
-        logits[0, :] = np.nan if not steps else logits[0, :]
+    def break_first_row(step: object) -> Outputs:
+        outputs = run(step)
+        if not steps:
+            outputs.logits[0, :], outputs.greedy[0] = np.nan, -1
         steps.append(step)
-        return logits
+        return outputs
 
     llm.engine.session.run = break_first_row
     for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0, logprobs=1, seed=1)):

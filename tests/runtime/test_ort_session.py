@@ -139,6 +139,7 @@ def test_what_the_graph_needs_and_the_runtime_lacks_is_named(make_engine: Callab
         ({"inputs": (other, *graph.inputs[1:])}, "input 'input_ids': got int32, expected int64"),
         ({"inputs": graph.inputs[1:]}, "differ in inputs input_ids"),
         ({"outputs": graph.outputs[1:]}, "no output 'logits'"),
+        ({"outputs": (graph.outputs[0], *graph.outputs[2:])}, "no output 'greedy_tokens'"),
         ({"ops": {"PagedAttention": 2}}, "PagedAttention version 2, this installation has version 1"),
         ({"ops": {"Magic": 1}}, "op 'Magic' is unknown"),
     ):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.sampler import Draws, _kth_largest, _mass_cut, choose
 from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.session import Outputs
 
 
 @dataclass
@@ -61,8 +62,12 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
+def _outputs(logits: np.ndarray) -> Outputs:
+    return Outputs(logits.copy(), logits.argmax(axis=1))
+
+
 def _choose_one(logits: np.ndarray, row: Row) -> int:
-    return int(choose(logits[None].copy(), [row])[0][0])
+    return int(choose(_outputs(logits[None]), [row])[0][0])
 
 
 CASES = [
@@ -144,19 +149,19 @@ def test_a_row_does_not_depend_on_its_batch(sampling: Sampling) -> None:
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal((6, 500)) * 2).astype(np.float32)
     rows = [Row(CASES[i], generated=[2, 3]) for i in range(5)] + [Row(sampling, generated=[4])]
-    assert choose(logits.copy(), rows)[0][5] == _choose_one(logits[5], rows[5])
+    assert choose(_outputs(logits), rows)[0][5] == _choose_one(logits[5], rows[5])
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits = (np.random.default_rng(3).standard_normal(1000) * 2).astype(np.float32)
     expected = np.log(_softmax(logits.astype(np.float64)))
     row = Row(Sampling(temperature=0.5, top_k=3, repetition_penalty=2.0, logprobs=4), prompt=[int(logits.argmax())])
-    (token,), (logprobs,) = choose(logits[None].copy(), [row])
+    (token,), (logprobs,) = choose(_outputs(logits[None]), [row])
     assert logprobs is not None
     assert logprobs.chosen == pytest.approx(expected[token], abs=1e-5)
     assert [token for token, _ in logprobs.top] == np.argsort(-expected)[:4].tolist()
     np.testing.assert_allclose([value for _, value in logprobs.top], np.sort(expected)[::-1][:4], atol=1e-5)
-    (only,) = choose(logits[None].copy(), [Row(Sampling(logprobs=0))])[1]
+    (only,) = choose(_outputs(logits[None]), [Row(Sampling(logprobs=0))])[1]
     assert only is not None and only.top == () and only.chosen == pytest.approx(expected.max(), abs=1e-5)
 
 

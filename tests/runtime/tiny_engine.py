@@ -33,6 +33,7 @@ def _specs(windows: tuple[int, ...], vocab: int) -> tuple[list[TensorSpec], list
     ]
     outputs = [
         TensorSpec(name="logits", dtype="float32", shape=("N", vocab)),
+        TensorSpec(name="greedy_tokens", dtype="int64", shape=("N",)),
         *(TensorSpec(name=f"{p}.out", dtype="int8", shape=(f"{p}.count", size), alias=p) for p in pools),
     ]
     return inputs, outputs
@@ -76,6 +77,7 @@ def _graph(windows: tuple[int, ...], vocab: int, context: int) -> tuple[onnx.Mod
         out = add("MatMul", [add("Reshape", [f"a{i}", "flat"], f"a{i}.flat"), f"o{i}.w"], f"o{i}")
         x = add("Add", [x, out], f"x{i}")
     add("MatMul", [add("Gather", [x, "sample_rows"], "last"), "head"], "logits")
+    add("GreedySample", ["logits"], "greedy_tokens", domain=DOMAIN)
     inputs, outputs = _specs(windows, vocab)
     proto = helper.make_graph(
         nodes,
@@ -86,7 +88,7 @@ def _graph(windows: tuple[int, ...], vocab: int, context: int) -> tuple[onnx.Mod
     )
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)])
     model.ir_version = 10
-    ops = {"PagedAttention": OPS["PagedAttention"].version}
+    ops = {name: OPS[name].version for name in ("PagedAttention", "GreedySample")}
     return model, Graph(files=(), inputs=tuple(inputs), outputs=tuple(outputs), ops=ops)
 
 

@@ -16,7 +16,7 @@ from enginewright.runtime.decoder import Autoregressive
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.session import PackedStep
+from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
 from enginewright.runtime.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class ToySession:
         self._cache, self._tables = cache, tables
         self._pools = [np.full((tiles, cache.tile_tokens), -1, np.int64) for tiles in capacity.tiles]
 
-    def run(self, step: PackedStep) -> np.ndarray:
+    def run(self, step: PackedStep) -> Outputs:
         """Write the new tokens of all rows, then hash what each sampled token sees."""
         if self.failures:
             raise self.failures.pop()
@@ -68,7 +68,8 @@ class ToySession:
                     assert position == held + token - step.query_starts[row]
                     tile, slot = self._find(layer, row, head, position)
                     self._pools[layer][tile, slot] = step.input_ids[token] + 1000 * head
-        return np.stack([self._logits(rows[token], step.position_ids[token]) for token in step.sample_rows])
+        logits = np.stack([self._logits(rows[token], step.position_ids[token]) for token in step.sample_rows])
+        return Outputs(logits, logits.argmax(axis=1))
 
     def _find(self, layer: int, row: int, head: int, position: int) -> tuple[int, int]:
         size = self._cache.tile_tokens

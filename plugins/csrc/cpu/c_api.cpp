@@ -1,15 +1,9 @@
-// Functions for ctypes: the runtime's greedy sampler, and what tests and benchmarks need.
+// Functions for ctypes: what tests and benchmarks need.
 #include <cstdint>
 
 #include "isa.h"
 
 #define EW_EXPORT extern "C" __attribute__((visibility("default")))
-
-// index[r], value[r]: the largest of logits[r, 0 .. vocab); the lowest index wins ties, NaN counts as -inf.
-EW_EXPORT void ew_argmax_rows(const float* logits, std::int64_t rows, std::int64_t vocab, std::int64_t* index,
-                              float* value) {
-  for (std::int64_t r = 0; r < rows; ++r) ew::kernels().argmax(logits + r * vocab, vocab, index + r, value + r);
-}
 
 // The name of the instruction set in use: avx512, avx2 or portable.
 EW_EXPORT const char* ew_cpu_isa() { return ew::kernels().name; }

@@ -31,6 +31,18 @@ struct AttentionArgs {
   }
 };
 
+// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+struct SplitQkvArgs {
+  const float* packed;                 // [tokens, width()]
+  const float *cos, *sin;              // [tokens, half]; null when half is 0
+  const float *query_norm, *key_norm;  // [head_dim], or both null
+  float *query, *key, *value;
+  std::int64_t tokens, query_heads, kv_heads, head_dim, value_dim, half;
+  float epsilon;
+
+  std::int64_t width() const { return (query_heads + kv_heads) * head_dim + kv_heads * value_dim; }
+};
+
 // Queries of one row over the tiles [tile_begin, tile_end) of one KV head. A lane is one (query, group head) pair;
 // lane = query * group + group head.
 struct AttentionTask {
@@ -75,7 +87,9 @@ struct Kernels {
                  const Partial&);
   // Join `count` partials (laid out one after another from `first`) in order, and write the row's output.
   void (*merge)(const AttentionArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
-  // Index and value of the largest element; the lowest index wins ties, NaN counts as -inf.
+  // Tokens [begin, end) of a SplitQkv call.
+  void (*split_qkv)(const SplitQkvArgs&, std::int64_t begin, std::int64_t end);
+  // Index and value of the largest element, the lowest index among equals; a NaN anywhere gives -1 and NaN.
   void (*argmax)(const float* x, std::int64_t size, std::int64_t* index, float* value);
   float (*read_sum)(const float* x, std::int64_t size);
 };

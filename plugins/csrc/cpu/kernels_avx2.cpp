@@ -4,10 +4,11 @@
 // the headers below need Vec
 #include "argmax.h"
 #include "attend.h"
+#include "split_heads.h"
 #include "write_tokens.h"
 
 namespace ew {
 
-const Kernels kAvx2Kernels = {"avx2", write_tokens, attend, merge, argmax, read_sum};
+const Kernels kAvx2Kernels = {"avx2", write_tokens, attend, merge, split_qkv, argmax, read_sum};
 
 }  // namespace ew

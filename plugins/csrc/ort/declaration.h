@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "host.h"
 #include "ort_abi.h"
 
 namespace ew::ort {
@@ -38,7 +39,25 @@ struct DeclaredOp : CustomOp {
 // Fills in every callback that follows from the declaration.
 DeclaredOp declare(const Declaration& declaration);
 
+// The same with a kernel: a struct with `static constexpr const Declaration& declaration`, `const Api& api`, a
+// constructor (api, info) and compute(context) const. What they throw becomes a status.
+template <class Kernel>
+DeclaredOp declare(const Declaration& declaration) {
+  DeclaredOp op = declare(declaration);
+  op.create_kernel_v2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
+    return guarded(*api, Kernel::declaration.name, [&] { *kernel = new Kernel(*api, info); });
+  };
+  op.compute_v2 = [](void* self, KernelContext* context) -> Status* {
+    const Kernel& kernel = *static_cast<const Kernel*>(self);
+    return guarded(kernel.api, Kernel::declaration.name, [&] { kernel.compute(context); });
+  };
+  op.destroy_kernel = [](void* self) { delete static_cast<Kernel*>(self); };
+  return op;
+}
+
 // The ops of this library.
 const DeclaredOp& paged_attention_op();
+const DeclaredOp& split_qkv_op();
+const DeclaredOp& greedy_sample_op();
 
 }  // namespace ew::ort

@@ -20,6 +20,14 @@ bool answered(const Api& api, Status* status) {
   return !status;
 }
 
+std::string text(const Tensor& tensor) {
+  if (tensor.rank < 0) return "nothing";
+  if (tensor.rank > Tensor::kMaxRank) return std::to_string(tensor.rank) + " axes";
+  std::string shape;
+  for (int axis = 0; axis < tensor.rank; ++axis) shape += (axis ? ", " : "") + std::to_string(tensor.shape[axis]);
+  return "[" + shape + "]";
+}
+
 }  // namespace
 
 Tensor input(const Api& api, KernelContext* context, std::size_t index) {
@@ -44,6 +52,18 @@ Tensor output(const Api& api, KernelContext* context, std::size_t index, std::in
   std::size_t axis = 0;
   for (std::int64_t size : shape) tensor.shape[axis++] = size;
   return tensor;
+}
+
+void expect_shape(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape,
+                  const char* names) {
+  bool agrees = tensor.rank == static_cast<int>(shape.size());
+  std::string sizes;
+  int axis = 0;
+  for (std::int64_t size : shape) {
+    agrees = agrees && (size < 0 || size == tensor.shape[axis]);
+    sizes += (axis++ ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
+  }
+  if (!agrees) fail(name, "shape " + text(tensor), std::string(names) + " = [" + sizes + "]");
 }
 
 std::int64_t attribute(const Api& api, const KernelInfo* info, const char* name, const std::int64_t* fallback) {

@@ -51,6 +51,9 @@ struct Tensor {
 Tensor input(const Api& api, KernelContext* context, std::size_t index);
 Tensor output(const Api& api, KernelContext* context, std::size_t index, std::initializer_list<std::int64_t> shape);
 
+// Throw unless the tensor has this shape, in which -1 takes any size; `names` is the shape in words.
+void expect_shape(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape, const char* names);
+
 // An attribute of the node, or `fallback`; without a fallback its absence is an error.
 std::int64_t attribute(const Api& api, const KernelInfo* info, const char* name, const std::int64_t* fallback);
 float attribute(const Api& api, const KernelInfo* info, const char* name, const float* fallback);

@@ -25,6 +25,7 @@ const AttributeDeclaration kAttributes[] = {{"layer", "int", "null"},
 const Declaration kDeclaration = {"PagedAttention", 1, kInputs, 8, kOutputs, 2, kAttributes, 5};
 
 struct Kernel {
+  static constexpr const Declaration& declaration = kDeclaration;
   const Api& api;
   std::int64_t layer, window, kv_bits;
   float scale, softcap;
@@ -46,26 +47,8 @@ struct Kernel {
   void compute(KernelContext* context) const;
 };
 
-std::string text(const Tensor& tensor) {
-  std::string shape = "[";
-  for (int axis = 0; axis < tensor.rank && axis < Tensor::kMaxRank; ++axis)
-    shape += (axis ? ", " : "") + std::to_string(tensor.shape[axis]);
-  return tensor.rank < 0                  ? "nothing"
-         : tensor.rank > Tensor::kMaxRank ? std::to_string(tensor.rank) + " axes"
-                                          : shape + "]";
-}
-
-// `shape` in names and numbers; -1 takes any size.
-void expect(const Tensor* tensors, Input i, std::initializer_list<std::int64_t> shape, const char* names) {
-  const Tensor& tensor = tensors[i];
-  bool agrees = tensor.rank == static_cast<int>(shape.size());
-  std::string sizes;
-  int axis = 0;
-  for (std::int64_t size : shape) {
-    agrees = agrees && (size < 0 || size == tensor.shape[axis]);
-    sizes += (axis++ ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
-  }
-  if (!agrees) fail(kInputs[i].name, "shape " + text(tensor), std::string(names) + " = [" + sizes + "]");
+void expect(const Tensor* in, Input i, std::initializer_list<std::int64_t> shape, const char* names) {
+  expect_shape(kInputs[i].name, in[i], shape, names);
 }
 
 void expect_shapes(const Kernel& kernel, const Tensor* in) {
@@ -128,23 +111,10 @@ void Kernel::compute(KernelContext* context) const {
   paged_attention(args, HostThreads(api, context));
 }
 
-DeclaredOp make() {
-  DeclaredOp op = declare(kDeclaration);
-  op.create_kernel_v2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
-    return guarded(*api, kDeclaration.name, [&] { *kernel = new Kernel(*api, info); });
-  };
-  op.compute_v2 = [](void* self, KernelContext* context) -> Status* {
-    const Kernel& kernel = *static_cast<const Kernel*>(self);
-    return guarded(kernel.api, kDeclaration.name, [&] { kernel.compute(context); });
-  };
-  op.destroy_kernel = [](void* self) { delete static_cast<Kernel*>(self); };
-  return op;
-}
-
 }  // namespace
 
 const DeclaredOp& paged_attention_op() {
-  static const DeclaredOp op = make();
+  static const DeclaredOp op = declare<Kernel>(kDeclaration);
   return op;
 }
 

@@ -14,7 +14,7 @@ using namespace ew::ort;
 constexpr const char* kDomain = "enginewright";
 
 const DeclaredOp* const* ops() {
-  static const DeclaredOp* const all[] = {&paged_attention_op(), nullptr};
+  static const DeclaredOp* const all[] = {&paged_attention_op(), &split_qkv_op(), &greedy_sample_op(), nullptr};
   return all;
 }
 
@@ -32,11 +32,14 @@ CustomOpDomain* domain(const Api& api) {
 
 std::string quoted(const char* text) { return "\"" + std::string(text) + "\""; }
 
+const char* name_of(ElementType type) {
+  return type == kFloat ? "float32" : type == kInt8 ? "int8" : type == kInt32 ? "int32" : "int64";
+}
+
 std::string ports(const Port* port, std::size_t count) {
   std::string json;
   for (std::size_t i = 0; i < count; ++i) {
-    const char* type = port[i].type == kFloat ? "float32" : port[i].type == kInt8 ? "int8" : "int32";
-    json += (i ? ", " : "") + ("{\"name\": " + quoted(port[i].name)) + ", \"type\": " + quoted(type) +
+    json += (i ? ", " : "") + ("{\"name\": " + quoted(port[i].name)) + ", \"type\": " + quoted(name_of(port[i].type)) +
             ", \"optional\": " + (port[i].presence == kOptional ? "true" : "false") + "}";
   }
   return "[" + json + "]";

@@ -1,0 +1,47 @@
+"""Runs one custom op through ONNX Runtime, with the inputs that are given."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from enginewright.plugins.library import ort_library
+from enginewright.plugins.ops import DOMAIN, OPS
+
+TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "int8": TensorProto.INT8}
+
+
+@cache
+def open_op(
+    name: str, given: tuple[str, ...], attributes: tuple[tuple[str, Any], ...], threads: int = 2
+) -> ort.InferenceSession:
+    """A session of one node of op `name`; all sizes are dynamic, optional inputs that are not `given` are absent."""
+    op = OPS[name]
+
+    def value_info(tensor: Any) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(tensor.name, TYPES[tensor.types[0]], [None] * len(tensor.shape))
+
+    inputs = [t.name if t.name in given else "" for t in op.inputs]
+    node = helper.make_node(name, inputs, [t.name for t in op.outputs], domain=DOMAIN, **dict(attributes))
+    graph = helper.make_graph(
+        [node], "g", [value_info(t) for t in op.inputs if t.name in given], [*map(value_info, op.outputs)]
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, op.version)]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # failing calls are part of the tests
+    options.register_custom_ops_library(str(ort_library()))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_op(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attributes: Any) -> list[np.ndarray]:
+    """The outputs of op `name`."""
+    session = open_op(name, tuple(arrays), tuple(attributes.items()), threads)
+    outputs: list[np.ndarray] = session.run(None, arrays)
+    return outputs
