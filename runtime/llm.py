@@ -19,7 +19,7 @@ from enginewright.runtime.detokenizer import Detokenizer
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.host import available_memory, physical_cores
-from enginewright.runtime.request import Completion, Generation, Request, Scoring, Token
+from enginewright.runtime.request import Completion, Generation, Request, Scoring, TakeLogits, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
 from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles, pool_bytes
@@ -116,19 +116,12 @@ class LLM:
         Raises:
             RequestError: a prompt or parameter that this engine cannot serve; then no request runs.
         """
-        batch = _as_batch(prompts)
-        samplings = [sampling] * len(batch) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
-        if len(samplings) != len(batch):
-            raise RequestError(
-                f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
-            )
-        requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
-        self.engine.submit(*requests)
-        handles = [Handle(self, request) for request in requests]
+        handles = self.submit_all(prompts, sampling)
         try:
             return [handle.result() for handle in handles]
         finally:
-            self.engine.cancel(*requests)  # of those that still run when one failed or the caller is interrupted
+            for handle in handles:  # those that still run when one failed or the caller is interrupted
+                handle.cancel()
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion:
         """Return the answer to a conversation: `{"role": ..., "content": ...}` each, through the chat template."""
@@ -145,19 +138,48 @@ class LLM:
         self.engine.submit(request)
         return Handle(self, request)
 
+    def submit_all(
+        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Handle]:
+        """Queue prompts for the same step, as `generate` takes them, and return at once."""
+        batch = _as_batch(prompts)
+        samplings = [sampling] * len(batch) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
+        if len(samplings) != len(batch):
+            raise RequestError(
+                f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
+            )
+        requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
+        self.engine.submit(*requests)
+        return [Handle(self, request) for request in requests]
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return float32 [n, vocab]: row i is the model's prediction after token_ids[: i + 1]."""
-        prompt = self._check_ids(token_ids)
-        limit = min(self.capacity.context, self._longest)
-        if len(prompt) > limit:
-            raise RequestError(f"logits: got {len(prompt)} tokens, expected at most {limit}; score fewer at a time")
-        request = Scoring(prompt, self.manifest.model.vocab_size)
-        self.engine.submit(request)
+        prompt = self._check_scored(token_ids)
+        result = np.empty((len(prompt), self.manifest.model.vocab_size), np.float32)
+
+        def keep(position: int, logits: NDArray[np.float32]) -> None:
+            result[position : position + len(logits)] = logits
+
+        self.score([prompt.tolist()], [keep])
+        return result
+
+    def score(self, texts: Sequence[Sequence[int]], takes: Sequence[TakeLogits]) -> None:
+        """Hand each text's teacher-forced logits to its own taker, piece by piece, so that none is held whole.
+
+        texts: token ids; all are in flight together. takes[i]: called as take(position, logits[n, vocab]) for text i, in
+        order of position, where logits[k] predicts the token after texts[i][: position + k + 1]. It runs on the engine's
+        thread, which waits for it; the logits are valid during the call alone. What it raises, `score` raises.
+
+        Raises:
+            RequestError: a text that this engine cannot take; then none runs.
+        """
+        requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
+        self.engine.submit(*requests)
         try:
-            _wait(request)
+            for request in requests:
+                _wait(request)
         finally:
-            self.engine.cancel(request)
-        return request.logits
+            self.engine.cancel(*requests)
 
     def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Return the prompt's token ids for a conversation; `variables` are passed to the template."""
@@ -213,6 +235,13 @@ class LLM:
                 f"ask for {room} or fewer, or None for as many as fit"
             )
         return wanted or room
+
+    def _check_scored(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Return the token ids as an array, when they fit."""
+        limit = min(self.capacity.context, self._longest)
+        if len(token_ids) > limit:
+            raise RequestError(f"logits: got {len(token_ids)} tokens, expected at most {limit}; score fewer at a time")
+        return self._check_ids(token_ids)
 
     def _check_ids(self, prompt: Sequence[int]) -> NDArray[np.int64]:
         """Return the token ids as an array."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, TypeAlias
@@ -18,6 +19,7 @@ from enginewright.runtime.sampling import Sampling
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 Ints = NDArray[np.int64]
+TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,24 @@ class Request:
 
 
 class Scoring(Request):
-    """Asks for the logits of every prompt position: logits float32 [n, vocab], filled chunk by chunk."""
+    """Asks for the logits of every prompt position.
 
-    def __init__(self, prompt: Ints, vocab_size: int) -> None:
+    take: called on the engine's thread as take(position, logits[n, vocab]), piece by piece in order of position; the
+    logits are valid during the call alone, and what it raises ends the request.
+    """
+
+    def __init__(self, prompt: Ints, take: TakeLogits) -> None:
         super().__init__(prompt, reserve=len(prompt))
-        self.logits = np.empty((len(prompt), vocab_size), np.float32)
+        self._take = take
+        self._taken = 0
 
     def receive(self, position: int, logits: NDArray[np.float32]) -> bool:
         """Take the logits from `position` on; True when these are the last."""
-        end = position + len(logits)
-        self.logits[position:end] = logits
-        if end == len(self.logits):
+        fresh = self._taken - position  # a preempted request comes back and computes its first positions again
+        if fresh < len(logits):
+            self._take(self._taken, logits[fresh:])
+            self._taken = position + len(logits)
+        if self._taken == self.prompt_tokens:
             self.done.set()
         return self.done.is_set()
 

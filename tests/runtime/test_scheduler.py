@@ -40,6 +40,18 @@ def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
     assert scheduler._slots == [None] * llm.capacity.rows
 
 
+class _Kept(Scoring):
+    """Keeps its logits whole."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(np.array(prompt), self._keep)
+        self.logits = np.full((len(prompt), VOCAB), np.nan, np.float32)
+
+    def _keep(self, position: int, logits: np.ndarray) -> None:
+        assert np.isnan(self.logits[position : position + len(logits)]).all(), "handed over once"
+        self.logits[position : position + len(logits)] = logits
+
+
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
 arrival = st.fixed_dictionaries(
     {
@@ -69,11 +81,11 @@ def test_random_arrivals_match_the_model_without_a_cache(
         rows=rows, step_tokens=max(step_tokens, rows), cache_tokens=cache_tokens, tile_tokens=tile_tokens, eos=()
     )
     scheduler, free = llm.engine.scheduler, llm.engine.scheduler._tables.free_tiles
-    requests: list[Generation | Scoring] = []
+    requests: list[Generation | _Kept] = []
     for each in arrivals:
         sampling = Sampling(max_tokens=each["new"], seed=each["seed"], temperature=each["temperature"])
-        scoring = Scoring(np.array(each["prompt"]), VOCAB)
-        requests.append(scoring if each["score"] else _request(llm, each["prompt"], sampling))
+        request = _Kept(each["prompt"]) if each["score"] else _request(llm, each["prompt"], sampling)
+        requests.append(request)
     time = 0
     while time < 21 or not scheduler.is_idle:
         for request, each in zip(requests, arrivals, strict=True):
@@ -91,11 +103,11 @@ def test_random_arrivals_match_the_model_without_a_cache(
     _check_idle(llm, free)
 
 
-def _check_output(request: Generation | Scoring, each: dict[str, Any]) -> None:
+def _check_output(request: Generation | _Kept, each: dict[str, Any]) -> None:
     assert request.done.is_set()
     if request.error is not None:
-        assert isinstance(request, Scoring) and each["cancel"] is not None
-    elif isinstance(request, Scoring):
+        assert isinstance(request, _Kept) and each["cancel"] is not None
+    elif isinstance(request, _Kept):
         expected = [reference_logits(each["prompt"][: i + 1]) for i in range(len(each["prompt"]))]
         np.testing.assert_array_equal(request.logits, expected)
     else:
