@@ -13,7 +13,7 @@ import string
 
 from enginewright.runtime.evaluation.problems.columns import result_of, worked
 
-STEPS = {"standard": (2, 5), "hard": (14, 26)}  # 26 letters name the steps
+STEPS = {"standard": (2, 5), "hard": (14, 24)}
 WIDTH = 3
 LIMIT = 10**WIDTH
 

@@ -45,15 +45,15 @@ def problem_of_size(kind: str, steps: int, rng: random.Random) -> Problem:
     return Problem(kind=kind, level=level, question=question, solution=solution)
 
 
-def training_problems(seed: int | str) -> Iterator[Problem]:
+def training_problems(seed: int | str, *, hard_share: float = 0.5) -> Iterator[Problem]:
     """An endless mixture of all kinds and sizes, without the held-out problems.
 
-    One in two is of a size up to the standard level's largest, the others of any size up to the hard level's.
+    `hard_share` of them are of any size up to the hard level's largest, the others of any up to the standard level's.
     """
     rng = random.Random(f"training {seed}")
     while True:
         kind = rng.choice(KINDS)
-        largest = sizes_of(kind, rng.choice(LEVELS))[1]
+        largest = sizes_of(kind, "hard" if rng.random() < hard_share else "standard")[1]
         problem = problem_of_size(kind, rng.randint(1, largest), rng)
         if not problem.held_out:
             yield problem

@@ -1,11 +1,11 @@
 """A sequence of operations on a list of different two-digit numbers, the list written out after each one.
 
-    List: 17 42 93 55. A:reverse B:swap 2 3 C:remove 17 D:append 30
-    A:reverse,55 93 42 17
-    B:swap 2 3,55 42 93 17
-    C:remove 17,55 42 93
-    D:append 30,55 42 93 30
-    Answer: 55 42 93 30.
+    List: 17 42 93 55 68. A:reverse B:swap 2 3 C:remove 17 D:append 30
+    A:reverse,68 55 93 42 17
+    B:swap 2 3,68 93 55 42 17
+    C:remove 17,68 93 55 42
+    D:append 30,68 93 55 42 30
+    Answer: 68 93 55 42 30.
 
 left moves the first item to the end, right the last one to the front; swap exchanges two places, counted from 1.
 """
@@ -13,12 +13,12 @@ left moves the first item to the end, right the last one to the front; swap exch
 import random
 import string
 
-STEPS = {"standard": (3, 7), "hard": (18, 26)}  # 26 letters name the steps
-SHORTEST, LONGEST = 4, 8
+STEPS = {"standard": (3, 7), "hard": (20, 26)}  # 26 letters name the steps
+SHORTEST, LONGEST = 5, 9
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 8 items."""
+    """(question, solution) of `steps` operations, 1 to 26, on a list of 5 to 9 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
     start = _written(items)
     told, lines = [], []

@@ -16,16 +16,16 @@ import string
 from enginewright.runtime.evaluation.problems.words import WORDS
 
 STEPS = {"standard": (4, 7), "hard": (8, 14)}  # keys asked for
-ENTRIES_PER_KEY = {"standard": 4, "hard": 18}
-FEWEST_ENTRIES = 4
+ENTRIES = {"standard": (16, 32), "hard": (200, 240)}
+PRACTICE_ENTRIES = (4, 64)  # of problems smaller than the standard level's
 LONGEST_PATH = 3  # entries from a key to its number
 
 
 def retrieval(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) that asks for `steps` keys, 1 to 26; the table grows with them."""
+    """(question, solution) that asks for `steps` keys, 1 to 26, out of a table that is long at the hard level."""
     level = "hard" if steps >= STEPS["hard"][0] else "standard"
-    count = min(len(WORDS), max(FEWEST_ENTRIES, steps * ENTRIES_PER_KEY[level]))
-    words = rng.sample(WORDS, count)
+    least, most = PRACTICE_ENTRIES if steps < STEPS["standard"][0] else ENTRIES[level]
+    words = rng.sample(WORDS, rng.randint(least, most))
     table: dict[str, str] = {}
     while words:
         path = [words.pop() for _ in range(min(len(words), rng.randint(1, LONGEST_PATH)))]

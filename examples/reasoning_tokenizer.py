@@ -1,0 +1,68 @@
+"""Trains the reasoning model's tokenizer: byte-level BPE in which a digit, a sign and a one-letter name is one token."""
+
+import random
+from itertools import islice
+from pathlib import Path
+
+from small_talk import SMALL_TALK, SYSTEM_PROMPTS
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from enginewright.runtime.evaluation.problems import training_problems
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# A word keeps the space before it; a one-letter name does not, so that it is the same token wherever it stands.
+SPLIT = r" ?\p{L}{2,}|\S|\s"
+CORPUS_PROBLEMS = 3000
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}\n"
+    "    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n"
+    "    {{- '<|im_start|>assistant\\n' -}}\n"
+    "{%- endif -%}\n"
+)
+
+
+def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with `vocab_size` entries learned from generated problems and the words of the chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def _corpus(seed: int) -> list[str]:
+    problems = islice(training_problems(f"tokenizer {seed}"), CORPUS_PROBLEMS)
+    texts = [text for problem in problems for text in (problem.question, problem.solution)]
+    for prompts, reply in SMALL_TALK:
+        texts += [*prompts, *[reply] * 20]
+    texts += [*SYSTEM_PROMPTS * 20, *["system\n", "user\n", "assistant\n"] * 200]
+    random.Random(seed).shuffle(texts)
+    return texts
