@@ -37,8 +37,8 @@ def fit(
         tokens += inputs.numel()
         recent.append(loss.item())
         if step % REPORT_EVERY == 0 or step == steps:
-            spent = time.monotonic() - began
-            print(f"step {step}/{steps}  loss {sum(recent) / len(recent):.4f}  {tokens:,} tokens  {spent:.0f} s", flush=True)
+            spent, mean = time.monotonic() - began, sum(recent) / len(recent)
+            print(f"step {step}/{steps}  loss {mean:.4f}  {tokens:,} tokens  {spent:.0f} s", flush=True)
             recent.clear()
         after_step(step)
 
