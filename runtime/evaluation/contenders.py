@@ -1,0 +1,131 @@
+"""The engines under evaluation, opened no further than what shows whether they can take the task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """An engine directory; created by `open_contenders`.
+
+    name: what reports call it, unique among the engines evaluated together. core: the tokenizer without its template.
+    """
+
+    name: str
+    root: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    core: tokenizers.Tokenizer
+
+    @property
+    def bos(self) -> int | None:
+        """The token that its tokenizer puts before a text, if it does."""
+        first = self.core.encode("a").ids[:1]
+        return first[0] if first and first[0] == self.manifest.model.bos_token_id else None
+
+    def encode(self, text: str, where: str) -> tokenizers.Encoding:
+        """Return `text` in tokens, without special tokens around it.
+
+        Raises:
+            RequestError: a piece of the text has no token.
+        """
+        encoding = self.core.encode(text, add_special_tokens=False)
+        unknown = self._unknown_id()
+        if unknown is not None and unknown in encoding.ids:
+            begin, end = encoding.offsets[encoding.ids.index(unknown)]
+            raise RequestError(
+                f"{where}: {self.root}: its tokenizer has no token for {text[begin:end]!r} at position {begin}; "
+                f"evaluate an engine whose tokenizer can write the text"
+            )
+        return encoding
+
+    def encode_exactly(self, text: str, where: str) -> list[int]:
+        """Return the ids of `text`, from which the text can be read again, white space aside.
+
+        Raises:
+            RequestError: the tokenizer loses some of it.
+        """
+        ids = list(self.encode(text, where).ids)
+        if (read := "".join(self.core.decode(ids).split())) != (written := "".join(text.split())):
+            at = next((i for i, pair in enumerate(zip(read, written, strict=False)) if pair[0] != pair[1]), len(read))
+            raise RequestError(
+                f"{where}: {self.root}: its tokenizer turns {written[at : at + 20]!r} into {read[at : at + 20]!r}; "
+                f"evaluate an engine whose tokenizer can write the text"
+            )
+        return ids
+
+    def _unknown_id(self) -> int | None:
+        token = getattr(self.core.model, "unk_token", None)
+        return None if token is None else self.core.token_to_id(token)
+
+
+def open_contenders(paths: Sequence[str], reference: str | None) -> list[Contender]:
+    """Return the engines, the reference first where there is one.
+
+    Raises:
+        ArtifactError: no engine directory.
+        RequestError: one is given twice, has no tokenizer, or has another vocabulary than the reference.
+    """
+    roots = [Path(path) for path in paths]
+    for path, count in Counter(root.resolve() for root in roots).items():
+        if count > 1:
+            raise RequestError(f"{path}: given {count} times, expected each engine once")
+    if reference is not None:
+        roots = [Path(reference), *(root for root in roots if root.resolve() != Path(reference).resolve())]
+    names = _names(roots)
+    contenders = [_open(root, name) for root, name in zip(roots, names, strict=True)]
+    for other in contenders[1:] if reference is not None else ():
+        _check_vocabulary(contenders[0], other)
+    return contenders
+
+
+def _open(root: Path, name: str) -> Contender:
+    manifest = artifact.load(root, verify=True)  # now, so that a damaged file is not met after hours
+    tokenizer = Tokenizer.load(root, manifest)
+    if tokenizer is None:
+        raise RequestError(
+            f"{root}: got an engine without a tokenizer, expected one that can write the task; "
+            f"build it from a checkpoint that has a tokenizer.json"
+        )
+    path = next(file.path for file in manifest.tokenizer if Path(file.path).name == "tokenizer.json")
+    core = tokenizers.Tokenizer.from_file(str(root / path))
+    core.no_truncation()
+    core.no_padding()
+    return Contender(name=name, root=root, manifest=manifest, tokenizer=tokenizer, core=core)
+
+
+def _names(roots: Sequence[Path]) -> list[str]:
+    """Return each folder's own name, with as many of its parents as tell it from the others."""
+    parts = [root.resolve().parts for root in roots]
+    names = []
+    for own in parts:
+        length = 1
+        while sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(own[-length:]))
+    return names
+
+
+def _check_vocabulary(reference: Contender, other: Contender) -> None:
+    sizes = reference.manifest.model.vocab_size, other.manifest.model.vocab_size
+    if sizes[0] != sizes[1]:
+        raise RequestError(
+            f"--reference {reference.root}: has a vocabulary of {sizes[0]}, {other.root} of {sizes[1]}; "
+            f"compare engines of one checkpoint, or leave --reference out"
+        )
+    if reference.core.get_vocab() != other.core.get_vocab():
+        raise RequestError(
+            f"--reference {reference.root}: has another vocabulary than {other.root}, so their logits stand for "
+            f"different tokens; compare engines of one checkpoint, or leave --reference out"
+        )

@@ -1,0 +1,62 @@
+"""Reads the text that perplexity is measured on, naming the line of whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginewright.runtime.errors import RequestError
+
+FORMS = '{"text": ...} or {"prompt": ..., "completion": ...}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A text to score, given what comes before it; line: where it begins in the file, from 1."""
+
+    text: str
+    prompt: str = ""
+    line: int = 1
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Return the rows of a .jsonl file, or any other file as one text.
+
+    Raises:
+        RequestError: the file is missing, empty, not UTF-8, or a row is not what it should be.
+    """
+    if not path.is_file():
+        raise RequestError(f"--data {path}: no such file")
+    raw = path.read_bytes()
+    try:
+        content = raw.decode()
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise RequestError(f"{path}: line {line}: got bytes that are not UTF-8 text ({e.reason})") from e
+    if not content.strip():
+        raise RequestError(f"{path}: got an empty file, expected text")
+    if path.suffix != ".jsonl":
+        return [Document(text=content)]
+    rows = enumerate(content.split("\n"), start=1)  # not splitlines: a JSON string may hold other line separators
+    return [_read_row(row, f"{path}: line {line}", line) for line, row in rows if row.strip()]
+
+
+def _read_row(row: str, where: str, line: int) -> Document:
+    try:
+        value = json.loads(row)
+    except json.JSONDecodeError as e:
+        raise RequestError(f"{where}: not valid JSON ({e.msg} at column {e.colno}); is the file truncated?") from e
+    keys = sorted(value) if isinstance(value, dict) else None
+    if keys not in (["text"], ["completion", "prompt"]):
+        raise RequestError(f"{where}: got {_shorten(row)}, expected {FORMS}")
+    for key, text in value.items():
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"{where}: {key!r}: got {text!r}, expected text that is not empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(f"{where}: {key!r}: got half a surrogate pair, expected valid Unicode text")
+    return Document(text=value.get("text", value.get("completion")), prompt=value.get("prompt", ""), line=line)
+
+
+def _shorten(row: str) -> str:
+    return row if len(row) <= 60 else f"{row[:57]}..."

@@ -1,0 +1,132 @@
+"""Runs one engine on its task, and beside the reference where there is one: everything measured, nothing summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.evaluation.answers import Answers, ask
+from enginewright.runtime.evaluation.contenders import Contender
+from enginewright.runtime.evaluation.data import read_documents
+from enginewright.runtime.evaluation.divergence import Divergence, diverge
+from enginewright.runtime.evaluation.perplexity import Scores, score_texts
+from enginewright.runtime.evaluation.questions import Question, pose
+from enginewright.runtime.evaluation.suites import Task, pick_problems
+from enginewright.runtime.evaluation.texts import Text, answer_texts, document_texts, solution_texts
+from enginewright.runtime.llm import LLM, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What an engine has to do: questions to answer, or texts to score."""
+
+    questions: tuple[Question, ...] = ()
+    texts: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an engine did: answers or scores. divergence: from the reference, one per text; None for itself."""
+
+    contender: Contender
+    work: Work
+    answers: Answers | None = None
+    scores: Scores | None = None
+    divergence: tuple[Divergence, ...] | None = None
+
+    @property
+    def contexts(self) -> NDArray[np.int64]:
+        """How many tokens lie before each decoded or scored token: what the step that decides it sees."""
+        if self.answers is not None:
+            pairs = zip(self.work.questions, self.answers.answers, strict=True)
+            spans = [(len(q.prompt), len(q.prompt) + len(a.tokens)) for q, a in pairs]
+        else:
+            spans = [(text.given, len(text.tokens)) for text in self.work.texts]
+        return np.concatenate([np.arange(begin, end) for begin, end in spans])
+
+    @property
+    def tokens(self) -> int:
+        """Generated, or read to score."""
+        return sum(len(text.tokens) - 1 for text in self.work.texts) if self.answers is None else self.answers.tokens
+
+    @property
+    def seconds(self) -> float:
+        """The time it took, loading and comparison aside."""
+        measured = self.answers or self.scores
+        assert measured is not None
+        return measured.seconds
+
+
+def prepare(task: Task, contenders: Sequence[Contender]) -> list[Work]:
+    """Return each engine's work, all of it checked, so that nothing fails after hours.
+
+    Raises:
+        RequestError: an engine cannot take the task.
+    """
+    for contender in contenders:
+        most = contender.manifest.limits.max_batch
+        if task.max_batch is not None and task.max_batch > most:
+            raise RequestError(
+                f"--max-batch: got {task.max_batch}, expected at most {most}, the limit of {contender.root}"
+            )
+    context = min(contender.manifest.limits.max_context for contender in contenders)
+    if task.data is not None:
+        window = context if task.window is None else task.window
+        if window > context:
+            raise RequestError(f"--window: got {window}, expected at most {context}, the smallest context")
+        documents = read_documents(Path(task.data))
+        texts = [document_texts(contender, documents, task.data, window) for contender in contenders]
+        return [Work(texts=tuple(own[: task.limit])) for own in texts]
+    problems = pick_problems(task)
+    posed = [tuple(pose(contender, problems, context)) for contender in contenders]
+    if task.asked:
+        return [Work(questions=questions) for questions in posed]
+    return [Work(questions=questions, texts=tuple(solution_texts(questions))) for questions in posed]
+
+
+def run(task: Task, contenders: Sequence[Contender], works: Sequence[Work], *, reference: bool) -> Iterator[Outcome]:
+    """Yield what each engine does, one loaded after another; with a reference, that is the first and stays loaded."""
+    pairs = list(zip(contenders, works, strict=True))
+    with ExitStack() as kept:
+        beside: Beside | None = None
+        if reference:
+            contender, work = pairs.pop(0)
+            llm = kept.enter_context(_load(task, contender))
+            outcome = _measure(task, llm, contender, work, None)
+            yield outcome
+            own = answer_texts(work.questions, outcome.answers) if outcome.answers else work.texts
+            beside = Beside(llm, tuple(own))
+        for contender, work in pairs:
+            with _load(task, contender) as llm:
+                outcome = _measure(task, llm, contender, work, beside)
+            del llm  # frees the engine before the next is loaded
+            yield outcome
+
+
+class Beside(NamedTuple):
+    """The loaded reference, and the texts on which engines are compared with it."""
+
+    llm: LLM
+    texts: tuple[Text, ...]
+
+
+def _load(task: Task, contender: Contender) -> LLM:
+    return load(contender.root, task.threads, max_batch=task.max_batch, verify=False)  # verified when it was opened
+
+
+def _measure(task: Task, llm: LLM, contender: Contender, work: Work, beside: Beside | None) -> Outcome:
+    label = contender.name
+    return Outcome(
+        contender=contender,
+        work=work,
+        answers=ask(llm, work.questions, label) if task.asked else None,
+        scores=None if task.asked else score_texts(llm, work.texts, label),
+        divergence=beside and tuple(diverge(beside.llm, llm, beside.texts, f"{label} against the reference")),
+    )

@@ -1,0 +1,52 @@
+"""Problems as an engine reads them: in its own tokens, through its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.evaluation.contenders import Contender
+from enginewright.runtime.evaluation.problems import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A problem for one engine.
+
+    prompt: token ids up to where the answer begins. solution: those of the worked reply. max_tokens: after which an
+    engine that has lost its way is stopped, half as many again as the solution takes.
+    """
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    solution: tuple[int, ...]
+    max_tokens: int
+
+
+def pose(contender: Contender, problems: Sequence[Problem], context: int) -> list[Question]:
+    """Return the problems as questions that fit into `context` tokens.
+
+    Raises:
+        RequestError: the tokenizer cannot write a problem, there is no chat template, or a problem does not fit.
+    """
+    return [_pose(contender, index, problem, context) for index, problem in enumerate(problems)]
+
+
+def _pose(contender: Contender, index: int, problem: Problem, context: int) -> Question:
+    where = f"problem {index} ({problem.kind}, {problem.level})"
+    contender.encode_exactly(problem.question, where)
+    solution = contender.encode_exactly(problem.solution, where)
+    try:
+        prompt = contender.tokenizer.chat([{"role": "user", "content": problem.question}], {})
+    except RequestError as error:
+        raise RequestError(f"{contender.root}: cannot be asked problems: {error}") from error
+    room = context - len(prompt)
+    if len(solution) + 1 > room:  # one more: the end
+        raise RequestError(
+            f"{where}: got {len(prompt)} tokens of question and {len(solution)} of solution for {contender.root}, "
+            f"expected at most {context} together, the smallest context of the engines; "
+            f"choose an easier --level, or build with a larger --max-context"
+        )
+    max_tokens = min(len(solution) * 3 // 2 + 32, room)
+    return Question(problem=problem, prompt=tuple(prompt), solution=tuple(solution), max_tokens=max_tokens)

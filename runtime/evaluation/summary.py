@@ -1,0 +1,169 @@
+"""What was measured, summed up: estimates with intervals, and which differences are differences."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from enginewright.runtime.evaluation import intervals
+from enginewright.runtime.evaluation.answers import Answers
+from enginewright.runtime.evaluation.divergence import Divergence
+from enginewright.runtime.evaluation.intervals import bootstrap, ratio, wilson, worst_mean
+from enginewright.runtime.evaluation.outcome import Outcome
+from enginewright.runtime.evaluation.report import (
+    Accuracy,
+    Agreement,
+    Difference,
+    EngineReport,
+    Likelihood,
+    Report,
+    Timing,
+)
+from enginewright.runtime.evaluation.suites import Task
+from enginewright.runtime.evaluation.texts import Text
+from enginewright.runtime.evaluation.traffic import traffic
+
+
+def summarise(task: Task, outcomes: Sequence[Outcome], *, reference: bool) -> Report:
+    """Return the report; differences are from the first engine, which is the reference where there is one."""
+    first = outcomes[0]
+    return Report(
+        suite=task.suite,
+        level=None if task.data else task.level,
+        seed=task.seed,
+        data=task.data,
+        window=task.window,
+        drawn=_drawn(first),
+        reference=first.contender.name if reference else None,
+        engines=tuple(_summarise(task, outcome, first) for outcome in outcomes),
+    )
+
+
+def _drawn(outcome: Outcome) -> dict[str, int]:
+    kinds = Counter(question.problem.kind for question in outcome.work.questions)
+    return dict(kinds) or {"texts": len({text.draw for text in outcome.work.texts})}
+
+
+def _summarise(task: Task, outcome: Outcome, first: Outcome) -> EngineReport:
+    manifest = outcome.contender.manifest
+    cost = traffic(manifest, outcome.contexts)
+    return EngineReport(
+        name=outcome.contender.name,
+        path=str(outcome.contender.root),
+        weights=manifest.weights,
+        kv_bits=manifest.cache.kv_bits,
+        applied=manifest.applied,
+        traffic=cost,
+        bytes_per_token=cost.total,
+        accuracy=_accuracy(outcome, outcome.answers) if outcome.answers else None,
+        likelihood=None if outcome.scores is None else _likelihood(outcome, task.seed),
+        agreement=None if outcome.divergence is None else _agreement(outcome, first, task.seed),
+        difference=None if outcome is first else _difference(outcome, first, task.seed),
+        timing=Timing(seconds=outcome.seconds, tokens_per_second=outcome.tokens / outcome.seconds),
+    )
+
+
+def _accuracy(outcome: Outcome, answers: Answers) -> Accuracy:
+    kinds: dict[str, list[bool]] = {}
+    for question, answer in zip(outcome.work.questions, answers.answers, strict=True):
+        kinds.setdefault(question.problem.kind, []).append(answer.correct)
+    right = [answer.correct for answer in answers.answers]
+    return Accuracy(
+        overall=wilson(sum(right), len(right)),
+        kinds={kind: wilson(sum(each), len(each)) for kind, each in kinds.items()},
+        tokens_generated=answers.tokens,
+        finish_reasons=dict(sorted(Counter(answer.finish_reason for answer in answers.answers).items())),
+    )
+
+
+def _likelihood(outcome: Outcome, seed: int) -> Likelihood:
+    nats, tokens, sizes = _sums(outcome)
+    per_token = bootstrap(ratio(nats, tokens), len(nats), seed)
+    per_byte = bootstrap(ratio([each / math.log(2) for each in nats], sizes), len(nats), seed)
+    return Likelihood(
+        tokens=int(sum(tokens)), nats=per_token, perplexity=per_token.map(_exponential), bits_per_byte=per_byte
+    )
+
+
+def _sums(outcome: Outcome) -> tuple[list[float], list[float], list[float]]:
+    """Return nats, tokens and bytes of each draw."""
+    assert outcome.scores is not None
+    sums: dict[int, list[float]] = {}
+    for text, each in zip(outcome.work.texts, outcome.scores.nats, strict=True):
+        own = sums.setdefault(text.draw, [0.0, 0.0, 0.0])
+        for place, amount in enumerate((float(each.sum()), text.scored, text.size)):
+            own[place] += amount
+    nats, tokens, sizes = zip(*sums.values(), strict=True)
+    return list(nats), list(tokens), list(sizes)
+
+
+def _agreement(outcome: Outcome, first: Outcome, seed: int) -> Agreement:
+    assert outcome.divergence is not None
+    draws = [text.draw for text in first.work.texts] or list(range(len(outcome.divergence)))
+    kl, hits = _by_draw(outcome.divergence, draws)
+    tokens = [len(values) for values in kl]
+    parted, answers = [], None
+    if outcome.answers is not None and first.answers is not None:
+        pairs = list(zip(first.answers.answers, outcome.answers.answers, strict=True))
+        parted = [first_difference(ours.tokens, theirs.tokens) for ours, theirs in pairs]
+        answers = wilson(sum(ours.final == theirs.final for ours, theirs in pairs), len(pairs))
+    differing = [position for position in parted if position is not None]
+    return Agreement(
+        tokens=sum(tokens),
+        mean_kl=bootstrap(ratio([float(values.sum()) for values in kl], tokens), len(kl), seed),
+        worst_kl=bootstrap(worst_mean(kl), len(kl), seed),
+        top1=intervals.share_of_tokens(hits, tokens, seed),
+        answers=answers,
+        never_parts=wilson(len(parted) - len(differing), len(parted)) if parted else None,
+        parts_after=float(np.median(differing)) if differing else None,
+    )
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """Return how many tokens are the same before the sequences part, None where they are the same to the end."""
+    if tuple(ours) == tuple(theirs):
+        return None
+    pairs = zip(ours, theirs, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
+def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[list[intervals.Floats], list[int]]:
+    """Return each draw's KL per token, and how many of its tokens agree."""
+    kl: dict[int, list[intervals.Floats]] = {}
+    hits: Counter[int] = Counter()
+    for draw, divergence in zip(draws, divergences, strict=True):
+        kl.setdefault(draw, []).append(divergence.kl)
+        hits[draw] += int(divergence.agreed.sum())
+    return [np.concatenate(parts) for parts in kl.values()], [hits[draw] for draw in kl]
+
+
+def _difference(outcome: Outcome, first: Outcome, seed: int) -> Difference | None:
+    """Return the difference in accuracy or in nats per token; None where the tokens are not the same ones."""
+    mcnemar = None
+    if outcome.answers is not None and first.answers is not None:
+        pairs = [(a.correct, b.correct) for a, b in zip(outcome.answers.answers, first.answers.answers, strict=True)]
+        measure, estimate, mcnemar = "accuracy", intervals.paired_difference(pairs), intervals.mcnemar(pairs)
+    elif _tokens(outcome.work.texts) == _tokens(first.work.texts):
+        ours, theirs = _sums(outcome), _sums(first)
+        statistic = intervals.difference(ratio(*ours[:2]), ratio(*theirs[:2]))
+        measure, estimate = "nats", bootstrap(statistic, len(ours[0]), seed)
+    else:
+        return None
+    return Difference(
+        against=first.contender.name,
+        measure=measure,
+        estimate=estimate,
+        differs=estimate.excludes_zero,
+        mcnemar=mcnemar,
+    )
+
+
+def _tokens(texts: Sequence[Text]) -> list[tuple[int, ...]]:
+    return [text.tokens for text in texts]
+
+
+def _exponential(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # beyond, a float has no room

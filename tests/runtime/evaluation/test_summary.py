@@ -1,0 +1,105 @@
+"""What the report says of answers and texts, from measurements made by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enginewright.runtime.evaluation.contenders import Contender, open_contenders
+from enginewright.runtime.evaluation.divergence import Divergence
+from enginewright.runtime.evaluation.outcome import Outcome, Work
+from enginewright.runtime.evaluation.perplexity import Scores
+from enginewright.runtime.evaluation.suites import Task
+from enginewright.runtime.evaluation.summary import first_difference, summarise
+from enginewright.runtime.evaluation.table import render
+from enginewright.runtime.evaluation.texts import Text
+
+TASK = Task(suite="perplexity", data="book.txt")
+DRAWS = (0, 0, 1, 2)  # the first two texts are windows of one
+
+
+@pytest.fixture
+def contender(asked_engine: Path) -> Contender:
+    return open_contenders([str(asked_engine)], None)[0]
+
+
+def _outcome(contender: Contender, nats: float, kl: list[list[float]] | None = None, first: int = 7) -> Outcome:
+    """Four texts of two scored tokens and four bytes each."""
+    texts = [Text(tokens=(first, 8, 9), given=1, size=4, draw=draw) for draw in DRAWS]
+    scores = Scores(nats=tuple(np.array([nats, nats + 0.5 * draw]) for draw in DRAWS), seconds=2.0)
+    divergence = kl and tuple(Divergence(kl=np.array(each), agreed=np.array(each) < 0.5) for each in kl)
+    return Outcome(contender=contender, work=Work(texts=tuple(texts)), scores=scores, divergence=divergence)
+
+
+def test_nats_bits_and_perplexity(contender: Contender) -> None:
+    report = summarise(TASK, [_outcome(contender, 1.0)], reference=False)
+    (engine,) = report.engines
+    assert engine.likelihood is not None and report.drawn == {"texts": 3} and report.level is None
+    assert engine.likelihood.tokens == 8 and engine.likelihood.nats.value == pytest.approx(9.5 / 8)
+    assert engine.likelihood.perplexity.value == pytest.approx(math.exp(9.5 / 8))
+    assert engine.likelihood.bits_per_byte.value == pytest.approx(9.5 / math.log(2) / 16)
+    low, high = engine.likelihood.nats.low, engine.likelihood.nats.high
+    assert low is not None and high is not None and 1.0 <= low < 9.5 / 8 < high <= 1.5
+    assert engine.likelihood.perplexity.high == pytest.approx(math.exp(high))
+    assert engine.timing.tokens_per_second == 4 * 2 / 2.0 and engine.traffic.context == 1.5
+    assert engine.difference is None and engine.agreement is None
+
+
+def test_a_difference_on_the_same_tokens_is_paired(contender: Contender) -> None:
+    """0.01 nats, far less than texts differ from one another, and shown all the same."""
+    outcomes = [
+        _outcome(contender, 1.0),
+        _outcome(contender, 1.01),
+        _outcome(contender, 1.0),
+        _outcome(contender, 1.0, first=6),
+    ]
+    _, worse, equal, other = summarise(TASK, outcomes, reference=False).engines
+    assert worse.difference is not None and worse.difference.differs and worse.difference.measure == "nats"
+    assert worse.difference.estimate.value == pytest.approx(0.01)
+    assert equal.difference is not None and not equal.difference.differs
+    assert other.difference is None, "other tokens are not comparable one by one"
+
+
+def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Contender) -> None:
+    kl = [[0.0, 1.0], [0.0, 0.0], [0.2, 0.2], [0.1, 0.1]]
+    outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.0, kl)]
+    report = summarise(TASK, outcomes, reference=True)
+    agreement = report.engines[1].agreement
+    assert agreement is not None and agreement.tokens == 8 and report.engines[0].agreement is None
+    assert agreement.mean_kl.value == pytest.approx(1.6 / 8)
+    assert agreement.worst_kl.value == pytest.approx(1.0), "5 % of 8 tokens is less than one"
+    assert agreement.top1.value == pytest.approx(7 / 8)
+    assert agreement.mean_kl.low is not None and agreement.mean_kl.low >= 0.1 - 1e-9
+    assert agreement.mean_kl.high is not None and agreement.mean_kl.high <= 0.25 + 1e-9
+    assert agreement.answers is None and agreement.never_parts is None
+
+
+def test_the_table_of_texts(contender: Contender) -> None:
+    outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.01, [[0.1, 0.2]] * 4)]
+    lines = render(summarise(TASK, outcomes, reference=True)).splitlines()
+    assert lines[0].startswith("perplexity, book.txt: 3 texts; seed 0")
+    assert "bits per byte" in lines[2] and "3.279 [" in lines[3]
+    assert "+1.0e-02 [" in lines[7] and "worse" in lines[7] and "1.5e-01 [" in lines[7]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((1, 2), (1, 2), None),
+        ((), (), None),
+        ((1, 2), (1, 3), 1),
+        ((1, 2), (1, 2, 3), 2),
+        ((1,), (2,), 0),
+        ((1,), (), 0),
+    ],
+)
+def test_first_difference(ours: tuple[int, ...], theirs: tuple[int, ...], expected: int | None) -> None:
+    assert first_difference(ours, theirs) == expected
+
+
+def test_a_perplexity_beyond_floats_is_a_number(contender: Contender) -> None:
+    report = summarise(TASK, [_outcome(contender, 1000.0)], reference=False)
+    assert "Infinity" not in report.to_json() and "NaN" not in report.to_json()
