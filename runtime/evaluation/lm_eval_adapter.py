@@ -1,0 +1,263 @@
+"""An engine directory as a model of lm-evaluation-harness (`pip install 'enginewright[eval]'`).
+
+lm_eval finds models by import only, so this module registers the model `enginewright` and then is lm_eval's own command:
+
+    python -m enginewright.runtime.evaluation.lm_eval_adapter run --model enginewright \
+        --model_args engine=DIR,threads=2 --tasks TASK [--include_path FOLDER] [--apply_chat_template]
+
+model_args: the parameters of EngineLM. The harness's --batch_size and --device are taken and mean nothing here: requests
+share the engine's steps as they fit, up to `max_batch` of them. From Python: `lm_eval.simple_evaluate(model=EngineLM(DIR),
+tasks=[...])`.
+
+Text is cut into context and continuation, and into windows where it is long, as the harness's own `hf` model does it, so
+that results compare with published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tokenizers
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.evaluation.softmax import blocks, log_softmax
+from enginewright.runtime.llm import load
+from enginewright.runtime.request import TakeLogits
+from enginewright.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+Pair = tuple[Any, list[int], list[int]]  # the harness's cache key, context and continuation
+
+_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_HANDLED = ("do_sample", "temperature", "max_gen_toks", "until")
+
+
+@register_model("enginewright")
+class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
+    """engine: the directory. threads, max_batch: as for `load`. max_length: of context and continuation, default the
+    engine's context. max_gen_toks: new tokens where a task does not say. seed: of sampled replies, with their place.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        threads: int | None = None,
+        max_batch: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        **harness: object,
+    ) -> None:
+        super().__init__()
+        if unknown := sorted(harness.keys() - {"batch_size", "max_batch_size", "device"}):
+            known = "engine, threads, max_batch, max_length, max_gen_toks, seed"
+            raise RequestError(f"--model_args: unknown key {unknown[0]!r}; known: {known}")
+        self.llm = load(engine, threads, max_batch=max_batch)
+        if self.llm.tokenizer is None:
+            raise RequestError(f"{engine}: got an engine without a tokenizer, expected one that can write the tasks")
+        self.max_length = max_length or self.llm.capacity.context
+        self.max_gen_toks = max_gen_toks
+        self._seed = seed
+        self._files = {Path(f.path).name: Path(engine) / f.path for f in self.llm.manifest.tokenizer}
+        self._core = tokenizers.Tokenizer.from_file(str(self._files["tokenizer.json"]))
+        self._core.no_truncation()
+        self._core.no_padding()
+        self._config = json.loads(path.read_text()) if (path := self._files.get("tokenizer_config.json")) else {}
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end of a text."""
+        ends = self.llm.manifest.model.eos_token_ids
+        found = self._special("eos_token")
+        if found is None and not ends:
+            raise RequestError(f"{self.llm.manifest.name}: got no end token, expected one to begin a text with")
+        return ends[0] if found is None else found
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without context is scored after."""
+        found = self._special("bos_token")
+        return self.eot_token_id if found is None else found
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells the harness's request caches of different tokenizers apart."""
+        files = {Path(file.path).name: file.sha256 for file in self.llm.manifest.tokenizer}
+        return f"enginewright-{files['tokenizer.json'][:16]}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        """Return the ids; by default with the tokenizer's special tokens, unless the text brings its own bos."""
+        if add_special_tokens is None:
+            prefix = self._core.id_to_token(self.prefix_token_id)
+            add_special_tokens = prefix is None or not string.startswith(prefix)
+        return list(self._core.encode(string, add_special_tokens=add_special_tokens).ids)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return the conversation as text; without a generation prompt it ends in the last message, to be continued."""
+        assert self.llm.tokenizer is not None
+        text = self.llm.tokenizer.render(chat_history, {"add_generation_prompt": add_generation_prompt})
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].lstrip()
+        at = text.rfind(last.rstrip())
+        if at < 0:
+            raise RequestError("chat: the template changes the last message, so a reply cannot continue it")
+        return text[: at + len(last if text.startswith(last, at) else last.rstrip())]
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Return the template's source, by which the harness tells results apart."""
+        if not chat_template:
+            return ""
+        if path := self._files.get("chat_template.jinja"):
+            return path.read_text()
+        return str(self._config.get("chat_template", ""))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each whole text, in windows, each token once."""
+        pairs: list[Pair] = []
+        owners: list[int] = []
+        for index, request in enumerate(requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+            )
+            for window in windows:
+                pairs.append((None, *make_disjoint_window(window)))
+                owners.append(index)
+        sums = np.zeros(len(requests))
+        np.add.at(sums, owners, [value for value, _ in self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)])
+        for request, value in zip(requests, sums.tolist(), strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return list(map(float, sums))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return each context's continuation up to its first stop string, all in flight together."""
+        arguments = [request.args for request in requests]
+        samplings = [self._sampling(options, self._seed + place) for place, (_, options) in enumerate(arguments)]
+        prompts = [
+            self.tok_encode(context)[-self._room(sampling) :]
+            for (context, _), sampling in zip(arguments, samplings, strict=True)
+        ]
+        handles = self.llm.submit_all(prompts, samplings)
+        try:
+            progress = tqdm(handles, desc="Generating", disable=True if disable_tqdm else None)
+            replies = [handle.result().text for handle in progress]
+        finally:
+            for handle in handles:
+                handle.cancel()
+        for argument, reply in zip(arguments, replies, strict=True):
+            self.cache_hook.add_partial("generate_until", argument, reply)
+        return replies
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: object
+    ) -> list[tuple[float, bool]]:
+        """Return each continuation's log-likelihood, and whether it is what greedy decoding gives."""
+        for key, context, continuation in requests:
+            if not (context and 0 < len(continuation) <= self.max_length):
+                raise RequestError(
+                    f"loglikelihood: {key or 'tokens'}: got {len(context)} tokens of context and {len(continuation)} of "
+                    f"continuation, expected at least one of each, and at most {self.max_length} of continuation"
+                )
+        scored: dict[tuple[int, ...], list[_Continuation]] = {}
+        continuations = []
+        for _key, context, continuation in requests:
+            tokens = (*context, *continuation)[-(self.max_length + 1) :]  # too long a context loses its beginning
+            continuations.append(_Continuation(continuation, len(tokens) - 1))
+            scored.setdefault(tokens[:-1], []).append(continuations[-1])  # choices of one token share their logits
+        bar = tqdm(total=sum(map(len, scored)), desc="Scoring", unit="token", disable=True if disable_tqdm else None)
+        with bar:
+            self.llm.score(list(scored), [_taker(sharing, bar) for sharing in scored.values()])
+        results = [(float(each.logprobs.sum()), bool(each.greedy.all())) for each in continuations]
+        for (key, _context, _continuation), result in zip(requests, results, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, result)
+        return results
+
+    def _sampling(self, options: dict[str, Any], seed: int) -> Sampling:
+        """Return a task's generation options as a Sampling."""
+        values: dict[str, Any] = dict(normalize_gen_kwargs(options, self.max_gen_toks))
+        if unknown := sorted(values.keys() - {*_HANDLED, *_SAMPLING}):
+            known = ", ".join(sorted((*_HANDLED, *_SAMPLING)))
+            raise RequestError(f"generation_kwargs: got {unknown[0]!r}, expected one of {known}")
+        return Sampling(
+            temperature=values.get("temperature", 1.0) if values["do_sample"] else 0.0,
+            max_tokens=values["max_gen_toks"],
+            stop=[text for text in values["until"] if text],
+            seed=seed if values["do_sample"] else None,
+            **{name: values[name] for name in _SAMPLING if name in values},
+        )
+
+    def _room(self, sampling: Sampling) -> int:
+        """Return how many tokens of context leave room for the reply."""
+        assert sampling.max_tokens is not None
+        room = self.max_length - sampling.max_tokens
+        if room < 1:
+            raise RequestError(
+                f"max_gen_toks: got {sampling.max_tokens}, expected less than {self.max_length}, the length of "
+                f"context and reply; pass --gen_kwargs max_gen_toks=N or an engine with a larger --max-context"
+            )
+        return room
+
+    def _special(self, name: str) -> int | None:
+        token = self._config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        return None if text is None else self._core.token_to_id(str(text))
+
+
+class _Continuation:
+    """One continuation's scores: logprobs[n], and greedy[n], whether a token is the most probable one."""
+
+    def __init__(self, tokens: Sequence[int], end: int) -> None:
+        self.tokens = np.array(tokens)
+        self.first = end - len(tokens)  # the row that predicts its first token
+        self.logprobs = np.empty(len(tokens))
+        self.greedy = np.empty(len(tokens), np.bool_)
+
+
+def _taker(sharing: Sequence[_Continuation], bar: tqdm[Any]) -> TakeLogits:
+    """Return what turns one input's logits, piece by piece, into the scores of the continuations that share it."""
+
+    def take(position: int, logits: NDArray[np.float32]) -> None:
+        bar.update(len(logits))
+        for each in sharing:
+            skipped = max(each.first - position, 0)
+            rows = logits[skipped:]
+            start = position + skipped - each.first
+            for span in blocks(rows):
+                part = rows[span]
+                place = slice(start + span.start, start + span.start + len(part))
+                targets = each.tokens[place]
+                each.logprobs[place] = log_softmax(part)[np.arange(len(part)), targets]
+                each.greedy[place] = part.argmax(axis=1) == targets
+
+    return take
+
+
+def main() -> int:
+    """Be lm_eval's command, with this model known to it."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except EnginewrightError as error:
+        print(f"lm_eval: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
