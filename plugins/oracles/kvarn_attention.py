@@ -1,0 +1,165 @@
+"""The numpy definition of attention over a KVarN cache: three regions, their life cycle, and what each query sees.
+
+Of each row and KV head, tokens [0, TILE_TOKENS) stay exact (attention sinks), tokens up to `encoded_lens` are records
+(`oracles/kvarn.py`), and the newest ones are exact until a call turns their tile into a record. Keys and values are held
+rotated by `hadamard`, exact ones as halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.plugins.oracles.kvarn import ITERATIONS, Mode, decode, encode, from_record, hadamard, to_record
+from enginewright.plugins.ops import TILE_TOKENS
+
+BLOCK_TOKENS = 16
+HALF_MAX = 65504.0
+
+Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+Halves = NDArray[np.float16]
+Ints = NDArray[np.int32]
+Pool = NDArray[np.int8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVarNFormat:
+    """How a cache holds its tiles: bits of a key's and a value's code, and the normaliser of `oracles/kvarn.py`."""
+
+    k_bits: int = 4
+    v_bits: int = 2
+    iterations: int = ITERATIONS
+    mode: Mode = "release"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVarNCache:
+    """One layer's cache; a call updates it in place.
+
+    records int8 [N, record_bytes]. exact float16 [slots, Hkv, F, 2 * TILE_TOKENS * D]: tile 0 is the sink, and tile i of a
+    sequence, while it is not encoded, is number 1 + (i - 1) % (F - 1); inside, keys [TILE_TOKENS / 16][D][16] and then
+    values [TILE_TOKENS][D]. table int32 [B, Hkv, M]: record of each tile; entry 0 and those not encoded are not read.
+    slots int32 [B]. held int32 [B, Hkv]: tokens before the call. encoded int32 [2, B, Hkv]: of those, and of the new ones,
+    how many are records (with the sink) before and after the call; multiples of TILE_TOKENS.
+    """
+
+    records: Pool
+    exact: Halves
+    table: Ints
+    slots: Ints
+    held: Ints
+    encoded: Ints
+    format: KVarNFormat = KVarNFormat()
+
+
+def kvarn_attention(
+    query: Floats, key: Floats, value: Floats, cache: KVarNCache, query_starts: Ints, *, scale: float, window: int = 0
+) -> Floats:
+    """Output [T, Hq, D] of causal attention; query [T, Hq, D], key and value [T, Hkv, D], rotated by RoPE alone.
+
+    A call's own tokens see each other exactly; tiles are encoded when all have attended.
+
+    Raises:
+        ValueError: lengths that contradict each other.
+    """
+    head_dim, kv_heads = key.shape[2], key.shape[1]
+    group = query.shape[1] // kv_heads
+    h = hadamard(head_dim)
+    turned = query.astype(np.float64) @ h
+    new_keys, new_values = _half(key.astype(np.float64) @ h), _half(value.astype(np.float64) @ h)
+    output = np.zeros(query.shape, query.dtype)
+    for row, (start, end) in enumerate(zip(query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True)):
+        for head in range(kv_heads if end > start else 0):
+            held = int(cache.held[row, head])
+            _check(cache, row, head, held + end - start)
+            keys, values = _read(cache, row, head)
+            keys = np.concatenate([keys, new_keys[start:end, head].astype(np.float64)])
+            values = np.concatenate([values, new_values[start:end, head].astype(np.float64)])
+            for token in range(start, end):
+                last = held + token - start
+                first = max(0, last + 1 - window) if window else 0
+                for q in range(head * group, (head + 1) * group):
+                    logits = keys[first : last + 1] @ turned[token, q] * scale
+                    weights = np.exp(logits - logits.max())
+                    output[token, q] = (weights @ values[first : last + 1] / weights.sum()) @ h
+            _write(cache, row, head, new_keys[start:end, head], new_values[start:end, head])
+    return output
+
+
+def _read(cache: KVarNCache, row: int, head: int) -> tuple[Doubles, Doubles]:
+    """The held tokens' keys and values [held, D], from all three regions."""
+    held, encoded = int(cache.held[row, head]), int(cache.encoded[0, row, head])
+    size, f = _head_dim(cache), cache.format
+    keys, values = [np.empty((0, size))], [np.empty((0, size))]
+    for tile in range(-(-held // TILE_TOKENS)):
+        if 0 < tile < encoded // TILE_TOKENS:
+            record = cache.records[cache.table[row, head, tile]].view(np.uint8)
+            k, v = (decode(part) for part in from_record(record, size, TILE_TOKENS, f.k_bits, f.v_bits))
+            k = k.T
+        else:
+            k, v = (part.astype(np.float64) for part in _exact_tile(cache, row, head, tile))
+        keys.append(k)
+        values.append(v)
+    return np.concatenate(keys)[:held], np.concatenate(values)[:held]
+
+
+def _write(cache: KVarNCache, row: int, head: int, keys: Halves, values: Halves) -> None:
+    """Hold the new tokens: tiles that the call completes and commits become records, the others stay exact."""
+    held, f = int(cache.held[row, head]), cache.format
+    before, after = (int(n) for n in cache.encoded[:, row, head])
+    first = held // TILE_TOKENS * TILE_TOKENS
+    begun = _exact_tile(cache, row, head, held // TILE_TOKENS) if held > first else (keys[:0], values[:0])
+    keys = np.concatenate([begun[0][: held - first], keys])
+    values = np.concatenate([begun[1][: held - first], values])
+    for tile in range(max(1, before // TILE_TOKENS), after // TILE_TOKENS):
+        at = tile * TILE_TOKENS - first
+        k, v = _exact_tile(cache, row, head, tile) if at < 0 else (keys[at:][:TILE_TOKENS], values[at:][:TILE_TOKENS])
+        stored = encode(k.T, f.k_bits, f.iterations, f.mode), encode(v, f.v_bits, f.iterations, f.mode)
+        cache.records[cache.table[row, head, tile]] = to_record(*stored, f.k_bits, f.v_bits).view(np.int8)
+    for at in range(0, len(keys), TILE_TOKENS):
+        tile = (first + at) // TILE_TOKENS
+        if tile == 0 or tile >= after // TILE_TOKENS:
+            _put_exact(cache, row, head, tile, keys[at:][:TILE_TOKENS], values[at:][:TILE_TOKENS])
+
+
+def _exact_index(cache: KVarNCache, tile: int) -> int:
+    return 0 if tile == 0 else 1 + (tile - 1) % (cache.exact.shape[2] - 1)
+
+
+def _exact_tile(cache: KVarNCache, row: int, head: int, tile: int) -> tuple[Halves, Halves]:
+    """Keys and values [TILE_TOKENS, D] of an exact tile."""
+    size = _head_dim(cache)
+    both = cache.exact[cache.slots[row], head, _exact_index(cache, tile)].reshape(2, -1)
+    keys = both[0].reshape(-1, size, BLOCK_TOKENS).transpose(0, 2, 1).reshape(TILE_TOKENS, size)
+    return keys, both[1].reshape(TILE_TOKENS, size)
+
+
+def _put_exact(cache: KVarNCache, row: int, head: int, tile: int, keys: Halves, values: Halves) -> None:
+    """Replace the first tokens of an exact tile."""
+    old_keys, old_values = (part.copy() for part in _exact_tile(cache, row, head, tile))
+    old_keys[: len(keys)], old_values[: len(values)] = keys, values
+    blocked = old_keys.reshape(-1, BLOCK_TOKENS, keys.shape[1]).transpose(0, 2, 1)
+    target = cache.exact[cache.slots[row], head, _exact_index(cache, tile)]
+    target[:] = np.concatenate([blocked.reshape(-1), old_values.reshape(-1)])
+
+
+def _head_dim(cache: KVarNCache) -> int:
+    return cache.exact.shape[3] // (2 * TILE_TOKENS)
+
+
+def _check(cache: KVarNCache, row: int, head: int, total: int) -> None:
+    """Encoded lengths are whole tiles that exist, and what stays exact finds a place."""
+    held, (before, after) = int(cache.held[row, head]), cache.encoded[:, row, head].tolist()
+    if before % TILE_TOKENS or after % TILE_TOKENS or not 0 <= before <= after <= total or before > held:
+        raise ValueError(f"encoded[:, {row}, {head}]: got {before} and {after} of {held} held and {total} tokens")
+    room = max(after, TILE_TOKENS) + (cache.exact.shape[2] - 1) * TILE_TOKENS
+    if total > room or held > max(before, TILE_TOKENS) + (cache.exact.shape[2] - 1) * TILE_TOKENS:
+        raise ValueError(f"exact: got room for {cache.exact.shape[2] - 1} newest tiles, expected it for {total} tokens")
+
+
+def _half(x: Doubles) -> Halves:
+    return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16)
