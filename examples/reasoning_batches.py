@@ -17,7 +17,7 @@ from enginewright.runtime.evaluation.problems import Problem
 
 Encoded = tuple[list[int], list[int]]  # token ids and labels, equally long
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs[rows, width] and labels[rows, width], int64
-WIDTHS = (128, 256, 512, 768, 1024, 1408)
+WIDTHS = (128, 256, 512, 768, 1024, 1536)
 TOKENS_PER_STEP = 8192
 IGNORED = -100  # the label that the loss skips
 SMALL_TALK_SHARE, SYSTEM_SHARE = 0.03, 0.1  # relative to the number of problems

@@ -2,9 +2,9 @@
 
 The question names each step by a letter, so that the next operation is found by its letter, not by counting:
 
-    Start with 47. A: +385, B: -17. What is the result?
-    A:047+385,7+5+0=2c1,4+8+1=3c1,0+3+1=4c0,432
-    B:432-017,2-7-0=5b1,3-1-1=1b0,4-0-0=4b0,415
+    Start with 47. A:+385 B:-17. What is the result?
+    A:+385,047+385,7+5+0=2c1,4+8+1=3c1,0+3+1=4c0,432
+    B:-17,432-017,2-7-0=5b1,3-1-1=1b0,4-0-0=4b0,415
     Answer: 415.
 """
 
@@ -13,7 +13,7 @@ import string
 
 from enginewright.runtime.evaluation.problems.columns import result_of, worked
 
-STEPS = {"standard": (2, 5), "hard": (14, 24)}
+STEPS = {"standard": (2, 5), "hard": (12, 22)}
 WIDTH = 3
 LIMIT = 10**WIDTH
 
@@ -25,17 +25,18 @@ def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
     told, lines = [], []
     for label in string.ascii_uppercase[:steps]:
         sign, operand = _operation(rng, value, allow_product=not plain or steps == 1)
-        told.append((label, sign, operand))
         result = result_of(value, sign, operand)
         right = str(operand) if sign == "*" else f"{operand:0{WIDTH}}"
-        lines.append(f"{label}:{value:0{WIDTH}}{sign}{right},{worked(value, sign, operand, WIDTH)},{result:0{WIDTH}}")
+        told.append(f"{label}:{sign}{operand}")
+        lines.append(
+            f"{told[-1]},{value:0{WIDTH}}{sign}{right},{worked(value, sign, operand, WIDTH)},{result:0{WIDTH}}"
+        )
         value = result
     if plain:
-        formula = " ".join([str(start), *(f"{sign} {operand}" for _, sign, operand in told)])
+        formula = " ".join([str(start), *(f"{step[2]} {step[3:]}" for step in told)])
         question = rng.choice((f"What is {formula}?", f"What is {formula}?", f"Compute {formula}.", f"{formula} = ?"))
     else:
-        chain = ", ".join(f"{label}: {sign}{operand}" for label, sign, operand in told)
-        question = f"Start with {start}. {chain}. What is the result?"
+        question = f"Start with {start}. {' '.join(told)}. What is the result?"
     return question, "\n".join([*lines, f"Answer: {value}."])
 
 

@@ -13,12 +13,12 @@ left moves the first item to the end, right the last one to the front; swap exch
 import random
 import string
 
-STEPS = {"standard": (3, 7), "hard": (20, 26)}  # 26 letters name the steps
-SHORTEST, LONGEST = 5, 9
+STEPS = {"standard": (3, 7), "hard": (22, 26)}  # 26 letters name the steps
+SHORTEST, LONGEST = 4, 8
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 5 to 9 items."""
+    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 8 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
     start = _written(items)
     told, lines = [], []
