@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.oracles.kvarn import ITERATIONS, Mode, decode, encode, from_record, hadamard, to_record
 from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.oracles.kvarn import ITERATIONS, Mode, decode, encode, from_record, hadamard, to_record
 
 BLOCK_TOKENS = 16
 HALF_MAX = 65504.0
@@ -148,7 +148,7 @@ def _put_exact(cache: KVarNCache, row: int, head: int, tile: int, keys: Halves, 
 
 
 def _head_dim(cache: KVarNCache) -> int:
-    return cache.exact.shape[3] // (2 * TILE_TOKENS)
+    return int(cache.exact.shape[3]) // (2 * TILE_TOKENS)
 
 
 def _check(cache: KVarNCache, row: int, head: int, total: int) -> None:
