@@ -104,7 +104,7 @@ def test_help_names_every_command(capsys: Capture) -> None:
     assert all(name in listing for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["run", "inspect", "bench"])
+@pytest.mark.parametrize("name", ["run", "inspect", "bench", "eval"])
 def test_every_command_has_help(capsys: Capture, name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])

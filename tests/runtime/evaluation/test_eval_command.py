@@ -139,6 +139,19 @@ def test_the_table_and_the_files(capsys: Capture, asked_engine: Path, other_engi
         assert [engine["name"] for engine in report["engines"]] == [root.name] and report["reference"] == "first"
 
 
+@pytest.mark.native
+def test_a_report_goes_to_the_engines_that_are_evaluated(capsys: Capture, asked_engine: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(asked_engine, tmp_path / name)
+    (tmp_path / "book.txt").write_text("the cat sat on the mat")
+    command = ["--suite", "perplexity", "--data", tmp_path / "book.txt", "--reference", tmp_path / "first"]
+    assert cli.main(["eval", *map(str, [tmp_path / "second", *command])]) == 0
+    assert (tmp_path / "second/reports/eval-perplexity-book.json").is_file()
+    assert not (tmp_path / "first/reports").exists()
+    assert cli.main(["eval", *map(str, [tmp_path / "second", *command, "--no-report"])]) == 0
+    assert len(list((tmp_path / "second/reports").iterdir())) == 1
+
+
 def _check_picture(path: Path) -> None:
     from matplotlib import image
 
@@ -153,7 +166,12 @@ def script(
 ) -> Iterator[dict[str, Any]]:
     """Engines by the name of their folder; `load` returns these."""
     engines: dict[str, Any] = {}
-    monkeypatch.setattr(outcome, "load", lambda root, *_, **__: engines[Path(root).name])
+
+    def load(root: Path, threads: int | None, **options: object) -> Any:
+        assert (threads, options) == (1, {"max_batch": 5, "verify": False})
+        return engines[root.name]
+
+    monkeypatch.setattr(outcome, "load", load)
     yield engines
 
 
@@ -177,7 +195,7 @@ def test_right_answers_are_counted(
         shutil.copytree(asked_engine, tmp_path / name)
         script[name] = scripted(byte_tokenizer, _answering(problems, numbers), flavour=0.01 * len(numbers))
     roots = [tmp_path / name for name in wrong]
-    command = ["--suite", "reasoning", "--limit", 30, "--seed", 5]
+    command = ["--suite", "reasoning", "--limit", 30, "--seed", 5, "--max-batch", 5]
     report = _evaluate(capsys, *roots[1:], *command, "--reference", roots[0])
     perfect, fair, poor = report["engines"]
     assert [engine["accuracy"]["overall"]["value"] for engine in report["engines"]] == [1, 25 / 30, 3 / 30]
@@ -199,7 +217,7 @@ def test_right_answers_are_counted(
     assert script["fair"].limits == [length * 3 // 2 + 32 for length in lengths]
     assert (scripted.loaded, scripted.most_loaded) == (0, 2), "the reference and one more"
     scripted.most_loaded = 0
-    assert cli.main(["eval", *map(str, [*roots, *command, "--no-report"])]) == 0
+    assert cli.main(["eval", *map(str, [*roots, *command, "--no-report", "--threads", 1])]) == 0
     assert scripted.most_loaded == 1
     lines = capsys.readouterr().out.splitlines()
     assert "worse" in lines[-1] and "-90.0 [" in lines[-1] and "KL" not in lines[-3]

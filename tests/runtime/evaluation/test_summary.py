@@ -26,9 +26,15 @@ def contender(asked_engine: Path) -> Contender:
     return open_contenders([str(asked_engine)], None)[0]
 
 
-def _outcome(contender: Contender, nats: float, kl: list[list[float]] | None = None, first: int = 7) -> Outcome:
+def _outcome(
+    contender: Contender,
+    nats: float,
+    kl: list[list[float]] | None = None,
+    first: int = 7,
+    draws: tuple[int, ...] = DRAWS,
+) -> Outcome:
     """Four texts of two scored tokens and four bytes each."""
-    texts = [Text(tokens=(first, 8, 9), given=1, size=4, draw=draw) for draw in DRAWS]
+    texts = [Text(tokens=(first, 8, 9), given=1, size=4, draw=draw) for draw in draws]
     scores = Scores(nats=tuple(np.array([nats, nats + 0.5 * draw]) for draw in DRAWS), seconds=2.0)
     divergence = kl and tuple(Divergence(kl=np.array(each), agreed=np.array(each) < 0.5) for each in kl)
     return Outcome(contender=contender, work=Work(texts=tuple(texts)), scores=scores, divergence=divergence)
@@ -46,6 +52,14 @@ def test_nats_bits_and_perplexity(contender: Contender) -> None:
     assert engine.likelihood.perplexity.high == pytest.approx(math.exp(high))
     assert engine.timing.tokens_per_second == 4 * 2 / 2.0 and engine.traffic.context == 1.5
     assert engine.difference is None and engine.agreement is None
+
+
+def test_windows_of_one_text_are_one_draw(contender: Contender) -> None:
+    outcomes = [_outcome(contender, 1.0, draws=(0,) * 4), _outcome(contender, 1.1, [[0.1, 0.2]] * 4, draws=(0,) * 4)]
+    first, second = summarise(TASK, outcomes, reference=True).engines
+    assert first.likelihood is not None and first.likelihood.nats.low is None
+    assert second.agreement is not None and second.agreement.mean_kl.low is None
+    assert second.difference is not None and not second.difference.differs, "one draw shows nothing"
 
 
 def test_a_difference_on_the_same_tokens_is_paired(contender: Contender) -> None:
