@@ -8,18 +8,23 @@ from reasoning_batches import IGNORED, Batch
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
-PEAK_RATE = 3e-3
 WARMUP_STEPS = 60
 DECAY_SHARE = 0.4  # of all steps, at the end, during which the learning rate falls to 0
 REPORT_EVERY = 20
 
 
 def fit(
-    model: Qwen3ForCausalLM, supply: Iterator[Batch], *, steps: int, compiled: bool, after_step: Callable[[int], None]
+    model: Qwen3ForCausalLM,
+    supply: Iterator[Batch],
+    *,
+    steps: int,
+    peak_rate: float,
+    compiled: bool,
+    after_step: Callable[[int], None],
 ) -> None:
     """Minimise the loss over the replies; `after_step` is told how many steps are done."""
     device = next(model.parameters()).device
-    optimizers = _optimizers(model)
+    optimizers = _optimizers(model, peak_rate)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
     body = torch.compile(model.model, dynamic=False) if compiled else model.model
     model.train()
@@ -58,13 +63,13 @@ def _loss(
     return functional.cross_entropy(logits.float(), targets[targets != IGNORED])
 
 
-def _optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Qwen3ForCausalLM, peak_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between the layers, AdamW for embeddings and norms: a fifth of AdamW's loss in 320 steps."""
     hidden: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (hidden if parameter.ndim == 2 and "embed" not in name else rest).append(parameter)
     return [
-        torch.optim.Muon(hidden, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(hidden, lr=peak_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]

@@ -13,7 +13,7 @@ from reasoning_batches import Batch, batches
 from reasoning_fit import fit
 from reasoning_start import look_back
 from reasoning_tokenizer import save_tokenizer, train_tokenizer
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from enginewright.runtime.evaluation.problems import training_problems
 
@@ -27,6 +27,8 @@ def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the trained model to")
+    parser.add_argument("--start", type=Path, help="folder of a model to train further, on problems of all sizes")
+    parser.add_argument("--peak-rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--steps", type=int, default=1800, help="optimizer steps of 8192 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -36,6 +38,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     train(
         arguments.output,
+        start=arguments.start,
+        peak_rate=arguments.peak_rate,
         steps=arguments.steps,
         seed=arguments.seed,
         compiled=arguments.compile,
@@ -43,12 +47,20 @@ def main() -> None:
     )
 
 
-def train(output: Path, *, steps: int, seed: int, compiled: bool, save_every: int = 0) -> None:
-    """Train tokenizer and model and write a Hugging Face folder."""
+def train(
+    output: Path, *, start: Path | None, peak_rate: float, steps: int, seed: int, compiled: bool, save_every: int
+) -> None:
+    """Train tokenizer and model, or an earlier model further, and write a Hugging Face folder."""
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH, seed=seed)
-    model = Qwen3ForCausalLM(model_config(tokenizer))
-    look_back(model)
+    if start:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        supply = batches(tokenizer, training_problems(f"further {seed}"), seed)
+    else:
+        tokenizer = train_tokenizer(vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH, seed=seed)
+        model = Qwen3ForCausalLM(model_config(tokenizer))
+        look_back(model)
+        supply = curriculum(tokenizer, steps, seed)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters", flush=True)
 
@@ -56,7 +68,7 @@ def train(output: Path, *, steps: int, seed: int, compiled: bool, save_every: in
         if save_every and step % save_every == 0 and step < steps:
             save(model, tokenizer, output)
 
-    fit(model, curriculum(tokenizer, steps, seed), steps=steps, compiled=compiled, after_step=save_now_and_then)
+    fit(model, supply, steps=steps, peak_rate=peak_rate, compiled=compiled, after_step=save_now_and_then)
     save(model, tokenizer, output)
 
 

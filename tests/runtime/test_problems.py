@@ -36,7 +36,8 @@ def solve_variables(question: str) -> str:
     for assignment in assignments:
         name, expression = assignment.split(":")
         names[name] = eval(re.sub(r"\b0(?=\d)", "", expression), {}, names)
-    return str(names[asked.removeprefix("What is ").removesuffix("?")])
+    asked = asked.removeprefix("What is ").removesuffix("?")
+    return f"{asked}={names[asked]:02}"
 
 
 def solve_lists(question: str) -> str:
@@ -137,7 +138,7 @@ def test_training_leaves_held_out_problems_alone() -> None:
 def test_sizes_stay_within_bounds(kind: str, level: str) -> None:
     least, most = sizes_of(kind, level)
     for problem in held_out_problems(kind, level, 40, seed=1):
-        assert least + 1 <= len(problem.solution.splitlines()) <= most + 1
+        assert least + 1 <= len(problem.solution.splitlines()) <= most + 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

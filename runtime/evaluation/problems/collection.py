@@ -19,6 +19,7 @@ _STEPS = {
     "retrieval": retrieval.STEPS,
 }
 KINDS = tuple(_MAKERS)
+_TRAINING_WEIGHTS = {"arithmetic": 1, "variables": 1, "lists": 2, "retrieval": 1}  # lists take longest to learn
 
 
 def sizes_of(kind: str, level: str) -> tuple[int, int]:
@@ -52,7 +53,7 @@ def training_problems(seed: int | str, *, hard_share: float = 0.5) -> Iterator[P
     """
     rng = random.Random(f"training {seed}")
     while True:
-        kind = rng.choice(KINDS)
+        (kind,) = rng.choices(KINDS, [_TRAINING_WEIGHTS[kind] for kind in KINDS])
         largest = sizes_of(kind, "hard" if rng.random() < hard_share else "standard")[1]
         problem = problem_of_size(kind, rng.randint(1, largest), rng)
         if not problem.held_out:

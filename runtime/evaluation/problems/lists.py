@@ -1,6 +1,7 @@
 """A sequence of operations on a list of different two-digit numbers, the list written out after each one.
 
     List: 17 42 93 55 68. A:reverse B:swap 2 3 C:remove 17 D:append 30
+    List: 17 42 93 55 68.
     A:reverse,68 55 93 42 17
     B:swap 2 3,68 93 55 42 17
     C:remove 17,68 93 55 42
@@ -14,11 +15,11 @@ import random
 import string
 
 STEPS = {"standard": (3, 7), "hard": (22, 26)}  # 26 letters name the steps
-SHORTEST, LONGEST = 4, 8
+SHORTEST, LONGEST = 4, 6
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 8 items."""
+    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 6 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
     start = _written(items)
     told, lines = [], []
@@ -26,7 +27,7 @@ def lists(rng: random.Random, steps: int) -> tuple[str, str]:
         told.append(f"{label}:{_operation(rng, items)}")
         items = applied(told[-1][2:], items)
         lines.append(f"{told[-1]},{_written(items)}")
-    return f"List: {start}. {' '.join(told)}", "\n".join([*lines, f"Answer: {_written(items)}."])
+    return f"List: {start}. {' '.join(told)}", "\n".join([f"List: {start}.", *lines, f"Answer: {_written(items)}."])
 
 
 def applied(operation: str, items: list[int]) -> list[int]:

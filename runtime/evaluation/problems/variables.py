@@ -8,7 +8,7 @@ A line repeats its assignment, looks up the operands by "NAME=", and ends in the
 
     A:07,A=07
     D:A+12,A=07,07+12,7+2+0=9c0,0+1+0=1c0,D=19
-    Answer: 19.
+    Answer: D=19.
 """
 
 import random
@@ -33,7 +33,7 @@ def variables(rng: random.Random, steps: int) -> tuple[str, str]:
         lines.append(",".join([told[-1], *found, f"{name}={values[name]:0{WIDTH}}"]))
     asked = rng.choice(list(values))
     question = "\n".join([*told, f"What is {asked}?"])
-    return question, "\n".join([*lines, f"Answer: {values[asked]}."])
+    return question, "\n".join([*lines, f"Answer: {asked}={values[asked]:0{WIDTH}}."])
 
 
 def _assignment(rng: random.Random, known: dict[str, int]) -> tuple[str, list[str], int]:
