@@ -61,7 +61,8 @@ class Op:
     @property
     def torch_name(self) -> str:
         """The name in `torch.ops.enginewright`: PagedAttention -> paged_attention."""
-        return "".join("_" + c.lower() if c.isupper() else c for c in self.name).lstrip("_")
+        words = self.name.replace("KVarN", "Kvarn")  # one word, however its authors spell it
+        return "".join("_" + c.lower() if c.isupper() else c for c in words).lstrip("_")
 
     def load_oracle(self) -> Callable[..., Any]:
         """Import and return the op's numpy definition."""
@@ -98,6 +99,44 @@ PAGED_ATTENTION = Op(
         Attribute("kv_bits", "int", "width of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
+)
+
+KVARN_ATTENTION = Op(
+    name="KVarNAttention",
+    version=1,
+    doc="Causal attention of packed, ragged rows over a KVarN cache: tiles of two to eight bits between exact ones.",
+    inputs=(
+        Tensor("query", FLOATS, ("T", "Hq", "D"), "new tokens of all rows, one row after another, rotated by RoPE"),
+        Tensor("key", FLOATS, ("T", "Hkv", "D"), "their keys, rotated by RoPE; the op rotates them by Hadamard"),
+        Tensor("value", FLOATS, ("T", "Hkv", "D"), "their values"),
+        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's pool of records; see kvarn_tile_bytes"),
+        Tensor("exact", ("float16",), ("S", "Hkv", "F", "E"), "tiles not encoded, E = 2 TILE_TOKENS D; see the oracle"),
+        Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]"),
+        Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
+        Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "record ids in token order; entry 0 is not read"),
+        Tensor("slots", ("int32",), ("B",), "each row's place in `exact`"),
+        Tensor("encoded_lens", ("int32",), ("two", "L", "B", "Hkv"), "of the tokens, how many are encoded, before/after"),
+        Tensor(
+            "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
+        ),
+    ),
+    outputs=(
+        Tensor("output", FLOATS, ("T", "Hq", "D"), "attention output before the output projection"),
+        Tensor("tiles_out", ("int8",), ("N", "bytes"), "the pool with the tiles encoded by this call", alias="tiles"),
+        Tensor("exact_out", ("float16",), ("S", "Hkv", "F", "E"), "with the new tokens not encoded", alias="exact"),
+    ),
+    attributes=(
+        Attribute("layer", "int", "index into the layers of kv_lens, tile_table and encoded_lens"),
+        Attribute("scale", "float", "factor on q . k"),
+        Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0),
+        Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0),
+        Attribute("k_bits", "int", "width of a key's code: 2, 4 or 8", default=4),
+        Attribute("v_bits", "int", "width of a value's code: 2, 4 or 8", default=2),
+        Attribute("iterations", "int", "of the normaliser, for each tile", default=8),
+        Attribute("robust", "int", "1: divide a tile by its root mean square before balancing it", default=0),
+        Attribute("rotate_values", "int", "0: the weights contain the rotation of values and its inverse", default=1),
+    ),
+    oracle="enginewright.plugins.oracles.kvarn_attention:kvarn_attention",
 )
 
 SPLIT_QKV = Op(
@@ -138,7 +177,7 @@ GREEDY_SAMPLE = Op(
     oracle="enginewright.plugins.oracles.greedy_sample:greedy_sample",
 )
 
-OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, SPLIT_QKV, GREEDY_SAMPLE)}
+OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, KVARN_ATTENTION, SPLIT_QKV, GREEDY_SAMPLE)}
 
 
 def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
@@ -148,3 +187,12 @@ def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
     (scores vectorise over tokens, without horizontal sums) and values [TILE_TOKENS][value_dim].
     """
     return TILE_TOKENS * (head_dim + value_dim) * kv_bits // 8
+
+
+def kvarn_tile_bytes(head_dim: int, k_bits: int, v_bits: int) -> int:
+    """Bytes of one KVarN record: TILE_TOKENS keys and values of one KV head as `oracles/kvarn.py` lays them out.
+
+    A side has its codes, a scale and an offset (float16) for each row of its tile, and a scale for each column.
+    """
+    codes = TILE_TOKENS * head_dim * (k_bits + v_bits) // 8
+    return codes + 2 * (2 * head_dim + TILE_TOKENS) + 2 * (head_dim + 2 * TILE_TOKENS)

@@ -56,8 +56,64 @@ class KVarNCache:
     format: KVarNFormat = KVarNFormat()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """How tokens are weighted: as the attributes of the op, and its optional input `sinks` [Hq]."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Floats | None = None
+    rotate_values: bool = True
+
+
 def kvarn_attention(
-    query: Floats, key: Floats, value: Floats, cache: KVarNCache, query_starts: Ints, *, scale: float, window: int = 0
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    tiles: Pool,
+    exact: Halves,
+    query_starts: Ints,
+    kv_lens: Ints,
+    tile_table: Ints,
+    slots: Ints,
+    encoded_lens: Ints,
+    sinks: Floats | None = None,
+    *,
+    layer: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    k_bits: int = 4,
+    v_bits: int = 2,
+    iterations: int = ITERATIONS,
+    robust: int = 0,
+    rotate_values: int = 1,
+) -> tuple[Floats, Pool, Halves]:
+    """Output [T, Hq, D], the pool and the exact tiles after the call; as `plugins.ops.KVARN_ATTENTION` declares them.
+
+    Raises:
+        ValueError: lengths that contradict each other.
+    """
+    mode: Mode = "robust" if robust else "release"
+    cache = KVarNCache(
+        records=tiles.copy(),
+        exact=exact.copy(),
+        table=tile_table[layer],
+        slots=slots,
+        held=kv_lens[layer],
+        encoded=encoded_lens[:, layer],
+        format=KVarNFormat(k_bits=k_bits, v_bits=v_bits, iterations=iterations, mode=mode),
+    )
+    weighting = Weighting(
+        scale=scale, window=window, softcap=softcap, sinks=sinks, rotate_values=bool(rotate_values)
+    )
+    output = attend_and_hold(query, key, value, cache, query_starts, weighting)
+    return output, cache.records, cache.exact
+
+
+def attend_and_hold(
+    query: Floats, key: Floats, value: Floats, cache: KVarNCache, query_starts: Ints, weighting: Weighting
 ) -> Floats:
     """Output [T, Hq, D] of causal attention; query [T, Hq, D], key and value [T, Hkv, D], rotated by RoPE alone.
 
@@ -69,8 +125,9 @@ def kvarn_attention(
     head_dim, kv_heads = key.shape[2], key.shape[1]
     group = query.shape[1] // kv_heads
     h = hadamard(head_dim)
+    value_h = h if weighting.rotate_values else np.eye(head_dim)
     turned = query.astype(np.float64) @ h
-    new_keys, new_values = _half(key.astype(np.float64) @ h), _half(value.astype(np.float64) @ h)
+    new_keys, new_values = _half(key.astype(np.float64) @ h), _half(value.astype(np.float64) @ value_h)
     output = np.zeros(query.shape, query.dtype)
     for row, (start, end) in enumerate(zip(query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True)):
         for head in range(kv_heads if end > start else 0):
@@ -81,13 +138,24 @@ def kvarn_attention(
             values = np.concatenate([values, new_values[start:end, head].astype(np.float64)])
             for token in range(start, end):
                 last = held + token - start
-                first = max(0, last + 1 - window) if window else 0
+                first = max(0, last + 1 - weighting.window) if weighting.window else 0
                 for q in range(head * group, (head + 1) * group):
-                    logits = keys[first : last + 1] @ turned[token, q] * scale
-                    weights = np.exp(logits - logits.max())
-                    output[token, q] = (weights @ values[first : last + 1] / weights.sum()) @ h
+                    weights = _weights(keys[first : last + 1] @ turned[token, q], q, weighting)
+                    output[token, q] = weights @ values[first : last + 1] @ value_h
             _write(cache, row, head, new_keys[start:end, head], new_values[start:end, head])
     return output
+
+
+def _weights(products: Doubles, query_head: int, weighting: Weighting) -> Doubles:
+    """The share of each visible token, from its q . k."""
+    logits = products * weighting.scale
+    if weighting.softcap > 0:
+        logits = weighting.softcap * np.tanh(logits / weighting.softcap)
+    sink = -np.inf if weighting.sinks is None else float(weighting.sinks[query_head])
+    maximum = max(float(logits.max()), sink)
+    weights: Doubles = np.exp(logits - maximum)
+    shares: Doubles = weights / (weights.sum() + np.exp(sink - maximum))
+    return shares
 
 
 def _read(cache: KVarNCache, row: int, head: int) -> tuple[Doubles, Doubles]:

@@ -13,7 +13,13 @@ from onnx import TensorProto, helper
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.ops import DOMAIN, OPS
 
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "int8": TensorProto.INT8}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+}
 
 
 @cache
@@ -45,3 +51,20 @@ def run_op(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attribu
     session = open_op(name, tuple(arrays), tuple(attributes.items()), threads)
     outputs: list[np.ndarray] = session.run(None, arrays)
     return outputs
+
+
+def run_op_in_place(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attributes: Any) -> list[np.ndarray]:
+    """The same with one buffer bound as input and as the output that updates it, wherever the op declares that."""
+    session = open_op(name, tuple(arrays), tuple(attributes.items()), threads)
+    binding = session.io_binding()
+    values = {given: ort.OrtValue.ortvalue_from_numpy(array.copy()) for given, array in arrays.items()}
+    for given, value in values.items():
+        binding.bind_ortvalue_input(given, value)
+    for output in OPS[name].outputs:
+        if output.alias is None:
+            binding.bind_output(output.name)
+        else:
+            binding.bind_ortvalue_output(output.name, values[output.alias])
+    session.run_with_iobinding(binding)
+    # copies: numpy() may view memory that dies with the OrtValue
+    return [value.numpy().copy() for value in binding.get_outputs()]

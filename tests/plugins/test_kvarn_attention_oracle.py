@@ -9,7 +9,12 @@ import pytest
 
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import decode, encode, from_record, hadamard, record_bytes
-from enginewright.plugins.oracles.kvarn_attention import KVarNCache, KVarNFormat, kvarn_attention
+from enginewright.plugins.oracles.kvarn_attention import (
+    KVarNCache,
+    KVarNFormat,
+    Weighting,
+    attend_and_hold,
+)
 
 DIM, HEADS, KV_HEADS, SCALE = 16, 4, 2, 0.25
 FORMAT = KVarNFormat(k_bits=4, v_bits=2)
@@ -46,7 +51,7 @@ class Sequence:
         self.cache.encoded[1] = (new.stop - drafts) // TILE_TOKENS * TILE_TOKENS
         parts = (x[new] for x in (self.query, self.key, self.value))
         starts = np.array([0, count], np.int32)
-        output = kvarn_attention(*parts, self.cache, starts, scale=SCALE, window=window)
+        output = attend_and_hold(*parts, self.cache, starts, Weighting(scale=SCALE, window=window))
         self.cache.encoded[0] = self.cache.encoded[1]
         self.cache.held[:] = new.stop
         return output
@@ -165,7 +170,7 @@ def test_rows_and_heads_have_lengths_of_their_own() -> None:
         encoded=np.array([[[0, 0], [256, 256]]] * 2, np.int32),
     )
     rows = [np.concatenate([x[:1], x[290:291]]) for x in (s.query, s.key, s.value)]
-    together = kvarn_attention(*rows, cache, np.array([0, 1, 2], np.int32), scale=SCALE)
+    together = attend_and_hold(*rows, cache, np.array([0, 1, 2], np.int32), Weighting(scale=SCALE))
     s.cache.exact[:] = before
     np.testing.assert_array_equal(together[1:], s.call(1))
     values = s.value[0].astype(np.float64).repeat(HEADS // KV_HEADS, axis=0)
@@ -190,4 +195,4 @@ def test_lengths_that_contradict_each_other(encoded: tuple[int, int], message: s
     s = Sequence(300)
     s.cache.encoded[:] = np.array(encoded, np.int32).reshape(2, 1, 1)
     with pytest.raises(ValueError, match=message):
-        kvarn_attention(s.query, s.key, s.value, s.cache, np.array([0, 300], np.int32), scale=SCALE)
+        attend_and_hold(s.query, s.key, s.value, s.cache, np.array([0, 300], np.int32), Weighting(scale=SCALE))

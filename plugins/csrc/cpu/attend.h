@@ -29,19 +29,22 @@ inline Span visible(const AttentionArgs& a, std::int64_t index) {
   return {a.window > 0 ? larger(0, index + 1 - a.window) : 0, index + 1};
 }
 
-// Each block's queries, scaled, as [head_dim][lanes of the block]: a microkernel broadcasts neighbours.
-inline void pack_queries(const AttentionArgs& a, const AttentionTask& task, const LaneBlocks& blocks, float* packed) {
-  const std::int64_t group = a.group(), first = a.starts[task.row] + task.query_begin;
-  const float factor = a.softcap > 0.0f ? a.scale / a.softcap : a.scale;
+inline float query_factor(const AttentionArgs& a) { return a.softcap > 0.0f ? a.scale / a.softcap : a.scale; }
+
+inline const float* query_of(const AttentionArgs& a, const AttentionTask& task, std::int64_t lane) {
+  const std::int64_t group = a.group(), token = a.starts[task.row] + task.query_begin + lane / group;
+  return a.query + (token * a.query_heads + task.head * group + lane % group) * a.head_dim;
+}
+
+// Each block's queries, times factor, as [dim][lanes of the block]: a microkernel broadcasts neighbours.
+template <class QueryOf>
+inline void pack_queries(const LaneBlocks& blocks, std::int64_t dim, float factor, QueryOf query, float* packed) {
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const int size = blocks.size(block);
     const float* from[kMaxLanes];
-    for (int r = 0; r < size; ++r) {
-      const std::int64_t lane = blocks.begin(block) + r;
-      from[r] = a.query + ((first + lane / group) * a.query_heads + task.head * group + lane % group) * a.head_dim;
-    }
-    float* to = packed + blocks.begin(block) * a.head_dim;
-    for (std::int64_t d = 0; d < a.head_dim; ++d)
+    for (int r = 0; r < size; ++r) from[r] = query(blocks.begin(block) + r);
+    float* to = packed + blocks.begin(block) * dim;
+    for (std::int64_t d = 0; d < dim; ++d)
       for (int r = 0; r < size; ++r) *to++ = from[r][d] * factor;
   }
 }
@@ -62,6 +65,27 @@ inline const Elem* tile_at(const AttentionArgs& a, const AttentionTask& task, st
   return reinterpret_cast<const Elem*>(a.tiles + id * tile_bytes(a.head_dim, a.value_dim, a.kv_bits));
 }
 
+// The tokens [low, high) of a tile that some lane of the block sees; its first token has cache index `base`.
+inline Span visible_part(const AttentionArgs& a, const std::int64_t* indices, int size, std::int64_t base) {
+  return {larger(visible(a, indices[0]).low - base, 0),
+          smaller(visible(a, indices[size - 1]).high - base, kTileTokens)};
+}
+
+// Each lane's scores in [begin, end), capped and masked, become weights, and what it has summed so far follows.
+inline void weigh_scores(const AttentionArgs& a, std::int64_t lane, int size, std::int64_t base, int begin, int end,
+                         const TaskScratch& scratch, const Partial& out) {
+  float tops[kMaxLanes];
+  for (int r = 0; r < size; ++r) {  // a loop of its own: the horizontal maxima of several lanes overlap
+    const Span seen = visible(a, scratch.indices[lane + r]);
+    tops[r] = cap_and_mask(scratch.scores + r * kTileTokens, begin, end,
+                           static_cast<int>(smaller(larger(seen.low - base, begin), end)),
+                           static_cast<int>(smaller(larger(seen.high - base, 0), end)), a.softcap);
+  }
+  for (int r = 0; r < size; ++r)
+    update_lane(scratch.scores + r * kTileTokens, begin, end, tops[r], out.maxima() + lane + r,
+                out.denominators() + lane + r, out.sums(lane + r), out.value_stride);
+}
+
 // All lanes of a task against one tile whose first token has cache index `base`.
 template <class Elem>
 void attend_tile(const AttentionArgs& a, const LaneBlocks& blocks, const TileView<Elem>& tile, std::int64_t base,
@@ -69,33 +93,27 @@ void attend_tile(const AttentionArgs& a, const LaneBlocks& blocks, const TileVie
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t lane = blocks.begin(block);
     const int size = blocks.size(block);
-    const int low = static_cast<int>(larger(visible(a, scratch.indices[lane]).low - base, 0));
-    const int high = static_cast<int>(smaller(visible(a, scratch.indices[lane + size - 1]).high - base, kTileTokens));
-    if (low >= high) continue;
+    const Span part = visible_part(a, scratch.indices + lane, size, base);
+    if (part.low >= part.high) continue;
+    const int low = static_cast<int>(part.low), high = static_cast<int>(part.high);
     const TileKernels<Elem> kernels = tile_kernels<Elem>(size);
     int begin = low, end = high;
     kernels.score(scratch.queries + lane * a.head_dim, tile.keys, a.head_dim, &begin, &end, scratch.scores,
                   tile.next_keys);
-    float tops[kMaxLanes];
-    for (int r = 0; r < size; ++r) {  // a loop of its own: the horizontal maxima of several lanes overlap
-      const Span seen = visible(a, scratch.indices[lane + r]);
-      tops[r] = cap_and_mask(scratch.scores + r * kTileTokens, begin, end,
-                             static_cast<int>(smaller(larger(seen.low - base, begin), end)),
-                             static_cast<int>(smaller(larger(seen.high - base, 0), end)), a.softcap);
-    }
-    for (int r = 0; r < size; ++r)
-      update_lane(scratch.scores + r * kTileTokens, begin, end, tops[r], out.maxima() + lane + r,
-                  out.denominators() + lane + r, out.sums(lane + r), out.value_stride);
+    weigh_scores(a, lane, size, base, begin, end, scratch, out);
     kernels.weigh(scratch.scores, tile.values, a.value_dim, low, high, out.sums(lane), out.value_stride,
                   tile.next_values);
   }
 }
 
-inline void clear(const Partial& out) {
+// An empty result, and each lane's cache index.
+inline void begin_task(const AttentionArgs& a, const AttentionTask& task, const TaskScratch& scratch,
+                       const Partial& out) {
   for (std::int64_t i = 0; i < out.lanes * out.value_stride; ++i) out.data[i] = 0.0f;
   for (std::int64_t lane = 0; lane < out.lanes; ++lane) {
     out.maxima()[lane] = kMasked;
     out.denominators()[lane] = 0.0f;
+    scratch.indices[lane] = a.held(task.row, task.head) + task.query_begin + lane / a.group();
   }
 }
 
@@ -130,10 +148,9 @@ inline void attend_widened(const AttentionArgs& a, const AttentionTask& task, co
 
 inline void attend(const AttentionArgs& a, const AttentionTask& task, const AttentionTask* following,
                    const TaskScratch& scratch, const Partial& out) {
-  clear(out);
-  for (std::int64_t lane = 0; lane < out.lanes; ++lane)
-    scratch.indices[lane] = a.held(task.row, task.head) + task.query_begin + lane / a.group();
-  pack_queries(a, task, LaneBlocks(out.lanes), scratch.queries);
+  begin_task(a, task, scratch, out);
+  const auto query = [&](std::int64_t lane) { return query_of(a, task, lane); };
+  pack_queries(LaneBlocks(out.lanes), a.head_dim, query_factor(a), query, scratch.queries);
   if (a.kv_bits == 32)
     attend_stored<float>(a, task, following, scratch, out);
   else if (out.lanes <= kFusedLanes)

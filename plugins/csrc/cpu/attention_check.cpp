@@ -1,21 +1,13 @@
 // What a wrong call would otherwise turn into a read or write outside a buffer.
+#include "attention_check.h"
+
 #include <string>
 
 #include "attention_plan.h"
+#include "fault.h"
 #include "paged_attention.h"
 
 namespace ew {
-namespace {
-
-std::string expected(const std::string& name, std::int64_t got, const std::string& what) {
-  return name + ": got " + std::to_string(got) + ", expected " + what;
-}
-
-std::string index_of(const char* name, std::int64_t row) { return std::string(name) + "[" + std::to_string(row) + "]"; }
-
-std::string at(const char* name, std::int64_t row, std::int64_t head) {
-  return std::string(name) + "[layer, " + std::to_string(row) + ", " + std::to_string(head) + "]";
-}
 
 std::string check_starts(const AttentionArgs& args) {
   if (args.starts[0] != 0) return expected("query_starts[0]", args.starts[0], "0");
@@ -27,6 +19,8 @@ std::string check_starts(const AttentionArgs& args) {
     return expected(index_of("query_starts", args.rows), args.starts[args.rows], "T = " + std::to_string(args.tokens));
   return {};
 }
+
+namespace {
 
 std::string check_head(const AttentionArgs& args, std::int64_t row, std::int64_t head) {
   const std::int64_t held = args.held(row, head), count = args.starts[row + 1] - args.starts[row];

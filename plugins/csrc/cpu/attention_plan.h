@@ -1,4 +1,4 @@
-// The split of a PagedAttention call into tasks. It depends on a row's own lengths only, never on threads or on the
+// The split of an attention call into tasks. It depends on a row's own lengths only, never on threads or on the
 // other rows, so a row's result is bitwise the same in any company.
 #pragma once
 
@@ -10,7 +10,6 @@
 namespace ew {
 
 constexpr std::int64_t kTaskLanes = 128;  // lanes that share one conversion of a tile; their sums stay in L2
-constexpr std::int64_t kChunkTiles = 8;   // tiles of one part of a split context
 
 // `parts` tasks whose partial results, one after another from float `first` on, make one result.
 struct Join {
@@ -25,9 +24,12 @@ struct AttentionPlan {
   std::int64_t max_lanes;    // of any task
   std::int64_t work;         // multiply-adds, roughly
 
-  void build(const AttentionArgs& args);
+  // chunk_tiles: tiles of one part of a split context.
+  void build(const AttentionArgs& args, std::int64_t chunk_tiles);
 
  private:
+  std::int64_t chunk_tiles_;
+
   void add_row(const AttentionArgs& args, std::int64_t row, std::int64_t head);
   void add_split(const AttentionArgs& args, AttentionTask whole);
 };

@@ -3,33 +3,11 @@
 
 #include <cstdint>
 
+#include "attention_args.h"
+#include "kvarn.h"
 #include "tile.h"
 
 namespace ew {
-
-// One call of PagedAttention, as raw pointers. Shapes and meaning as plugins/ops.py declares them; kv_lens and
-// tile_table already point at the node's layer.
-struct AttentionArgs {
-  const float* query;           // [tokens, query_heads, head_dim]
-  const float* key;             // [tokens, kv_heads, head_dim]
-  const float* value;           // [tokens, kv_heads, value_dim]
-  unsigned char* tiles;         // [tile_count, tile_bytes]
-  const std::int32_t* starts;   // [rows + 1]
-  const std::int32_t* kv_lens;  // [rows, kv_heads]
-  const std::int32_t* table;    // [rows, kv_heads, table_width]
-  const float* sinks;           // [query_heads] or null
-  float* output;                // [tokens, query_heads, value_dim]
-  std::int64_t tokens, rows, query_heads, kv_heads, head_dim, value_dim, tile_count, table_width;
-  float scale, softcap;
-  std::int64_t window;
-  int kv_bits;
-
-  std::int64_t group() const { return query_heads / kv_heads; }
-  std::int64_t held(std::int64_t row, std::int64_t head) const { return kv_lens[row * kv_heads + head]; }
-  const std::int32_t* tile_ids(std::int64_t row, std::int64_t head) const {
-    return table + (row * kv_heads + head) * table_width;
-  }
-};
 
 // One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops.py declares them.
 struct SplitQkvArgs {
@@ -69,12 +47,16 @@ struct Partial {
 struct TaskScratch {
   float* queries;         // lanes x head_dim, packed per lane block
   float* scores;          // kMaxLanesPerBlock x kTileTokens
+  float* turned;          // lanes x head_dim: queries rotated and scaled (KVarN)
+  float* folded;          // kMaxLanesPerBlock x kFoldedStride: queries with a tile's scales (KVarN)
+  float* strided;         // kMaxLanesPerBlock x kTileTokens: scores in the order of the codes (KVarN)
   float* keys;            // a tile's keys as float, same layout
   float* values;          // a tile's values as float
   std::int64_t* indices;  // each lane's cache index
 };
 
 constexpr int kMaxLanesPerBlock = 8;
+constexpr std::int64_t kFoldedStride = kMaxHeadDim + 16;  // not a power of two: lanes fall into different cache sets
 constexpr std::int64_t kFusedLanes = 16;  // up to here halves convert in the microkernel, beyond once per tile
 
 struct Kernels {
@@ -87,6 +69,12 @@ struct Kernels {
                  const Partial&);
   // Join `count` partials (laid out one after another from `first`) in order, and write the row's output.
   void (*merge)(const AttentionArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
+  // The same three for KVarNAttention; encode turns one side of an exact tile into its record.
+  void (*hold_tokens)(const KVarNArgs&, std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count);
+  void (*attend_kvarn)(const KVarNArgs&, const AttentionTask&, const AttentionTask* following, const TaskScratch&,
+                       const Partial&);
+  void (*merge_kvarn)(const KVarNArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
+  void (*encode)(const KVarNArgs&, const EncodeTask&, float* memory);  // memory: encode_floats(head_dim)
   // Tokens [begin, end) of a SplitQkv call.
   void (*split_qkv)(const SplitQkvArgs&, std::int64_t begin, std::int64_t end);
   // Index and value of the largest element, the lowest index among equals; a NaN anywhere gives -1 and NaN.

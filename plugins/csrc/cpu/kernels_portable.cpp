@@ -4,11 +4,15 @@
 // the headers below need Vec
 #include "argmax.h"
 #include "attend.h"
+#include "kvarn_attend.h"
+#include "kvarn_encode.h"
+#include "kvarn_hold.h"
 #include "split_heads.h"
 #include "write_tokens.h"
 
 namespace ew {
 
-const Kernels kPortableKernels = {"portable", write_tokens, attend, merge, split_qkv, argmax, read_sum};
+const Kernels kPortableKernels = {"portable",  write_tokens, attend,    merge,  hold_tokens, attend_kvarn,
+                                  merge_kvarn, encode,       split_qkv, argmax, read_sum};
 
 }  // namespace ew

@@ -20,6 +20,7 @@ struct Vec {
 inline Vec splat(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Vec load(const Half* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline Vec load_one(const Half* p) { return {_mm256_set1_ps(_cvtsh_ss(*p))}; }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x.v); }
 
 template <class Elem>
@@ -54,6 +55,7 @@ inline Vec times_pow2(Vec x, Vec n) {  // for results that are normal numbers
 inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
+inline Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
 inline float sum(Vec x) {
   __m128 h = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
   h = _mm_add_ps(h, _mm_movehl_ps(h, h));
@@ -63,6 +65,44 @@ inline float largest(Vec x) {
   __m128 h = _mm_max_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
   h = _mm_max_ps(h, _mm_movehl_ps(h, h));
   return _mm_cvtss_f32(_mm_max_ss(h, _mm_shuffle_ps(h, h, 1)));
+}
+
+// Lane i of the result is lane i ^ kDistance.
+template <int kDistance>
+inline Vec exchange(Vec x) {
+  if constexpr (kDistance == 4) return {_mm256_permute2f128_ps(x.v, x.v, 0x01)};
+  if constexpr (kDistance == 2) return {_mm256_permute_ps(x.v, 0x4e)};
+  if constexpr (kDistance == 1) return {_mm256_permute_ps(x.v, 0xb1)};
+}
+
+// a0 b0 a1 b1 ..., in two vectors.
+inline void zip(Vec& a, Vec& b) {
+  const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
+  a.v = _mm256_permute2f128_ps(low, high, 0x20);
+  b.v = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
+// kWidth bytes of packed codes.
+struct Packed {
+  __m256i v;
+};
+inline Packed load_packed(const unsigned char* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+// Code kPart of each byte. A permutation looks at the lowest three bits of its index only, so it masks two-bit codes
+// and converts them.
+template <int kBits, int kPart>
+inline Vec code(Packed x) {
+  const __m256i shifted = kPart == 0 ? x.v : _mm256_srli_epi32(x.v, kPart * kBits);
+  if constexpr (kBits == 8) return {_mm256_cvtepi32_ps(shifted)};
+  if constexpr (kBits == 4) return {_mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)))};
+  if constexpr (kBits == 2) return {_mm256_permutevar8x32_ps(_mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3), shifted)};
+}
+// Whole numbers in [0, 255] as bytes.
+inline void store_bytes(unsigned char* p, Vec x) {
+  const __m256i whole = _mm256_cvtps_epi32(x.v);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
 }
 
 // Vectors of tokens (or value columns) that a microkernel of `lanes` lanes carries.

@@ -18,6 +18,7 @@ struct Vec {
 inline Vec splat(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Vec load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline Vec load_one(const Half* p) { return {_mm512_set1_ps(_cvtsh_ss(*p))}; }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
 
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -40,8 +41,49 @@ inline Vec times_pow2(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
+inline Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
 inline float sum(Vec x) { return _mm512_reduce_add_ps(x.v); }
 inline float largest(Vec x) { return _mm512_reduce_max_ps(x.v); }
+
+// Lane i of the result is lane i ^ kDistance.
+template <int kDistance>
+inline Vec exchange(Vec x) {
+  if constexpr (kDistance == 8) return {_mm512_shuffle_f32x4(x.v, x.v, 0x4e)};
+  if constexpr (kDistance == 4) return {_mm512_shuffle_f32x4(x.v, x.v, 0xb1)};
+  if constexpr (kDistance == 2) return {_mm512_permute_ps(x.v, 0x4e)};
+  if constexpr (kDistance == 1) return {_mm512_permute_ps(x.v, 0xb1)};
+}
+
+// a0 b0 a1 b1 ..., in two vectors.
+inline void zip(Vec& a, Vec& b) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
+  b.v = _mm512_permutex2var_ps(a.v, high, b.v);
+  a.v = first;
+}
+
+// kWidth bytes of packed codes.
+struct Packed {
+  __m512i v;
+};
+inline Packed load_packed(const unsigned char* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+// Code kPart of each byte. A permutation looks at the lowest four bits of its index only, so it masks and converts.
+template <int kBits, int kPart>
+inline Vec code(Packed x) {
+  const __m512i shifted = kPart == 0 ? x.v : _mm512_srli_epi32(x.v, kPart * kBits);
+  if constexpr (kBits == 8) return {_mm512_cvtepi32_ps(shifted)};
+  if constexpr (kBits == 4)
+    return {_mm512_permutexvar_ps(shifted, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))};
+  if constexpr (kBits == 2)
+    return {_mm512_permutexvar_ps(shifted, _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3))};
+}
+// Whole numbers in [0, 255] as bytes.
+inline void store_bytes(unsigned char* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
 
 // Vectors of tokens (or value columns) that a microkernel of `lanes` lanes carries: enough chains to hide the FMA's
 // latency, few enough to stay in registers.

@@ -59,6 +59,7 @@ inline Vec load(const float* p) {
   return x;
 }
 inline Vec load(const Half* p) { return {Lanes{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}}; }
+inline Vec load_one(const Half* p) { return splat(widen(*p)); }
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
 template <class Elem>
@@ -100,10 +101,40 @@ inline Vec times_pow2(Vec x, Vec n) {  // for results that are normal numbers
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline Vec sqrt(Vec x) { return {Lanes{std::sqrt(x.v[0]), std::sqrt(x.v[1]), std::sqrt(x.v[2]), std::sqrt(x.v[3])}}; }
 inline float sum(Vec x) { return (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]); }
 inline float largest(Vec x) {
   Vec pair = max(x, {Lanes{x.v[2], x.v[3], x.v[0], x.v[1]}});
   return pair.v[0] > pair.v[1] ? pair.v[0] : pair.v[1];
+}
+
+// Lane i of the result is lane i ^ kDistance.
+template <int kDistance>
+inline Vec exchange(Vec x) {
+  if constexpr (kDistance == 2) return {Lanes{x.v[2], x.v[3], x.v[0], x.v[1]}};
+  if constexpr (kDistance == 1) return {Lanes{x.v[1], x.v[0], x.v[3], x.v[2]}};
+}
+
+// a0 b0 a1 b1 ..., in two vectors.
+inline void zip(Vec& a, Vec& b) {
+  const Lanes low = {a.v[0], b.v[0], a.v[1], b.v[1]};
+  b.v = Lanes{a.v[2], b.v[2], a.v[3], b.v[3]};
+  a.v = low;
+}
+
+// kWidth bytes of packed codes.
+struct Packed {
+  IntLanes v;
+};
+inline Packed load_packed(const unsigned char* p) { return {IntLanes{p[0], p[1], p[2], p[3]}}; }
+// Code kPart of each byte.
+template <int kBits, int kPart>
+inline Vec code(Packed x) {
+  return {__builtin_convertvector((x.v >> (kPart * kBits)) & ((1 << kBits) - 1), Lanes)};
+}
+// Whole numbers in [0, 255] as bytes.
+inline void store_bytes(unsigned char* p, Vec x) {
+  for (int i = 0; i < kWidth; ++i) p[i] = static_cast<unsigned char>(x.v[i]);
 }
 
 // Vectors of tokens (or value columns) that a microkernel carries: one block of tokens at least.

@@ -10,6 +10,27 @@ namespace {
 inline void put(Half* to, Vec x, int n) { store_half_part(to, min(splat(65504.0f), max(splat(-65504.0f), x)), n); }
 inline void put(float* to, Vec x, int n) { store_part(to, x, n); }
 
+// The key of one slot of a tile.
+template <class Elem>
+inline void put_key(Elem* tile, std::int64_t slot, const float* from, std::int64_t dim) {
+  Elem* key = tile + key_offset(slot, 0, dim);
+  for (std::int64_t d = 0; d < dim; d += kWidth) {
+    const int n = static_cast<int>(dim - d < kWidth ? dim - d : kWidth);
+    Elem row_part[kWidth];
+    put(row_part, load_part(from + d, n), n);
+    for (int j = 0; j < n; ++j) key[(d + j) * kBlockTokens] = row_part[j];
+  }
+}
+
+// A value, to where the slot's begins.
+template <class Elem>
+inline void put_value(Elem* value, const float* from, std::int64_t dim) {
+  for (std::int64_t d = 0; d < dim; d += kWidth) {
+    const int n = static_cast<int>(dim - d < kWidth ? dim - d : kWidth);
+    put(value + d, load_part(from + d, n), n);
+  }
+}
+
 template <class Elem>
 void write_tokens_as(const AttentionArgs& a, std::int64_t row, std::int64_t head, std::int64_t begin,
                      std::int64_t count) {
@@ -19,18 +40,8 @@ void write_tokens_as(const AttentionArgs& a, std::int64_t row, std::int64_t head
     const std::int64_t index = a.held(row, head) + i, slot = index % kTileTokens;
     const std::int64_t source = (a.starts[row] + i) * a.kv_heads + head;
     Elem* tile = reinterpret_cast<Elem*>(a.tiles + ids[index / kTileTokens] * bytes);
-    Elem* key = tile + key_offset(slot, 0, a.head_dim);
-    for (std::int64_t d = 0; d < a.head_dim; d += kWidth) {
-      const int n = static_cast<int>(a.head_dim - d < kWidth ? a.head_dim - d : kWidth);
-      Elem row_part[kWidth];
-      put(row_part, load_part(a.key + source * a.head_dim + d, n), n);
-      for (int j = 0; j < n; ++j) key[(d + j) * kBlockTokens] = row_part[j];
-    }
-    Elem* value = tile + value_offset(slot, a.head_dim, a.value_dim);
-    for (std::int64_t d = 0; d < a.value_dim; d += kWidth) {
-      const int n = static_cast<int>(a.value_dim - d < kWidth ? a.value_dim - d : kWidth);
-      put(value + d, load_part(a.value + source * a.value_dim + d, n), n);
-    }
+    put_key(tile, slot, a.key + source * a.head_dim, a.head_dim);
+    put_value(tile + value_offset(slot, a.head_dim, a.value_dim), a.value + source * a.value_dim, a.value_dim);
   }
 }
 

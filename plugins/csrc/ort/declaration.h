@@ -57,6 +57,7 @@ DeclaredOp declare(const Declaration& declaration) {
 
 // The ops of this library.
 const DeclaredOp& paged_attention_op();
+const DeclaredOp& kvarn_attention_op();
 const DeclaredOp& split_qkv_op();
 const DeclaredOp& greedy_sample_op();
 

@@ -14,7 +14,8 @@ using namespace ew::ort;
 constexpr const char* kDomain = "enginewright";
 
 const DeclaredOp* const* ops() {
-  static const DeclaredOp* const all[] = {&paged_attention_op(), &split_qkv_op(), &greedy_sample_op(), nullptr};
+  static const DeclaredOp* const all[] = {&paged_attention_op(), &kvarn_attention_op(), &split_qkv_op(),
+                                          &greedy_sample_op(), nullptr};
   return all;
 }
 
@@ -33,7 +34,19 @@ CustomOpDomain* domain(const Api& api) {
 std::string quoted(const char* text) { return "\"" + std::string(text) + "\""; }
 
 const char* name_of(ElementType type) {
-  return type == kFloat ? "float32" : type == kInt8 ? "int8" : type == kInt32 ? "int32" : "int64";
+  switch (type) {
+    case kFloat:
+      return "float32";
+    case kInt8:
+      return "int8";
+    case kInt32:
+      return "int32";
+    case kInt64:
+      return "int64";
+    case kFloat16:
+      return "float16";
+  }
+  return "";
 }
 
 std::string ports(const Port* port, std::size_t count) {
