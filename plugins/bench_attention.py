@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from enginewright.plugins.library import cpu_isa, load_ort_library, ort_library
-from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, tile_bytes
+from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, Op, tile_bytes
 
 GIB = 1 << 30
 SLICE = 1 << 26
@@ -83,55 +83,74 @@ def reader(buffer: NDArray[np.float32], threads: int, pool: ThreadPoolExecutor) 
     return read
 
 
-def attention_model(layers: int, scale: float) -> bytes:
-    """`layers` PagedAttention nodes, each with a pool of its own; the sum of their outputs keeps them all."""
-    value = helper.make_tensor_value_info
-    shared = [t for t in PAGED_ATTENTION.inputs if t.name != "tiles" and not t.optional]
-    types = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
-    inputs = [value(t.name, types[t.types[0]], [None] * len(t.shape)) for t in shared]
+def pool_outputs(op: Op) -> dict[str, str]:
+    """Input -> output of the pools that the op updates; every layer has its own."""
+    return {t.alias: t.name for t in op.outputs if t.alias is not None}
+
+
+def op_model(op: Op, layers: int, attributes: dict[str, Any]) -> bytes:
+    """`layers` nodes of an attention op, each with pools of its own; the sum of their outputs keeps them all."""
+    value, pools = helper.make_tensor_value_info, pool_outputs(op)
+    types = {
+        "float32": TensorProto.FLOAT,
+        "float16": TensorProto.FLOAT16,
+        "int32": TensorProto.INT32,
+        "int8": TensorProto.INT8,
+    }
+    given = [t for t in op.inputs if not t.optional]
+    inputs = [value(t.name, types[t.types[0]], [None] * len(t.shape)) for t in given if t.name not in pools]
     outputs, nodes = [value("sum", TensorProto.FLOAT, None)], []
     for layer in range(layers):
-        inputs.append(value(f"tiles.{layer}", TensorProto.INT8, [None, None]))
-        outputs.append(value(f"tiles_out.{layer}", TensorProto.INT8, [None, None]))
-        names = [f"tiles.{layer}" if t.name == "tiles" else t.name for t in PAGED_ATTENTION.inputs if not t.optional]
-        results = [f"output.{layer}", f"tiles_out.{layer}"]
-        nodes.append(helper.make_node(PAGED_ATTENTION.name, names, results, domain=DOMAIN, layer=layer, scale=scale))
+        for t in given:
+            if t.name in pools:
+                inputs.append(value(f"{t.name}.{layer}", types[t.types[0]], [None] * len(t.shape)))
+                outputs.append(value(f"{pools[t.name]}.{layer}", types[t.types[0]], [None] * len(t.shape)))
+        names = [f"{t.name}.{layer}" if t.name in pools else t.name for t in given]
+        results = [f"{t.name}.{layer}" for t in op.outputs]
+        nodes.append(helper.make_node(op.name, names, results, domain=DOMAIN, layer=layer, **attributes))
     nodes.append(helper.make_node("Sum", [f"output.{layer}" for layer in range(layers)], ["sum"]))
     graph = helper.make_graph(nodes, "bench", inputs, outputs)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, PAGED_ATTENTION.version)]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, op.version)]
     model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return model
 
 
-def attention(shape: Shape, layers: int, sets: int, threads: int) -> Callable[[], object]:
-    """Runs `layers` layers on the next of `sets` sets of bound pools."""
-    rng = np.random.default_rng(0)
+def bound_op(
+    op: Op, arrays: dict[str, NDArray[Any]], layers: int, sets: int, threads: int, attributes: dict[str, Any]
+) -> Callable[[], object]:
+    """Runs `layers` nodes on the next of `sets` sets of bound pools, which are copies of the arrays of that name."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.register_custom_ops_library(str(ort_library()))
-    session = ort.InferenceSession(attention_model(layers, shape.dim**-0.5), options, ["CPUExecutionProvider"])
-    arrays, pool = attention_inputs(shape, layers, rng)
-    shared = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+    session = ort.InferenceSession(op_model(op, layers, attributes), options, ["CPUExecutionProvider"])
+    pools = pool_outputs(op)
+    shared = {name: ort.OrtValue.ortvalue_from_numpy(x) for name, x in arrays.items() if name not in pools}
     bindings: list[Any] = []
     for _ in range(sets):
         binding = session.io_binding()
+        for name, value in [*shared.items()]:
+            if name in arrays:
+                binding.bind_ortvalue_input(name, value)
         for layer in range(layers):
-            tiles = ort.OrtValue.ortvalue_from_numpy(pool.copy())
-            binding.bind_ortvalue_input(f"tiles.{layer}", tiles)
-            binding.bind_ortvalue_output(f"tiles_out.{layer}", tiles)
-            shared[f"{len(bindings)}.{layer}"] = tiles  # kept alive by the closure below
-        for name in arrays:
-            binding.bind_ortvalue_input(name, shared[name])
+            for name, output in pools.items():
+                pool = ort.OrtValue.ortvalue_from_numpy(arrays[name].copy())
+                binding.bind_ortvalue_input(f"{name}.{layer}", pool)
+                binding.bind_ortvalue_output(f"{output}.{layer}", pool)
+                shared[f"{len(bindings)}.{name}.{layer}"] = pool  # kept alive by the closure below
         binding.bind_output("sum")
         bindings.append(binding)
     turns = cycle(bindings)
     return lambda: shared and session.run_with_iobinding(next(turns))
 
 
-def attention_inputs(
-    shape: Shape, layers: int, rng: np.random.Generator
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.int8]]:
-    """Inputs by name, and one layer's pool; tile ids are a random permutation, as after a while of serving."""
+def attention(shape: Shape, layers: int, sets: int, threads: int) -> Callable[[], object]:
+    """PagedAttention of a shape."""
+    arrays = attention_inputs(shape, layers, np.random.default_rng(0))
+    return bound_op(PAGED_ATTENTION, arrays, layers, sets, threads, {"scale": shape.dim**-0.5})
+
+
+def attention_inputs(shape: Shape, layers: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Inputs by name, with one layer's pool; tile ids are a random permutation, as after a while of serving."""
     tokens, width = shape.batch * shape.new, -(-(shape.held + shape.new) // TILE_TOKENS)
     ids = rng.permutation(shape.batch * shape.kv_heads * width).reshape(shape.batch, shape.kv_heads, width)
     arrays: dict[str, NDArray[Any]] = {
@@ -144,7 +163,7 @@ def attention_inputs(
     }
     halves = ids.size * tile_bytes(shape.dim, shape.dim, 16) // 2
     pool = np.resize(rng.standard_normal(1 << 20, np.float32).astype(np.float16), halves)
-    return arrays, pool.view(np.int8).reshape(ids.size, -1)
+    return {**arrays, "tiles": pool.view(np.int8).reshape(ids.size, -1)}
 
 
 def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool: ThreadPoolExecutor) -> Iterator[str]:

@@ -115,7 +115,9 @@ KVARN_ATTENTION = Op(
         Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
         Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "record ids in token order; entry 0 is not read"),
         Tensor("slots", ("int32",), ("B",), "each row's place in `exact`"),
-        Tensor("encoded_lens", ("int32",), ("two", "L", "B", "Hkv"), "of the tokens, how many are encoded, before/after"),
+        Tensor(
+            "encoded_lens", ("int32",), ("two", "L", "B", "Hkv"), "of the tokens, how many are encoded, before/after"
+        ),
         Tensor(
             "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
         ),

@@ -105,9 +105,7 @@ def kvarn_attention(
         encoded=encoded_lens[:, layer],
         format=KVarNFormat(k_bits=k_bits, v_bits=v_bits, iterations=iterations, mode=mode),
     )
-    weighting = Weighting(
-        scale=scale, window=window, softcap=softcap, sinks=sinks, rotate_values=bool(rotate_values)
-    )
+    weighting = Weighting(scale=scale, window=window, softcap=softcap, sinks=sinks, rotate_values=bool(rotate_values))
     output = attend_and_hold(query, key, value, cache, query_starts, weighting)
     return output, cache.records, cache.exact
 

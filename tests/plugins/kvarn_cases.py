@@ -21,7 +21,9 @@ CASES = (
     Case(name="empty_rows", rows=(Row(0, 0), Row(129, 0))),
     Case(name="no_rows", rows=()),
     Case(name="verify_draft", rows=(Row(1000, 5, 5), Row(254, 4, 1), Row(255, 9, 9), Row(383, 4, 4)), exact_tiles=3),
-    Case(name="late", rows=(Row(700, 1, 0, 1), Row(600, 300, 0, 1), Row(256, 1, 0, 1), Row(383, 8, 0, 2)), exact_tiles=3),
+    Case(
+        name="late", rows=(Row(700, 1, 0, 1), Row(600, 300, 0, 1), Row(256, 1, 0, 1), Row(383, 8, 0, 2)), exact_tiles=3
+    ),
     Case(name="late_and_draft", rows=(Row(512, 60, 60, 1), Row(511, 70, 70, 0)), exact_tiles=4),
     Case(name="lens_per_head", rows=(Row(900, 1), Row(300, 40), Row(20, 3)), held_skew=77, query_heads=6, kv_heads=3),
     *(

@@ -61,7 +61,9 @@ BAD = {
     r"encoded_lens\[0, layer, 0, 0\]: got 384, expected at most the 300 tokens held": put(
         "encoded_lens", (slice(None), 1, 0, 0), 384
     ),
-    r"encoded_lens\[1, layer, 0, 0\]: got 128, expected at least 256, as before": put("encoded_lens", (1, 1, 0, 0), 128),
+    r"encoded_lens\[1, layer, 0, 0\]: got 128, expected at least 256, as before": put(
+        "encoded_lens", (1, 1, 0, 0), 128
+    ),
     r"encoded_lens\[1, layer, 0, 0\]: got 384, expected at most the 302 tokens": put("encoded_lens", (1, 1, 0, 0), 384),
     r"encoded_lens\[1, layer, 2, 0\]: got 256, expected more of 385 of them: F = 2 has room for 128": each(
         put("kv_lens", (1, 2, 0), 261), put("encoded_lens", (1, 1, 2, 0), 256)
