@@ -73,6 +73,9 @@ BAD = {
     ),
     r"tile_table\[layer, 0, 1\]\[1\]: got -1, expected a record id in \[0, 9\)": put("tile_table", (1, 0, 1, 1), -1),
     r"tile_table\[layer, 2, 0\]\[2\]: got 9, expected a record id in \[0, 9\)": put("tile_table", (1, 2, 0, 2), 9),
+    r"tile_table: got 3, expected a record that the call encodes once only": put(
+        "tile_table", (1, 2, slice(None), 2), 3
+    ),
     r"query: got D = 48, expected a power of two in \[16, 512\]": size(48),
     r"query: got D = 8, expected a power of two": size(8),
     r"query: got D = 1024, expected a power of two": size(1024),

@@ -83,6 +83,12 @@ struct KVarNArgs : AttentionArgs {
     if (tile == 0 || first < 0) return kept_tile(row, head, tile);
     return spare + (first + tile - open_begin(row, head)) * exact_tile_size(head_dim);
   }
+
+  // The first byte of a tile, whatever it is.
+  unsigned char* tile_data(std::int64_t row, std::int64_t head, std::int64_t tile) const {
+    return is_record(row, head, tile) ? record_data(row, head, tile)
+                                      : reinterpret_cast<unsigned char*>(exact_tile(row, head, tile));
+  }
 };
 
 // Floats of memory that encoding one side of a tile takes: the tile, and four vectors over each of its sides.

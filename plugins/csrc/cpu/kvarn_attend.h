@@ -84,13 +84,13 @@ inline void attend_record(const KVarNArgs& a, const LaneBlocks& blocks, const Re
 // Whether the microkernels read a row of codes in whole vectors of bytes.
 inline bool reads_codes(const KVarNArgs& a) { return a.head_dim * a.v_bits / 8 % kWidth == 0; }
 
-// The task's own next tile, or the first one of the task that follows; null when it is not a record.
-inline unsigned char* next_record(const KVarNArgs& a, const AttentionTask& task, const AttentionTask* following,
-                                  std::int64_t tile) {
-  const AttentionTask* owner = tile < task.tile_end ? &task : following;
-  if (!owner) return nullptr;
-  if (owner == following) tile = following->tile_begin;
-  return a.is_record(owner->row, owner->head, tile) ? a.record_data(owner->row, owner->head, tile) : nullptr;
+// Where the task's own next tile lies, or the first one of the task that follows. An exact tile is fetched ahead as if
+// it were a record: its first lines, on which the hardware's prefetchers go on.
+inline unsigned char* next_tile(const KVarNArgs& a, const AttentionTask& task, const AttentionTask* following,
+                                std::int64_t tile) {
+  if (tile == task.tile_end && !following) return a.tile_data(task.row, task.head, tile - 1);
+  if (tile == task.tile_end) return a.tile_data(following->row, following->head, following->tile_begin);
+  return a.tile_data(task.row, task.head, tile);
 }
 
 inline void attend_exact(const KVarNArgs& a, const LaneBlocks& blocks, const Half* tile, std::int64_t base,
@@ -119,9 +119,8 @@ inline void attend_kvarn(const KVarNArgs& a, const AttentionTask& task, const At
     }
     const Record record = a.record(task.row, task.head, tile);
     if (fused) {
-      unsigned char* next = next_record(a, task, following, tile + 1);
-      attend_record(a, blocks, record, next ? Record(next, a.head_dim, a.k_bits, a.v_bits) : record, base, scratch,
-                    out);
+      const Record next(next_tile(a, task, following, tile + 1), a.head_dim, a.k_bits, a.v_bits);
+      attend_record(a, blocks, record, next, base, scratch, out);
     } else {
       decode(a, record, scratch);
       attend_tile<float>(a, blocks, {scratch.keys, scratch.values, scratch.keys, scratch.values}, base, scratch, out);

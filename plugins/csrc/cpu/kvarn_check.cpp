@@ -55,6 +55,18 @@ std::string check_records(const KVarNArgs& args, std::int64_t row, std::int64_t 
   return {};
 }
 
+// Records have one writer: two threads at one would leave a mixture.
+std::string check_writers(const KVarNArgs& args) {
+  std::vector<std::int32_t> ids;
+  for (std::int64_t row = 0; row < args.rows; ++row)
+    for (std::int64_t head = 0; head < args.kv_heads && args.starts[row + 1] > args.starts[row]; ++head)
+      for (std::int64_t tile = args.open_begin(row, head); tile < args.encode_end(row, head); ++tile)
+        ids.push_back(args.tile_ids(row, head)[tile]);
+  std::sort(ids.begin(), ids.end());
+  const auto twice = std::adjacent_find(ids.begin(), ids.end());
+  return twice == ids.end() ? "" : expected("tile_table", *twice, "a record that the call encodes once only");
+}
+
 }  // namespace
 
 std::string find_fault(const KVarNArgs& args) {
@@ -73,7 +85,7 @@ std::string find_fault(const KVarNArgs& args) {
       if (fault.empty()) fault = check_records(args, row, head);
     }
   }
-  return fault;
+  return fault.empty() ? check_writers(args) : fault;
 }
 
 }  // namespace ew

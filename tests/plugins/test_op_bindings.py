@@ -1,0 +1,45 @@
+"""What torch and ONNX learn of the ops from their declarations."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from enginewright.exporters.op_bindings import onnx_schema, register
+from enginewright.plugins.ops import DOMAIN, KVARN_ATTENTION, OPS, TILE_TOKENS, Op, kvarn_tile_bytes
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_schemas_have_the_declared_types(op: Op) -> None:
+    schema = onnx_schema(op)
+    for formal, tensor in zip([*schema.inputs, *schema.outputs], [*op.inputs, *op.outputs], strict=True):
+        names = {"float32": "float"}
+        wanted = {f"tensor({names.get(name, name)})" for name in tensor.types}
+        assert set(formal.types) == wanted
+        assert (formal.option == onnx.defs.OpSchema.FormalParameterOption.Optional) == tensor.optional
+
+
+def test_kvarn_attention_has_shapes_without_data() -> None:
+    register()
+    tokens, heads, dim, batch, layers = 5, 2, 64, 3, 4
+    with torch.device("meta"):
+        query, key = torch.empty(tokens, 4, dim, dtype=torch.float16), torch.empty(tokens, heads, dim)
+        tiles = torch.empty(9, kvarn_tile_bytes(dim, 4, 2), dtype=torch.int8)
+        exact = torch.empty(3, heads, 2, 2 * TILE_TOKENS * dim, dtype=torch.float16)
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.int32)
+
+        lens = ints(layers, batch, heads)
+        tables = lens, ints(layers, batch, heads, 7), ints(batch), ints(2, layers, batch, heads)
+        attributes = [0.5 if a.type == "float" else 1 for a in KVARN_ATTENTION.attributes]
+        op = getattr(getattr(torch.ops, DOMAIN), KVARN_ATTENTION.torch_name)
+        results = op(query, key, key, tiles, exact, ints(batch + 1), *tables, None, *attributes)
+    for got, wanted in zip(results, (query, tiles, exact), strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+
+
+def test_names_in_torch() -> None:
+    names = ["paged_attention", "kvarn_attention", "split_qkv", "greedy_sample"]
+    assert [op.torch_name for op in OPS.values()] == names
