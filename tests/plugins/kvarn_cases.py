@@ -11,6 +11,9 @@ CASES = (
     Case(name="decode_edges", rows=tuple(Row(held, 1) for held in EDGES)),
     Case(name="decode_one_row", rows=(Row(1500, 1),)),
     Case(name="decode_many_heads", rows=(Row(700, 1), Row(255, 1)), query_heads=32, kv_heads=8, dim=128),
+    Case(
+        name="decode_splits", rows=tuple(Row(held, 1) for held in (1022, 1023, 1024, 2047, 2048, 4200)), query_heads=2
+    ),
     Case(name="prefill", rows=(Row(0, 600),), query_heads=2, kv_heads=1),
     Case(name="prefill_one_tile", rows=(Row(0, 128),)),
     Case(name="prefill_two_tiles", rows=(Row(0, 256),)),

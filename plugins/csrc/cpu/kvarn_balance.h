@@ -38,19 +38,31 @@ inline void copy_floats(const float* x, std::int64_t size, float* to) {
 
 inline Vec clip(Vec x, float low, float high) { return min(max(x, splat(low)), splat(high)); }
 
-// stds[r]: standard deviation of x[r, :] * factor.
+// stds[r]: standard deviation of x[r, :] * factor. Rows go together so that their chains of additions overlap.
 inline void row_deviations(const BalancedTile& t, const float* factor, float* stds) {
+  constexpr int kRows = 4;
   const float share = 1.0f / static_cast<float>(t.columns), unbiased = 1.0f / static_cast<float>(t.columns - 1);
-  for (std::int64_t r = 0; r < t.rows; ++r) {
+  for (std::int64_t r = 0; r < t.rows; r += kRows) {
     const float* x = t.x + r * t.columns;
-    Vec total = splat(0.0f), squares = splat(0.0f);
-    for (std::int64_t c = 0; c < t.columns; c += kWidth) total = fma(load(x + c), load(factor + c), total);
-    const Vec minus_mean = splat(-sum(total) * share);
+    Vec total[kRows], squares[kRows];
+    for (int i = 0; i < kRows; ++i) total[i] = squares[i] = splat(0.0f);
     for (std::int64_t c = 0; c < t.columns; c += kWidth) {
-      const Vec d = fma(load(x + c), load(factor + c), minus_mean);
-      squares = fma(d, d, squares);
+      const Vec f = load(factor + c);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) total[i] = fma(load(x + i * t.columns + c), f, total[i]);
     }
-    stds[r] = sum(squares) * unbiased;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) total[i] = splat(-sum(total[i]) * share);
+    for (std::int64_t c = 0; c < t.columns; c += kWidth) {
+      const Vec f = load(factor + c);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const Vec d = fma(load(x + i * t.columns + c), f, total[i]);
+        squares[i] = fma(d, d, squares[i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) stds[r + i] = sum(squares[i]) * unbiased;
   }
   for (std::int64_t r = 0; r < t.rows; r += kWidth) store(stds + r, sqrt(load(stds + r)));
 }
