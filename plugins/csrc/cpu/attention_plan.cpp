@@ -11,8 +11,7 @@ TileRange visible_tiles(const AttentionArgs& args, std::int64_t row, std::int64_
   return {low / kTileTokens, (end + kTileTokens - 1) / kTileTokens};
 }
 
-void AttentionPlan::build(const AttentionArgs& args, std::int64_t chunk_tiles) {
-  chunk_tiles_ = chunk_tiles;
+void AttentionPlan::build(const AttentionArgs& args) {
   tasks.clear();
   joins.clear();
   part_floats = max_lanes = work = 0;
@@ -41,10 +40,10 @@ void AttentionPlan::add_row(const AttentionArgs& args, std::int64_t row, std::in
   }
 }
 
-// Parts end at multiples of chunk_tiles, counted from the start of the cache.
+// Parts end at multiples of kChunkTiles, counted from the start of the cache.
 void AttentionPlan::add_split(const AttentionArgs& args, AttentionTask whole) {
-  const std::int64_t first_chunk = whole.tile_begin / chunk_tiles_;
-  const std::int64_t parts = (whole.tile_end + chunk_tiles_ - 1) / chunk_tiles_ - first_chunk;
+  const std::int64_t first_chunk = whole.tile_begin / kChunkTiles;
+  const std::int64_t parts = (whole.tile_end + kChunkTiles - 1) / kChunkTiles - first_chunk;
   if (parts == 1) {
     tasks.push_back(whole);
     return;
@@ -54,8 +53,8 @@ void AttentionPlan::add_split(const AttentionArgs& args, AttentionTask whole) {
   joins.push_back({whole, part_floats, parts});
   for (std::int64_t chunk = first_chunk; chunk < first_chunk + parts; ++chunk) {
     AttentionTask task = whole;
-    task.tile_begin = std::max(whole.tile_begin, chunk * chunk_tiles_);
-    task.tile_end = std::min(whole.tile_end, (chunk + 1) * chunk_tiles_);
+    task.tile_begin = std::max(whole.tile_begin, chunk * kChunkTiles);
+    task.tile_end = std::min(whole.tile_end, (chunk + 1) * kChunkTiles);
     task.join = static_cast<std::int64_t>(joins.size()) - 1;
     task.part = part_floats;
     part_floats += size;

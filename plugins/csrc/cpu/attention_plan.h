@@ -10,6 +10,7 @@
 namespace ew {
 
 constexpr std::int64_t kTaskLanes = 128;  // lanes that share one conversion of a tile; their sums stay in L2
+constexpr std::int64_t kChunkTiles = 8;   // tiles of one part of a split context
 
 // `parts` tasks whose partial results, one after another from float `first` on, make one result.
 struct Join {
@@ -24,12 +25,9 @@ struct AttentionPlan {
   std::int64_t max_lanes;    // of any task
   std::int64_t work;         // multiply-adds, roughly
 
-  // chunk_tiles: tiles of one part of a split context.
-  void build(const AttentionArgs& args, std::int64_t chunk_tiles);
+  void build(const AttentionArgs& args);
 
  private:
-  std::int64_t chunk_tiles_;
-
   void add_row(const AttentionArgs& args, std::int64_t row, std::int64_t head);
   void add_split(const AttentionArgs& args, AttentionTask whole);
 };

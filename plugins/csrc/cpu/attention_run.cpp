@@ -2,8 +2,8 @@
 
 namespace ew {
 
-void AttentionWorkspace::prepare(const AttentionArgs& args, std::int64_t chunk_tiles) {
-  plan.build(args, chunk_tiles);
+void AttentionWorkspace::prepare(const AttentionArgs& args) {
+  plan.build(args);
   parts.reserve(static_cast<std::size_t>(plan.part_floats));
   if (plan.joins.size() > open_size) {
     open_size = 0;

@@ -19,7 +19,7 @@ struct AttentionWorkspace {
   std::unique_ptr<std::atomic<std::int64_t>[]> open;  // parts still missing, per join
   std::size_t open_size = 0;
 
-  void prepare(const AttentionArgs& args, std::int64_t chunk_tiles);
+  void prepare(const AttentionArgs& args);
 };
 
 // One thread's share of memory for tasks of up to `lanes` lanes, carved from one buffer.
@@ -72,10 +72,10 @@ void for_new_tokens(const AttentionArgs& args, const Parallel& parallel, Write w
 
 // Attend with `attend` and `merge`, which take what the ISA's kernels of that name take. Throws std::bad_alloc.
 template <class Args, class Attend, class Merge>
-void run_attention(const Args& args, std::int64_t chunk_tiles, Attend attend, Merge merge, const Parallel& parallel) {
+void run_attention(const Args& args, Attend attend, Merge merge, const Parallel& parallel) {
   constexpr std::int64_t kWorthwhile = 1 << 19;  // multiply-adds: about the price of waking a thread
   const Pool<AttentionWorkspace>::Loan work(attention_workspaces());
-  work->prepare(args, chunk_tiles);
+  work->prepare(args);
   const AttentionPlan& plan = work->plan;
   for_each_throwing(parallel, plan.work > kWorthwhile, plan.tasks.size(), [&](std::size_t i) {
     const AttentionTask& task = plan.tasks[i];

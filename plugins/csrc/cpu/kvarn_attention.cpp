@@ -9,8 +9,6 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kChunkTiles = 8;  // tiles of one part of a split context
-
 // What the calls of one thread of the host need, kept from call to call.
 struct KVarNWorkspace {
   std::vector<std::int64_t> first_spare;  // as KVarNArgs has it
@@ -108,7 +106,7 @@ void kvarn_attention(KVarNArgs args, const Parallel& parallel) {
   for_new_tokens(args, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count) {
     kernels.hold_tokens(args, row, head, begin, count);
   });
-  run_attention(args, kChunkTiles, kernels.attend_kvarn, kernels.merge_kvarn, parallel);
+  run_attention(args, kernels.attend_kvarn, kernels.merge_kvarn, parallel);
   encode_tiles(args, kernels, *work, parallel);
   keep_spare(args);
 }

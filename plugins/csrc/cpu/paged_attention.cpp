@@ -4,11 +4,6 @@
 #include "isa.h"
 
 namespace ew {
-namespace {
-
-constexpr std::int64_t kChunkTiles = 8;  // tiles of one part of a split context
-
-}  // namespace
 
 void paged_attention(const AttentionArgs& args, const Parallel& parallel) {
   if (args.tokens == 0) return;
@@ -17,7 +12,7 @@ void paged_attention(const AttentionArgs& args, const Parallel& parallel) {
   for_new_tokens(args, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count) {
     kernels.write_tokens(args, row, head, begin, count);
   });
-  run_attention(args, kChunkTiles, kernels.attend, kernels.merge, parallel);
+  run_attention(args, kernels.attend, kernels.merge, parallel);
 }
 
 }  // namespace ew
