@@ -58,7 +58,7 @@ def applied(operation: str, items: list[int]) -> list[int]:
 
 def _operation(rng: random.Random, items: list[int]) -> str:
     """An operation that keeps the items different and their number within bounds."""
-    choices = ["reverse", "left", "right", "swap", "swap"]
+    choices = ["reverse", "left", "right", "swap"] * 2
     choices += ["remove"] * (len(items) > SHORTEST) + ["append"] * (len(items) < LONGEST)
     match rng.choice(choices):
         case "swap":
