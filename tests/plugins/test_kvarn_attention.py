@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvarn_case import Arrays, Case, Row, check, inputs_and_answer, make_inputs
+from kvarn_case import Arrays, Case, Row, check, check_record, inputs_and_answer, make_inputs, tile_views
 from kvarn_cases import CASES
 from op_session import run_op, run_op_in_place
 
@@ -183,6 +183,26 @@ def test_rejected_drafts_leave_no_trace(isa: str) -> None:
     np.testing.assert_array_equal(plain.last, drafted.last)  # type: ignore[attr-defined]
     ids = plain.table[0, 0, :, 1:3]
     np.testing.assert_array_equal(plain.pools["tiles"][ids], drafted.pools["tiles"][ids])
+
+
+@pytest.mark.parametrize("magnitude", [0.02, 1.0, 40.0])
+@pytest.mark.parametrize("robust", [0, 1])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_uneven_tiles_are_encoded_as_the_codec_does(magnitude: float, robust: int, dim: int, isa: str) -> None:
+    """Outlier channels, offsets, and tokens of very different size, from the very halves that the oracle encodes."""
+    case = Case(name="uneven", rows=(Row(256, 1, 0, 1),), query_heads=2, dim=dim, k_bits=4, v_bits=4, robust=robust)
+    arrays, rng = make_inputs(case), np.random.default_rng(5)
+    for head in range(case.kv_heads):
+        for view in tile_views(arrays["exact"][arrays["slots"][0], head, 1]):
+            x = rng.standard_normal((TILE_TOKENS, dim)) + 3 * rng.standard_normal(dim)
+            x[:, rng.choice(dim, 4, replace=False)] *= 12
+            x *= np.exp(0.4 * rng.standard_normal((TILE_TOKENS, 1))) * magnitude
+            view[:TILE_TOKENS] = x.astype(np.float16)
+    got, wanted = run(case, arrays), KVARN_ATTENTION.load_oracle()(**arrays, **case.attributes)
+    records = arrays["tile_table"][case.layer, 0, :, 1]
+    assert not np.array_equal(got[1][records], arrays["tiles"][records])
+    for record in records:
+        check_record(case, got[1][record], wanted[1][record])
 
 
 def test_constant_tiles_and_zeros_are_exact(isa: str) -> None:

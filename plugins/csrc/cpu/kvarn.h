@@ -91,8 +91,8 @@ struct KVarNArgs : AttentionArgs {
   }
 };
 
-// Floats of memory that encoding one side of a tile takes: the tile, and four vectors over each of its sides.
-constexpr std::int64_t encode_floats(std::int64_t dim) { return kTileTokens * dim + 4 * (kTileTokens + dim); }
+// Floats of memory that encoding one side of a tile takes: the tile, and seven vectors over each of its sides.
+constexpr std::int64_t encode_floats(std::int64_t dim) { return kTileTokens * dim + 7 * (kTileTokens + dim); }
 
 // One side of one tile to encode.
 struct EncodeTask {

@@ -48,9 +48,14 @@ inline void pack(const unsigned char* codes, std::int64_t count, int bits, unsig
   }
 }
 
-// Rounds row r to codes, from its smallest element to its largest. In units of the balanced row a step is at least
-// kSmallestStep; the rows' own scale is left in, as it is in what is stored.
-inline void round_row(const BalancedTile& t, std::int64_t r, int bits, const CodedTile& out) {
+// A row's quantizer: codes stand for low, low + step, ..., in units of x / column_scale.
+struct Steps {
+  float low, step;
+};
+
+// From the row's smallest element to its largest. In units of the balanced row a step is at least kSmallestStep; the
+// row's own scale is left in, as it is in what is stored.
+inline Steps steps_of(const BalancedTile& t, std::int64_t r, float top) {
   const float* x = t.x + r * t.columns;
   Vec low = load(x) * load(t.column_factor), high = low;
   for (std::int64_t c = kWidth; c < t.columns; c += kWidth) {
@@ -58,18 +63,33 @@ inline void round_row(const BalancedTile& t, std::int64_t r, int bits, const Cod
     low = min(y, low);
     high = max(y, high);
   }
-  const float lowest = -largest(splat(0.0f) - low), top = static_cast<float>((1 << bits) - 1);
+  const float lowest = -largest(splat(0.0f) - low);
   const float even = (largest(high) - lowest) / top, floor = kSmallestStep * t.row_scale[r];
-  const float step = even > floor ? even : floor;
-  const Vec per_step = splat(1.0f / step), from = splat(lowest);
+  return {lowest, even > floor ? even : floor};
+}
+
+inline void round_row(const BalancedTile& t, std::int64_t r, const Steps& steps, int bits, const CodedTile& out) {
+  const float* x = t.x + r * t.columns;
+  const float top = static_cast<float>((1 << bits) - 1);
+  const Vec per_step = splat(1.0f / steps.step), from = splat(steps.low);
   unsigned char codes[kMaxHeadDim];
   for (std::int64_t c = 0; c < t.columns; c += kWidth) {
     const Vec y = load(x + c) * load(t.column_factor + c);
     store_bytes(codes + c, round_even(clip((y - from) * per_step, 0.0f, top)));
   }
   pack(codes, t.columns, bits, out.codes + r * t.columns * bits / 8);
-  put(out.a + r, splat(step), 1);
-  put(out.b + r, splat(lowest), 1);
+  put(out.a + r, splat(steps.step), 1);
+  put(out.b + r, splat(steps.low), 1);
+}
+
+// Rows go in blocks, so that the long way to one row's steps overlaps with the others'.
+inline void round_rows(const BalancedTile& t, int bits, const CodedTile& out) {
+  constexpr int kRows = 8;
+  for (std::int64_t r = 0; r < t.rows; r += kRows) {
+    Steps steps[kRows];
+    for (int i = 0; i < kRows; ++i) steps[i] = steps_of(t, r + i, static_cast<float>((1 << bits) - 1));
+    for (int i = 0; i < kRows; ++i) round_row(t, r + i, steps[i], bits, out);
+  }
 }
 
 inline void encode(const KVarNArgs& a, const EncodeTask& task, float* memory) {
@@ -81,7 +101,7 @@ inline void encode(const KVarNArgs& a, const EncodeTask& task, float* memory) {
   const Record record = a.record(task.row, task.head, task.tile);
   const CodedTile& out = task.values ? record.values : record.keys;
   const int bits = task.values ? a.v_bits : a.k_bits;
-  for (std::int64_t r = 0; r < t.rows; ++r) round_row(t, r, bits, out);
+  round_rows(t, bits, out);
   for (std::int64_t c = 0; c < t.columns; c += kWidth) put(out.c + c, load(t.column_scale + c) * splat(size), kWidth);
 }
 
