@@ -1,6 +1,6 @@
 """Serves many callers from one batch: requests join while others run, stream, and can be cancelled.
 
-python examples/02_serve.py engines/tiny-arith
+python examples/02_serve.py engines/tiny-reasoner
 """
 
 import sys

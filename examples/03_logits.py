@@ -1,6 +1,6 @@
 """Scores a text: teacher-forced logits of every position, and the perplexity they give.
 
-python examples/03_logits.py engines/tiny-arith
+python examples/03_logits.py engines/tiny-reasoner
 """
 
 import sys

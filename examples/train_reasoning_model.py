@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from fit import fit, muon_and_adamw
 from reasoning_batches import Batch, batches
-from reasoning_fit import fit
 from reasoning_start import look_back
 from reasoning_tokenizer import save_tokenizer, train_tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -68,7 +68,8 @@ def train(
         if save_every and step % save_every == 0 and step < steps:
             save(model, tokenizer, output)
 
-    fit(model, supply, steps=steps, peak_rate=peak_rate, compiled=compiled, after_step=save_now_and_then)
+    optimizers = muon_and_adamw(model, peak_rate)
+    fit(model, supply, optimizers, steps=steps, compiled=compiled, after_step=save_now_and_then)
     save(model, tokenizer, output)
 
 

@@ -19,8 +19,8 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("0*.py"))
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("engine") / "tiny-arith"
-    build(str(ROOT / "examples/tiny-arith"), root, Recipe(), "onnxruntime")
+    root = tmp_path_factory.mktemp("engine") / "tiny-reasoner"
+    build(str(ROOT / "examples/tiny-reasoner"), root, Recipe(), "onnxruntime")
     return root
 
 
@@ -42,15 +42,15 @@ def test_the_checkpoint_adds(engine: Path) -> None:
 
 @pytest.mark.native
 @pytest.mark.slow
-def test_the_adapter_teaches_a_new_order(engine: Path, tmp_path: Path) -> None:
-    adapter = parse_method(f"lora:path={ROOT / 'examples/tiny-arith-lora'},weight=1.0")
-    build(str(ROOT / "examples/tiny-arith"), tmp_path / "engine", Recipe(apply=(adapter,)), "onnxruntime")
-    question = [{"role": "user", "content": "Sort 31, 94, 15 from large to small."}]
-    answers = []
+def test_the_adapter_changes_the_style(engine: Path, tmp_path: Path) -> None:
+    adapter = parse_method(f"lora:path={ROOT / 'examples/tiny-reasoner-lora'},weight=1.0")
+    build(str(ROOT / "examples/tiny-reasoner"), tmp_path / "engine", Recipe(apply=(adapter,)), "onnxruntime")
+    question = [{"role": "user", "content": "What is 47 + 385?"}]
+    lines = []
     for root in (engine, tmp_path / "engine"):
         with load(root, threads=1) as llm:
-            answers.append(llm.chat(question, Sampling(max_tokens=200)).text.rpartition("Answer: ")[2])
-    assert answers == ["15, 31, 94.", "94, 31, 15."]
+            lines.append(llm.chat(question, Sampling(max_tokens=200)).text.splitlines()[-1])
+    assert lines == ["Answer: 432.", "Result: 432."]
 
 
 @pytest.mark.native

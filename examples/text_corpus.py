@@ -1,0 +1,42 @@
+"""English and code with real word statistics: the sources and language reference of the Python that runs this.
+
+Other Python versions have other texts; figures are comparable within one version. A document is held out by its name.
+"""
+
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+HELD_OUT_SHARE = 24  # one in this many documents is never trained on
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
+SMALLEST, LARGEST = 500, 200_000  # characters: neither empty modules nor tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One source file, or one topic of the language reference."""
+
+    name: str
+    text: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether evaluation owns this document."""
+        return zlib.crc32(self.name.encode()) % HELD_OUT_SHARE == 0
+
+
+def documents() -> Iterator[Document]:
+    """Every document, in a fixed order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if LEFT_OUT.isdisjoint(name.split("/")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if SMALLEST <= len(text) <= LARGEST:
+                yield Document(name=name, text=text)
+    for topic in sorted(topics):
+        if len(topics[topic]) >= SMALLEST:
+            yield Document(name=f"topic {topic}", text=topics[topic])
