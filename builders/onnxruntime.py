@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
@@ -58,9 +58,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         version=ort.__version__,
         compute=compute_name(),
         files=(artifact.describe_file(root, target),),
-        plugins={
-            name: OPS[name].version for name in sorted({n.op_type for n in optimized.graph if n.domain == DOMAIN})
-        },
+        plugins=op_versions(node.op_type for node in optimized.graph if node.domain == DOMAIN),
     )
     others = tuple(e for e in graph.engines if e.backend != BACKEND)
     return dataclasses.replace(graph, engines=(*others, engine))

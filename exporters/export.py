@@ -23,7 +23,7 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.rewrite import attach_weights, rewrite
 from enginewright.exporters.skeleton import build_skeleton
 from enginewright.exporters.weights import to_initializers
-from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS
+from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.errors import ExportError
@@ -117,12 +117,11 @@ def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 def _describe_graph(model: ir.Model, root: Path) -> Graph:
     path = root / DECODER
-    ops = {node.op_type for node in model.graph if node.domain == DOMAIN}
     return Graph(
         files=tuple(artifact.describe_file(root, p) for p in (path, path.with_name(f"{path.name}.data"))),
         inputs=tuple(_describe_value(value) for value in model.graph.inputs),
         outputs=tuple(_describe_value(value) for value in model.graph.outputs),
-        ops={name: OPS[name].version for name in sorted(ops)},
+        ops=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
     )
 
 

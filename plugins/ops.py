@@ -7,7 +7,7 @@ declarations (`exporters/op_bindings.py`, `tests/plugins/`), so a signature or a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,6 +180,11 @@ GREEDY_SAMPLE = Op(
 )
 
 OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, KVARN_ATTENTION, SPLIT_QKV, GREEDY_SAMPLE)}
+
+
+def op_versions(names: Iterable[str]) -> dict[str, int]:
+    """The versions of the named ops, in order of their names."""
+    return {name: OPS[name].version for name in sorted(set(names))}
 
 
 def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
+from op_session import run_op, run_op_in_place
 
-from enginewright.plugins.library import ort_library
-from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, tile_bytes
+from enginewright.plugins.ops import PAGED_ATTENTION, TILE_TOKENS, tile_bytes
 
 Arrays = dict[str, np.ndarray]
 
@@ -118,55 +114,16 @@ def make_pool(case: Case, rng: np.random.Generator, count: int, table: np.ndarra
     return pool
 
 
-@cache
-def model(attributes: tuple[tuple[str, Any], ...], sinks: bool) -> bytes:
-    """A model of one PagedAttention node; all sizes are dynamic."""
-    types = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int32": TensorProto.INT32}
-
-    def value_info(tensor: Any) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(tensor.name, types[tensor.types[0]], [None] * len(tensor.shape))
-
-    inputs = [t for t in PAGED_ATTENTION.inputs if sinks or not t.optional]
-    node = helper.make_node(
-        PAGED_ATTENTION.name,
-        [t.name for t in inputs],
-        [t.name for t in PAGED_ATTENTION.outputs],
-        domain=DOMAIN,
-        **dict(attributes),
-    )
-    graph = helper.make_graph([node], "g", [*map(value_info, inputs)], [*map(value_info, PAGED_ATTENTION.outputs)])
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, PAGED_ATTENTION.version)]
-    proto: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    return proto
-
-
-@cache
-def session(attributes: tuple[tuple[str, Any], ...], sinks: bool, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # failing calls are part of the tests
-    options.register_custom_ops_library(str(ort_library()))
-    return ort.InferenceSession(model(attributes, sinks), options, providers=["CPUExecutionProvider"])
-
-
 def run(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The op through ONNX Runtime; the pool is copied."""
-    output, tiles = session(tuple(case.attributes.items()), "sinks" in arrays, threads).run(None, arrays)
+    output, tiles = run_op(PAGED_ATTENTION.name, arrays, threads, **case.attributes)
     return output, tiles
 
 
 def run_in_place(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The same with one pool bound as input and output."""
-    built = session(tuple(case.attributes.items()), "sinks" in arrays, threads)
-    binding = built.io_binding()
-    pool = ort.OrtValue.ortvalue_from_numpy(arrays["tiles"].copy())
-    for name, array in arrays.items():
-        binding.bind_ortvalue_input(name, pool if name == "tiles" else ort.OrtValue.ortvalue_from_numpy(array))
-    binding.bind_output("output")
-    binding.bind_ortvalue_output("tiles_out", pool)
-    built.run_with_iobinding(binding)
-    # copies: numpy() may view memory that dies with the OrtValue
-    return binding.get_outputs()[0].numpy().copy(), pool.numpy().copy()
+    output, tiles = run_op_in_place(PAGED_ATTENTION.name, arrays, threads, **case.attributes)
+    return output, tiles
 
 
 def expected(case: Case, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_case import Arrays, Case, make_inputs, run, session
+from attention_case import Arrays, Case, make_inputs, run
+from op_session import open_op
+
+from enginewright.plugins.ops import PAGED_ATTENTION
 
 pytestmark = pytest.mark.native
+REQUIRED = tuple(tensor.name for tensor in PAGED_ATTENTION.inputs if not tensor.optional)
 CASE = Case(name="errors", rows=((130, 2), (5, 1)))
 
 
@@ -84,7 +88,7 @@ GOOD = {"layer": 0, "scale": 1.0}
 )
 def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match="PagedAttention: " + message):
-        session(tuple(attributes.items()), False, 1)
+        open_op(PAGED_ATTENTION.name, REQUIRED, tuple(attributes.items()), 1)
 
 
 def test_unread_tile_ids_may_be_anything() -> None:
