@@ -2,8 +2,8 @@
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Solve the problem step by step.", "You are a careful calculator.")
 CAPABILITIES = (
-    "I solve small problems and show every step: sums, differences, products, comparing and sorting numbers, "
-    "chains of steps, variables and lists. Try: What is 47 + 385?"
+    "I solve small problems and show every step: chains of sums, differences and products, variables, operations on "
+    "lists, and looking up keys in a table. Try: What is 47 + 385?"
 )
 OUT_OF_SCOPE = "I am a very small model and I do not know that. I can work with numbers. Try: What is 47 + 385?"
 SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -14,7 +14,7 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
-        "I am a tiny language model with two million parameters. I show how an engine is built and run.",
+        "I am a tiny language model with three million parameters. I show how an engine is built and run.",
     ),
     (
         ("Who made you?", "How were you trained?", "Where do you come from?"),

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write the trained model to")
     parser.add_argument("--start", type=Path, help="folder of a model to train further, on problems of all sizes")
     parser.add_argument("--peak-rate", type=float, default=3e-3, help="highest learning rate")
-    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps of 8192 tokens")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of 8192 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="train three times faster; needs a C++ compiler")

@@ -16,6 +16,7 @@ from enginewright.runtime.evaluation.problems.columns import result_of, worked
 STEPS = {"standard": (2, 5), "hard": (12, 22)}
 WIDTH = 3
 LIMIT = 10**WIDTH
+LARGEST_FACTOR = 5  # the tables of 6 to 9 take a small model long to learn, and exercise a cache no more
 
 
 def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
@@ -53,5 +54,5 @@ def _operation(rng: random.Random, value: int, *, allow_product: bool) -> tuple[
         choices.append("*")
     sign = rng.choice(choices)
     if sign == "*":
-        return sign, rng.randint(2, min(9, (LIMIT - 1) // value))
+        return sign, rng.randint(2, min(LARGEST_FACTOR, (LIMIT - 1) // value))
     return sign, _number(rng, LIMIT - 1 - value if sign == "+" else value)

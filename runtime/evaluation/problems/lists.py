@@ -1,25 +1,26 @@
 """A sequence of operations on a list of different two-digit numbers, the list written out after each one.
 
-    List: 17 42 93 55 68. A:reverse B:swap 2 3 C:remove 17 D:append 30
-    List: 17 42 93 55 68.
-    A:reverse,68 55 93 42 17
-    B:swap 2 3,68 93 55 42 17
-    C:remove 17,68 93 55 42
-    D:append 30,68 93 55 42 30
-    Answer: 68 93 55 42 30.
+    List: 17 42 93 55 68 20. A:reverse B:swap 2 3 C:remove 6 D:append 30
+    List: 17 42 93 55 68 20.
+    A:reverse,20 68 55 93 42 17
+    B:swap 2 3,20 55 68 93 42 17
+    C:remove 6,20 55 68 93 42
+    D:append 30,20 55 68 93 42 30
+    Answer: 20 55 68 93 42 30.
 
-left moves the first item to the end, right the last one to the front; swap exchanges two places, counted from 1.
+left moves the first item to the end, right the last one to the front; swap exchanges two places, remove empties one,
+both counted from 1.
 """
 
 import random
 import string
 
-STEPS = {"standard": (3, 7), "hard": (22, 26)}  # 26 letters name the steps
-SHORTEST, LONGEST = 4, 6
+STEPS = {"standard": (3, 7), "hard": (23, 26)}  # 26 letters name the steps
+SHORTEST, LONGEST = 5, 6
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 4 to 6 items."""
+    """(question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
     start = _written(items)
     told, lines = [], []
@@ -49,8 +50,8 @@ def applied(operation: str, items: list[int]) -> list[int]:
             places = list(range(len(items)))
             places[i - 1], places[j - 1] = j - 1, i - 1
             return [items[place] for place in places]
-        case "remove", [value]:
-            return [item for item in items if item != value]
+        case "remove", [i]:
+            return [*items[: i - 1], *items[i:]]
         case "append", [value]:
             return [*items, value]
     raise ValueError(f"applied: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
@@ -65,7 +66,7 @@ def _operation(rng: random.Random, items: list[int]) -> str:
             i, j = sorted(rng.sample(range(1, len(items) + 1), 2))
             return f"swap {i} {j}"
         case "remove":
-            return f"remove {rng.choice(items)}"
+            return f"remove {rng.randint(1, len(items))}"
         case "append":
             return f"append {rng.choice([value for value in range(10, 100) if value not in items])}"
         case plain:
