@@ -56,7 +56,7 @@ def solve_lists(question: str) -> str:
             i, j = (int(operand) - 1 for operand in operands)
             items[i], items[j] = items[j], items[i]
         elif name == "remove":
-            items.remove(operands[0])
+            items.pop(int(operands[0]) - 1)
         else:
             assert name == "append"
             items.append(operands[0])
