@@ -48,12 +48,13 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """A method at given widths of codes, of a cache whose tiles hold `tokens` tokens."""
+    """A method at given widths of codes, of a cache whose tiles hold `tokens` tokens; exact_layers: left out, from the first."""
 
     method: str
     k_bits: int
     v_bits: int
     tokens: int = 128
+    exact_layers: int = 0
 
     @property
     def name(self) -> str:
@@ -64,6 +65,17 @@ class Codec:
         """What the cache returns for keys [..., tokens, D] and values [..., tokens, Dv]."""
         method = METHODS[self.method]
         return _restored(keys, self.k_bits, method.keys, method), _restored(values, self.v_bits, "token", method)
+
+    def restore_layers(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """What the caches of all layers [layers, ...] return, in the type that they hold."""
+        restored = self.restore(
+            keys[self.exact_layers :].astype(np.float64), values[self.exact_layers :].astype(np.float64)
+        )
+        kept = (
+            np.concatenate([own[: self.exact_layers], x.astype(own.dtype)])
+            for own, x in zip((keys, values), restored, strict=True)
+        )
+        return next(kept), next(kept)
 
     def bits_per_element(self, key_dim: int, value_dim: int) -> tuple[float, float]:
         """Stored bits of a key's and of a value's element, scales and offsets included."""
@@ -79,7 +91,7 @@ class Codec:
         return (keys * key_dim + values * value_dim) / 8
 
 
-def parse_codec(name: str) -> Codec:
+def parse_codec(name: str, exact_layers: int = 0) -> Codec:
     """The codec that `METHOD-kXvY` names.
 
     Raises:
@@ -92,7 +104,7 @@ def parse_codec(name: str) -> Codec:
     widths = int(match[2]), int(match[3])
     if not set(widths) <= set(BITS):
         raise ValueError(f"--caches: {name}: expected bits among {', '.join(map(str, BITS))}")
-    return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1])
+    return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1], exact_layers=exact_layers)
 
 
 def round_groups(x: Floats, bits: int, axis: int) -> Doubles:

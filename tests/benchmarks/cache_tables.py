@@ -79,7 +79,7 @@ def pairs_of(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
 
 def norms_table(errors: Sequence[CacheErrors]) -> str:
     """Errors per cache: of key norms, keys and values, static and accumulated, then KL."""
-    titles = ["key norm", "worst 5 %", "keys", "values"]
+    titles = ["key norm", "worst 5 %", "keys", "values", "attention"]
     again = [f"{title}, acc." for title in titles]
     rows = [["cache", "bits K, V", "bytes", *titles, *again, "mean KL, nats", "worst 5 %", "same top token"]]
     for each in errors:
@@ -100,8 +100,8 @@ def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
             {
                 **_cache_json(each.cache),
                 "tokens": each.tokens,
-                "static": each.static.summary(),
-                "accumulated": each.accumulated.summary(),
+                "static": each.static.summary() | {"outputs_by_layer": each.static.outputs_by_layer()},
+                "accumulated": each.accumulated.summary() | {"outputs_by_layer": each.accumulated.outputs_by_layer()},
                 "mean_kl": vars(mean),
                 "worst_kl": vars(worst),
                 "top1": each.top1,

@@ -51,7 +51,7 @@ def main() -> int:
                 name=name,
                 engine=root,
                 manifest=contender.manifest,
-                codec=None if name == "fp16" else parse_codec(name),
+                codec=None if name == "fp16" else parse_codec(name, args.exact_layers),
             )
             for name in args.caches.split(",")
         ]
@@ -80,6 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--fp16", type=Path, metavar="DIR", help="engine directory built of it with --kv-bits 16")
     parser.add_argument("--caches", default=",".join(CACHES), help=f"methods: {', '.join(METHODS)} (default: all)")
     parser.add_argument("--engine", action="append", type=Path, metavar="DIR", help="engine to run beside; repeatable")
+    parser.add_argument(
+        "--exact-layers", type=int, default=0, metavar="N", help="leave the first N layers as they are (0)"
+    )
     parser.add_argument("--level", default="hard", choices=LEVELS)
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of problems: {', '.join(KINDS)} (default: all)")
     parser.add_argument("--count", type=int, default=200, help="problems of each kind, or windows of --data (200)")

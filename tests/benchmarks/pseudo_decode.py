@@ -10,10 +10,14 @@ Source: arXiv 2606.03458 (KVarN), pseudo-decode and the errors of token norms.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from attention_taps import Attention, TappedSession, expose, joined
 from cache_accuracy import Cache
 from cache_codecs import Codec, Doubles, Floats
 from numpy.typing import NDArray
@@ -27,7 +31,9 @@ from enginewright.runtime.evaluation.contenders import Contender
 from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text
-from enginewright.runtime.llm import LLM
+from enginewright.runtime.ort_session import OrtSession
+
+Tiles: TypeAlias = tuple[Floats, Floats]
 
 FIRST_AFFECTED = 2 * TILE_TOKENS
 """The first position whose attention sees a quantised tile."""
@@ -38,13 +44,15 @@ class TileErrors:
     """Errors of many tiles; `add` takes more.
 
     key_norms: of each token, layer and head | |K| - |K'| | / |K|. keys, values: of each tile |X - X'| / |X|.
+    outputs: of each text, per layer, the mean error of attention's outputs over their mean size.
     """
 
     key_norms: list[Floats] = field(default_factory=list)
     keys: list[Floats] = field(default_factory=list)
     values: list[Floats] = field(default_factory=list)
+    outputs: list[Doubles] = field(default_factory=list)
 
-    def add(self, true: tuple[Floats, Floats], stored: tuple[Floats, Floats]) -> None:
+    def add(self, true: Tiles, stored: Tiles) -> None:
         """Count tiles of keys and values [..., tokens, D]."""
         (keys, values), (stored_keys, stored_values) = true, stored
         size = np.linalg.norm(keys, axis=-1)
@@ -52,8 +60,18 @@ class TileErrors:
         self.keys.append(_relative(keys, stored_keys))
         self.values.append(_relative(values, stored_values))
 
+    def add_outputs(self, true: Sequence[Floats], seen: Sequence[Floats]) -> None:
+        """Count all layers' attention over one text."""
+        pairs = zip(true, seen, strict=True)
+        self.outputs.append(np.array([np.abs(y - x).mean() / np.abs(x).mean() for x, y in pairs]))
+
+    def outputs_by_layer(self) -> list[float]:
+        """Mean errors of attention's outputs."""
+        means: list[float] = np.mean(self.outputs, axis=0).tolist()
+        return means
+
     def summary(self) -> dict[str, float]:
-        """Means: of the tokens' norm errors, of the worst 5 % of them, and of the tiles' errors."""
+        """Means: of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs'."""
         norms = np.sort(np.concatenate(self.key_norms))[::-1]
         worst = norms[: max(1, round(WORST_SHARE * len(norms)))]
         return {
@@ -61,6 +79,7 @@ class TileErrors:
             "key_norm_worst": float(worst.mean()),
             "keys": float(np.concatenate(self.keys).mean()),
             "values": float(np.concatenate(self.values).mean()),
+            "outputs": float(np.mean(self.outputs)),
         }
 
 
@@ -96,11 +115,15 @@ class CacheErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One text read over one cache. true, stored: keys and values [layers, tiles, heads, TILE_TOKENS, D]."""
+    """One text read over one cache.
+
+    true, stored: keys and values [layers, tiles, heads, TILE_TOKENS, D] before and after the codec, second tile first.
+    """
 
     logits: NDArray[np.float32]
-    true: tuple[Floats, Floats]
-    stored: tuple[Floats, Floats]
+    true: Tiles
+    stored: Tiles
+    attention: list[Attention]
 
 
 def read_texts(
@@ -119,34 +142,56 @@ def read_texts(
         for cache in caches
         if cache.codec is not None
     ]
-    with open_quantised(contender.root, None, threads=threads, max_batch=1, chunk=TILE_TOKENS) as llm:
+    with tempfile.TemporaryDirectory() as folder, Reader(contender.root, Path(folder) / "tapped", threads) as reader:
         for text in tqdm(long, unit="text", disable=None):
-            shadow = read(llm, text, None)
+            shadow = reader.read(text, None)
             for each in errors:
                 assert each.cache.codec is not None
-                _count(each, each.cache.codec, text, shadow, read(llm, text, each.cache.codec))
+                _count(each, each.cache.codec, text, shadow, reader.read(text, each.cache.codec))
     return errors
 
 
-def read(llm: LLM, text: Text, codec: Codec | None) -> Reading:
-    """Return the text's logits and tiles over a cache of that codec, tile by tile."""
-    session = llm.engine.session
-    assert isinstance(session, QuantisedSession)
-    done: list[CompletedTiles] = []
-    session.codec, session.observer = codec, done.append
-    logits = llm.logits(text.tokens[:-1])
-    session.observer = None
-    return Reading(
-        logits=logits,
-        true=(_joined([each.keys for each in done]), _joined([each.values for each in done])),
-        stored=(_joined([each.stored_keys for each in done]), _joined([each.stored_values for each in done])),
-    )
+class Reader:
+    """Reads texts tile by tile over caches of any codec; a with block closes it. folder: for a copy of the engine."""
+
+    def __init__(self, engine: Path, folder: Path, threads: int | None) -> None:
+        self._scales = expose(engine, folder)
+        self._llm = open_quantised(folder, None, threads=threads, max_batch=1, chunk=TILE_TOKENS)
+        session = self._llm.engine.session
+        assert isinstance(session, QuantisedSession) and isinstance(session.inner, OrtSession)
+        self._session = session
+        self._taps = session.inner = TappedSession(session.inner, TILE_TOKENS)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._llm.close()
+
+    def read(self, text: Text, codec: Codec | None) -> Reading:
+        """Return what the text gives over a cache of that codec."""
+        done: list[CompletedTiles] = []
+        self._taps.taken.clear()
+        self._session.codec, self._session.observer = codec, done.append
+        logits = self._llm.logits(text.tokens[:-1])
+        return Reading(
+            logits=logits,
+            true=(_joined([each.keys for each in done]), _joined([each.values for each in done])),
+            stored=(_joined([each.stored_keys for each in done]), _joined([each.stored_values for each in done])),
+            attention=joined(self._taps.taken, self._scales),
+        )
 
 
 def _count(errors: CacheErrors, codec: Codec, text: Text, shadow: Reading, reading: Reading) -> None:
     """Add one text's errors."""
-    errors.static.add(shadow.true, codec.restore(*shadow.true))
+    restored = codec.restore_layers(*shadow.true)
+    errors.static.add(shadow.true, restored)
     errors.accumulated.add(shadow.true, reading.stored)
+    outputs = [layer.output[FIRST_AFFECTED:] for layer in shadow.attention]
+    layers = zip(shadow.attention, *restored, strict=True)
+    seen = [layer.over(keys.astype(np.float32), values.astype(np.float32)) for layer, keys, values in layers]
+    errors.static.add_outputs(outputs, seen)
+    errors.accumulated.add_outputs(outputs, [layer.output[FIRST_AFFECTED:] for layer in reading.attention])
     rows = slice(max(text.given - 1, FIRST_AFFECTED), None)
     ours, theirs = reading.logits[rows], shadow.logits[rows]
     errors.kl.setdefault(text.draw, []).append(divergence_of(theirs, ours))

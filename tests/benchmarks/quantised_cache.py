@@ -23,7 +23,7 @@ from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.llm import LLM, load
 from enginewright.runtime.ort_session import OrtSession
 from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.session import Outputs, PackedStep, Session
 from enginewright.runtime.tiles import TileTables
 
 Ints = NDArray[np.int64]
@@ -52,15 +52,15 @@ class CompletedTiles:
 class QuantisedSession:
     """A Session over another one; created by `open_quantised`.
 
-    codec: of tiles from now on; None leaves them as they are. observer: called with the tiles that a step completed, on
-    the engine's thread; set by whoever measures. codec_seconds: time spent on them.
+    inner: what runs the graph. codec: of tiles from now on; None leaves them as they are. observer: called with the
+    tiles that a step completed, on the engine's thread; set by whoever measures. codec_seconds: time spent on them.
     """
 
     def __init__(self, inner: OrtSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
+        self.inner: Session = inner
         self.codec = codec
         self.observer: Callable[[CompletedTiles], None] | None = None
         self.run_seconds = self.codec_seconds = 0.0
-        self._inner = inner
         self._tables = tables
         layer = manifest.cache.layers[0]
         self._heads = layer.kv_heads
@@ -74,8 +74,8 @@ class QuantisedSession:
     def run(self, step: PackedStep) -> Outputs:
         """Run the step, then quantise what it completed."""
         held: Ints = self._tables.held.copy()
-        outputs = self._inner.run(step)
-        self.run_seconds = self._inner.run_seconds
+        outputs = self.inner.run(step)
+        self.run_seconds = self.inner.run_seconds
         if self.codec is not None or self.observer is not None:
             start = time.perf_counter()
             self._quantise(held, held + np.diff(step.query_starts))
@@ -95,8 +95,7 @@ class QuantisedSession:
         values = np.stack([pool[own] for pool, own in zip(self._values, ids, strict=True)])
         stored_keys, stored_values = keys, values
         if self.codec is not None:
-            restored = self.codec.restore(keys.astype(np.float64), values.astype(np.float64))
-            stored_keys, stored_values = (x.astype(keys.dtype) for x in restored)
+            stored_keys, stored_values = self.codec.restore_layers(keys, values)
             for index, own in enumerate(ids):
                 self._keys[index][own] = stored_keys[index].reshape(*own.shape, *self._keys[index].shape[1:])
                 self._values[index][own] = stored_values[index]
