@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cache_accuracy import Cache, Result, compare, replies_alike
-from pseudo_decode import CacheErrors
+from pseudo_decode import CacheErrors, TileErrors
 
 from enginewright.runtime.evaluation.intervals import Estimate
 
@@ -84,7 +84,7 @@ def norms_table(errors: Sequence[CacheErrors]) -> str:
     rows = [["cache", "bits K, V", "bytes", *titles, *again, "mean KL, nats", "worst 5 %", "same top token"]]
     for each in errors:
         mean, worst = each.divergence()
-        cells = [f"{value:.4f}" for part in (each.static, each.accumulated) for value in part.summary().values()]
+        cells = [*_error_cells(each.static, len(titles)), *_error_cells(each.accumulated, len(titles))]
         rows.append([*_cache_cells(each.cache), *cells, _nats(mean), _nats(worst), f"{100 * each.top1:.2f} %"])
     draws, tokens = len(errors[0].kl), errors[0].tokens
     about = f"{draws} texts, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated, else static"
@@ -100,8 +100,8 @@ def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
             {
                 **_cache_json(each.cache),
                 "tokens": each.tokens,
-                "static": each.static.summary() | {"outputs_by_layer": each.static.outputs_by_layer()},
-                "accumulated": each.accumulated.summary() | {"outputs_by_layer": each.accumulated.outputs_by_layer()},
+                "static": _errors_json(each.static),
+                "accumulated": _errors_json(each.accumulated),
                 "mean_kl": vars(mean),
                 "worst_kl": vars(worst),
                 "top1": each.top1,
@@ -126,6 +126,16 @@ def _cache_cells(cache: Cache) -> list[str]:
 def _cache_json(cache: Cache) -> dict[str, Any]:
     keys, values = cache.bits
     return {"name": cache.name, "key_bits": keys, "value_bits": values, "bytes_per_token": cache.bytes_per_token}
+
+
+def _error_cells(errors: TileErrors, count: int) -> list[str]:
+    summary = errors.summary()
+    return ["-"] * count if summary is None else [f"{value:.4f}" for value in summary.values()]
+
+
+def _errors_json(errors: TileErrors) -> dict[str, Any] | None:
+    summary = errors.summary()
+    return None if summary is None else summary | {"outputs_by_layer": errors.outputs_by_layer()}
 
 
 def _percent(share: Estimate) -> str:

@@ -55,12 +55,12 @@ def main() -> int:
             )
             for name in args.caches.split(",")
         ]
+        engines = open_contenders([str(path) for path in args.engine], None) if args.engine else []
+        caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
             errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
             print(json.dumps(norms_json(errors), indent=2) if args.json else norms_table(errors), flush=True)
             return 0
-        engines = open_contenders([str(path) for path in args.engine], None) if args.engine else []
-        caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         questions = pose(contender, pick_problems(args), contender.manifest.limits.max_context)
         results = []
         for result in measure(caches, questions, threads=args.threads, max_batch=args.max_batch):

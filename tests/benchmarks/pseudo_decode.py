@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -31,9 +32,11 @@ from enginewright.runtime.evaluation.contenders import Contender
 from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text
+from enginewright.runtime.llm import load
 from enginewright.runtime.ort_session import OrtSession
 
 Tiles: TypeAlias = tuple[Floats, Floats]
+Logits: TypeAlias = NDArray[np.float32]
 
 FIRST_AFFECTED = 2 * TILE_TOKENS
 """The first position whose attention sees a quantised tile."""
@@ -56,7 +59,7 @@ class TileErrors:
         """Count tiles of keys and values [..., tokens, D]."""
         (keys, values), (stored_keys, stored_values) = true, stored
         size = np.linalg.norm(keys, axis=-1)
-        self.key_norms.append((np.abs(np.linalg.norm(stored_keys, axis=-1) - size) / size).ravel())
+        self.key_norms.append((np.abs(np.linalg.norm(stored_keys, axis=-1) - size) / size).ravel().astype(np.float32))
         self.keys.append(_relative(keys, stored_keys))
         self.values.append(_relative(values, stored_values))
 
@@ -70,8 +73,13 @@ class TileErrors:
         means: list[float] = np.mean(self.outputs, axis=0).tolist()
         return means
 
-    def summary(self) -> dict[str, float]:
-        """Means: of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs'."""
+    def summary(self) -> dict[str, float] | None:
+        """Means: of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs'.
+
+        None where there are no tiles.
+        """
+        if not self.keys:
+            return None
         norms = np.sort(np.concatenate(self.key_norms))[::-1]
         worst = norms[: max(1, round(WORST_SHARE * len(norms)))]
         return {
@@ -85,7 +93,10 @@ class TileErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheErrors:
-    """What one cache did to the texts. kl: of each draw's tokens that see a quantised tile, in nats, from the shadow."""
+    """What one cache did to the texts; of an engine that keeps its own cache no tiles are seen.
+
+    kl: of each draw's tokens that see a quantised tile, in nats, from the shadow.
+    """
 
     cache: Cache
     static: TileErrors
@@ -120,7 +131,7 @@ class Reading:
     true, stored: keys and values [layers, tiles, heads, TILE_TOKENS, D] before and after the codec, second tile first.
     """
 
-    logits: NDArray[np.float32]
+    logits: Logits
     true: Tiles
     stored: Tiles
     attention: list[Attention]
@@ -129,7 +140,7 @@ class Reading:
 def read_texts(
     contender: Contender, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
 ) -> list[CacheErrors]:
-    """Return what each simulated cache with a codec does to the texts.
+    """Return what each cache does to the texts, the exact one that they are all compared with aside.
 
     Raises:
         RequestError: no text has a scored token that sees a quantised tile.
@@ -140,14 +151,28 @@ def read_texts(
     errors = [
         CacheErrors(cache=cache, static=TileErrors(), accumulated=TileErrors(), kl={}, agreed=[])
         for cache in caches
-        if cache.codec is not None
+        if cache.codec is not None or cache.engine != contender.root
     ]
-    with tempfile.TemporaryDirectory() as folder, Reader(contender.root, Path(folder) / "tapped", threads) as reader:
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        reader = opened.enter_context(Reader(contender.root, folder / "tapped", threads))
+        engines = {
+            each.cache.name: opened.enter_context(
+                load(each.cache.engine, threads, max_batch=1, prefill_chunk=TILE_TOKENS, verify=False)
+            )
+            for each in errors
+            if each.cache.codec is None
+        }
         for text in tqdm(long, unit="text", disable=None):
             shadow = reader.read(text, None)
             for each in errors:
-                assert each.cache.codec is not None
-                _count(each, each.cache.codec, text, shadow, reader.read(text, each.cache.codec))
+                if each.cache.codec is None:
+                    logits = engines[each.cache.name].logits(text.tokens[:-1])
+                else:
+                    reading = reader.read(text, each.cache.codec)
+                    _count_tiles(each, each.cache.codec, shadow, reading)
+                    logits = reading.logits
+                _count_tokens(each, text, shadow.logits, logits)
     return errors
 
 
@@ -182,20 +207,29 @@ class Reader:
         )
 
 
-def _count(errors: CacheErrors, codec: Codec, text: Text, shadow: Reading, reading: Reading) -> None:
-    """Add one text's errors."""
+def _count_tiles(errors: CacheErrors, codec: Codec, shadow: Reading, reading: Reading) -> None:
+    """Add one text's errors of tiles and attention."""
     restored = codec.restore_layers(*shadow.true)
-    errors.static.add(shadow.true, restored)
-    errors.accumulated.add(shadow.true, reading.stored)
+    true = _from(codec.exact_layers, shadow.true)
+    errors.static.add(true, _from(codec.exact_layers, restored))
+    errors.accumulated.add(true, _from(codec.exact_layers, reading.stored))
     outputs = [layer.output[FIRST_AFFECTED:] for layer in shadow.attention]
     layers = zip(shadow.attention, *restored, strict=True)
     seen = [layer.over(keys.astype(np.float32), values.astype(np.float32)) for layer, keys, values in layers]
     errors.static.add_outputs(outputs, seen)
     errors.accumulated.add_outputs(outputs, [layer.output[FIRST_AFFECTED:] for layer in reading.attention])
+
+
+def _count_tokens(errors: CacheErrors, text: Text, shadow: Logits, logits: Logits) -> None:
+    """Add one text's divergences."""
     rows = slice(max(text.given - 1, FIRST_AFFECTED), None)
-    ours, theirs = reading.logits[rows], shadow.logits[rows]
+    ours, theirs = logits[rows], shadow[rows]
     errors.kl.setdefault(text.draw, []).append(divergence_of(theirs, ours))
     errors.agreed.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+
+
+def _from(layer: int, tiles: Tiles) -> Tiles:
+    return tiles[0][layer:], tiles[1][layer:]
 
 
 def _joined(tiles: Sequence[Floats]) -> Floats:

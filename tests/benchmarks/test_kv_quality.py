@@ -49,7 +49,12 @@ def test_answers(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def test_norms(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["--caches", "fp16,kvarn-k8v8,kvarn-k2v2", "--kinds", "variables", "--count", "2", "--norms"]
-    fine, coarse = json.loads(run(monkeypatch, capsys, "--fp16", engine, *chosen, "--json"))
+    other = Path(engine).with_name("other")
+    other.symlink_to(engine)
+    fine, coarse, itself = json.loads(
+        run(monkeypatch, capsys, "--fp16", engine, *chosen, "--engine", str(other), "--json")
+    )
+    assert (itself["name"], itself["static"]) == ("halves", None) and itself["mean_kl"]["value"] < 1e-6
     assert (fine["name"], coarse["name"]) == ("kvarn-k8v8", "kvarn-k2v2")
     for kind in ("static", "accumulated"):
         assert all(0 < fine[kind][name] < 0.05 < coarse[kind][name] for name in ("keys", "values", "key_norm"))
