@@ -19,15 +19,16 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enginewright.exporters import op_bindings
+from enginewright.exporters.caches import CacheFormat, Call, Layer, Tensors
 from enginewright.exporters.skeleton import Skeleton
 from enginewright.exporters.torch_export import export_module, traceable
-from enginewright.plugins.ops import TILE_TOKENS, tile_bytes
+from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime.artifact import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
 
 ATTENTION = "enginewright"
 PREFIX = "model."  # of the wrapped model's parameters in the exported graph
-TOKENS, ROWS, SAMPLES, TABLE = 7, 2, 3, 5  # sizes of the example inputs; all distinct, none 0 or 1
+TOKENS, ROWS, SAMPLES, TABLE, SLOTS, EXACT = 7, 2, 3, 5, 6, 4  # of the example inputs; all distinct, none 0 or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,42 +49,43 @@ class _Trace:
     """What the attention hook reads and notes while one forward pass runs."""
 
     config: PreTrainedConfig
-    kv_bits: int
-    tiles: list[torch.Tensor] | None = None
-    tables: tuple[torch.Tensor, ...] = ()
-    written: dict[int, torch.Tensor] = field(default_factory=dict)
+    cache: CacheFormat
+    tables: Tensors | None = None
+    pools: Tensors = field(default_factory=dict)
+    written: Tensors = field(default_factory=dict)
     layers: dict[int, CacheLayer] = field(default_factory=dict)
 
 
-def capture(skeleton: Skeleton, *, kv_bits: int) -> Captured:
+def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
     """Return the packed decoder graph of a model, without reading a weight.
 
-    skeleton: of `build_skeleton(config, attention=ATTENTION, ...)`.
+    skeleton: of `build_skeleton(config, attention=ATTENTION, ...)`. cache: how its keys and values are held.
 
     Raises:
         UnsupportedError: the model's attention does not go through the hook, or not in a way the op can express.
     """
     translations = op_bindings.register()
-    decoder = PackedDecoder(skeleton.model, kv_bits).eval()
+    decoder = PackedDecoder(skeleton.model, cache).eval()
     try:
         with torch.no_grad():
             layers = _read_layers(decoder)
-            model = export_module(decoder, _example_inputs(layers), _dynamic_shapes(layers), translations)
+            example = _example_inputs(layers)
+            model = export_module(decoder, example, _dynamic_shapes(layers), translations)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own are RuntimeErrors
         reason = str(e).strip().partition("\n")[0]
         family = skeleton.model.config.model_type
         raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
-    _name_signature(model, layers)
+    _name_signature(model, layers, [*example[4], *example[5]])
     return Captured(model=model, skeleton=skeleton, layers=layers)
 
 
 class PackedDecoder(torch.nn.Module):
     """The model with the decoder graph's inputs and outputs."""
 
-    def __init__(self, model: PreTrainedModel, kv_bits: int) -> None:
+    def __init__(self, model: PreTrainedModel, cache: CacheFormat) -> None:
         super().__init__()
         self.model = model
-        self.kv_bits = kv_bits
+        self.cache = cache
 
     def forward(
         self,
@@ -91,16 +93,15 @@ class PackedDecoder(torch.nn.Module):
         position_ids: torch.Tensor,
         query_starts: torch.Tensor,
         sample_rows: torch.Tensor,
-        kv_lens: torch.Tensor,
-        tile_table: torch.Tensor,
-        tiles: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        tables: Tensors,
+        pools: Tensors,
+    ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
         """Return logits [N, V], their greedy tokens [N] and the updated pools; see `plugins.ops` for the shapes."""
-        trace = _Trace(self.model.config, self.kv_bits, tiles, (query_starts, kv_lens, tile_table))
+        trace = _Trace(self.model.config, self.cache, {"query_starts": query_starts, **tables}, pools)
         with _tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
         greedy = torch.ops.enginewright.greedy_sample(logits)
-        return logits, greedy, [trace.written[layer] for layer in range(len(tiles))]
+        return logits, greedy, {name: trace.written[name] for name in pools}
 
     def run_model(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor) -> torch.Tensor:
         output = self.model(
@@ -145,19 +146,28 @@ def _attend(
     layer: int = module.layer_idx  # type: ignore[assignment]
     window = _window(trace.config, layer, sliding_window)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # meets the model's own transpose
-    if trace.tiles is None:
-        _note_layer(trace, module, layer, CacheLayer(
+    if trace.tables is None:
+        _note_layer(trace, module, Layer(
+            family=trace.config.model_type,
+            index=layer,
             kv_heads=k.shape[1],
             key_dim=k.shape[2],
             value_dim=v.shape[2],
-            tile_bytes=tile_bytes(k.shape[2], v.shape[2], trace.kv_bits),
             window=window,
         ))  # fmt: skip
         return q.new_empty(1, q.shape[0], q.shape[1], v.shape[2]), None
-    scale = float(scaling if scaling is not None else q.shape[-1] ** -0.5)
-    output, trace.written[layer] = torch.ops.enginewright.paged_attention(
-        q, k, v, trace.tiles[layer], *trace.tables, s_aux, layer, scale, window, float(softcap or 0), trace.kv_bits
+    call = Call(
+        query=q,
+        key=k,
+        value=v,
+        sinks=s_aux,
+        layer=layer,
+        scale=float(scaling if scaling is not None else q.shape[-1] ** -0.5),
+        window=window,
+        softcap=float(softcap or 0),
     )
+    output, written = trace.cache.attend(call, trace.tables, trace.pools)
+    trace.written |= written
     return output[None], None
 
 
@@ -177,18 +187,18 @@ def _window(config: PreTrainedConfig, layer: int, passed: int | None) -> int:
     return int(passed or 0)
 
 
-def _note_layer(trace: _Trace, module: torch.nn.Module, layer: int, found: CacheLayer) -> None:
-    if layer in trace.layers:
-        raise UnsupportedError(f"{trace.config.model_type}: layer {layer} attends twice in one pass")
+def _note_layer(trace: _Trace, module: torch.nn.Module, found: Layer) -> None:
+    if found.index in trace.layers:
+        raise UnsupportedError(f"{found.family}: layer {found.index} attends twice in one pass")
     if getattr(module, "is_causal", True) is False:
-        raise UnsupportedError(f"{trace.config.model_type}: layer {layer} attends to later tokens; expected a decoder")
-    trace.layers[layer] = found
+        raise UnsupportedError(f"{found.family}: layer {found.index} attends to later tokens; expected a decoder")
+    trace.layers[found.index] = trace.cache.describe(found)
 
 
 def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
     """Run once without caches to learn each layer's heads and sizes."""
     config = decoder.model.config
-    trace = _Trace(config, decoder.kv_bits)
+    trace = _Trace(config, decoder.cache)
     with traceable(), _tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
         ids = _zeros(torch.int64, TOKENS)
         decoder.run_model(ids, ids, _zeros(torch.int64, SAMPLES))
@@ -202,15 +212,26 @@ def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
 
 
 def _example_inputs(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
+    """The arguments of `PackedDecoder.forward`; tables and pools by their names in the decoder graph."""
     heads = max(layer.kv_heads for layer in layers)
+    tables = {
+        "kv_lens": _zeros(torch.int32, len(layers), ROWS, heads),
+        "tile_table": _zeros(torch.int32, len(layers), ROWS, heads, TABLE),
+    }
+    pools = {f"kv.{i}.tiles": _zeros(torch.int8, TILE_TOKENS, layer.tile_bytes) for i, layer in enumerate(layers)}
+    for i, layer in enumerate(layers):
+        if layer.exact_bytes:
+            shape = (SLOTS, layer.kv_heads, EXACT, layer.exact_bytes // 2)
+            pools[f"kv.{i}.exact"] = _zeros(torch.float16, *shape)
+            tables["slots"] = _zeros(torch.int32, ROWS)
+            tables["encoded_lens"] = _zeros(torch.int32, 2, len(layers), ROWS, heads)
     return (
         _zeros(torch.int64, TOKENS),
         _zeros(torch.int64, TOKENS),
         _zeros(torch.int32, ROWS + 1),
         _zeros(torch.int64, SAMPLES),
-        _zeros(torch.int32, len(layers), ROWS, heads),
-        _zeros(torch.int32, len(layers), ROWS, heads, TABLE),
-        [_zeros(torch.int8, TILE_TOKENS, layer.tile_bytes) for layer in layers],
+        tables,
+        pools,
     )
 
 
@@ -220,19 +241,33 @@ def _zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 def _dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
     dim = torch.export.Dim
-    tokens, rows = dim("T"), dim("B")
-    pools = [{0: dim(f"tiles_{layer}")} for layer in range(len(layers))]
-    return ({0: tokens}, {0: tokens}, {0: dim("B1")}, {0: dim("N")}, {1: rows}, {1: rows, 3: dim("M")}, pools)
+    tokens, rows, slots, exact = dim("T"), dim("B"), dim("S"), dim("F")
+    tables: dict[str, Any] = {"kv_lens": {1: rows}, "tile_table": {1: rows, 3: dim("M")}}
+    pools: dict[str, Any] = {f"kv.{i}.tiles": {0: dim(f"tiles_{i}")} for i in range(len(layers))}
+    for i, layer in enumerate(layers):
+        if layer.exact_bytes:
+            pools[f"kv.{i}.exact"] = {0: slots, 2: exact}
+            tables |= {"slots": {0: rows}, "encoded_lens": {2: rows}}
+    return ({0: tokens}, {0: tokens}, {0: dim("B1")}, {0: dim("N")}, tables, pools)
 
 
-def _name_signature(model: ir.Model, layers: tuple[CacheLayer, ...]) -> None:
-    """Give inputs, outputs and sizes the names of the decoder graph's contract; parameters lose the wrapper's prefix."""
+def _name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[str]) -> None:
+    """Give inputs, outputs and sizes the names of the decoder graph's contract; parameters lose the wrapper's prefix.
+
+    names: of the inputs behind `sample_rows`, in order; the pools' are those with a dot.
+    """
     graph = model.graph
-    for layer in range(len(layers)):
-        graph.inputs[6 + layer].name = f"kv.{layer}.tiles"
-        graph.outputs[2 + layer].name = f"kv.{layer}.tiles.out"
-        for value in (graph.inputs[6 + layer], graph.outputs[2 + layer]):
-            value.shape = ir.Shape([f"tiles_{layer}", layers[layer].tile_bytes])
+    pools = [name for name in names if "." in name]
+    for value, name in zip(graph.inputs[4:], names, strict=True):
+        value.name = name
+    for value, name in zip(graph.outputs[2:], pools, strict=True):
+        value.name = f"{name}.out"
+    for name, *values in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):
+        layer = int(name.split(".")[1])
+        is_exact = name.endswith(".exact")
+        exact = ("slots", layers[layer].kv_heads, "exact", layers[layer].exact_bytes // 2)
+        for value in values:
+            value.shape = ir.Shape(exact if is_exact else (f"tiles_{layer}", layers[layer].tile_bytes))
     graph.outputs[0].name, graph.outputs[1].name = "logits", "greedy_tokens"
     for value in list(graph.initializers.values()):
         assert value.name is not None

@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tolerance(manifest: Manifest) -> Tolerance:
     kind = str(manifest.weights.get("kind", "float32"))
+    if manifest.cache.kind == "kvarn":
+        return QUANTIZED["int4"]
     if kind in QUANTIZED:
         return QUANTIZED[kind]
     return EXACT if manifest.cache.kv_bits == 32 else HALF_CACHE

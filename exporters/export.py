@@ -14,9 +14,10 @@ from typing import Any
 import onnx_ir as ir
 from tqdm import tqdm
 
+from enginewright.exporters.caches import PagedCache
 from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
-from enginewright.exporters.methods import transform_weights
+from enginewright.exporters.methods import choose_cache, transform_weights
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
@@ -39,12 +40,13 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     Raises:
         ExportError, UnsupportedError: before anything is written, unless a tensor turns out to be unreadable.
     """
+    cache = choose_cache(recipe.apply, PagedCache(recipe.kv_bits))
     checkpoint = open_checkpoint(model)
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model))
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
-    captured = capture(skeleton, kv_bits=recipe.kv_bits)
+    captured = capture(skeleton, cache)
     attach_weights(captured, weights)
     rewrite(captured.model)
     QuantizeWeightsPass(recipe.weights)(captured.model)
@@ -55,7 +57,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         created_by=f"enginewright {_version()}",
         model=_describe_model(checkpoint, captured),
         limits=limits,
-        cache=Cache(kind="paged", tile_tokens=TILE_TOKENS, kv_bits=recipe.kv_bits, layers=captured.layers),
+        cache=Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers),
         graphs={"decoder": _describe_graph(captured.model, root)},
         weights=_describe_weights(recipe),
         applied=tuple(method.describe() for method in recipe.apply),

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from enginewright.exporters.capture import Captured
+from enginewright.exporters.passes.fold_value_rotation import FoldValueRotationPass
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
 from enginewright.exporters.passes.fuse_standard import FuseStandardOpsPass
 from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPass
@@ -50,6 +51,7 @@ def rewrite(model: ir.Model) -> None:
         RotateTokenMajorPass(),
         TieEmbeddingPass(),
         FoldWeightsPass(),
+        FoldValueRotationPass(),
         PackProjectionsPass(),
         SimplifyPass(),  # merges the reshapes that RotateTokenMajorPass leaves
         common.RemoveUnusedNodesPass(),

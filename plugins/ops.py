@@ -203,3 +203,8 @@ def kvarn_tile_bytes(head_dim: int, k_bits: int, v_bits: int) -> int:
     """
     codes = TILE_TOKENS * head_dim * (k_bits + v_bits) // 8
     return codes + 2 * (2 * head_dim + TILE_TOKENS) + 2 * (head_dim + 2 * TILE_TOKENS)
+
+
+def kvarn_exact_bytes(head_dim: int) -> int:
+    """Bytes of one exact tile of a KVarN cache: TILE_TOKENS keys and values of one KV head as halves."""
+    return TILE_TOKENS * 2 * head_dim * 2

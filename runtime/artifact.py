@@ -82,18 +82,27 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayer:
-    """Cache of one attention layer. window: tokens a token sees, itself included; 0: all."""
+    """Cache of one attention layer.
+
+    window: tokens a token sees, itself included; 0: all. exact_bytes: of a tile that is not encoded, where tiles are
+    (KVarN: a sequence's first tile and its newest, which lie in a buffer of their own); 0: tiles are kept as they are.
+    """
 
     kv_heads: int
     key_dim: int
     value_dim: int
     tile_bytes: int
     window: int = 0
+    exact_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """The tile pools the decoder graph works on: `kv.<l>.tiles` int8 [tiles, tile_bytes] per layer."""
+    """The buffers the decoder graph works on, per layer.
+
+    `kv.<l>.tiles` int8 [tiles, tile_bytes]; `kv.<l>.exact` float16 [rows, kv_heads, tiles of a row, exact_bytes / 2] where
+    the layer has them. kind: "paged" or "kvarn". kv_bits: width of an element that is not encoded.
+    """
 
     kind: str
     tile_tokens: int

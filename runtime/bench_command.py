@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.new_tokens < 4 + _WARM_UP:
         raise RequestError(f"--new-tokens: got {arguments.new_tokens}, expected {4 + _WARM_UP} or more")
     results = []
-    with load(arguments.engine, arguments.threads, max_batch=max(batches), verify=False) as llm:
+    with load(arguments.engine, arguments.threads, max_batch=max(batches), prefix_reuse=False, verify=False) as llm:
         runs = [batch for batch in batches for _ in range(arguments.repeat)]
         threads = arguments.threads or physical_cores()
         llm.generate([0] * arguments.prompt_tokens, Sampling(max_tokens=2, ignore_eos=True))  # first runs allocate

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from enginewright.plugins.ops import OPS
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Cache, Graph, Manifest
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.tiles import cache_bytes, request_bytes
 
 _GIB = 2**30
 
@@ -17,12 +21,22 @@ _GIB = 2**30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("engine", metavar="DIR", help="engine directory")
+    parser.add_argument(
+        "--memory", type=float, default=1.0, metavar="GIB", help="of the cache, to say what it holds (1)"
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a request in it (the engine's limit)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
-    description = describe(artifact.load(Path(arguments.engine), verify=False))
+    manifest = artifact.load(Path(arguments.engine), verify=False)
+    limit = manifest.limits.max_context
+    if arguments.context is not None and not 1 <= arguments.context <= limit:
+        raise RequestError(f"--context: got {arguments.context}, expected 1 to {limit}, the engine's limit")
+    if not 0 < arguments.memory < math.inf:
+        raise RequestError(f"--memory: got {arguments.memory}, expected a positive number of GiB")
+    description = describe(manifest, memory=int(arguments.memory * _GIB), context=arguments.context or limit)
     if arguments.json:
         print(json.dumps(description, indent=2))
     else:
@@ -30,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """Return what the engine is, in plain JSON values."""
+def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]:
+    """Return what the engine is, in plain JSON values, and how many requests of `context` tokens `memory` bytes hold."""
     model, limits = manifest.model, manifest.limits
     return {
         "name": manifest.name,
@@ -41,18 +55,19 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "decoding": manifest.decoding,
         "weights": manifest.weights,
         "applied": list(manifest.applied),
-        "cache": _describe_cache(manifest.cache),
+        "cache": _describe_cache(manifest.cache, memory, context),
         "graphs": {name: _describe_graph(graph) for name, graph in manifest.graphs.items()},
         "files": {file.path: file.size for file in manifest.files()},
         "total_bytes": sum(file.size for file in manifest.files()),
     }
 
 
-def _describe_cache(cache: Cache) -> dict[str, Any]:
-    """Return the cost of a token in layers that keep all of them, and the bound of a row in windowed layers."""
+def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
+    """Return what a token costs in layers that keep all of them, what a request costs besides, and what memory holds."""
     full = [layer for layer in cache.layers if not layer.window]
     windowed = [layer for layer in cache.layers if layer.window]
     per_token = sum(layer.kv_heads * layer.tile_bytes for layer in full) // cache.tile_tokens
+    halves = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) * 2 for layer in full)
     per_row = sum(
         layer.kv_heads * layer.tile_bytes * ((layer.window + cache.tile_tokens - 2) // cache.tile_tokens + 1)
         for layer in windowed
@@ -62,9 +77,15 @@ def _describe_cache(cache: Cache) -> dict[str, Any]:
         "kv_bits": cache.kv_bits,
         "layers": len(cache.layers),
         "windowed_layers": len(windowed),
+        "encoded_layers": sum(layer.exact_bytes > 0 for layer in cache.layers),
         "bytes_per_token": per_token,
+        "times_under_16_bits": round(halves / per_token, 2) if per_token else None,
         "windowed_bytes_per_request": per_row,
+        "exact_bytes_per_request": cache_bytes(cache, [0] * len(cache.layers), 1),
         "tokens_per_gib": _GIB // per_token if per_token else None,
+        "memory": memory,
+        "context": context,
+        "requests": memory // request_bytes(cache, context),
     }
 
 
@@ -109,16 +130,27 @@ def _lines(description: dict[str, Any]) -> list[str]:
         f"  decoding  {_pairs(description['decoding'])}",
         f"  weights   {_pairs(description['weights'])}",
         *(f"  method    {method.pop('name', '?')}  {_pairs(method)}" for method in methods),
-        f"  cache     {cache['kind']}, {cache['kv_bits']} bits, {cache['layers']} layers, "
-        f"{cache['bytes_per_token']} bytes per token, {cache['tokens_per_gib']} tokens per GiB",
+        *_cache_lines(cache),
     ]
-    if cache["windowed_layers"]:
-        bound = _bytes(cache["windowed_bytes_per_request"])
-        lines.append(f"            {cache['windowed_layers']} windowed layers, {bound} per request at most")
     for name, graph in description["graphs"].items():
         lines.append(f"  graph     {name}: {', '.join(f'{op} {state}' for op, state in graph['ops'].items())}")
         lines += [f"    engine  {e['file']}: {e['backend']} {e['version']}, {e['compute']}" for e in graph["engines"]]
     return [*lines, *(f"  file      {path}  {_bytes(size)}" for path, size in description["files"].items())]
+
+
+def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
+    bits = f"{cache['kv_bits']} bits" if not cache["encoded_layers"] else f"{cache['kv_bits']} bits where not encoded"
+    yield f"  cache     {cache['kind']}, {bits}, {cache['layers']} layers"
+    if cache["bytes_per_token"]:
+        ratio = f" ({cache['times_under_16_bits']} times fewer than 16-bit ones)" if cache["encoded_layers"] else ""
+        yield f"            {cache['bytes_per_token']} bytes per token{ratio}, {cache['tokens_per_gib']} tokens per GiB"
+    if cache["exact_bytes_per_request"]:
+        exact = _bytes(cache["exact_bytes_per_request"])
+        yield f"            {exact} per request for the first and the newest tokens, which are not encoded"
+    if cache["windowed_layers"]:
+        bound = _bytes(cache["windowed_bytes_per_request"])
+        yield f"            {cache['windowed_layers']} windowed layers, {bound} per request at most"
+    yield f"            {_bytes(cache['memory'])} hold {cache['requests']} requests of {cache['context']} tokens"
 
 
 def _pairs(values: dict[str, Any]) -> str:

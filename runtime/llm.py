@@ -22,7 +22,7 @@ from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.request import Completion, Generation, Request, Scoring, TakeLogits, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles, pool_bytes
+from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
 from enginewright.runtime.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -39,13 +39,17 @@ def load(
     max_batch: int | None = None,
     cache_tokens: int | None = None,
     prefill_chunk: int = 512,
+    prefix_reuse: bool = True,
     verify: bool = True,
 ) -> LLM:
     """Open the engine directory at `path`.
 
     threads: of the backend; default: the physical cores. max_batch: requests that run at once; default and upper limit:
     the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
-    available memory holds. prefill_chunk: tokens of one step at most. verify: compare every file with its sha256.
+    available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
+    other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
+    has computed, while that is in the cache; layers with sliding windows rule it out. verify: compare every file with its
+    sha256.
 
     Raises:
         ArtifactError: no engine, a damaged one, or one that this version cannot run.
@@ -61,18 +65,24 @@ def load(
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
             raise RequestError(f"load: {name}: got {value}, expected 1 or more")
-    capacity = plan_capacity(manifest, max_batch=max_batch, cache_tokens=cache_tokens, prefill_chunk=prefill_chunk)
+    capacity = plan_capacity(
+        manifest,
+        max_batch=max_batch,
+        cache_tokens=cache_tokens,
+        prefill_chunk=prefill_chunk,
+        prefix_reuse=prefix_reuse,
+    )
     tables = TileTables(manifest.cache, capacity)
     try:
         session = OrtSession(root, manifest, tables, capacity, threads=threads or physical_cores())
     except MemoryError as e:
-        size = pool_bytes(manifest.cache, capacity.tiles) / 2**30
+        size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
     return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
 
 
 def plan_capacity(
-    manifest: Manifest, *, max_batch: int | None, cache_tokens: int | None, prefill_chunk: int
+    manifest: Manifest, *, max_batch: int | None, cache_tokens: int | None, prefill_chunk: int, prefix_reuse: bool
 ) -> Capacity:
     """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights."""
     rows = manifest.limits.max_batch if max_batch is None else max_batch
@@ -80,17 +90,27 @@ def plan_capacity(
         raise RequestError(
             f"load: max_batch: got {rows}, expected 1 to {manifest.limits.max_batch}, the engine's limit"
         )
-    context = manifest.limits.max_context
-    step_tokens = max(prefill_chunk, rows)
+    cache, context = manifest.cache, manifest.limits.max_context
+    chunk = 0
+    if any(layer.exact_bytes for layer in cache.layers):
+        chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
+    step_tokens = chunk + rows if chunk else max(prefill_chunk, rows)
     if cache_tokens is None:
         weights = sum(file.size for file in manifest.graphs["decoder"].files)
         budget = int((available_memory() - weights) * _MEMORY_SHARE)
-        cache_tokens = fit_cache_tokens(
-            manifest.cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget
-        )
-    tiles = plan_tiles(manifest.cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
-    scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), 1)
-    return Capacity(rows=rows, context=context, step_tokens=step_tokens, logit_rows=rows + scored, tiles=tiles)
+        cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget)
+    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
+    scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), cache.tile_tokens if chunk else 1)
+    can_reuse = prefix_reuse and not any(layer.window for layer in cache.layers)
+    return Capacity(
+        rows=rows,
+        context=context,
+        step_tokens=step_tokens,
+        logit_rows=rows + scored,
+        tiles=tiles,
+        chunk=chunk,
+        span=(chunk or cache.tile_tokens) if can_reuse else 0,
+    )
 
 
 class LLM:

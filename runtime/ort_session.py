@@ -17,7 +17,7 @@ from enginewright.runtime.errors import ArtifactError, UnsupportedError
 from enginewright.runtime.host import compute_name
 from enginewright.runtime.ort_errors import LOAD_ERRORS
 from enginewright.runtime.session import Outputs, PackedStep
-from enginewright.runtime.tiles import Capacity, TileTables
+from enginewright.runtime.tiles import EXACT_TILES, Capacity, TileTables
 
 BACKEND = "onnxruntime"
 _PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
@@ -39,6 +39,7 @@ class OrtSession:
         self._session = _open(root, graph, threads)
         self._binding = self._session.io_binding()
         self._buffers = _allocate(manifest, tables, capacity)
+        self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
         logits = np.zeros((capacity.logit_rows, manifest.model.vocab_size), np.float32)
         self._outputs = Outputs(logits, np.zeros(capacity.logit_rows, np.int64))
         self._bound: dict[str, int] = {}
@@ -47,6 +48,9 @@ class OrtSession:
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run."""
+        for source, target in step.sink_copies:
+            for exact in self._exact:
+                exact[target, :, 0] = exact[source, :, 0]
         self._write("input_ids", step.input_ids)
         self._write("position_ids", step.position_ids)
         self._write("query_starts", step.query_starts)
@@ -81,7 +85,7 @@ class OrtSession:
             names = ", ".join(sorted(missing))
             raise ArtifactError(f"{root}: manifest and decoder graph differ in inputs {names}; build the engine again")
         for spec in graph.outputs:
-            known = _OUTPUTS if spec.alias is None else {f"{spec.alias}.out": "int8"}
+            known = _OUTPUTS if spec.alias is None else {f"{spec.alias}.out": expected.get(spec.alias, "")}
             _check_spec(root, "output", spec, known)
             if spec.alias is not None:
                 self._bind_output(spec.name, self._buffers[spec.alias])
@@ -107,16 +111,22 @@ def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dic
         "slots": np.arange(capacity.rows, dtype=np.int32),
         "kv_lens": tables.kv_lens,
         "tile_table": tables.tile_table,
+        "encoded_lens": tables.encoded_lens,
     }
     for index, (layer, tiles) in enumerate(zip(manifest.cache.layers, capacity.tiles, strict=True)):
         buffers[f"kv.{index}.tiles"] = _aligned_zeros(tiles, layer.tile_bytes)
+        if layer.exact_bytes:
+            exact = _aligned_zeros(capacity.rows * layer.kv_heads * EXACT_TILES, layer.exact_bytes)
+            shape = (capacity.rows, layer.kv_heads, EXACT_TILES, layer.exact_bytes // 2)
+            buffers[f"kv.{index}.exact"] = exact.view(np.float16).reshape(shape)
     return buffers
 
 
-def _aligned_zeros(tiles: int, tile_bytes: int) -> NDArray[np.int8]:
-    raw = np.zeros(tiles * tile_bytes + _ALIGNMENT, np.int8)
+def _aligned_zeros(count: int, size: int) -> NDArray[np.int8]:
+    """Zeros int8 [count, size] that begin at a page."""
+    raw = np.zeros(count * size + _ALIGNMENT, np.int8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + tiles * tile_bytes].reshape(tiles, tile_bytes)
+    return raw[start : start + count * size].reshape(count, size)
 
 
 def _check_spec(root: Path, kind: str, spec: TensorSpec, expected: dict[str, str]) -> None:

@@ -38,7 +38,8 @@ class Completion:
     text: without the stop string; empty when the engine has no tokenizer.
     token_ids: every token decided, the one that ended the request included.
     finish_reason: "stop" for an end token or stop string, "length" for max_tokens or the context limit, or "cancelled".
-    prompt_tokens: the prompt's length. logprobs: one per token when asked for.
+    prompt_tokens: the prompt's length. reused_tokens: of those, how many another request had computed.
+    logprobs: one per token when asked for.
     seed: of the random stream; with the same prompt and Sampling it gives the same draws again.
     """
 
@@ -48,6 +49,7 @@ class Completion:
     prompt_tokens: int
     logprobs: tuple[Logprobs, ...] | None
     seed: int
+    reused_tokens: int = 0
 
 
 class Request:
@@ -108,7 +110,10 @@ class Scoring(Request):
 
 
 class Generation(Request):
-    """Asks for new tokens. events: each Token as it comes, then the Completion or the error."""
+    """Asks for new tokens. events: each Token as it comes, then the Completion or the error.
+
+    spans: keys of the prompt's spans that others cannot find yet; the scheduler's.
+    """
 
     def __init__(
         self, prompt: Ints, sampling: Sampling, *, limit: int, ends: frozenset[int], detokenizer: Detokenizer | None
@@ -121,6 +126,8 @@ class Generation(Request):
         self.generated: list[int] = []
         self.events: SimpleQueue[Token | Completion | Exception] = SimpleQueue()
         self.completion: Completion | None = None
+        self.spans: list[bytes] = []
+        self._reused: int | None = None
         self._limit = limit
         self._ends = ends
         self._detokenizer = detokenizer
@@ -156,6 +163,12 @@ class Generation(Request):
             self._finish(reason)
         return reason is not None
 
+    def note_reuse(self, tokens: int, spans: list[bytes]) -> None:
+        """Note how many tokens were held from the start; a request that was preempted counts the first time."""
+        self.spans = spans
+        if self._reused is None:
+            self._reused = tokens
+
     def _read(self, token: int) -> tuple[str, bool]:
         """Return the text that `token` makes certain, and whether it ends the request."""
         if token in self._ends:
@@ -190,6 +203,7 @@ class Generation(Request):
             prompt_tokens=self.prompt_tokens,
             logprobs=None if self.sampling.logprobs is None else tuple(self._logprobs),
             seed=self.seed,
+            reused_tokens=self._reused or 0,
         )
         self.events.put(self.completion)
         self.done.set()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.runtime.prefixes import span_keys
 from enginewright.runtime.request import Generation, Request, Scoring
 from enginewright.runtime.session import PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
@@ -20,7 +22,7 @@ class Step:
     """One step's work. Logits come in the order: one row per request in `sampled`, then the rows of `scored`.
 
     share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
-    slots: of the requests in `sampled`. scored: with first position and count.
+    slots: of the requests in `sampled`. scored: with first position and count. reading: those whose prompts go on.
     """
 
     packed: PackedStep
@@ -29,6 +31,7 @@ class Step:
     slots: Ints
     sampled: list[Generation]
     scored: list[tuple[Scoring, int, int]]
+    reading: list[Generation]
 
 
 class Scheduler:
@@ -89,21 +92,46 @@ class Scheduler:
         self._tables.advance(step.share)
         self._count += step.ready
         self._latest = tokens
+        for request in step.reading:
+            self._publish(request)
 
     def _admit(self) -> None:
         """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
         while self.waiting and len(self.running) < self._capacity.rows:
-            slot = self._slots.index(None)
             request = self.waiting[0]
+            keys = self._keys(request)
+            known = (
+                keys[: (request.length - 1) // self._capacity.span] if keys else []
+            )  # a token must be left to compute
+            free = [slot for slot, holder in enumerate(self._slots) if holder is None]
+            slot = self._tables.pick_row(free, known)
+            reused = self._tables.reuse(slot, known)
             self._count[slot] = request.length
             if not self._tables.could_hold(self._count):
                 self._count[slot] = 0
+                self._tables.release(slot)
                 return
+            if isinstance(request, Generation):
+                request.note_reuse(reused, keys[reused // self._capacity.span :] if keys else [])
             self._tokens[slot, : request.length] = request.tokens[: request.length]
             request.tokens, request.slot = self._tokens[slot], slot
             self._slots[slot] = request
             self.running.append(self.waiting.popleft())
             self._steady = None
+
+    def _keys(self, request: Request) -> list[bytes]:
+        """The keys of a prompt's spans; none where spans are not kept, or every logit is wanted."""
+        if not self._capacity.span or not isinstance(request, Generation):
+            return []
+        return span_keys(request.tokens[: request.prompt_tokens], self._capacity.span)
+
+    def _publish(self, request: Generation) -> None:
+        """Let others find the spans of the prompt that have been computed by now."""
+        assert request.slot is not None
+        span, held = self._capacity.span, int(self._tables.held[request.slot])
+        while request.spans and held >= request.prompt_tokens // span * span - (len(request.spans) - 1) * span:
+            if not self._tables.publish(request.slot, request.spans.pop(0)):
+                request.spans.clear()
 
     def _divide(self) -> Ints:
         """Return how many tokens each row gets in the next step."""
@@ -114,13 +142,21 @@ class Scheduler:
         for request in self.running if pending.max() > 1 else ():
             if share[request.slot] or not budget:
                 continue
-            chunk = min(int(pending[request.slot]), budget)
+            limit = min(budget, scores) if isinstance(request, Scoring) else budget
+            chunk = self._chunk(request, int(pending[request.slot]), limit)
             if isinstance(request, Scoring):
-                chunk = min(chunk, scores)
                 scores -= chunk
             share[request.slot] = chunk
             budget -= chunk
         return share
+
+    def _chunk(self, request: Request, pending: int, limit: int) -> int:
+        """Return how many of a row's pending tokens go into the next step, which takes `limit` more."""
+        if not self._capacity.chunk:
+            return min(pending, limit)
+        size = TILE_TOKENS if isinstance(request, Scoring) else self._capacity.chunk
+        chunk = min(pending, size - int(self._tables.held[request.slot]) % size)
+        return chunk if chunk <= limit else 0
 
     def _pack(self, share: Ints) -> Step:
         """Return the step that computes the next `share[row]` pending tokens of each row."""
@@ -145,8 +181,10 @@ class Scheduler:
             wanted = np.concatenate([starts[1:][slots].astype(np.int64) - 1, *spans])
         if not len(wanted):
             wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
-        packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted)
-        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored)
+        packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted, tuple(self._tables.sink_copies))
+        self._tables.sink_copies.clear()
+        reading = [r for r in self.running if isinstance(r, Generation) and r.spans and share[r.slot]]
+        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading)
         self._steady = step if len(rows) == len(sampled) == len(self.running) else None
         self._spare = 0
         return step
@@ -156,7 +194,7 @@ class Scheduler:
         self._spare = (self._spare or self._tables.spare(last.slots)) - 1
         positions = last.packed.position_ids + 1
         packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
-        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored)
+        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored, [])
         return self._steady
 
     def _preempt(self, request: Request) -> None:

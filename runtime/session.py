@@ -18,12 +18,14 @@ class PackedStep:
 
     input_ids, position_ids: int64 [T]. query_starts: int32 [rows + 1]; a row without new tokens has equal bounds.
     sample_rows: int64 [N], at least one: the tokens whose logits are wanted.
+    sink_copies: (from, to) rows whose exact first tile is copied before anything else, in this order.
     """
 
     input_ids: Ints
     position_ids: Ints
     query_starts: NDArray[np.int32]
     sample_rows: Ints
+    sink_copies: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

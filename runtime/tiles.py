@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact import Cache, CacheLayer
+from enginewright.runtime.prefixes import Prefix, Prefixes
+from enginewright.runtime.tile_groups import TileGroup
 
 Ints = NDArray[np.int64]
+EXACT_TILES = 2  # of a row where tiles are encoded: the first one and the newest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class Capacity:
 
     rows: requests in one step. context: tokens of one request. step_tokens: tokens of all rows in one step.
     logit_rows: logits of one step. tiles: tiles in each layer's pool.
+    chunk: 0, or the tokens of a prompt that are computed in one step, all or none; a whole number of tiles, needed where
+    tiles are encoded: a token sees its own step's tokens exactly, so results would depend on what else runs.
+    span: 0, or the tokens of a prompt that are looked for, and kept, in a piece; a whole number of chunks.
     """
 
     rows: int
@@ -26,37 +32,47 @@ class Capacity:
     step_tokens: int
     logit_rows: int
     tiles: tuple[int, ...]
+    chunk: int = 0
+    span: int = 0
 
 
 def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache_tokens: int) -> tuple[int, ...]:
     """Return each layer's pool size for `cache_tokens` tokens over all rows.
 
-    A windowed layer needs no more than its window per row and one step's new tokens, so it often gets fewer.
+    A windowed layer needs no more than its window per row and one step's new tokens, so it often gets fewer; a layer that
+    encodes tiles keeps each row's first one elsewhere.
     """
-    blocks = min(-(-cache_tokens // cache.tile_tokens), rows * -(-context // cache.tile_tokens))
     sizes = []
     for layer in cache.layers:
-        needed = blocks
+        longest = context // cache.tile_tokens - 1 if layer.exact_bytes else -(-context // cache.tile_tokens)
+        needed = min(-(-cache_tokens // cache.tile_tokens), rows * longest)
         if layer.window:
             in_window = (layer.window + cache.tile_tokens - 3) // cache.tile_tokens + 2
-            needed = min(blocks, rows * in_window + -(-step_tokens // cache.tile_tokens))
-        sizes.append(needed * layer.kv_heads)
+            needed = min(needed, rows * in_window + -(-step_tokens // cache.tile_tokens))
+        sizes.append(max(needed, 1) * layer.kv_heads)
     return tuple(sizes)
 
 
-def pool_bytes(cache: Cache, tiles: Sequence[int]) -> int:
-    """Bytes of all pools together."""
-    return sum(count * layer.tile_bytes for count, layer in zip(tiles, cache.layers, strict=True))
+def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:
+    """Bytes of all pools and of the exact tiles of `rows` rows."""
+    pools = sum(count * layer.tile_bytes for count, layer in zip(tiles, cache.layers, strict=True))
+    return pools + rows * sum(EXACT_TILES * layer.kv_heads * layer.exact_bytes for layer in cache.layers)
+
+
+def request_bytes(cache: Cache, tokens: int) -> int:
+    """Bytes of the cache of one request of `tokens` tokens."""
+    tiles = plan_tiles(cache, rows=1, context=tokens, step_tokens=1, cache_tokens=tokens)
+    return cache_bytes(cache, tiles, 1)
 
 
 def fit_cache_tokens(cache: Cache, *, rows: int, context: int, step_tokens: int, budget: int) -> int:
-    """Return the most tokens, up to `rows` full contexts, whose pools take at most `budget` bytes; at least one tile."""
+    """Return the most tokens, up to `rows` full contexts, whose cache takes at most `budget` bytes; at least one tile."""
     low, high = 1, rows * -(-context // cache.tile_tokens)
     while low < high:
         middle = (low + high + 1) // 2
         tokens = middle * cache.tile_tokens
         tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=tokens)
-        low, high = (middle, high) if pool_bytes(cache, tiles) <= budget else (low, middle - 1)
+        low, high = (middle, high) if cache_bytes(cache, tiles, rows) <= budget else (low, middle - 1)
     return low * cache.tile_tokens
 
 
@@ -65,24 +81,36 @@ class TileTables:
 
     held[rows] int64: tokens that each row has in the cache.
     kv_lens[layers, rows, heads] int32 and tile_table[layers, rows, heads, tiles] int32: the graph's inputs.
+    encoded_lens[2, layers, rows, heads] int32: tokens in encoded tiles before and after the next step, the first tile
+    counted; 0 for layers that encode none.
+    sink_copies: (from, to) rows whose exact first tile the next step copies before anything else.
     """
 
     def __init__(self, cache: Cache, capacity: Capacity) -> None:
         layers, heads = len(cache.layers), max(layer.kv_heads for layer in cache.layers)
+        tiles = -(-capacity.context // cache.tile_tokens)
         self.held: Ints = np.zeros(capacity.rows, np.int64)
         self.kv_lens = np.zeros((layers, capacity.rows, heads), np.int32)
-        self.tile_table = np.zeros((layers, capacity.rows, heads, -(-capacity.context // cache.tile_tokens)), np.int32)
+        self.encoded_lens = np.zeros((2, layers, capacity.rows, heads), np.int32)
+        self.tile_table = np.zeros((layers, capacity.rows, heads, tiles), np.int32)
+        self.sink_copies: list[tuple[int, int]] = []
         self._share: Ints | None = None
         self._growth = np.zeros((capacity.rows, heads), np.int32)
-        self._room: Ints = np.zeros(capacity.rows, np.int64)  # tokens that the row's tiles hold
-        self._tile_tokens = cache.tile_tokens
+        self._tile_tokens, self._span = cache.tile_tokens, capacity.span
         members: dict[tuple[CacheLayer, int], list[int]] = {}
-        for index, (layer, tiles) in enumerate(zip(cache.layers, capacity.tiles, strict=True)):
-            members.setdefault((layer, tiles), []).append(index)
+        for index, (layer, count) in enumerate(zip(cache.layers, capacity.tiles, strict=True)):
+            members.setdefault((layer, count), []).append(index)
+        sizes = {"rows": capacity.rows, "step_tokens": capacity.step_tokens, "size": cache.tile_tokens}
         self._groups = [
-            _Group(layer, np.array(indices), tiles, self.tile_table, capacity, cache.tile_tokens)
-            for (layer, tiles), indices in members.items()
+            TileGroup(layer, np.array(indices), count, self.tile_table, **sizes)
+            for (layer, count), indices in members.items()
         ]
+        self._encoding = np.array([i for i, layer in enumerate(cache.layers) if layer.exact_bytes], np.int64)
+        self._encoded: Ints = np.zeros(capacity.rows, np.int64)
+        self._encodes = False  # whether the next step does
+        self._room = self._rooms()  # tokens that each row's tiles hold
+        self._prefixes = Prefixes()
+        self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
 
     @property
     def longest(self) -> int:
@@ -91,23 +119,26 @@ class TileTables:
 
     @property
     def free_tiles(self) -> tuple[int, ...]:
-        """Free tiles per group of layers that advance alike."""
-        return tuple(group.free_count for group in self._groups)
+        """Tiles that no row uses, per group of layers that advance alike."""
+        return tuple(group.free_count + self._prefixes.idle_tiles(i) for i, group in enumerate(self._groups))
 
     def grow(self, share: Ints) -> bool:
         """Give each row tiles for `share[row]` more tokens; False, and nothing changed, when too few are free."""
         lengths = self.held + share
         if (lengths <= self._room).all():
             return True
-        ends = -(lengths // -self._tile_tokens)
-        short = [group for group in self._groups if (ends > group.end).any()]
-        for group in short:
-            group.trim(self.held)
-        if not all(group.can_grow(ends) for group in short):
+        ends = [group.ends(lengths) for group in self._groups]
+        for group, end in zip(self._groups, ends, strict=True):
+            if (end > group.end).any():
+                group.trim(self.held)
+        if not self._can_free([group.wanted(end) for group, end in zip(self._groups, ends, strict=True)]):
             return False
-        for group in short:
-            group.grow(ends)
-        np.maximum(self._room, ends * self._tile_tokens, out=self._room)
+        for group, end in zip(self._groups, ends, strict=True):
+            while group.wanted(end) > group.free_count:
+                self._take_back(self._prefixes.evict())
+            group.grow(end)
+        self._room = self._rooms()
+        self._encode_to(lengths // self._tile_tokens * self._tile_tokens)
         return True
 
     def spare(self, rows: Ints) -> int:
@@ -116,7 +147,7 @@ class TileTables:
 
     def could_hold(self, lengths: Ints) -> bool:
         """Whether the free tiles would do for every row to reach `lengths[row]` tokens."""
-        return all(group.could_hold(lengths) for group in self._groups)
+        return self._can_free([group.wanted_at_most(lengths) for group in self._groups])
 
     def advance(self, share: Ints) -> None:
         """Count `share[row]` more tokens as held."""
@@ -125,68 +156,81 @@ class TileTables:
             self._growth = np.repeat(share.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
         self.held += share
         self.kv_lens += self._growth
+        if self._encodes:
+            self.encoded_lens[0] = self.encoded_lens[1]
+            self._encodes = False
+
+    def pick_row(self, free: Sequence[int], keys: list[bytes]) -> int:
+        """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or that nobody needs."""
+        found = self._prefixes.find(keys[:1])
+        holders = found[0].sink_rows if found else set[int]()
+        needed = self._prefixes.sink_rows
+        return min(free, key=lambda row: (row not in holders, row in needed, row))
+
+    def reuse(self, row: int, keys: list[bytes]) -> int:
+        """Give the empty `row` the tiles known of a prompt of these keys, and return how many tokens they hold."""
+        found = self._prefixes.find(keys)
+        holders = found[0].sink_rows if found else set[int]()
+        if row not in holders:
+            self._take_back(self._prefixes.lose_sink(row))
+        if not found:
+            return 0
+        if holders and row not in holders:
+            self.sink_copies.append((min(holders), row))
+            self._prefixes.hold_sink(row, found[0])
+        for prefix in found:
+            self._prefixes.use(prefix)
+            for group, tiles in zip(self._groups, prefix.tiles, strict=True):
+                group.attach(row, tiles)
+        self._used[row] = found
+        self._set_held(row, len(found) * self._span)
+        return len(found) * self._span
+
+    def publish(self, row: int, key: bytes) -> bool:
+        """Let others find the next span of `row`, which it has computed; False when they have found its like."""
+        if self._prefixes.find([key]):
+            return False
+        end = (len(self._used[row]) + 1) * self._span // self._tile_tokens
+        prefix = self._prefixes.add(key, [group.give(row, end) for group in self._groups])
+        if len(self._encoding) and not self._used[row]:
+            self._prefixes.hold_sink(row, prefix)
+        self._used[row].append(prefix)
+        return True
 
     def release(self, row: int) -> None:
-        """Free every tile of `row`."""
-        self.held[row] = self._room[row] = 0
-        self.kv_lens[:, row] = 0
+        """Free every tile of `row`; those of prefixes stay until they are needed."""
+        for prefix in reversed(self._used[row]):  # the longest beginning is evicted first
+            self._take_back(self._prefixes.leave(prefix))
+        self._used[row] = []
         for group in self._groups:
             group.release(row)
+        self._set_held(row, 0)
 
+    def _rooms(self) -> Ints:
+        rooms: Ints = np.minimum.reduce([group.room(group.end) for group in self._groups])
+        return rooms
 
-class _Group:
-    """Layers with equal heads, window and pool size: they advance alike, so one free list serves them all.
+    def _set_held(self, row: int, tokens: int) -> None:
+        """Let `row` hold `tokens` tokens, a whole number of tiles."""
+        self.held[row] = self._encoded[row] = tokens
+        self.kv_lens[:, row] = tokens
+        self.encoded_lens[:, self._encoding, row] = tokens
+        self._room = self._rooms()
 
-    first, end [rows]: row b holds the tiles first[b] .. end[b] - 1 of its context.
-    """
+    def _encode_to(self, lengths: Ints) -> None:
+        """Let the next step leave rows with `lengths` tokens in encoded tiles."""
+        if len(self._encoding) and (lengths != self._encoded).any():
+            self._encoded = lengths
+            self.encoded_lens[1, self._encoding] = lengths[:, None]
+            self._encodes = True
 
-    def __init__(
-        self, layer: CacheLayer, layers: Ints, tiles: int, table: NDArray[np.int32], capacity: Capacity, size: int
-    ) -> None:
-        self._heads, self._window, self._size = layer.kv_heads, layer.window, size
-        self._layers = layers
-        self._table = table
-        self._free = np.arange(tiles, dtype=np.int32)[::-1].copy()
-        self._peak = (layer.window + capacity.step_tokens + size - 3) // size + 1 if layer.window else table.shape[3]
-        self.free_count = tiles
-        self.first: Ints = np.zeros(capacity.rows, np.int64)
-        self.end: Ints = np.zeros(capacity.rows, np.int64)
+    def _can_free(self, wanted: list[int]) -> bool:
+        """Whether each group has so many tiles, free or of prefixes that no row uses."""
+        return all(
+            count <= group.free_count or count <= group.free_count + self._prefixes.idle_tiles(i)
+            for i, (group, count) in enumerate(zip(self._groups, wanted, strict=True))
+        )
 
-    @property
-    def longest(self) -> int:
-        blocks = len(self._free) // self._heads
-        return self._table.shape[3] * self._size if blocks >= self._peak else blocks * self._size
-
-    def trim(self, held: Ints) -> None:
-        """Free the tiles wholly behind the window of the next token."""
-        if not self._window:
-            return
-        first = np.minimum((held - self._window + 1) // self._size, self.end)
-        for row in np.flatnonzero(first > self.first).tolist():
-            self._push(row, int(self.first[row]), int(first[row]))
-            self.first[row] = first[row]
-
-    def can_grow(self, ends: Ints) -> bool:
-        return int(np.maximum(ends - self.end, 0).sum()) * self._heads <= self.free_count
-
-    def grow(self, ends: Ints) -> None:
-        for row in np.flatnonzero(ends > self.end).tolist():
-            begin, end = int(self.end[row]), int(ends[row])
-            count = (end - begin) * self._heads
-            self.free_count -= count
-            ids = self._free[self.free_count : self.free_count + count][::-1].reshape(-1, self._heads).T
-            self._table[self._layers, row, : self._heads, begin:end] = ids
-            self.end[row] = end
-
-    def could_hold(self, lengths: Ints) -> bool:
-        wanted = np.minimum(-(lengths // -self._size), self._peak)
-        return int(np.maximum(wanted - (self.end - self.first), 0).sum()) * self._heads <= self.free_count
-
-    def release(self, row: int) -> None:
-        self._push(row, int(self.first[row]), int(self.end[row]))
-        self.first[row] = self.end[row] = 0
-
-    def _push(self, row: int, begin: int, end: int) -> None:
-        ids = self._table[self._layers[0], row, : self._heads, begin:end].T.ravel()
-        self._free[self.free_count : self.free_count + len(ids)] = ids[::-1]
-        self.free_count += len(ids)
+    def _take_back(self, tiles: list[NDArray[np.int32]] | None) -> None:
+        for group, ids in zip(self._groups, tiles or (), strict=False):
+            group.take_back(ids)

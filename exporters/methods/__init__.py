@@ -4,8 +4,9 @@ A method is a module with a frozen dataclass `Config` (its options; the command 
 these functions that it needs:
 
     transform_weights(config, weights) -> weights    before anything else; new recipes, nothing is computed yet
+    choose_cache(config, cache) -> cache             which format of the cache the graph is captured with
 
-`transform_weights` takes and returns {parameter name: Weight}.
+`transform_weights` takes and returns {parameter name: Weight}, `choose_cache` a `caches.CacheFormat`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from enginewright.exporters.caches import CacheFormat
 from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError
 
-METHODS = {"lora": "enginewright.exporters.methods.lora"}
+METHODS = {
+    "kvarn": "enginewright.exporters.methods.kvarn",
+    "lora": "enginewright.exporters.methods.lora",
+}
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,12 @@ def transform_weights(applied: tuple[Applied, ...], weights: dict[str, Weight]) 
         if hasattr(module, "transform_weights"):
             weights = module.transform_weights(method.config, weights)
     return weights
+
+
+def choose_cache(applied: tuple[Applied, ...], cache: CacheFormat) -> CacheFormat:
+    """Pass the cache's format through every method that chooses one, in order."""
+    for method in applied:
+        module = find_method(method.name)
+        if hasattr(module, "choose_cache"):
+            cache = module.choose_cache(method.config, cache)
+    return cache

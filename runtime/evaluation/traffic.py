@@ -34,9 +34,14 @@ def traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
     """Return the bytes per token; contexts: how many tokens the step that decides each token sees."""
     graph, *weights = manifest.graphs["decoder"].files
     cache = 0.0
+    size = manifest.cache.tile_tokens
     for layer in manifest.cache.layers:
         seen = np.minimum(contexts, layer.window) if layer.window else contexts
-        cache += layer.kv_heads * layer.tile_bytes / manifest.cache.tile_tokens * float(seen.mean())
+        exact = np.zeros_like(seen)
+        if layer.exact_bytes:  # the newest tokens, and the first tile if it is in sight
+            exact = np.minimum(contexts % size + size * (seen == contexts), seen)
+        cache += layer.kv_heads * layer.tile_bytes / size * float((seen - exact).mean())
+        cache += layer.kv_heads * layer.exact_bytes / size * float(exact.mean())
     return Traffic(
         weights=sum(file.size for file in weights) or graph.size, cache=cache, context=float(contexts.mean())
     )

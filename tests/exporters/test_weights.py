@@ -8,6 +8,7 @@ import pytest
 from families import make_model
 from small_graphs import Arrays, make_graph, make_weight, random_arrays
 
+from enginewright.exporters.caches import PagedCache
 from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.precision import Precision
@@ -73,7 +74,7 @@ def test_a_recipe_that_breaks_its_word_is_caught() -> None:
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])
 def test_rewriting_loads_no_weight(family: str) -> None:
     config = make_model(family, num_hidden_layers=1).config
-    captured = capture(build_skeleton(config, attention=ATTENTION, max_context=64), kv_bits=16)
+    captured = capture(build_skeleton(config, attention=ATTENTION, max_context=64), PagedCache(16))
     parameters = captured.skeleton.model.named_parameters(remove_duplicate=False)
     attach_weights(captured, {name: make_weight(np.empty(tuple(p.shape)), closed=True) for name, p in parameters})
     rewrite(captured.model)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toy_model import make_cache
 
 from enginewright.runtime.artifact import Cache
-from enginewright.runtime.tiles import Capacity, TileTables, fit_cache_tokens, plan_tiles, pool_bytes
+from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
 
 SIZE, ROWS, CONTEXT, STEP = 4, 3, 40, 8
 
@@ -88,7 +88,7 @@ def test_fit_cache_tokens_fills_the_budget(budget: int) -> None:
     sizes = {"rows": 8, "context": 8192, "step_tokens": 512}
     tokens = fit_cache_tokens(cache, **sizes, budget=budget)
     assert tokens >= 128 and tokens % 128 == 0
-    used = pool_bytes(cache, plan_tiles(cache, **sizes, cache_tokens=tokens))
-    more = pool_bytes(cache, plan_tiles(cache, **sizes, cache_tokens=tokens + 128))
+    used = cache_bytes(cache, plan_tiles(cache, **sizes, cache_tokens=tokens), 8)
+    more = cache_bytes(cache, plan_tiles(cache, **sizes, cache_tokens=tokens + 128), 8)
     assert used <= budget or tokens == 128
     assert more > budget or more == used
