@@ -88,6 +88,9 @@ def norms_table(errors: Sequence[CacheErrors]) -> str:
         rows.append([*_cache_cells(each.cache), *cells, _nats(mean), _nats(worst), f"{100 * each.top1:.2f} %"])
     draws, tokens = len(errors[0].kl), errors[0].tokens
     about = f"{draws} texts, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated, else static"
+    if errors[0].static.keys:
+        spreads = "norms of tokens vary by {:.1%}, standard deviations of channels by {:.1%}"
+        about += f"\nin a tile of keys, {spreads.format(*errors[0].static.spreads())}"
     return f"{about}\n\n{_grid(rows)}"
 
 
@@ -105,6 +108,7 @@ def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
                 "mean_kl": vars(mean),
                 "worst_kl": vars(worst),
                 "top1": each.top1,
+                "key_spreads": each.static.spreads() if each.static.keys else None,
             }
         )
     return rows

@@ -48,18 +48,24 @@ class TileErrors:
 
     key_norms: of each token, layer and head | |K| - |K'| | / |K|. keys, values: of each tile |X - X'| / |X|.
     outputs: of each text, per layer, the mean error of attention's outputs over their mean size.
+    token_spread, channel_spread: of each tile of true keys, standard deviation over mean of its tokens' norms, and of its
+    channels' standard deviations: what there is to balance.
     """
 
     key_norms: list[Floats] = field(default_factory=list)
     keys: list[Floats] = field(default_factory=list)
     values: list[Floats] = field(default_factory=list)
     outputs: list[Doubles] = field(default_factory=list)
+    token_spread: list[Floats] = field(default_factory=list)
+    channel_spread: list[Floats] = field(default_factory=list)
 
     def add(self, true: Tiles, stored: Tiles) -> None:
         """Count tiles of keys and values [..., tokens, D]."""
         (keys, values), (stored_keys, stored_values) = true, stored
         size = np.linalg.norm(keys, axis=-1)
         self.key_norms.append((np.abs(np.linalg.norm(stored_keys, axis=-1) - size) / size).ravel().astype(np.float32))
+        self.token_spread.append(_spread(size))
+        self.channel_spread.append(_spread(keys.std(axis=-2)))
         self.keys.append(_relative(keys, stored_keys))
         self.values.append(_relative(values, stored_values))
 
@@ -72,6 +78,10 @@ class TileErrors:
         """Mean errors of attention's outputs."""
         means: list[float] = np.mean(self.outputs, axis=0).tolist()
         return means
+
+    def spreads(self) -> tuple[float, float]:
+        """Means over the tiles, of tokens' norms and of channels."""
+        return float(np.concatenate(self.token_spread).mean()), float(np.concatenate(self.channel_spread).mean())
 
     def summary(self) -> dict[str, float] | None:
         """Means: of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs'.
@@ -235,6 +245,12 @@ def _from(layer: int, tiles: Tiles) -> Tiles:
 def _joined(tiles: Sequence[Floats]) -> Floats:
     joined: Floats = np.concatenate([each.astype(np.float64) for each in tiles], axis=1)
     return joined
+
+
+def _spread(x: Floats) -> Floats:
+    """Standard deviation over mean, along the last axis."""
+    spread: Floats = x.std(axis=-1) / np.maximum(x.mean(axis=-1), np.finfo(np.float64).tiny)
+    return spread.ravel()
 
 
 def _relative(x: Floats, stored: Floats) -> Floats:

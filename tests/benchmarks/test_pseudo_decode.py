@@ -63,3 +63,7 @@ def test_errors() -> None:
     summary = errors.summary()
     assert summary == {"key_norm": 0.25, "key_norm_worst": 0.5, "keys": 0.25, "values": 0.125, "outputs": 0.125}
     assert errors.outputs_by_layer() == [0.25, 0]
+    growing = ones * np.linspace(1, 3, 128)[:, None]
+    uneven = TileErrors()
+    uneven.add((growing * np.linspace(0.5, 1.5, 16), ones), (ones, ones))
+    assert uneven.spreads() == pytest.approx((np.linspace(1, 3, 128).std() / 2, np.linspace(0.5, 1.5, 16).std()))
