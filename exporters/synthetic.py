@@ -50,6 +50,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 8192, "rope_theta": 5e5,
         },
     ),
+    "qwen3-0.6b": (
+        "qwen3",
+        {
+            "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+            "max_position_embeddings": 40960, "rope_theta": 1e6,
+        },
+    ),
     "qwen3-8b": (
         "qwen3",
         {
