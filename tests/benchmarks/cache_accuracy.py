@@ -91,7 +91,7 @@ def open_cache(cache: Cache, *, threads: int | None, max_batch: int) -> LLM:
     """Load the cache's engine: simulated over a plain one, else as it is."""
     if cache.manifest.cache.kind == "paged":
         return open_quantised(cache.engine, cache.codec, threads=threads, max_batch=max_batch)
-    return load(cache.engine, threads, max_batch=max_batch, prefill_chunk=CHUNK, verify=False)
+    return load(cache.engine, threads, max_batch=max_batch, prefill_chunk=CHUNK, prefix_reuse=False, verify=False)
 
 
 def compare(ours: Result, theirs: Result) -> tuple[Estimate, float]:

@@ -167,9 +167,7 @@ def read_texts(
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         reader = opened.enter_context(Reader(contender.root, folder / "tapped", threads))
         engines = {
-            each.cache.name: opened.enter_context(
-                load(each.cache.engine, threads, max_batch=1, prefill_chunk=TILE_TOKENS, verify=False)
-            )
+            each.cache.name: opened.enter_context(load(each.cache.engine, threads, max_batch=1, verify=False))
             for each in errors
             if each.cache.codec is None
         }
@@ -191,7 +189,7 @@ class Reader:
 
     def __init__(self, engine: Path, folder: Path, threads: int | None) -> None:
         self._scales = expose(engine, folder)
-        self._llm = open_quantised(folder, None, threads=threads, max_batch=1, chunk=TILE_TOKENS)
+        self._llm = open_quantised(folder, None, threads=threads, max_batch=1)
         session = self._llm.engine.session
         assert isinstance(session, QuantisedSession) and isinstance(session.inner, OrtSession)
         self._session = session

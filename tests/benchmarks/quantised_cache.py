@@ -3,11 +3,12 @@
 The engine itself keeps its cache as it is and attends as always, so all codecs share the same code and the same three
 regions: a sequence's first tile is exact (attention sinks), whole tiles after it are quantised once their step has run,
 and the newest, unfinished tile is exact. That is also KVarN's life cycle, and as there a prompt is computed in chunks
-that end at multiples of CHUNK tokens.
+that end at multiples of CHUNK tokens, and a text that is scored tile by tile.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,25 +113,13 @@ class QuantisedSession:
             )
 
 
-class ChunkedScheduler(Scheduler):
-    """A scheduler whose chunks of prompts end at multiples of CHUNK tokens, however many requests run beside them."""
-
-    def _divide(self) -> Ints:
-        held = self._tables.held
-        ends = np.minimum(held + super()._divide(), (held // CHUNK + 1) * CHUNK)
-        ends = np.where(ends < self._count, np.maximum(ends // CHUNK * CHUNK, held), ends)
-        share: Ints = ends - held
-        assert share.any(), f"a step of {self._capacity.step_tokens} tokens holds no chunk of {CHUNK}"
-        return share
-
-
-def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_batch: int, chunk: int = CHUNK) -> LLM:
-    """Load the engine at `root` with a cache of that codec. chunk: tokens of one prompt in a step, CHUNK or its divisor.
+def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_batch: int) -> LLM:
+    """Load the engine at `root` with a cache of that codec.
 
     Raises:
         UnsupportedError: an engine whose cache is not PagedAttention's, or whose layers differ.
     """
-    llm = load(root, threads, max_batch=max_batch, prefill_chunk=chunk + max_batch - 1, verify=False)
+    llm = load(root, threads, max_batch=max_batch, prefill_chunk=CHUNK + max_batch, prefix_reuse=False, verify=False)
     cache, engine = llm.manifest.cache, llm.engine
     if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
         llm.close()
@@ -138,6 +127,5 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     tables = engine.scheduler._tables
     assert isinstance(engine.session, OrtSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
-    if max_batch > 1:
-        engine.scheduler = ChunkedScheduler(tables, llm.capacity)
+    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))
     return llm
