@@ -27,7 +27,7 @@ def accuracy_table(results: Sequence[Result]) -> str:
                 f"{result.codec_seconds:.0f} of {result.answers.seconds:.0f}",
             ]
         )
-    head = f"{len(results[0].right)} problems; bytes: of a quantised token in one KV head; [low, high]: 95 % interval"
+    head = f"{len(results[0].right)} problems{_exact([r.cache for r in results])}; bytes: of a quantised token in one KV head; [low, high]: 95 % interval"
     tables = [head, _grid(rows)]
     compared = [["minus", "", "points", "McNemar p", "same reply"]]
     for ours, theirs in pairs_of(results):
@@ -87,7 +87,8 @@ def norms_table(errors: Sequence[CacheErrors]) -> str:
         cells = [*_error_cells(each.static, len(titles)), *_error_cells(each.accumulated, len(titles))]
         rows.append([*_cache_cells(each.cache), *cells, _nats(mean), _nats(worst), f"{100 * each.top1:.2f} %"])
     draws, tokens = len(errors[0].kl), errors[0].tokens
-    about = f"{draws} texts, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated, else static"
+    exact = _exact([each.cache for each in errors])
+    about = f"{draws} texts{exact}, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated"
     if errors[0].static.keys:
         spreads = "norms of tokens vary by {:.1%}, standard deviations of channels by {:.1%}"
         about += f"\nin a tile of keys, {spreads.format(*errors[0].static.spreads())}"
@@ -122,9 +123,15 @@ def _comparable(ours: Cache, theirs: Cache) -> bool:
     return (ours.codec.k_bits, ours.codec.v_bits) == (theirs.codec.k_bits, theirs.codec.v_bits)
 
 
+def _exact(caches: Sequence[Cache]) -> str:
+    layers = {cache.codec.exact_layers for cache in caches if cache.codec is not None} - {0}
+    return "".join(f", exact in the first {count} of {len(caches[0].manifest.cache.layers)} layers" for count in layers)
+
+
 def _cache_cells(cache: Cache) -> list[str]:
     keys, values = cache.bits
-    return [cache.name, f"{keys:.2f} {values:.2f}", f"{cache.bytes_per_token:.0f}"]
+    bits = f"{keys:.2f}" if cache.codec is None else f"{keys:.2f} {values:.2f}"
+    return [cache.name, bits, f"{cache.bytes_per_token:.0f}"]
 
 
 def _cache_json(cache: Cache) -> dict[str, Any]:

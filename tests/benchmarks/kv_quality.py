@@ -59,7 +59,8 @@ def main() -> int:
         caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
             errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
-            print(json.dumps(norms_json(errors), indent=2) if args.json else norms_table(errors), flush=True)
+            save(args.json, norms_json(errors))
+            print(norms_table(errors))
             return 0
         questions = pose(contender, pick_problems(args), contender.manifest.limits.max_context)
         results = []
@@ -68,7 +69,8 @@ def main() -> int:
             times = f"{result.answers.seconds:.0f} s, {result.codec_seconds:.0f} s of it in the codec"
             print(f"{result.cache.name}: {share}, {times}", file=sys.stderr, flush=True)
             results.append(result)
-        print(json.dumps(accuracy_json(results), indent=2) if args.json else accuracy_table(results))
+        save(args.json, accuracy_json(results))
+        print(accuracy_table(results))
     return 0
 
 
@@ -93,7 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--threads", type=int, help="default: the physical cores")
-    parser.add_argument("--json", action="store_true", help="print everything measured instead of a table")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything measured, each problem's verdict included"
+    )
     args = parser.parse_args()
     try:
         for name in args.caches.split(","):
@@ -112,6 +116,12 @@ def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     limits = ["--max-batch", str(args.max_batch), "--max-context", str(args.max_context)]
     subprocess.run([*command, "--kv-bits", "16", *limits], check=True, stdout=subprocess.DEVNULL)
     return output
+
+
+def save(path: Path | None, measured: object) -> None:
+    """Write what was measured as JSON where that was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 def pick_problems(args: argparse.Namespace) -> list[Problem]:

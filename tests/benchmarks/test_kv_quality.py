@@ -31,9 +31,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     return capsys.readouterr().out
 
 
-def test_answers(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     chosen = ["--caches", "fp16,kvarn-k8v8,kivi-k8v8", "--kinds", "variables", "--count", "3", "--engine", engine]
-    report = json.loads(run(monkeypatch, capsys, "--fp16", engine, *chosen, "--json"))
+    run(monkeypatch, capsys, "--fp16", engine, *chosen, "--json", str(tmp_path / "answers.json"))
+    report = json.loads((tmp_path / "answers.json").read_text())
     assert [cache["name"] for cache in report["caches"]] == ["fp16", "kvarn-k8v8", "kivi-k8v8", "halves"]
     exact, *_, itself = report["caches"]
     assert exact["right"] == itself["right"] and len(exact["right"]) == 3
@@ -47,13 +50,15 @@ def test_answers(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert report["differences"][2]["points"]["value"] == 0 and report["differences"][2]["same_reply"] == 1
 
 
-def test_norms(engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_norms(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     chosen = ["--caches", "fp16,kvarn-k8v8,kvarn-k2v2", "--kinds", "variables", "--count", "2", "--norms"]
     other = Path(engine).with_name("other")
     other.symlink_to(engine)
-    fine, coarse, itself = json.loads(
-        run(monkeypatch, capsys, "--fp16", engine, *chosen, "--engine", str(other), "--json")
-    )
+    report = tmp_path / "errors.json"
+    run(monkeypatch, capsys, "--fp16", engine, *chosen, "--engine", str(other), "--json", str(report))
+    fine, coarse, itself = json.loads(report.read_text())
     assert (itself["name"], itself["static"]) == ("halves", None) and itself["mean_kl"]["value"] < 1e-6
     assert (fine["name"], coarse["name"]) == ("kvarn-k8v8", "kvarn-k2v2")
     for kind in ("static", "accumulated"):
