@@ -1,0 +1,115 @@
+"""CLP's extra heads and length classifier in torch: their shapes, losses and labels.
+
+Source: arXiv 2606.10935, sections IV-B and V-A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from enginewright.exporters.methods.clp import accept_lengths
+
+IGNORED = -100
+"""The target of a position that has none."""
+LabelSource = Literal["data", "backbone"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """Sizes of a set of heads.
+
+    k: tokens of one emission, of which the backbone gives the first. classes: of the classifier, 0 .. classes - 1 extra
+    tokens; k of them suffice, the paper's own counts of parameters have k + 1.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    k: int
+    head_hidden: int
+    classes: int
+
+    @property
+    def extra(self) -> int:
+        """Number of heads."""
+        return self.k - 1
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of one head."""
+        return (self.hidden_size + 1) * self.head_hidden + (self.head_hidden + 1) * self.vocab_size
+
+    @property
+    def classifier_parameters(self) -> int:
+        """Parameters of the classifier."""
+        return self.classes * (self.hidden_size + 1)
+
+
+class Head(torch.nn.Module):
+    """H(h) = W2 gelu(W1 h + b1) + b2, the exact (erf) form of GELU."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(shape.hidden_size, shape.head_hidden)
+        self.out = torch.nn.Linear(shape.head_hidden, shape.vocab_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of states [..., d]."""
+        logits: torch.Tensor = self.out(torch.nn.functional.gelu(self.up(states)))
+        return logits
+
+
+class Heads(torch.nn.Module):
+    """The k - 1 heads; `heads[j - 1]` predicts the token j + 1 positions after the one whose state it reads."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList(Head(shape) for _ in range(shape.extra))
+
+    def losses(self, states: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The share of each head in the loss, one after another: only one head's logits need exist at a time.
+
+        states[P, d], targets int64 [P, k - 1] or IGNORED. Their sum is the mean over the heads of the cross-entropy.
+        """
+        for head, target in zip(self.heads, targets.T, strict=True):
+            yield torch.nn.functional.cross_entropy(head(states), target, ignore_index=IGNORED) / len(self.heads)
+
+    @torch.no_grad()
+    def predict(self, states: torch.Tensor) -> torch.Tensor:
+        """The tokens that the heads predict, int64 [P, k - 1]."""
+        return torch.stack([head(states).argmax(-1) for head in self.heads], dim=-1)
+
+
+def data_targets(ids: Sequence[int], extra: int) -> NDArray[np.int64]:
+    """What head j at position t is to predict: the sequence's own token t + 1 + j; int64 [T, extra]."""
+    return _shifted(np.asarray(ids, np.int64), 2, extra)
+
+
+def backbone_targets(best: NDArray[np.int64], extra: int) -> NDArray[np.int64]:
+    """The same of the backbone's own choices: best[t] is the token it puts behind position t."""
+    return _shifted(best, 1, extra)
+
+
+def _shifted(tokens: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
+    """tokens[t + first + j] at [t, j], IGNORED beyond the end."""
+    padded = np.concatenate([tokens, np.full(first + count, IGNORED, np.int64)])
+    shifted: NDArray[np.int64] = padded[np.arange(len(tokens))[:, None] + first + np.arange(count)]
+    return shifted
+
+
+def length_labels(
+    predicted: NDArray[np.int64], targets: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which positions have every target, and L* of those positions."""
+    whole: NDArray[np.bool_] = (targets != IGNORED).all(axis=1)
+    return whole, accept_lengths(predicted[whole], targets[whole])
+
+
+def classifier_loss(classifier: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the length; no class has a weight of its own."""
+    return torch.nn.functional.cross_entropy(classifier(states), labels)
