@@ -17,7 +17,7 @@ OPSET = onnxscript.values.Opset(DOMAIN, 1)
 
 def torch_schema(op: Op) -> str:
     """The torch.library schema: tensors first, then attributes without their defaults."""
-    tensors = [f"Tensor{'?' if t.optional else ''} {t.name}" for t in op.inputs]
+    tensors = [f"Tensor{'?' if t.optional else '[]' if t.variadic else ''} {t.name}" for t in op.inputs]
     attributes = [f"{a.type} {a.name}" for a in op.attributes]
     results = ", ".join(["Tensor"] * len(op.outputs))
     return f"({', '.join(tensors + attributes)}) -> " + (results if len(op.outputs) == 1 else f"({results})")
@@ -30,9 +30,8 @@ def onnx_schema(op: Op) -> onnx.defs.OpSchema:
 
     def formal(tensor: Tensor) -> onnx.defs.OpSchema.FormalParameter:
         kind = "T" if len(tensor.types) > 1 else _onnx_type(tensor.types[0])
-        return parameter(
-            tensor.name, kind, tensor.doc, param_option=option.Optional if tensor.optional else option.Single
-        )
+        many = option.Variadic if tensor.variadic else option.Single
+        return parameter(tensor.name, kind, tensor.doc, param_option=option.Optional if tensor.optional else many)
 
     types = next(t.types for t in op.inputs if len(t.types) > 1)
     kinds = {"int": schema.AttrType.INT, "float": schema.AttrType.FLOAT}
@@ -60,7 +59,10 @@ def onnx_translation(op: Op) -> Callable[..., Any]:
 
     def translate(*arguments: Any) -> Any:
         attributes = dict(zip((a.name for a in op.attributes), arguments[count:], strict=True))
-        return symbol(*arguments[:count], **attributes)
+        tensors = list(arguments[:count])
+        if op.inputs[-1].variadic:
+            tensors += tensors.pop()
+        return symbol(*tensors, **attributes)
 
     return translate
 
@@ -83,7 +85,7 @@ def _empty_outputs(op: Op, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor
     tensors: Sequence[torch.Tensor | None] = arguments[: len(op.inputs)]
     sizes = dict(zip((a.name for a in op.attributes), arguments[len(op.inputs) :], strict=True))
     for declared, tensor in zip(op.inputs, tensors, strict=True):
-        if tensor is not None:
+        if tensor is not None and not declared.variadic:
             sizes.update(zip(declared.shape, tensor.shape, strict=True))
     first = next(t for t in tensors if t is not None)
     outputs = []

@@ -25,6 +25,7 @@ class Tensor:
     types: the element types it may have; inputs and outputs with the same tuple of several types share one type.
     shape: named sizes; a name that stands twice means equal sizes, the name of an attribute means its value.
     optional: an input that may be absent.
+    variadic: the last input, any number of tensors of one type, each of this shape.
     alias: for an output, the input whose buffer it updates in place where the host binds both to one buffer.
     """
 
@@ -33,6 +34,7 @@ class Tensor:
     shape: tuple[str, ...]
     doc: str
     optional: bool = False
+    variadic: bool = False
     alias: str | None = None
 
 
@@ -167,6 +169,23 @@ SPLIT_QKV = Op(
     oracle="enginewright.plugins.oracles.split_qkv:split_qkv",
 )
 
+DEPTH_MIX = Op(
+    name="DepthMix",
+    version=1,
+    doc="Depth-Attention: mixes each token's value with those of earlier layers, by a softmax of query . key over layers.",
+    inputs=(
+        Tensor("query", FLOATS, ("T", "Hq", "D"), "as attention reads it; the heads of a group are averaged"),
+        Tensor("key", FLOATS, ("T", "Hkv", "D"), "the layer's own"),
+        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "the layer's own"),
+        Tensor(
+            "sources", FLOATS, ("T", "Hkv", "any"), "key, mixed value of each source, in layer order", variadic=True
+        ),
+    ),
+    outputs=(Tensor("mixed", FLOATS, ("T", "Hkv", "Dv"), "takes the value's place in attention and in the cache"),),
+    attributes=(Attribute("scale", "float", "factor on q . k"),),
+    oracle="enginewright.plugins.oracles.depth_mix:mix_values",
+)
+
 GREEDY_SAMPLE = Op(
     name="GreedySample",
     version=1,
@@ -179,7 +198,7 @@ GREEDY_SAMPLE = Op(
     oracle="enginewright.plugins.oracles.greedy_sample:greedy_sample",
 )
 
-OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, KVARN_ATTENTION, SPLIT_QKV, GREEDY_SAMPLE)}
+OPS: dict[str, Op] = {op.name: op for op in (PAGED_ATTENTION, KVARN_ATTENTION, DEPTH_MIX, SPLIT_QKV, GREEDY_SAMPLE)}
 
 
 def op_versions(names: Iterable[str]) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""Runs one custom op through ONNX Runtime, with the inputs that are given."""
+"""Runs one custom op through ONNX Runtime, with the inputs that are given.
+
+The tensors of a variadic input are given by its name with their place behind: "sources.0", "sources.1".
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,19 @@ def open_op(
     """A session of one node of op `name`; all sizes are dynamic, optional inputs that are not `given` are absent."""
     op = OPS[name]
 
-    def value_info(tensor: Any) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(tensor.name, TYPES[tensor.types[0]], [None] * len(tensor.shape))
+    def value_info(tensor: Any, name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TYPES[tensor.types[0]], [None] * len(tensor.shape))
 
-    inputs = [t.name if t.name in given else "" for t in op.inputs]
-    node = helper.make_node(name, inputs, [t.name for t in op.outputs], domain=DOMAIN, **dict(attributes))
-    graph = helper.make_graph(
-        [node], "g", [value_info(t) for t in op.inputs if t.name in given], [*map(value_info, op.outputs)]
+    def places(tensor: Any) -> list[str]:
+        many = [name for name in given if name.startswith(f"{tensor.name}.")]
+        return many if tensor.variadic else [tensor.name if tensor.name in given else ""]  # "": absent
+
+    feeds = [(place, tensor) for tensor in op.inputs for place in places(tensor)]
+    node = helper.make_node(
+        name, [place for place, _ in feeds], [t.name for t in op.outputs], domain=DOMAIN, **dict(attributes)
     )
+    inputs = [value_info(tensor, place) for place, tensor in feeds if place]
+    graph = helper.make_graph([node], "g", inputs, [value_info(t, t.name) for t in op.outputs])
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, op.version)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -29,6 +29,7 @@ def test_declarations_equal_ops_py() -> None:
         for ports, tensors in ((op["inputs"], wanted.inputs), (op["outputs"], wanted.outputs)):
             assert [port["name"] for port in ports] == [tensor.name for tensor in tensors]
             assert [port["optional"] for port in ports] == [tensor.optional for tensor in tensors]
+            assert [port["variadic"] for port in ports] == [tensor.variadic for tensor in tensors]
             assert all(port["type"] in tensor.types for port, tensor in zip(ports, tensors, strict=True))
         assert op["attributes"] == [{"name": a.name, "type": a.type, "default": a.default} for a in wanted.attributes]
 

@@ -18,6 +18,7 @@ def test_schemas_have_the_declared_types(op: Op) -> None:
         wanted = {f"tensor({names.get(name, name)})" for name in tensor.types}
         assert set(formal.types) == wanted
         assert (formal.option == onnx.defs.OpSchema.FormalParameterOption.Optional) == tensor.optional
+        assert (formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic) == tensor.variadic
 
 
 def test_kvarn_attention_has_shapes_without_data() -> None:
@@ -40,6 +41,14 @@ def test_kvarn_attention_has_shapes_without_data() -> None:
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
 
 
+def test_depth_mix_takes_a_list() -> None:
+    register()
+    query, key, value = (torch.empty(5, heads, dim, device="meta") for heads, dim in ((6, 16), (2, 16), (2, 24)))
+    for sources in ([key, value], [key, value] * 3):
+        mixed = torch.ops.enginewright.depth_mix(query, key, value, sources, 0.25)
+        assert (mixed.shape, mixed.dtype) == (value.shape, value.dtype)
+
+
 def test_names_in_torch() -> None:
-    names = ["paged_attention", "kvarn_attention", "split_qkv", "greedy_sample"]
+    names = ["paged_attention", "kvarn_attention", "depth_mix", "split_qkv", "greedy_sample"]
     assert [op.torch_name for op in OPS.values()] == names

@@ -21,6 +21,15 @@ struct SplitQkvArgs {
   std::int64_t width() const { return (query_heads + kv_heads) * head_dim + kv_heads * value_dim; }
 };
 
+// One call of DepthMix. Source i has its key at sources[2 i] and its mixed value behind it.
+struct DepthMixArgs {
+  const float *query, *key, *value;
+  const float* const* sources;
+  float* mixed;
+  std::int64_t tokens, query_heads, kv_heads, head_dim, value_dim, source_count;
+  float scale;
+};
+
 // Queries of one row over the tiles [tile_begin, tile_end) of one KV head. A lane is one (query, group head) pair;
 // lane = query * group + group head.
 struct AttentionTask {
@@ -77,6 +86,8 @@ struct Kernels {
   void (*encode)(const KVarNArgs&, const EncodeTask&, float* memory);  // memory: encode_floats(head_dim)
   // Tokens [begin, end) of a SplitQkv call.
   void (*split_qkv)(const SplitQkvArgs&, std::int64_t begin, std::int64_t end);
+  // Tokens [begin, end) of a DepthMix call.
+  void (*depth_mix)(const DepthMixArgs&, std::int64_t begin, std::int64_t end);
   // Index and value of the largest element, the lowest index among equals; a NaN anywhere gives -1 and NaN.
   void (*argmax)(const float* x, std::int64_t size, std::int64_t* index, float* value);
   float (*read_sum)(const float* x, std::int64_t size);

@@ -4,6 +4,7 @@
 // the headers below need Vec
 #include "argmax.h"
 #include "attend.h"
+#include "depth_mix.h"
 #include "kvarn_attend.h"
 #include "kvarn_encode.h"
 #include "kvarn_hold.h"
@@ -12,7 +13,7 @@
 
 namespace ew {
 
-const Kernels kPortableKernels = {"portable",  write_tokens, attend,    merge,  hold_tokens, attend_kvarn,
-                                  merge_kvarn, encode,       split_qkv, argmax, read_sum};
+const Kernels kPortableKernels = {"portable",  write_tokens, attend,    merge,     hold_tokens, attend_kvarn,
+                                  merge_kvarn, encode,       split_qkv, depth_mix, argmax,      read_sum};
 
 }  // namespace ew

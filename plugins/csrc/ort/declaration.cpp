@@ -23,7 +23,7 @@ DeclaredOp declare(const Declaration& declaration) {
   op.output_presence = [](const CustomOp* self, std::size_t i) { return of(self).outputs[i].presence; };
   op.input_memory = [](const CustomOp*, std::size_t) { return kDefaultMemory; };
   op.variadic_input_minimum = op.variadic_output_minimum = [](const CustomOp*) { return 0; };
-  op.variadic_input_homogeneous = op.variadic_output_homogeneous = [](const CustomOp*) { return 0; };
+  op.variadic_input_homogeneous = op.variadic_output_homogeneous = [](const CustomOp*) { return 1; };  // of one type
   op.start_version = [](const CustomOp* self) { return of(self).version; };
   op.end_version = [](const CustomOp*) { return std::numeric_limits<int>::max(); };
   return op;

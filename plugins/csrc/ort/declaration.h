@@ -59,6 +59,7 @@ DeclaredOp declare(const Declaration& declaration) {
 const DeclaredOp& paged_attention_op();
 const DeclaredOp& kvarn_attention_op();
 const DeclaredOp& split_qkv_op();
+const DeclaredOp& depth_mix_op();
 const DeclaredOp& greedy_sample_op();
 
 }  // namespace ew::ort

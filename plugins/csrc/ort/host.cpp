@@ -30,12 +30,16 @@ std::string text(const Tensor& tensor) {
 
 }  // namespace
 
-Tensor input(const Api& api, KernelContext* context, std::size_t index) {
+std::size_t input_count(const Api& api, KernelContext* context) {
   std::size_t count = 0;
   check(KernelContext_GetInputCount(api)(context, &count));
+  return count;
+}
+
+Tensor input(const Api& api, KernelContext* context, std::size_t index) {
   Tensor tensor;
   const Value* value = nullptr;
-  if (index < count) check(KernelContext_GetInput(api)(context, index, &value));
+  if (index < input_count(api, context)) check(KernelContext_GetInput(api)(context, index, &value));
   if (!value) return tensor;
   read_shape(api, value, tensor);
   check(GetTensorMutableData(api)(const_cast<Value*>(value), &tensor.data));

@@ -48,6 +48,7 @@ struct Tensor {
   std::int64_t shape[kMaxRank] = {};
 };
 
+std::size_t input_count(const Api& api, KernelContext* context);
 Tensor input(const Api& api, KernelContext* context, std::size_t index);
 Tensor output(const Api& api, KernelContext* context, std::size_t index, std::initializer_list<std::int64_t> shape);
 

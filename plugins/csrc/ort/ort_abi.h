@@ -23,7 +23,7 @@ struct CustomOp;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
-enum Presence : int { kRequired = 0, kOptional = 1 };
+enum Presence : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
 // X(index in OrtApi, name, result, arguments)

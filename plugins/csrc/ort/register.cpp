@@ -15,7 +15,7 @@ constexpr const char* kDomain = "enginewright";
 
 const DeclaredOp* const* ops() {
   static const DeclaredOp* const all[] = {&paged_attention_op(), &kvarn_attention_op(), &split_qkv_op(),
-                                          &greedy_sample_op(), nullptr};
+                                          &depth_mix_op(),       &greedy_sample_op(),   nullptr};
   return all;
 }
 
@@ -53,7 +53,8 @@ std::string ports(const Port* port, std::size_t count) {
   std::string json;
   for (std::size_t i = 0; i < count; ++i) {
     json += (i ? ", " : "") + ("{\"name\": " + quoted(port[i].name)) + ", \"type\": " + quoted(name_of(port[i].type)) +
-            ", \"optional\": " + (port[i].presence == kOptional ? "true" : "false") + "}";
+            ", \"optional\": " + (port[i].presence == kOptional ? "true" : "false") +
+            ", \"variadic\": " + (port[i].presence == kVariadic ? "true" : "false") + "}";
   }
   return "[" + json + "]";
 }
