@@ -188,7 +188,8 @@ class LLM:
 
         texts: token ids; all are in flight together. takes[i]: called as take(position, logits[n, vocab]) for text i, in
         order of position, where logits[k] predicts the token after texts[i][: position + k + 1]. It runs on the engine's
-        thread, which waits for it; the logits are valid during the call alone. What it raises, `score` raises.
+        thread, which waits for it; the logits are valid during the call alone. What it raises, `score` raises. With a KVarN
+        cache a token sees what it would if the text had been generated: every full tile before its own encoded.
 
         Raises:
             RequestError: a text that this engine cannot take; then none runs.
