@@ -43,9 +43,13 @@ def span_keys(tokens: Ints, span: int) -> list[bytes]:
 
 
 class Prefixes:
-    """The prefixes of one engine, those in use and those idle."""
+    """The prefixes of one engine, those in use and those idle.
 
-    def __init__(self) -> None:
+    idle_tiles: per group of layers, tiles that no row uses and that could be freed.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self.idle_tiles = [0] * groups
         self._known: dict[bytes, Prefix] = {}
         self._idle: OrderedDict[bytes, Prefix] = OrderedDict()
         self._sink_of: dict[int, Prefix] = {}
@@ -55,18 +59,16 @@ class Prefixes:
         """Rows whose exact buffer some prefix needs."""
         return set(self._sink_of)
 
-    def idle_tiles(self, group: int) -> int:
-        """Tiles of a group that no row uses and that could be freed."""
-        return sum(prefix.tiles[group].size for prefix in self._idle.values())
-
     def find(self, keys: list[bytes]) -> list[Prefix]:
         """The prefixes of the longest known beginning of `keys`."""
         return [self._known[key] for key in takewhile(self._known.__contains__, keys)]
 
     def use(self, prefix: Prefix) -> None:
         """Count one more row."""
+        if not prefix.users:
+            del self._idle[prefix.key]
+            self._count_idle(prefix, -1)
         prefix.users += 1
-        self._idle.pop(prefix.key, None)
 
     def add(self, key: bytes, tiles: list[NDArray[np.int32]]) -> Prefix:
         """Register a span that a row has computed; that row uses it."""
@@ -81,17 +83,17 @@ class Prefixes:
         if self._known.get(prefix.key) is not prefix:
             return prefix.tiles
         self._idle[prefix.key] = prefix
+        self._count_idle(prefix, 1)
         return None
 
     def evict(self) -> list[NDArray[np.int32]] | None:
         """Forget the prefix that has been unused longest, and return its tiles; None when all are in use."""
         if not self._idle:
             return None
-        key, prefix = self._idle.popitem(last=False)
-        del self._known[key]
+        _, prefix = self._idle.popitem(last=False)
         for row in prefix.sink_rows:
             del self._sink_of[row]
-        return prefix.tiles
+        return self._forget(prefix)
 
     def hold_sink(self, row: int, prefix: Prefix) -> None:
         """Note that the exact buffer of `row` holds the first tile of `prefix`'s prompt."""
@@ -106,5 +108,17 @@ class Prefixes:
         prefix.sink_rows.discard(row)
         if prefix.sink_rows:
             return None
+        if prefix.users:
+            del self._known[prefix.key]
+            return None
+        del self._idle[prefix.key]
+        return self._forget(prefix)
+
+    def _forget(self, prefix: Prefix) -> list[NDArray[np.int32]]:
         del self._known[prefix.key]
-        return prefix.tiles if self._idle.pop(prefix.key, None) is not None else None
+        self._count_idle(prefix, -1)
+        return prefix.tiles
+
+    def _count_idle(self, prefix: Prefix, sign: int) -> None:
+        for group, tiles in enumerate(prefix.tiles):
+            self.idle_tiles[group] += sign * tiles.size

@@ -112,7 +112,7 @@ class Scoring(Request):
 class Generation(Request):
     """Asks for new tokens. events: each Token as it comes, then the Completion or the error.
 
-    spans: keys of the prompt's spans that others cannot find yet; the scheduler's.
+    spans: keys of the prompt's spans; published: how many of them others can find. Both are the scheduler's.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class Generation(Request):
         self.events: SimpleQueue[Token | Completion | Exception] = SimpleQueue()
         self.completion: Completion | None = None
         self.spans: list[bytes] = []
+        self.published = 0
         self._reused: int | None = None
         self._limit = limit
         self._ends = ends
@@ -163,9 +164,9 @@ class Generation(Request):
             self._finish(reason)
         return reason is not None
 
-    def note_reuse(self, tokens: int, spans: list[bytes]) -> None:
-        """Note how many tokens were held from the start; a request that was preempted counts the first time."""
-        self.spans = spans
+    def note_reuse(self, tokens: int, span: int) -> None:
+        """Note how many tokens are held from the start; of a request that was preempted the first time counts."""
+        self.published = tokens // span
         if self._reused is None:
             self._reused = tokens
 

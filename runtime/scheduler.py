@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime.prefixes import span_keys
 from enginewright.runtime.request import Generation, Request, Scoring
 from enginewright.runtime.session import PackedStep
@@ -65,6 +64,8 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Queue `request`; it has been checked to fit when alone."""
+        if self._capacity.span and isinstance(request, Generation):  # a Scoring wants every logit
+            request.spans = span_keys(request.tokens, self._capacity.span)
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
@@ -99,39 +100,30 @@ class Scheduler:
         """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
         while self.waiting and len(self.running) < self._capacity.rows:
             request = self.waiting[0]
-            keys = self._keys(request)
-            known = (
-                keys[: (request.length - 1) // self._capacity.span] if keys else []
-            )  # a token must be left to compute
-            free = [slot for slot, holder in enumerate(self._slots) if holder is None]
-            slot = self._tables.pick_row(free, known)
-            reused = self._tables.reuse(slot, known)
+            keys: list[bytes] = []
+            if isinstance(request, Generation) and request.spans:  # a token must be left to compute
+                keys = request.spans[: (request.length - 1) // self._capacity.span]
+            slot = self._tables.pick_row([i for i, holder in enumerate(self._slots) if holder is None], keys)
             self._count[slot] = request.length
-            if not self._tables.could_hold(self._count):
+            reused = self._tables.admit(slot, keys, self._count)
+            if reused is None:
                 self._count[slot] = 0
-                self._tables.release(slot)
                 return
-            if isinstance(request, Generation):
-                request.note_reuse(reused, keys[reused // self._capacity.span :] if keys else [])
+            if isinstance(request, Generation) and request.spans:
+                request.note_reuse(reused, self._capacity.span)
             self._tokens[slot, : request.length] = request.tokens[: request.length]
             request.tokens, request.slot = self._tokens[slot], slot
             self._slots[slot] = request
             self.running.append(self.waiting.popleft())
             self._steady = None
 
-    def _keys(self, request: Request) -> list[bytes]:
-        """The keys of a prompt's spans; none where spans are not kept, or every logit is wanted."""
-        if not self._capacity.span or not isinstance(request, Generation):
-            return []
-        return span_keys(request.tokens[: request.prompt_tokens], self._capacity.span)
-
     def _publish(self, request: Generation) -> None:
         """Let others find the spans of the prompt that have been computed by now."""
         assert request.slot is not None
-        span, held = self._capacity.span, int(self._tables.held[request.slot])
-        while request.spans and held >= request.prompt_tokens // span * span - (len(request.spans) - 1) * span:
-            if not self._tables.publish(request.slot, request.spans.pop(0)):
-                request.spans.clear()
+        computed = int(self._tables.held[request.slot]) // self._capacity.span
+        while request.published < min(computed, len(request.spans)):
+            is_new = self._tables.publish(request.slot, request.spans[request.published])
+            request.published = request.published + 1 if is_new else len(request.spans)
 
     def _divide(self) -> Ints:
         """Return how many tokens each row gets in the next step."""
@@ -151,11 +143,17 @@ class Scheduler:
         return share
 
     def _chunk(self, request: Request, pending: int, limit: int) -> int:
-        """Return how many of a row's pending tokens go into the next step, which takes `limit` more."""
+        """Return how many of a row's pending tokens go into the next step, which takes `limit` more.
+
+        Where tiles are encoded, a prompt is cut at whole chunks. What is scored, or was generated before a preemption, is
+        cut at whole tiles: so cut, each token sees what it sees when tokens come one by one.
+        """
         if not self._capacity.chunk:
             return min(pending, limit)
-        size = TILE_TOKENS if isinstance(request, Scoring) else self._capacity.chunk
-        chunk = min(pending, size - int(self._tables.held[request.slot]) % size)
+        held, size = int(self._tables.held[request.slot]), self._tables.tile_tokens
+        if isinstance(request, Generation) and held < request.prompt_tokens:
+            size, pending = self._capacity.chunk, request.prompt_tokens - held
+        chunk = min(pending, size - held % size)
         return chunk if chunk <= limit else 0
 
     def _pack(self, share: Ints) -> Step:
@@ -183,7 +181,9 @@ class Scheduler:
             wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
         packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted, tuple(self._tables.sink_copies))
         self._tables.sink_copies.clear()
-        reading = [r for r in self.running if isinstance(r, Generation) and r.spans and share[r.slot]]
+        reading = [
+            r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and share[r.slot]
+        ]
         step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading)
         self._steady = step if len(rows) == len(sampled) == len(self.running) else None
         self._spare = 0

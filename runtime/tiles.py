@@ -96,7 +96,7 @@ class TileTables:
         self.sink_copies: list[tuple[int, int]] = []
         self._share: Ints | None = None
         self._growth = np.zeros((capacity.rows, heads), np.int32)
-        self._tile_tokens, self._span = cache.tile_tokens, capacity.span
+        self.tile_tokens, self._span = cache.tile_tokens, capacity.span
         members: dict[tuple[CacheLayer, int], list[int]] = {}
         for index, (layer, count) in enumerate(zip(cache.layers, capacity.tiles, strict=True)):
             members.setdefault((layer, count), []).append(index)
@@ -109,7 +109,7 @@ class TileTables:
         self._encoded: Ints = np.zeros(capacity.rows, np.int64)
         self._encodes = False  # whether the next step does
         self._room = self._rooms()  # tokens that each row's tiles hold
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes(len(self._groups))
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
 
     @property
@@ -120,7 +120,7 @@ class TileTables:
     @property
     def free_tiles(self) -> tuple[int, ...]:
         """Tiles that no row uses, per group of layers that advance alike."""
-        return tuple(group.free_count + self._prefixes.idle_tiles(i) for i, group in enumerate(self._groups))
+        return tuple(group.free_count + self._prefixes.idle_tiles[i] for i, group in enumerate(self._groups))
 
     def grow(self, share: Ints) -> bool:
         """Give each row tiles for `share[row]` more tokens; False, and nothing changed, when too few are free."""
@@ -138,16 +138,12 @@ class TileTables:
                 self._take_back(self._prefixes.evict())
             group.grow(end)
         self._room = self._rooms()
-        self._encode_to(lengths // self._tile_tokens * self._tile_tokens)
+        self._encode_to(lengths // self.tile_tokens * self.tile_tokens)
         return True
 
     def spare(self, rows: Ints) -> int:
         """Return how many tokens each of `rows` can take before one of them needs a tile."""
         return int((self._room - self.held)[rows].min())
-
-    def could_hold(self, lengths: Ints) -> bool:
-        """Whether the free tiles would do for every row to reach `lengths[row]` tokens."""
-        return self._can_free([group.wanted_at_most(lengths) for group in self._groups])
 
     def advance(self, share: Ints) -> None:
         """Count `share[row]` more tokens as held."""
@@ -167,9 +163,16 @@ class TileTables:
         needed = self._prefixes.sink_rows
         return min(free, key=lambda row: (row not in holders, row in needed, row))
 
-    def reuse(self, row: int, keys: list[bytes]) -> int:
-        """Give the empty `row` the tiles known of a prompt of these keys, and return how many tokens they hold."""
+    def admit(self, row: int, keys: list[bytes], lengths: Ints) -> int | None:
+        """Give the empty `row` the tiles known of a prompt of these keys, and return how many tokens they hold.
+
+        None, and nothing changed, when too few tiles are free for every row to reach `lengths[row]` tokens.
+        """
         found = self._prefixes.find(keys)
+        in_use = [sum(prefix.tiles[i].size for prefix in found if prefix.users) for i in range(len(self._groups))]
+        wanted = [group.wanted_at_most(lengths) for group in self._groups]
+        if not self._can_free([count - known for count, known in zip(wanted, in_use, strict=True)]):
+            return None
         holders = found[0].sink_rows if found else set[int]()
         if row not in holders:
             self._take_back(self._prefixes.lose_sink(row))
@@ -190,7 +193,7 @@ class TileTables:
         """Let others find the next span of `row`, which it has computed; False when they have found its like."""
         if self._prefixes.find([key]):
             return False
-        end = (len(self._used[row]) + 1) * self._span // self._tile_tokens
+        end = (len(self._used[row]) + 1) * self._span // self.tile_tokens
         prefix = self._prefixes.add(key, [group.give(row, end) for group in self._groups])
         if len(self._encoding) and not self._used[row]:
             self._prefixes.hold_sink(row, prefix)
@@ -227,7 +230,7 @@ class TileTables:
     def _can_free(self, wanted: list[int]) -> bool:
         """Whether each group has so many tiles, free or of prefixes that no row uses."""
         return all(
-            count <= group.free_count or count <= group.free_count + self._prefixes.idle_tiles(i)
+            count <= group.free_count or count <= group.free_count + self._prefixes.idle_tiles[i]
             for i, (group, count) in enumerate(zip(self._groups, wanted, strict=True))
         )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_model import VOCAB, reference_logits
+from toy_model import reference_logits
+from toy_session import VOCAB
 
 from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling
 from enginewright.runtime.session import Outputs

@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_model import VOCAB, WINDOWS, make_llm, reference_logits
+from toy_model import greedy, make_llm, reference_logits
+from toy_session import VOCAB
+from toy_traffic import Kept
 
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import Generation, Scoring
+from enginewright.runtime.request import Generation
 from enginewright.runtime.sampling import Sampling
-
-
-def _greedy(prompt: Sequence[int], count: int, windows: Sequence[int] = WINDOWS) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(int(reference_logits(tokens, windows).argmax()))
-    return tokens[len(prompt) :]
 
 
 def _alone(prompt: Sequence[int], sampling: Sampling) -> tuple[int, ...]:
@@ -38,18 +33,6 @@ def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
     assert scheduler._tables.free_tiles == free
     assert not scheduler._tables.held.any() and not scheduler._count.any()
     assert scheduler._slots == [None] * llm.capacity.rows
-
-
-class _Kept(Scoring):
-    """Keeps its logits whole."""
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        super().__init__(np.array(prompt), self._keep)
-        self.logits = np.full((len(prompt), VOCAB), np.nan, np.float32)
-
-    def _keep(self, position: int, logits: np.ndarray) -> None:
-        assert np.isnan(self.logits[position : position + len(logits)]).all(), "handed over once"
-        self.logits[position : position + len(logits)] = logits
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
@@ -81,10 +64,10 @@ def test_random_arrivals_match_the_model_without_a_cache(
         rows=rows, step_tokens=max(step_tokens, rows), cache_tokens=cache_tokens, tile_tokens=tile_tokens, eos=()
     )
     scheduler, free = llm.engine.scheduler, llm.engine.scheduler._tables.free_tiles
-    requests: list[Generation | _Kept] = []
+    requests: list[Generation | Kept] = []
     for each in arrivals:
         sampling = Sampling(max_tokens=each["new"], seed=each["seed"], temperature=each["temperature"])
-        request = _Kept(each["prompt"]) if each["score"] else _request(llm, each["prompt"], sampling)
+        request = Kept(each["prompt"]) if each["score"] else _request(llm, each["prompt"], sampling)
         requests.append(request)
     time = 0
     while time < 21 or not scheduler.is_idle:
@@ -103,11 +86,11 @@ def test_random_arrivals_match_the_model_without_a_cache(
     _check_idle(llm, free)
 
 
-def _check_output(request: Generation | _Kept, each: dict[str, Any]) -> None:
+def _check_output(request: Generation | Kept, each: dict[str, Any]) -> None:
     assert request.done.is_set()
     if request.error is not None:
-        assert isinstance(request, _Kept) and each["cancel"] is not None
-    elif isinstance(request, _Kept):
+        assert isinstance(request, Kept) and each["cancel"] is not None
+    elif isinstance(request, Kept):
         expected = [reference_logits(each["prompt"][: i + 1]) for i in range(len(each["prompt"]))]
         np.testing.assert_array_equal(request.logits, expected)
     else:
@@ -115,7 +98,7 @@ def _check_output(request: Generation | _Kept, each: dict[str, Any]) -> None:
         got = list(request.generated)
         assert len(got) == each["new"] or request.completion.finish_reason == "cancelled"
         if each["temperature"] == 0:
-            assert got == _greedy(each["prompt"], len(got))
+            assert got == greedy(each["prompt"], len(got))
         elif got:
             sampling = Sampling(max_tokens=len(got), seed=each["seed"], temperature=1.0, ignore_eos=True)
             assert tuple(got) == _alone(each["prompt"], sampling)
@@ -134,7 +117,7 @@ def test_a_step_mixes_decoding_rows_with_chunks_and_keeps_the_budget() -> None:
         shares.append([int(n) for n in llm.engine.step().share])
     assert shares[:3] == [[1, 5, 0, 0], [1, 5, 0, 0], [1, 1, 3, 0]]
     assert all(sum(share) <= 6 for share in shares)
-    assert first.generated == _greedy([5], 20)
+    assert first.generated == greedy([5], 20)
 
 
 def test_the_newest_request_is_preempted_and_its_stream_continues() -> None:
@@ -164,7 +147,7 @@ def test_preempted_requests_come_back_before_newer_ones() -> None:
         llm.engine.step()
         live = [requests.index(request) for request in llm.engine.scheduler.live()]
         assert live == sorted(live), "oldest first, running or waiting"
-    assert [request.generated for request in requests] == [_greedy([i + 1] * 8, 20, (0, 0, 0, 0)) for i in range(5)]
+    assert [request.generated for request in requests] == [greedy([i + 1] * 8, 20, (0, 0, 0, 0)) for i in range(5)]
 
 
 def test_a_row_without_ready_tokens_still_runs() -> None:
@@ -172,7 +155,7 @@ def test_a_row_without_ready_tokens_still_runs() -> None:
     request = _request(llm, range(10), Sampling(max_tokens=1))
     llm.engine.scheduler.submit(request)
     assert [len(llm.engine.step().sampled) for _ in range(3)] == [0, 0, 1]
-    assert request.generated == _greedy(range(10), 1)
+    assert request.generated == greedy(range(10), 1)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

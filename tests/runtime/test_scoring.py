@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from toy_model import VOCAB, WINDOWS, reference_logits
+from toy_model import WINDOWS, reference_logits
+from toy_session import VOCAB
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
