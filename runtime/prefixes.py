@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
-@dataclass
+@dataclass(eq=False)
 class Prefix:
     """One span. tiles: per group of layers int32 [heads, n].
 
@@ -51,13 +51,13 @@ class Prefixes:
     def __init__(self, groups: int) -> None:
         self.idle_tiles = [0] * groups
         self._known: dict[bytes, Prefix] = {}
-        self._idle: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._idle: OrderedDict[bytes, Prefix] = OrderedDict()  # the longest unused first
         self._sink_of: dict[int, Prefix] = {}
 
     @property
-    def sink_rows(self) -> set[int]:
-        """Rows whose exact buffer some prefix needs."""
-        return set(self._sink_of)
+    def sole_sinks(self) -> list[int]:
+        """Rows that alone hold the first tile of some prompt, the longest unused first."""
+        return [row for row, prefix in self._sink_of.items() if len(prefix.sink_rows) == 1]
 
     def find(self, keys: list[bytes]) -> list[Prefix]:
         """The prefixes of the longest known beginning of `keys`."""
@@ -75,47 +75,41 @@ class Prefixes:
         prefix = self._known[key] = Prefix(key, tiles)
         return prefix
 
-    def leave(self, prefix: Prefix) -> list[NDArray[np.int32]] | None:
-        """Count one row less; the tiles if they are free now, because nobody can find the prefix again."""
+    def leave(self, prefix: Prefix) -> None:
+        """Count one row less."""
         prefix.users -= 1
-        if prefix.users:
-            return None
-        if self._known.get(prefix.key) is not prefix:
-            return prefix.tiles
-        self._idle[prefix.key] = prefix
-        self._count_idle(prefix, 1)
-        return None
+        if not prefix.users:
+            self._idle[prefix.key] = prefix
+            self._count_idle(prefix, 1)
 
     def evict(self) -> list[NDArray[np.int32]] | None:
         """Forget the prefix that has been unused longest, and return its tiles; None when all are in use."""
         if not self._idle:
             return None
-        _, prefix = self._idle.popitem(last=False)
+        prefix = next(iter(self._idle.values()))
         for row in prefix.sink_rows:
             del self._sink_of[row]
         return self._forget(prefix)
 
     def hold_sink(self, row: int, prefix: Prefix) -> None:
-        """Note that the exact buffer of `row` holds the first tile of `prefix`'s prompt."""
+        """Note that `row` uses the first tile of `prefix`'s prompt, and holds it in its exact buffer."""
         prefix.sink_rows.add(row)
+        self._sink_of.pop(row, None)
         self._sink_of[row] = prefix
 
     def lose_sink(self, row: int) -> list[NDArray[np.int32]] | None:
-        """Note that it does so no more; the tiles of a prefix that is lost with it, if nobody uses them."""
+        """Note that it does so no more; the tiles of a prefix that is lost with it, which no row uses."""
         prefix = self._sink_of.pop(row, None)
         if prefix is None:
             return None
         prefix.sink_rows.discard(row)
         if prefix.sink_rows:
             return None
-        if prefix.users:
-            del self._known[prefix.key]
-            return None
-        del self._idle[prefix.key]
         return self._forget(prefix)
 
     def _forget(self, prefix: Prefix) -> list[NDArray[np.int32]]:
-        del self._known[prefix.key]
+        assert not prefix.users, "rows that use a prefix hold its sink"
+        del self._known[prefix.key], self._idle[prefix.key]
         self._count_idle(prefix, -1)
         return prefix.tiles
 

@@ -157,11 +157,11 @@ class TileTables:
             self._encodes = False
 
     def pick_row(self, free: Sequence[int], keys: list[bytes]) -> int:
-        """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or that nobody needs."""
+        """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or whose loss costs least."""
         found = self._prefixes.find(keys[:1])
         holders = found[0].sink_rows if found else set[int]()
-        needed = self._prefixes.sink_rows
-        return min(free, key=lambda row: (row not in holders, row in needed, row))
+        needed = {row: rank for rank, row in enumerate(self._prefixes.sole_sinks, 1)}
+        return min(free, key=lambda row: (row not in holders, needed.get(row, 0), row))
 
     def admit(self, row: int, keys: list[bytes], lengths: Ints) -> int | None:
         """Give the empty `row` the tiles known of a prompt of these keys, and return how many tokens they hold.
@@ -178,8 +178,9 @@ class TileTables:
             self._take_back(self._prefixes.lose_sink(row))
         if not found:
             return 0
-        if holders and row not in holders:
-            self.sink_copies.append((min(holders), row))
+        if holders:
+            if row not in holders:
+                self.sink_copies.append((min(holders), row))
             self._prefixes.hold_sink(row, found[0])
         for prefix in found:
             self._prefixes.use(prefix)
@@ -203,7 +204,7 @@ class TileTables:
     def release(self, row: int) -> None:
         """Free every tile of `row`; those of prefixes stay until they are needed."""
         for prefix in reversed(self._used[row]):  # the longest beginning is evicted first
-            self._take_back(self._prefixes.leave(prefix))
+            self._prefixes.leave(prefix)
         self._used[row] = []
         for group in self._groups:
             group.release(row)

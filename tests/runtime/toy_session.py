@@ -32,6 +32,7 @@ class ToySession:
         ]
         self._encoding = [i for i, layer in enumerate(cache.layers) if layer.exact_bytes]
         self._left = np.zeros((2, capacity.rows), np.int64)  # tokens held and encoded after a row's last step
+        self._left[1] = cache.tile_tokens
 
     def run(self, step: PackedStep) -> Outputs:
         """Hash what each sampled token sees; then the tiles that are full are encoded."""
@@ -74,8 +75,8 @@ class ToySession:
             assert before <= held and before <= after <= total
             assert held - max(before, size) < size and total - max(after, size) < size, "of the newest tile a part"
             if held == self._left[0, row]:
-                assert before == self._left[1, row]
-            self._left[:, row] = total, after
+                assert max(before, size) == self._left[1, row]
+            self._left[:, row] = total, max(after, size)
         before = tables.encoded_lens[0, self._encoding[0], :, 0].astype(np.int64)
         return np.maximum(before, size)
 

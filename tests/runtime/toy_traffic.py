@@ -106,6 +106,25 @@ def check_tiles(llm: LLM) -> None:
         assert sorted(group._free.tolist()) == list(range(len(group._free)))
 
 
+def check_ownership(tables: TileTables) -> None:
+    """Every tile is free, or of one prefix, or of one row; and prefixes know the rows that use them."""
+    prefixes = tables._prefixes
+    for index, group in enumerate(tables._groups):
+        owned = [group._free[: group.free_count], *(p.tiles[index].ravel() for p in prefixes._known.values())]
+        for row in range(len(tables.held)):
+            first = max(int(group.first[row]), int(group._shared[row]))
+            owned.append(tables.tile_table[group._layers[0], row, : group.heads, first : int(group.end[row])].ravel())
+        assert sorted(np.concatenate(owned).tolist()) == list(range(len(group._free)))
+        assert prefixes.idle_tiles[index] == sum(p.tiles[index].size for p in prefixes._idle.values())
+    for key, prefix in prefixes._known.items():
+        assert prefix.key == key and prefix.users == sum(prefix in used for used in tables._used)
+        assert (key in prefixes._idle) == (prefix.users == 0)
+        assert all(prefixes._sink_of[row] is prefix for row in prefix.sink_rows)
+    for row, used in enumerate(tables._used):
+        assert all(prefixes._known[prefix.key] is prefix for prefix in used)
+        assert not used or not len(tables._encoding) or row in used[0].sink_rows
+
+
 def evict_all(tables: TileTables) -> None:
     """Forget every prefix that no row uses."""
     while (tiles := tables._prefixes.evict()) is not None:
