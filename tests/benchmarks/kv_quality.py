@@ -69,7 +69,7 @@ def main() -> int:
             times = f"{result.answers.seconds:.0f} s, {result.codec_seconds:.0f} s of it in the codec"
             print(f"{result.cache.name}: {share}, {times}", file=sys.stderr, flush=True)
             results.append(result)
-        save(args.json, accuracy_json(results))
+            save(args.json, accuracy_json(results))  # what is there, should a long run be stopped
         print(accuracy_table(results))
     return 0
 
