@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,10 @@ class OrtSession:
         if missing:
             names = ", ".join(sorted(missing))
             raise ArtifactError(f"{root}: manifest and decoder graph differ in inputs {names}; build the engine again")
+        for name in sorted(_of_cache(self._buffers) - {spec.name for spec in graph.inputs}):
+            raise ArtifactError(
+                f"{root}: the decoder graph takes no {name!r}, which the cache has; build the engine again"
+            )
         for spec in graph.outputs:
             known = _OUTPUTS if spec.alias is None else {f"{spec.alias}.out": expected.get(spec.alias, "")}
             _check_spec(root, "output", spec, known)
@@ -129,9 +134,17 @@ def _aligned_zeros(count: int, size: int) -> NDArray[np.int8]:
     return raw[start : start + count * size].reshape(count, size)
 
 
+def _of_cache(names: Iterable[str]) -> set[str]:
+    """Those that belong to one layer's cache."""
+    return {name for name in names if name.startswith("kv.")}
+
+
 def _check_spec(root: Path, kind: str, spec: TensorSpec, expected: dict[str, str]) -> None:
     where = f"{root}: decoder {kind} {spec.name!r}"
     if spec.name not in expected:
+        if _of_cache([spec.name]):
+            known = ", ".join(sorted(_of_cache(expected)))
+            raise ArtifactError(f"{where}: not in the manifest's cache, which has {known}; build the engine again")
         known = ", ".join(sorted(expected))
         raise ArtifactError(f"{where}: unknown to this runtime, expected one of {known}; upgrade enginewright")
     if spec.dtype != expected[spec.name]:

@@ -38,8 +38,9 @@ def traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
     for layer in manifest.cache.layers:
         seen = np.minimum(contexts, layer.window) if layer.window else contexts
         exact = np.zeros_like(seen)
-        if layer.exact_bytes:  # the newest tokens, and the first tile if it is in sight
-            exact = np.minimum(contexts % size + size * (seen == contexts), seen)
+        if layer.exact_bytes:  # the newest tile, with the token itself, and what is in sight of the first one
+            newest, first = (contexts - 1) % size + 1, np.maximum(size - (contexts - seen), 0)
+            exact = np.minimum(newest + first, seen)
         cache += layer.kv_heads * layer.tile_bytes / size * float((seen - exact).mean())
         cache += layer.kv_heads * layer.exact_bytes / size * float(exact.mean())
     return Traffic(

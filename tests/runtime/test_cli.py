@@ -96,6 +96,61 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
     assert described["cache"]["tokens_per_gib"] == 2**30 // 256
 
 
+def test_inspect_says_what_an_encoded_cache_holds(capsys: Capture, tmp_path: Path) -> None:
+    """Two layers of 2 heads and 128 dimensions, K at 4 and V at 2 bits, and one plain layer with a window of 256."""
+    encoded = {"kv_heads": 2, "key_dim": 128, "value_dim": 128, "tile_bytes": 13824, "exact_bytes": 65536}
+    windowed = {"kv_heads": 1, "key_dim": 128, "value_dim": 128, "tile_bytes": 65536, "window": 256}
+    layers = tuple(artifact.CacheLayer(**layer) for layer in (encoded, encoded, windowed))
+    manifest = artifact.Manifest(
+        name="hand-made",
+        created_by="tests",
+        model=artifact.Model(family="toy", vocab_size=9, hidden_size=8, max_positions=4096, parameters=1),
+        limits=artifact.Limits(max_batch=4, max_context=4096),
+        cache=artifact.Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=layers),
+        graphs={},
+    )
+    artifact.save(manifest, tmp_path)
+    inspect = ["inspect", str(tmp_path)]
+    assert cli.main([*inspect, "--json"]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    exact = 2 * 2 * 2 * 65536
+    assert cache == {
+        "kind": "kvarn",
+        "kv_bits": 16,
+        "layers": 3,
+        "windowed_layers": 1,
+        "encoded_layers": 2,
+        "bytes_per_token": 4 * 108,
+        "times_under_16_bits": 4.74,
+        "windowed_bytes_per_request": 3 * 65536,
+        "exact_bytes_per_request": exact,
+        "tokens_per_gib": 2**30 // 432,
+        "memory": 2**30,
+        "context": 4096,
+        "requests": 2**30 // (4 * 31 * 13824 + 5 * 65536 + exact),
+    }
+    assert cli.main([*inspect, "--json", "--memory", "0.25", "--context", "1024"]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    assert (cache["memory"], cache["context"]) == (2**28, 1024)
+    assert cache["requests"] == 2**28 // (4 * 7 * 13824 + 5 * 65536 + exact)
+    assert cli.main([*inspect, "--memory", "0.5", "--context", "300"]) == 0
+    text = capsys.readouterr().out
+    assert "kvarn, 16 bits where not encoded, 3 layers" in text
+    assert "432 bytes per token (4.74 times fewer than 16-bit ones)" in text
+    assert "512.0 KiB per request for the first and the newest tokens, which are not encoded" in text
+    assert "1 windowed layers, 192.0 KiB per request at most" in text
+    assert f"512.0 MiB hold {2**29 // (4 * 13824 + 3 * 65536 + exact)} requests of 300 tokens" in text
+
+
+def test_inspect_refuses_what_no_request_and_no_memory_is(capsys: Capture, tiny_engine: Path) -> None:
+    inspect = ["inspect", str(tiny_engine)]
+    for context in ("0", "-1", "1025"):
+        message = _fails(capsys, *inspect, "--context", context)
+        assert f"--context: got {context}, expected 1 to 1024, the engine's limit" in message
+    for memory in ("0", "-2", "nan", "inf"):
+        assert "expected a positive number of GiB" in _fails(capsys, *inspect, "--memory", memory)
+
+
 def test_help_names_every_command(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])

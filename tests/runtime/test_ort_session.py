@@ -164,3 +164,72 @@ def test_a_broken_graph_is_an_artifact_error(make_engine: Callable[..., Path]) -
     _save(root, manifest, files=(artifact.describe_file(root, path),))
     with pytest.raises(ArtifactError, match=r"decoder\.onnx: onnxruntime .* cannot load it"):
         load(root, 1)
+
+
+@pytest.fixture(scope="module")
+def kvarn_engine(make_engine: Callable[..., Path]) -> Path:
+    """Two of three layers encode their tiles."""
+    return make_engine(windows=(0, 0, 0), encoded=(True, False, True))
+
+
+def test_an_encoded_cache_serves_what_a_request_gets_alone(kvarn_engine: Path) -> None:
+    prompts = _prompts(1, 127, 128, 129, 300, 5, 260)
+    sampling = Sampling(max_tokens=150, ignore_eos=True)
+    with load(kvarn_engine, 1, max_batch=1, prefill_chunk=128, prefix_reuse=False) as alone:
+        expected = [alone.generate([prompt], sampling)[0].token_ids for prompt in prompts]
+        logits = [alone.logits([*p, *ids[:-1]])[len(p) - 1 :] for p, ids in zip(prompts, expected, strict=True)]
+    for options in ({"max_batch": 4}, {"max_batch": 3, "cache_tokens": 640}):
+        with load(kvarn_engine, 2, prefill_chunk=128, **options) as llm:
+            for done, ids, seen in zip(llm.generate(prompts * 2, sampling), expected * 2, logits * 2, strict=True):
+                differs = np.flatnonzero(np.array(done.token_ids) != np.array(ids))
+                if len(differs):  # a near tie, decided by rounding
+                    at = differs[0]
+                    assert seen[at, done.token_ids[at]] >= seen[at].max() - 0.05
+
+
+def test_a_reused_prompt_gives_the_same_tokens(kvarn_engine: Path) -> None:
+    """The first tile is copied to another row while its holder runs, and found in place when it has ended."""
+    (prompt,), sampling = _prompts(300), Sampling(max_tokens=140, ignore_eos=True)
+    with load(kvarn_engine, 1, prefill_chunk=128) as llm:
+        handle = llm.submit(prompt, sampling)
+        next(iter(handle))
+        done = [llm.generate([prompt], sampling)[0], handle.result(), llm.generate([prompt], sampling)[0]]
+        assert [each.reused_tokens for each in done] == [256, 0, 256]
+        assert len({each.token_ids for each in done}) == 1
+        for index in (0, 2):
+            exact = llm.engine.session._buffers[f"kv.{index}.exact"]
+            assert exact.shape == (8, 2, 2, 2 * 128 * 16) and exact.dtype == np.float16
+            assert exact[0, :, 0].any() and (exact[1, :, 0] == exact[0, :, 0]).all()
+            assert not exact[2:].any()
+
+
+def test_rows_are_their_own_slots(kvarn_engine: Path) -> None:
+    with load(kvarn_engine, 1) as llm:
+        buffers = llm.engine.session._buffers
+        assert buffers["slots"].tolist() == list(range(8)) and buffers["slots"].dtype == np.int32
+        assert buffers["encoded_lens"] is llm.engine.scheduler._tables.encoded_lens
+        assert buffers["encoded_lens"].shape == (2, 3, 8, 2)
+        assert not any(name.startswith("kv.1.") and name.endswith("exact") for name in buffers)
+
+
+@pytest.mark.parametrize(
+    ("exact_bytes", "message"),
+    [
+        (
+            (0, 0, 8192),
+            r"input 'kv\.0\.exact': not in the manifest's cache, which has kv\.0\.tiles, .*; build the engine",
+        ),
+        ((8192, 8192, 8192), r"the decoder graph takes no 'kv\.1\.exact', which the cache has; build the engine again"),
+    ],
+)
+def test_a_cache_that_is_not_the_graphs_is_refused(
+    make_engine: Callable[..., Path], exact_bytes: tuple[int, ...], message: str
+) -> None:
+    root = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
+    manifest = artifact.load(root)
+    assert [layer.exact_bytes for layer in manifest.cache.layers] == [8192, 0, 8192]
+    layers = zip(manifest.cache.layers, exact_bytes, strict=True)
+    changed = tuple(dataclasses.replace(layer, exact_bytes=size) for layer, size in layers)
+    artifact.save(dataclasses.replace(manifest, cache=dataclasses.replace(manifest.cache, layers=changed)), root)
+    with pytest.raises(ArtifactError, match=message):
+        load(root, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_model import FULL, WINDOWS, Encoding, make_llm
+from toy_model import FULL, WINDOWS, Encoding, make_cache, make_llm
 from toy_session import VOCAB
 from toy_traffic import Arrival, Kept, check_outputs, check_ownership, check_tiles, serve, watch
 
@@ -15,6 +15,7 @@ from enginewright.runtime.prefixes import span_keys
 from enginewright.runtime.request import Generation
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler, Step
+from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
 
 SPAN = 8
 CASES = {
@@ -234,6 +235,26 @@ def test_spans_are_chunks_where_tiles_are_encoded_and_windows_rule_them_out() ->
     assert plan(3, windows=FULL, encoding=Encoding()) == (4, 4, 7, 3 + 7)
     assert plan(11, False, windows=FULL, encoding=Encoding()) == (8, 0, 11, 3 + 11)
     assert plan(11, windows=WINDOWS, encoding=Encoding((True, False, True, False))) == (8, 0, 11, 3 + 11)
+
+
+def test_a_row_is_admitted_when_what_it_does_not_share_finds_tiles() -> None:
+    """Ten tiles for each head: of 17 tokens two spans of two tiles are shared; the fifth is a row's own."""
+    sizes = {"rows": 3, "context": 64, "step_tokens": 64}
+    cache = make_cache(4, FULL)
+    tiles = plan_tiles(cache, **sizes, cache_tokens=40)
+    tables = TileTables(cache, Capacity(**sizes, logit_rows=4, tiles=tiles, span=SPAN))
+    keys, share = span_keys(np.array(A[:17]), SPAN), np.array([17, 0, 0])
+    assert tables.admit(0, keys, share) == 0
+    assert tables.grow(share)
+    tables.advance(share)
+    assert tables.publish(0, keys[0]) and tables.publish(0, keys[1]) and not tables.publish(0, keys[1])
+    assert tables.admit(1, keys, np.array([17, 37, 0])) is None and tables.held[1] == 0
+    assert tables.admit(1, keys, np.array([17, 36, 0])) == tables.held[1] == 16
+    tables.release(1)
+    tables.release(0)
+    assert tables.admit(2, keys, np.array([0, 0, 41])) is None and tables.held[2] == 0
+    assert tables.admit(2, keys, np.array([0, 0, 40])) == tables.held[2] == 16
+    assert tables.tile_table[0, 2, :, :4].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_a_key_stands_for_its_tokens_and_all_before() -> None:

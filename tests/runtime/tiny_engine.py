@@ -1,7 +1,8 @@
-"""A tiny decoder graph around the real PagedAttention op, and the directory it lives in."""
+"""A tiny decoder graph around the real attention ops, and the directory it lives in."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,41 @@ import tokenizers
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS, tile_bytes
+from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes, tile_bytes
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Cache, CacheLayer, Graph, Limits, Manifest, Model, TensorSpec
 
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
-TYPES = {"int64": T.INT64, "int32": T.INT32, "int8": T.INT8, "float32": T.FLOAT}
+HEADS, KV_HEADS, HEAD_DIM, BITS = 4, 2, 16, 8
+TYPES = {"int64": T.INT64, "int32": T.INT32, "int8": T.INT8, "float32": T.FLOAT, "float16": T.FLOAT16}
 
 
-def _specs(windows: tuple[int, ...], vocab: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    layers, size = len(windows), tile_bytes(HEAD_DIM, HEAD_DIM, 16)
-    pools = [f"kv.{i}.tiles" for i in range(layers)]
+def _cache_layer(window: int, encoded: bool) -> CacheLayer:
+    size = kvarn_tile_bytes(HEAD_DIM, BITS, BITS) if encoded else tile_bytes(HEAD_DIM, HEAD_DIM, 16)
+    return CacheLayer(
+        kv_heads=KV_HEADS,
+        key_dim=HEAD_DIM,
+        value_dim=HEAD_DIM,
+        tile_bytes=size,
+        window=window,
+        exact_bytes=kvarn_exact_bytes(HEAD_DIM) if encoded else 0,
+    )
+
+
+def _buffers(index: int, layer: CacheLayer) -> list[TensorSpec]:
+    """A layer's cache: its pool, and the exact tiles where others are encoded."""
+    pool = TensorSpec(name=f"kv.{index}.tiles", dtype="int8", shape=(f"tiles{index}", layer.tile_bytes))
+    shape = ("B", KV_HEADS, "F", layer.exact_bytes // 2)
+    exact = TensorSpec(name=f"kv.{index}.exact", dtype="float16", shape=shape)
+    return [pool, exact] if layer.exact_bytes else [pool]
+
+
+def _specs(cache: tuple[CacheLayer, ...], vocab: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    layers, is_encoded = len(cache), any(layer.exact_bytes for layer in cache)
+    pools = [spec for index, layer in enumerate(cache) for spec in _buffers(index, layer)]
+    encoding = [
+        TensorSpec(name="slots", dtype="int32", shape=("B",)),
+        TensorSpec(name="encoded_lens", dtype="int32", shape=(2, layers, "B", KV_HEADS)),
+    ]
     inputs = [
         TensorSpec(name="input_ids", dtype="int64", shape=("T",)),
         TensorSpec(name="position_ids", dtype="int64", shape=("T",)),
@@ -29,17 +54,33 @@ def _specs(windows: tuple[int, ...], vocab: int) -> tuple[list[TensorSpec], list
         TensorSpec(name="sample_rows", dtype="int64", shape=("N",)),
         TensorSpec(name="kv_lens", dtype="int32", shape=(layers, "B", KV_HEADS)),
         TensorSpec(name="tile_table", dtype="int32", shape=(layers, "B", KV_HEADS, "M")),
-        *(TensorSpec(name=pool, dtype="int8", shape=(f"{pool}.count", size)) for pool in pools),
+        *(encoding if is_encoded else []),
+        *pools,
     ]
     outputs = [
         TensorSpec(name="logits", dtype="float32", shape=("N", vocab)),
         TensorSpec(name="greedy_tokens", dtype="int64", shape=("N",)),
-        *(TensorSpec(name=f"{p}.out", dtype="int8", shape=(f"{p}.count", size), alias=p) for p in pools),
+        *(dataclasses.replace(spec, name=f"{spec.name}.out", alias=spec.name) for spec in pools),
     ]
     return inputs, outputs
 
 
-def _graph(windows: tuple[int, ...], vocab: int, context: int) -> tuple[onnx.ModelProto, Graph]:
+def _attention(index: int, layer: CacheLayer) -> onnx.NodeProto:
+    names = [spec.name for spec in _buffers(index, layer)]
+    tables = ["query_starts", "kv_lens", "tile_table", *(["slots", "encoded_lens"] if layer.exact_bytes else [])]
+    return helper.make_node(
+        "KVarNAttention" if layer.exact_bytes else "PagedAttention",
+        [*(f"{part}{index}" for part in "qkv"), *names, *tables],
+        [f"a{index}", *(f"{name}.out" for name in names)],
+        domain=DOMAIN,
+        layer=index,
+        scale=0.25,
+        window=layer.window,
+        **({"k_bits": BITS, "v_bits": BITS} if layer.exact_bytes else {}),
+    )
+
+
+def _graph(cache: tuple[CacheLayer, ...], vocab: int, context: int) -> tuple[onnx.ModelProto, Graph]:
     """Return the model: x = embed + position, plus attention(x) per layer, logits = x @ head; all from one seed."""
     rng = np.random.default_rng(0)
     hidden = HEADS * HEAD_DIM
@@ -58,27 +99,17 @@ def _graph(windows: tuple[int, ...], vocab: int, context: int) -> tuple[onnx.Mod
         return output
 
     x = add("Add", [add("Gather", ["embed", "input_ids"], "e"), add("Gather", ["positions", "position_ids"], "p")], "x")
-    for i, window in enumerate(windows):
+    for i, layer in enumerate(cache):
         for name, width, shape in (("q", HEADS, "q_shape"), ("k", KV_HEADS, "kv_shape"), ("v", KV_HEADS, "kv_shape")):
             weights[f"{name}{i}.w"] = rng.standard_normal((hidden, width * HEAD_DIM), np.float32) / 8
             add("Reshape", [add("MatMul", [x, f"{name}{i}.w"], f"{name}{i}.flat"), shape], f"{name}{i}")
         weights[f"o{i}.w"] = rng.standard_normal((hidden, hidden), np.float32) / 4
-        nodes.append(
-            helper.make_node(
-                "PagedAttention",
-                [f"q{i}", f"k{i}", f"v{i}", f"kv.{i}.tiles", "query_starts", "kv_lens", "tile_table"],
-                [f"a{i}", f"kv.{i}.tiles.out"],
-                domain=DOMAIN,
-                layer=i,
-                scale=0.25,
-                window=window,
-            )
-        )
+        nodes.append(_attention(i, layer))
         out = add("MatMul", [add("Reshape", [f"a{i}", "flat"], f"a{i}.flat"), f"o{i}.w"], f"o{i}")
         x = add("Add", [x, out], f"x{i}")
     add("MatMul", [add("Gather", [x, "sample_rows"], "last"), "head"], "logits")
     add("GreedySample", ["logits"], "greedy_tokens", domain=DOMAIN)
-    inputs, outputs = _specs(windows, vocab)
+    inputs, outputs = _specs(cache, vocab)
     proto = helper.make_graph(
         nodes,
         "decoder",
@@ -88,7 +119,7 @@ def _graph(windows: tuple[int, ...], vocab: int, context: int) -> tuple[onnx.Mod
     )
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)])
     model.ir_version = 10
-    ops = {name: OPS[name].version for name in ("PagedAttention", "GreedySample")}
+    ops = {node.op_type: OPS[node.op_type].version for node in nodes if node.op_type in OPS}
     return model, Graph(files=(), inputs=tuple(inputs), outputs=tuple(outputs), ops=ops)
 
 
@@ -96,14 +127,16 @@ def write_engine(
     root: Path,
     *,
     windows: tuple[int, ...] = (0, 64, 0),
+    encoded: tuple[bool, ...] = (False, False, False),
     vocab: int = 300,
     max_batch: int = 8,
     max_context: int = 1024,
     tokenizer: tokenizers.Tokenizer | None = None,
     config: str = "{}",
 ) -> Path:
-    """Write an engine directory of random weights and return it."""
-    model, graph = _graph(windows, vocab, max_context)
+    """Write an engine directory of random weights and return it; encoded: the layers whose cache is KVarN's."""
+    cache = tuple(_cache_layer(*layer) for layer in zip(windows, encoded, strict=True))
+    model, graph = _graph(cache, vocab, max_context)
     (root / "graphs").mkdir(parents=True)
     onnx.save(model, root / "graphs/decoder.onnx")
     files = []
@@ -112,8 +145,6 @@ def write_engine(
         tokenizer.save(str(root / "tokenizer/tokenizer.json"))
         (root / "tokenizer/tokenizer_config.json").write_text(config)
         files = [artifact.describe_file(root, path) for path in sorted((root / "tokenizer").iterdir())]
-    layer = {"kv_heads": KV_HEADS, "key_dim": HEAD_DIM, "value_dim": HEAD_DIM}
-    size = tile_bytes(HEAD_DIM, HEAD_DIM, 16)
     manifest = Manifest(
         name="tiny",
         created_by="tests",
@@ -122,10 +153,10 @@ def write_engine(
         ),
         limits=Limits(max_batch=max_batch, max_context=max_context),
         cache=Cache(
-            kind="paged",
+            kind="kvarn" if any(encoded) else "paged",
             tile_tokens=TILE_TOKENS,
             kv_bits=16,
-            layers=tuple(CacheLayer(**layer, tile_bytes=size, window=window) for window in windows),
+            layers=cache,
         ),
         graphs={
             "decoder": Graph(
