@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from reasoning_batches import IGNORED, Batch
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs[rows, width] and labels[rows, width], int64
+IGNORED = -100  # the label that the loss skips
 WARMUP_STEPS = 60
 DECAY_SHARE = 0.4  # of all steps, at the end, during which the learning rate falls to 0
 REPORT_EVERY = 20
@@ -22,7 +23,7 @@ def fit(
     compiled: bool,
     after_step: Callable[[int], None],
 ) -> None:
-    """Minimise the loss over the replies; `after_step` is told how many steps are done."""
+    """Minimise the loss over the labelled tokens; `after_step` is told how many steps are done."""
     device = next(model.parameters()).device
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
     body = torch.compile(model.model, dynamic=False) if compiled else model.model

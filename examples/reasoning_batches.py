@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import torch
+from fit import IGNORED, Batch
 from reasoning_tokenizer import END
 from small_talk import SMALL_TALK, SYSTEM_PROMPTS
 from transformers import PreTrainedTokenizerFast
@@ -16,10 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from enginewright.runtime.evaluation.problems import Problem
 
 Encoded = tuple[list[int], list[int]]  # token ids and labels, equally long
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs[rows, width] and labels[rows, width], int64
 WIDTHS = (128, 256, 512, 768, 1024, 1536)
 TOKENS_PER_STEP = 8192
-IGNORED = -100  # the label that the loss skips
 SMALL_TALK_SHARE, SYSTEM_SHARE = 0.03, 0.1  # relative to the number of problems
 
 

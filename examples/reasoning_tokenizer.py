@@ -2,10 +2,9 @@
 
 import random
 from itertools import islice
-from pathlib import Path
 
 from small_talk import SMALL_TALK, SYSTEM_PROMPTS
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_qwen3 import byte_level_bpe
 from transformers import PreTrainedTokenizerFast
 
 from enginewright.runtime.evaluation.problems import training_problems
@@ -26,23 +25,9 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTrainedTokenizerFast:
     """A tokenizer with `vocab_size` entries learned from generated problems and the words of the chat template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, START, END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    core = byte_level_bpe(_corpus(seed), split=SPLIT, vocab_size=vocab_size, special_tokens=[PAD, START, END])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
+        tokenizer_object=core,
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=[START],
@@ -51,11 +36,6 @@ def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTr
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
-    tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
 def _corpus(seed: int) -> list[str]:

@@ -3,6 +3,7 @@
 Other Python versions have other texts; figures are comparable within one version. A document is held out by its name.
 """
 
+import random
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pydoc_data.topics import topics
 HELD_OUT_SHARE = 24  # one in this many documents is never trained on
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 SMALLEST, LARGEST = 500, 200_000  # characters: neither empty modules nor tables
+LARGEST_HELD_OUT = 30_000  # characters, so that no one document is most of the held-out text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +42,14 @@ def documents() -> Iterator[Document]:
     for topic in sorted(topics):
         if len(topics[topic]) >= SMALLEST:
             yield Document(name=f"topic {topic}", text=topics[topic])
+
+
+def held_out_text() -> str:
+    """Held-out documents in a fixed mixed order, with blank lines between.
+
+    Those with a copyright notice of their own are left out: the rest is under Python's licence alone.
+    """
+    texts = [document.text for document in documents() if document.held_out]
+    texts = [text for text in texts if len(text) <= LARGEST_HELD_OUT and "copyright" not in text.lower()]
+    random.Random(0).shuffle(texts)
+    return "\n\n".join(texts)

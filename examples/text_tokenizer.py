@@ -1,8 +1,8 @@
-"""Trains the text model's tokenizer: byte-level BPE, so that any text can be encoded."""
+"""Trains the text model's tokenizer: byte-level BPE of words and of a source file's runs of signs and spaces."""
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_qwen3 import byte_level_bpe
 from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
@@ -12,23 +12,8 @@ SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
     """A tokenizer with `vocab_size` entries learned from `texts`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level_bpe(texts, split=SPLIT, vocab_size=vocab_size, special_tokens=[END]),
         bos_token=END,
         eos_token=END,
         pad_token=END,

@@ -1,4 +1,4 @@
-"""The numbered examples run on an engine of the checkpoint that the repository carries."""
+"""The checkpoints that the repository carries do what their cards say, and the examples run."""
 
 from __future__ import annotations
 
@@ -62,3 +62,19 @@ def test_example_runs(example: str, engine: Path, environment: dict[str, str]) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert not done.stderr
+
+
+@pytest.mark.slow
+def test_the_reasoning_model_can_be_trained(environment: dict[str, str], tmp_path: Path) -> None:
+    script = str(ROOT / "examples/train_reasoning_model.py")
+    command = [sys.executable, script, "--steps", "1", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "step 1/1" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
