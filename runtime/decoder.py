@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,37 +18,128 @@ from enginewright.runtime.session import Outputs
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a step decides for one request: tokens that are its own from now on, then drafts for the next step to check.
+
+    accepted: how many of `tokens` were this step's drafts.
+    """
+
+    tokens: list[int]
+    accepted: int = 0
+    drafts: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Emission:
-    """One step's decisions: tokens[r] is the next token of the r-th sampled request, logprobs[r] what it asked for."""
+    """One step's decisions: tokens[r] is the next token of the r-th sampled request, logprobs[r] what it asked for.
+
+    more: where steps decide several tokens, all of each request; `tokens` then holds the first of each.
+    """
 
     tokens: NDArray[np.int64]
     logprobs: list[Logprobs | None]
+    more: list[Continuation] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """The tokens that a request's decoding row brought into the step, behind one that the model itself had chosen.
+
+    rows: of the outputs, one for the token that the model had chosen and one for each of `tokens`.
+    """
+
+    rows: slice
+    tokens: list[int]
 
 
 class Decoder(Protocol):
-    """Decides tokens; created once per engine from `manifest.decoding`."""
+    """Decides tokens; created once per engine from `manifest.decoding`.
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation]) -> Emission:
-        """Return the next tokens of `requests`, one per row of `outputs`; may overwrite those."""
+    width: tokens that a decoding row brings into a step at most.
+    """
+
+    width: int
+
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
+        """Return the next tokens of `requests`; may overwrite `outputs`.
+
+        fed: of each request, when width is above 1; otherwise each has one row and `fed` is empty.
+        """
         ...
 
 
 class Autoregressive:
     """One token per row and step, chosen by the row's own Sampling."""
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation]) -> Emission:
+    width = 1
+
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
         """Return one token per request."""
         return Emission(*choose(outputs, requests))
 
 
-DECODERS: dict[str, Callable[[], Decoder]] = {"autoregressive": Autoregressive}
+class MultiToken:
+    """The model's own token and the guesses of its heads at those behind it, for requests that decode greedily.
+
+    Without verification every guess stands, and the model's own choices, known a step later, only count how many of them it
+    shares. With verification guesses are drafts: those stand that the model would have chosen, so what comes out is what
+    plain decoding would give. A request that samples, or changes logits, gets one token a step.
+    """
+
+    def __init__(self, width: int, *, verify: bool) -> None:
+        self.width = width
+        self._verify = verify
+
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
+        """Return one token or more per request."""
+        assert outputs.drafts is not None and outputs.draft_counts is not None
+        more = []
+        for request, each in zip(requests, fed, strict=True):
+            own = outputs.greedy[each.rows].tolist()
+            agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, each.tokens, strict=False)))
+            request.count_guesses(len(each.tokens), agreed if self._verify else _agreements(own, each.tokens))
+            last = each.rows.start + (agreed if self._verify else len(each.tokens))
+            guesses = outputs.drafts[last, 1 : outputs.draft_counts[last]].tolist() if request.is_plain_greedy else []
+            if self._verify:
+                room = request.room - agreed - 2  # behind the last token nothing is decided, so nothing is checked
+                more.append(Continuation([*each.tokens[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
+            else:
+                more.append(Continuation([own[-1], *guesses]))
+        lasts = np.array([each.rows.stop - 1 for each in fed], np.int64)
+        if all(request.is_plain_greedy for request in requests):
+            return Emission(outputs.greedy[lasts], [None] * len(requests), more)
+        tokens, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
+        for i, request in enumerate(requests):
+            if not request.is_plain_greedy:
+                more[i] = Continuation([int(tokens[i])])
+        return Emission(tokens, logprobs, more)
+
+
+def _agreements(own: Sequence[int], guesses: Sequence[int]) -> int:
+    return sum(a == b for a, b in zip(own, guesses, strict=False))
+
+
+def _multi_token(decoding: Mapping[str, Any]) -> MultiToken:
+    width, verify = decoding.get("k"), decoding.get("verify", False)
+    if type(width) is not int or width < 2 or type(verify) is not bool:
+        raise ArtifactError(
+            f"manifest.json: decoding: got k {width!r} and verify {verify!r}, expected a number from 2 on and true or false; "
+            "build the engine again"
+        )
+    return MultiToken(width, verify=verify)
+
+
+DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
+    "autoregressive": lambda _: Autoregressive(),
+    "multi_token": _multi_token,
+}
 
 
 def open_decoder(manifest: Manifest) -> Decoder:
     """Return the decoder of the manifest's decoding kind.
 
     Raises:
-        ArtifactError: this version does not know the kind.
+        ArtifactError: this version does not know the kind, or not its settings.
     """
     kind = manifest.decoding.get("kind")
     if kind not in DECODERS:
@@ -55,4 +147,4 @@ def open_decoder(manifest: Manifest) -> Decoder:
         raise ArtifactError(
             f"manifest.json: decoding.kind: got {kind!r}, expected one of {known}; upgrade enginewright"
         )
-    return DECODERS[kind]()
+    return DECODERS[kind](manifest.decoding)

@@ -75,17 +75,22 @@ class Engine:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
         outputs = self.session.run(step.packed)
-        emission = self.decoder.decode(outputs[: len(step.sampled)], step.sampled)
-        self.scheduler.commit(step, emission.tokens)
+        emission = self.decoder.decode(outputs[: step.decided_rows], step.sampled, step.fed)
+        self.scheduler.commit(step, emission)
         self._deliver(step, outputs.logits, emission)
         return step
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
         """Hand tokens and logits to their requests; those that end leave."""
-        for request, token, logprobs in zip(step.sampled, emission.tokens.tolist(), emission.logprobs, strict=True):
-            if request.receive(token, logprobs):
-                self.scheduler.remove(request)
-        row = len(step.sampled)
+        if emission.more is not None:
+            for request, more, logprobs in zip(step.sampled, emission.more, emission.logprobs, strict=True):
+                if any(request.receive(token, logprobs) for token in more.tokens):  # stops at the last one
+                    self.scheduler.remove(request)
+        else:
+            for request, token, logprobs in zip(step.sampled, emission.tokens.tolist(), emission.logprobs, strict=True):
+                if request.receive(token, logprobs):
+                    self.scheduler.remove(request)
+        row = step.decided_rows
         for scoring, position, count in step.scored:
             if scoring.receive(position, logits[row : row + count]):
                 self.scheduler.remove(scoring)

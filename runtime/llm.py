@@ -71,6 +71,7 @@ def load(
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
         prefix_reuse=prefix_reuse,
+        width=decoder.width,
     )
     tables = TileTables(manifest.cache, capacity)
     try:
@@ -82,9 +83,18 @@ def load(
 
 
 def plan_capacity(
-    manifest: Manifest, *, max_batch: int | None, cache_tokens: int | None, prefill_chunk: int, prefix_reuse: bool
+    manifest: Manifest,
+    *,
+    max_batch: int | None,
+    cache_tokens: int | None,
+    prefill_chunk: int,
+    prefix_reuse: bool,
+    width: int = 1,
 ) -> Capacity:
-    """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights."""
+    """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights.
+
+    width: tokens that a decoding row brings into a step at most.
+    """
     rows = manifest.limits.max_batch if max_batch is None else max_batch
     if not 1 <= rows <= manifest.limits.max_batch:
         raise RequestError(
@@ -94,7 +104,7 @@ def plan_capacity(
     chunk = 0
     if any(layer.exact_bytes for layer in cache.layers):
         chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
-    step_tokens = chunk + rows if chunk else max(prefill_chunk, rows)
+    step_tokens = chunk + rows * width if chunk else max(prefill_chunk, rows * width)
     if cache_tokens is None:
         weights = sum(file.size for file in manifest.graphs["decoder"].files)
         budget = int((available_memory() - weights) * _MEMORY_SHARE)
@@ -106,10 +116,11 @@ def plan_capacity(
         rows=rows,
         context=context,
         step_tokens=step_tokens,
-        logit_rows=rows + scored,
+        logit_rows=rows * width + scored,
         tiles=tiles,
         chunk=chunk,
         span=(chunk or cache.tile_tokens) if can_reuse else 0,
+        width=width,
     )
 
 

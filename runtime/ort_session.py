@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from enginewright.runtime.tiles import EXACT_TILES, Capacity, TileTables
 BACKEND = "onnxruntime"
 _PER_STEP = {"input_ids": "int64", "position_ids": "int64", "query_starts": "int32", "sample_rows": "int64"}
 _OUTPUTS = {"logits": "float32", "greedy_tokens": "int64"}
+_DRAFTS = {"clp_tokens": "int64", "clp_counts": "int64"}
 _ALIGNMENT = 4096
 
 
@@ -41,8 +43,7 @@ class OrtSession:
         self._binding = self._session.io_binding()
         self._buffers = _allocate(manifest, tables, capacity)
         self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
-        logits = np.zeros((capacity.logit_rows, manifest.model.vocab_size), np.float32)
-        self._outputs = Outputs(logits, np.zeros(capacity.logit_rows, np.int64))
+        self._outputs = _allocate_outputs(manifest, graph, capacity)
         self._bound: dict[str, int] = {}
         self._written: dict[str, NDArray[np.generic]] = {}
         self._bind_all(root, graph)
@@ -60,6 +61,9 @@ class OrtSession:
         if self._bound.get("logits") != len(outputs.logits):
             self._bind_output("logits", outputs.logits)
             self._bind_output("greedy_tokens", outputs.greedy)
+            if outputs.drafts is not None and outputs.draft_counts is not None:
+                self._bind_output("clp_tokens", outputs.drafts)
+                self._bind_output("clp_counts", outputs.draft_counts)
         start = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
         self.run_seconds += time.perf_counter() - start
@@ -90,11 +94,14 @@ class OrtSession:
                 f"{root}: the decoder graph takes no {name!r}, which the cache has; build the engine again"
             )
         for spec in graph.outputs:
-            known = _OUTPUTS if spec.alias is None else {f"{spec.alias}.out": expected.get(spec.alias, "")}
+            known = (
+                {**_OUTPUTS, **_DRAFTS} if spec.alias is None else {f"{spec.alias}.out": expected.get(spec.alias, "")}
+            )
             _check_spec(root, "output", spec, known)
             if spec.alias is not None:
                 self._bind_output(spec.name, self._buffers[spec.alias])
-        for name in sorted(_OUTPUTS.keys() - {spec.name for spec in graph.outputs}):
+        needed = {**_OUTPUTS, **_DRAFTS} if self._outputs.drafts is not None else _OUTPUTS
+        for name in sorted(needed.keys() - {spec.name for spec in graph.outputs}):
             raise ArtifactError(f"{root}: the decoder graph has no output {name!r}; build the engine again")
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
@@ -125,6 +132,15 @@ def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dic
             shape = (capacity.rows, layer.kv_heads, EXACT_TILES, layer.exact_bytes // 2)
             buffers[f"kv.{index}.exact"] = exact.view(np.float16).reshape(shape)
     return buffers
+
+
+def _allocate_outputs(manifest: Manifest, graph: Graph, capacity: Capacity) -> Outputs:
+    """Return the outputs at their full size; those of drafts where a step may decide several tokens."""
+    rows = capacity.logit_rows
+    outputs = Outputs(np.zeros((rows, manifest.model.vocab_size), np.float32), np.zeros(rows, np.int64))
+    if capacity.width == 1:
+        return outputs
+    return replace(outputs, drafts=np.zeros((rows, capacity.width), np.int64), draft_counts=np.ones(rows, np.int64))
 
 
 def _aligned_zeros(count: int, size: int) -> NDArray[np.int8]:

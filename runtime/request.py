@@ -39,6 +39,8 @@ class Completion:
     token_ids: every token decided, the one that ended the request included.
     finish_reason: "stop" for an end token or stop string, "length" for max_tokens or the context limit, or "cancelled".
     prompt_tokens: the prompt's length. reused_tokens: of those, how many another request had computed.
+    guessed_tokens: where a step may decide several tokens, guesses that the model itself judged afterwards;
+    agreed_tokens: those among them that it would have chosen.
     logprobs: one per token when asked for.
     seed: of the random stream; with the same prompt and Sampling it gives the same draws again.
     """
@@ -50,6 +52,8 @@ class Completion:
     logprobs: tuple[Logprobs, ...] | None
     seed: int
     reused_tokens: int = 0
+    guessed_tokens: int = 0
+    agreed_tokens: int = 0
 
 
 class Request:
@@ -129,6 +133,7 @@ class Generation(Request):
         self.spans: list[bytes] = []
         self.published = 0
         self._reused: int | None = None
+        self._guessed = self._agreed = 0
         self._limit = limit
         self._ends = ends
         self._detokenizer = detokenizer
@@ -163,6 +168,16 @@ class Generation(Request):
         if reason is not None:
             self._finish(reason)
         return reason is not None
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self._limit - len(self.generated)
+
+    def count_guesses(self, guessed: int, agreed: int) -> None:
+        """Count guesses that have been judged, and those that the model shares."""
+        self._guessed += guessed
+        self._agreed += agreed
 
     def note_reuse(self, tokens: int, span: int) -> None:
         """Note how many tokens are held from the start; of a request that was preempted the first time counts."""
@@ -205,6 +220,8 @@ class Generation(Request):
             logprobs=None if self.sampling.logprobs is None else tuple(self._logprobs),
             seed=self.seed,
             reused_tokens=self._reused or 0,
+            guessed_tokens=self._guessed,
+            agreed_tokens=self._agreed,
         )
         self.events.put(self.completion)
         self.done.set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.decoder import Emission, Fed
 from enginewright.runtime.prefixes import span_keys
 from enginewright.runtime.request import Generation, Request, Scoring
 from enginewright.runtime.session import PackedStep
@@ -18,10 +19,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step's work. Logits come in the order: one row per request in `sampled`, then the rows of `scored`.
+    """One step's work. Logits come in the order: `decided_rows` of the requests in `sampled`, then the rows of `scored`.
 
     share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
     slots: of the requests in `sampled`. scored: with first position and count. reading: those whose prompts go on.
+    fed: which rows are whose, where a step may decide several tokens; otherwise empty, and each request has one row.
     """
 
     packed: PackedStep
@@ -31,6 +33,12 @@ class Step:
     sampled: list[Generation]
     scored: list[tuple[Scoring, int, int]]
     reading: list[Generation]
+    fed: list[Fed]
+
+    @property
+    def decided_rows(self) -> int:
+        """Rows of logits that decide tokens, or judge them."""
+        return self.fed[-1].rows.stop if self.fed else len(self.sampled)
 
 
 class Scheduler:
@@ -48,6 +56,8 @@ class Scheduler:
         self._capacity = capacity
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
         self._count: Ints = np.zeros(capacity.rows, np.int64)
+        self._drafts: Ints = np.zeros(capacity.rows, np.int64)
+        self._trail: Ints = np.zeros(capacity.rows, np.int64)
         self._slots: list[Request | None] = [None] * capacity.rows
         self._steady: Step | None = None  # the last step, when the next one differs from it in ids and positions alone
         self._latest: Ints = np.zeros(0, np.int64)  # its tokens
@@ -88,13 +98,35 @@ class Scheduler:
             self._preempt(newest)
         return self._pack(share)
 
-    def commit(self, step: Step, tokens: Ints) -> None:
+    def commit(self, step: Step, emission: Emission) -> None:
         """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
         self._tables.advance(step.share)
-        self._count += step.ready
-        self._latest = tokens
         for request in step.reading:
             self._publish(request)
+        if emission.more is None:
+            self._count += step.ready
+            self._latest = emission.tokens
+            return
+        for slot, more in zip(step.slots.tolist(), emission.more, strict=True):
+            if rejected := int(self._drafts[slot]) - more.accepted:
+                self._tables.retract(slot, rejected)
+            self._count[slot] += len(more.tokens)
+            drafts = self._checkable(slot, more.drafts)
+            end = int(self._count[slot])
+            self._tokens[slot, end : end + len(drafts)] = drafts
+            self._drafts[slot] = len(drafts)
+            self._trail[slot] = len(drafts) or len(more.tokens) - 1 - more.accepted
+
+    def _checkable(self, slot: int, drafts: list[int]) -> list[int]:
+        """The drafts that can be taken back, and see what they would see if tokens came one by one.
+
+        Where tiles are encoded, so are those up to a tile's last token, which ends the step that encodes the tile.
+        """
+        if not self._capacity.chunk:
+            return drafts
+        size = self._tables.tile_tokens
+        newest = int(self._count[slot]) - 1
+        return drafts[: max(size - 2 - newest % size, 0)]
 
     def _admit(self) -> None:
         """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
@@ -127,11 +159,12 @@ class Scheduler:
 
     def _divide(self) -> Ints:
         """Return how many tokens each row gets in the next step."""
-        pending = self._count - self._tables.held
-        share = np.minimum(pending, 1) if pending.max() <= 1 else np.where(pending == 1, 1, 0)
+        pending = self._count + self._drafts - self._tables.held
+        is_decoding = pending <= self._trail + 1
+        share = np.where(is_decoding, pending, 0)
         budget = self._capacity.step_tokens - int(share.sum())
-        scores = self._capacity.logit_rows - self._capacity.rows
-        for request in self.running if pending.max() > 1 else ():
+        scores = self._capacity.logit_rows - self._capacity.rows * self._capacity.width
+        for request in () if is_decoding.all() else self.running:
             if share[request.slot] or not budget:
                 continue
             limit = min(budget, scores) if isinstance(request, Scoring) else budget
@@ -163,7 +196,7 @@ class Scheduler:
         np.cumsum(share, out=starts[1:])
         rows = np.repeat(np.arange(len(share)), share)
         positions = np.arange(len(rows)) + (held - starts[:-1])[rows]
-        ready = (share > 0) & (held + share == self._count)
+        ready = (share > 0) & (held + share == self._count + self._drafts)
         slots = np.flatnonzero(ready)
         scored: list[tuple[Scoring, int, int]] = []
         wanted = starts[1:][slots].astype(np.int64) - 1
@@ -177,6 +210,13 @@ class Scheduler:
             scored = [(request, int(held[slot]), int(share[slot])) for request, slot in scorings]
             spans = [np.arange(int(share[slot])) + starts[slot] for _, slot in scorings]
             wanted = np.concatenate([starts[1:][slots].astype(np.int64) - 1, *spans])
+        fed: list[Fed] = []
+        if self._capacity.width > 1:
+            fed = self._feed(slots, held + share)
+            judging = [
+                np.arange(len(f.tokens) + 1) - len(f.tokens) + last for f, last in zip(fed, wanted, strict=False)
+            ]
+            wanted = np.concatenate([*judging, wanted[len(fed) :]]) if fed else wanted
         if not len(wanted):
             wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
         packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted, tuple(self._tables.sink_copies))
@@ -184,8 +224,9 @@ class Scheduler:
         reading = [
             r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and share[r.slot]
         ]
-        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading)
-        self._steady = step if len(rows) == len(sampled) == len(self.running) else None
+        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading, fed)
+        is_steady = len(rows) == len(sampled) == len(self.running) and not fed
+        self._steady = step if is_steady else None
         self._spare = 0
         return step
 
@@ -194,8 +235,18 @@ class Scheduler:
         self._spare = (self._spare or self._tables.spare(last.slots)) - 1
         positions = last.packed.position_ids + 1
         packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
-        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored, [])
+        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored, [], [])
         return self._steady
+
+    def _feed(self, slots: Ints, ends: Ints) -> list[Fed]:
+        """Return which rows of logits belong to the requests in `slots`, and what they guessed."""
+        fed, row = list[Fed](), 0
+        for slot in slots.tolist():
+            count = int(self._trail[slot])
+            tokens = self._tokens[slot, ends[slot] - count : ends[slot]].tolist()
+            fed.append(Fed(slice(row, row + count + 1), tokens))
+            row += count + 1
+        return fed
 
     def _preempt(self, request: Request) -> None:
         """Take slot and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
@@ -206,7 +257,7 @@ class Scheduler:
     def _vacate(self, request: Request) -> None:
         assert request.slot is not None
         self._tables.release(request.slot)
-        self._count[request.slot] = 0
+        self._count[request.slot] = self._drafts[request.slot] = self._trail[request.slot] = 0
         self._slots[request.slot] = None
         request.slot = None
         self.running.remove(request)

@@ -32,15 +32,21 @@ class PackedStep:
 class Outputs:
     """What a step gives for its sampled tokens: logits float32 [N, V], and the most probable token int64 [N] of each.
 
-    A token is the lowest id among equals, and -1 where the logits are not finite.
+    A token is the lowest id among equals, and -1 where the logits are not finite. Where the graph emits several tokens a
+    step: drafts int64 [N, k], the greedy token and the heads' guesses at those behind it, and draft_counts int64 [N], how
+    many of them count, at least 1.
     """
 
     logits: Floats
     greedy: Ints
+    drafts: Ints | None = None
+    draft_counts: Ints | None = None
 
     def __getitem__(self, rows: slice) -> Outputs:
         """Return those rows."""
-        return Outputs(self.logits[rows], self.greedy[rows])
+        if self.drafts is None or self.draft_counts is None:
+            return Outputs(self.logits[rows], self.greedy[rows])
+        return Outputs(self.logits[rows], self.greedy[rows], self.drafts[rows], self.draft_counts[rows])
 
 
 class Session(Protocol):

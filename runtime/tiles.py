@@ -25,6 +25,7 @@ class Capacity:
     chunk: 0, or the tokens of a prompt that are computed in one step, all or none; a whole number of tiles, needed where
     tiles are encoded: a token sees its own step's tokens exactly, so results would depend on what else runs.
     span: 0, or the tokens of a prompt that are looked for, and kept, in a piece; a whole number of chunks.
+    width: tokens that a decoding row brings into a step at most.
     """
 
     rows: int
@@ -34,6 +35,7 @@ class Capacity:
     tiles: tuple[int, ...]
     chunk: int = 0
     span: int = 0
+    width: int = 1
 
 
 def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache_tokens: int) -> tuple[int, ...]:
@@ -155,6 +157,11 @@ class TileTables:
         if self._encodes:
             self.encoded_lens[0] = self.encoded_lens[1]
             self._encodes = False
+
+    def retract(self, row: int, tokens: int) -> None:
+        """Take back the newest `tokens` tokens that `row` holds, none of them in an encoded tile."""
+        self.held[row] -= tokens
+        self.kv_lens[:, row] -= tokens
 
     def pick_row(self, free: Sequence[int], keys: list[bytes]) -> int:
         """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or whose loss costs least."""
