@@ -131,7 +131,16 @@ def test_held_out_problems_are_distinct_and_held_out(kind: str, level: str) -> N
 def test_training_leaves_held_out_problems_alone() -> None:
     seen = list(itertools.islice(training_problems(0), 2000))
     assert not any(problem.held_out for problem in seen)
-    assert {(problem.kind, problem.level) for problem in seen} == set(EVERY)
+    assert {problem.kind for problem in seen} == set(KINDS)
+
+
+def test_hard_problems_go_beyond_what_is_practised() -> None:
+    seen = list(itertools.islice(training_problems(0), 2000))
+    assert max(len(p.solution.splitlines()) - 1 for p in seen if p.kind == "variables") == 26
+    assert min(len(p.solution.splitlines()) - 1 for p in held_out_problems("variables", "hard", 40, seed=0)) >= 32
+    for problems, longest in ((seen, 3), (held_out_problems("retrieval", "hard", 40, seed=0), 5)):
+        lines = [line for p in problems if p.kind == "retrieval" for line in p.solution.splitlines()[:-1]]
+        assert max(line.count("=") for line in lines) == longest + 1  # each entry of a path, then the answer
 
 
 @pytest.mark.parametrize(("kind", "level"), EVERY)

@@ -14,6 +14,7 @@ import string
 from enginewright.runtime.evaluation.problems.columns import result_of, worked
 
 STEPS = {"standard": (2, 5), "hard": (12, 22)}
+PRACTISED = {"standard": 5, "hard": 22}  # most steps of a problem trained on
 WIDTH = 3
 LIMIT = 10**WIDTH
 LARGEST_FACTOR = 5  # the tables of 6 to 9 take a small model long to learn, and exercise a cache no more

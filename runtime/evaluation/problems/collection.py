@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from enginewright.runtime.evaluation.problems import arithmetic, lists, retrieval, variables
 from enginewright.runtime.evaluation.problems.problem import LEVELS, Problem
@@ -12,6 +13,7 @@ _MAKERS: dict[str, Callable[[random.Random, int], tuple[str, str]]] = {
     "lists": lists.lists,
     "retrieval": retrieval.retrieval,
 }
+_PRACTICE = {**_MAKERS, "retrieval": partial(retrieval.retrieval, practice=True)}
 _STEPS = {
     "arithmetic": arithmetic.STEPS,
     "variables": variables.STEPS,
@@ -19,6 +21,12 @@ _STEPS = {
     "retrieval": retrieval.STEPS,
 }
 KINDS = tuple(_MAKERS)
+_PRACTISED = {
+    "arithmetic": arithmetic.PRACTISED,
+    "variables": variables.PRACTISED,
+    "lists": lists.PRACTISED,
+    "retrieval": retrieval.PRACTISED,
+}
 _TRAINING_WEIGHTS = {"arithmetic": 1, "variables": 1, "lists": 2, "retrieval": 1}  # lists take longest to learn
 
 
@@ -35,27 +43,28 @@ def sizes_of(kind: str, level: str) -> tuple[int, int]:
     return _STEPS[kind][level]
 
 
-def problem_of_size(kind: str, steps: int, rng: random.Random) -> Problem:
-    """A problem of `steps` steps; hard from the hard level's least size on.
+def problem_of_size(kind: str, steps: int, rng: random.Random, *, practice: bool = False) -> Problem:
+    """A problem of `steps` steps; hard from the hard level's least size on. practice: as training has them.
 
     Raises:
         ValueError: an unknown kind.
     """
     level = "hard" if steps >= sizes_of(kind, "hard")[0] else "standard"
-    question, solution = _MAKERS[kind](rng, steps)
+    question, solution = _PRACTICE[kind](rng, steps) if practice else _MAKERS[kind](rng, steps)
     return Problem(kind=kind, level=level, question=question, solution=solution)
 
 
 def training_problems(seed: int | str, *, hard_share: float = 0.5) -> Iterator[Problem]:
     """An endless mixture of all kinds and sizes, without the held-out problems.
 
-    `hard_share` of them are of any size up to the hard level's largest, the others of any up to the standard level's.
+    `hard_share` of them are of any size up to the largest one practised for the hard level, the others of any up to the
+    standard level's. Hard problems go beyond what is practised in two kinds: more variables, longer paths of keys.
     """
     rng = random.Random(f"training {seed}")
     while True:
         (kind,) = rng.choices(KINDS, [_TRAINING_WEIGHTS[kind] for kind in KINDS])
-        largest = sizes_of(kind, "hard" if rng.random() < hard_share else "standard")[1]
-        problem = problem_of_size(kind, rng.randint(1, largest), rng)
+        largest = _PRACTISED[kind]["hard" if rng.random() < hard_share else "standard"]
+        problem = problem_of_size(kind, rng.randint(1, largest), rng, practice=True)
         if not problem.held_out:
             yield problem
 

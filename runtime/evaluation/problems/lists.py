@@ -16,6 +16,7 @@ import random
 import string
 
 STEPS = {"standard": (3, 7), "hard": (23, 26)}  # 26 letters name the steps
+PRACTISED = {"standard": 7, "hard": 26}  # most steps of a problem trained on
 SHORTEST, LONGEST = 5, 6
 
 

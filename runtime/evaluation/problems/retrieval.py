@@ -16,19 +16,25 @@ import string
 from enginewright.runtime.evaluation.problems.words import WORDS
 
 STEPS = {"standard": (4, 7), "hard": (8, 14)}  # keys asked for
+PRACTISED = {"standard": 7, "hard": 14}  # most keys of a problem trained on
 ENTRIES = {"standard": (16, 32), "hard": (200, 240)}
 PRACTICE_ENTRIES = (4, 64)  # of problems smaller than the standard level's
-LONGEST_PATH = 3  # entries from a key to its number
+LONGEST_PATH = {"standard": 3, "hard": 5}  # entries from a key to its number
+PRACTISED_PATH = 3
 
 
-def retrieval(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) that asks for `steps` keys, 1 to 26, out of a table that is long at the hard level."""
+def retrieval(rng: random.Random, steps: int, *, practice: bool = False) -> tuple[str, str]:
+    """(question, solution) that asks for `steps` keys, 1 to 26, out of a table that is long at the hard level.
+
+    practice: paths are no longer than those trained on.
+    """
     level = "hard" if steps >= STEPS["hard"][0] else "standard"
     least, most = PRACTICE_ENTRIES if steps < STEPS["standard"][0] else ENTRIES[level]
+    longest = PRACTISED_PATH if practice else LONGEST_PATH[level]
     words = rng.sample(WORDS, rng.randint(least, most))
     table: dict[str, str] = {}
     while words:
-        path = [words.pop() for _ in range(min(len(words), rng.randint(1, LONGEST_PATH)))]
+        path = [words.pop() for _ in range(min(len(words), rng.randint(1, longest)))]
         table |= dict(zip(path, [*path[1:], str(rng.randint(10, 99))], strict=True))
     entries = list(table.items())
     rng.shuffle(entries)

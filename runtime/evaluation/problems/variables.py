@@ -16,7 +16,8 @@ import string
 
 from enginewright.runtime.evaluation.problems.columns import result_of, worked
 
-STEPS = {"standard": (4, 6), "hard": (18, 26)}
+STEPS = {"standard": (4, 6), "hard": (32, 42)}
+PRACTISED = {"standard": 6, "hard": 26}  # most steps of a problem trained on
 NAMES = string.ascii_uppercase + "".join(sorted(set(string.ascii_lowercase) - set("bc")))  # b and c mark carries
 WIDTH = 2
 LIMIT = 10**WIDTH
