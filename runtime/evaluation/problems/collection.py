@@ -7,13 +7,14 @@ from functools import partial
 from enginewright.runtime.evaluation.problems import arithmetic, lists, retrieval, variables
 from enginewright.runtime.evaluation.problems.problem import LEVELS, Problem
 
-_MAKERS: dict[str, Callable[[random.Random, int], tuple[str, str]]] = {
+_Maker = Callable[[random.Random, int], tuple[str, str]]
+_MAKERS: dict[str, _Maker] = {
     "arithmetic": arithmetic.arithmetic,
     "variables": variables.variables,
     "lists": lists.lists,
     "retrieval": retrieval.retrieval,
 }
-_PRACTICE = {**_MAKERS, "retrieval": partial(retrieval.retrieval, practice=True)}
+_PRACTICE: dict[str, _Maker] = {**_MAKERS, "retrieval": partial(retrieval.retrieval, practice=True)}
 _STEPS = {
     "arithmetic": arithmetic.STEPS,
     "variables": variables.STEPS,
