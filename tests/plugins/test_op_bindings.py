@@ -50,5 +50,5 @@ def test_depth_mix_takes_a_list() -> None:
 
 
 def test_names_in_torch() -> None:
-    names = ["paged_attention", "kvarn_attention", "depth_mix", "split_qkv", "greedy_sample"]
+    names = ["paged_attention", "kvarn_attention", "depth_mix", "split_qkv", "greedy_sample", "clp_emit"]
     assert [op.torch_name for op in OPS.values()] == names

@@ -30,6 +30,17 @@ struct DepthMixArgs {
   float scale;
 };
 
+// A matrix product with the rows of a weight: x[rows, size], weight[outputs, size] in floats or in codes with a scale
+// for each output, bias[outputs].
+struct LinearArgs {
+  const float* x;
+  std::int64_t rows, size;
+  const float* weight;       // null: codes
+  const std::int8_t* codes;  // [outputs, size]
+  const float* scales;       // [outputs]
+  const float* bias;
+};
+
 // Queries of one row over the tiles [tile_begin, tile_end) of one KV head. A lane is one (query, group head) pair;
 // lane = query * group + group head.
 struct AttentionTask {
@@ -90,6 +101,8 @@ struct Kernels {
   void (*depth_mix)(const DepthMixArgs&, std::int64_t begin, std::int64_t end);
   // Index and value of the largest element, the lowest index among equals; a NaN anywhere gives -1 and NaN.
   void (*argmax)(const float* x, std::int64_t size, std::int64_t* index, float* value);
+  // out[row * stride + o - begin] for the outputs o in [begin, end); a row's result does not depend on the others.
+  void (*linear)(const LinearArgs&, std::int64_t begin, std::int64_t end, float* out, std::int64_t stride);
   float (*read_sum)(const float* x, std::int64_t size);
 };
 

@@ -8,12 +8,13 @@
 #include "kvarn_attend.h"
 #include "kvarn_encode.h"
 #include "kvarn_hold.h"
+#include "linear.h"
 #include "split_heads.h"
 #include "write_tokens.h"
 
 namespace ew {
 
-const Kernels kAvx2Kernels = {"avx2",      write_tokens, attend,    merge,     hold_tokens, attend_kvarn,
-                              merge_kvarn, encode,       split_qkv, depth_mix, argmax,      read_sum};
+const Kernels kAvx2Kernels = {"avx2", write_tokens, attend,    merge,  hold_tokens, attend_kvarn, merge_kvarn,
+                              encode, split_qkv,    depth_mix, argmax, linear,      read_sum};
 
 }  // namespace ew

@@ -21,6 +21,9 @@ inline Vec splat(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Vec load(const Half* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 inline Vec load_one(const Half* p) { return {_mm256_set1_ps(_cvtsh_ss(*p))}; }
+inline Vec load(const std::int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x.v); }
 
 template <class Elem>

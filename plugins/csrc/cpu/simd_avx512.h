@@ -19,11 +19,17 @@ inline Vec splat(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Vec load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 inline Vec load_one(const Half* p) { return {_mm512_set1_ps(_cvtsh_ss(*p))}; }
+inline Vec load(const std::int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
 
 inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline Vec load_part(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 inline Vec load_part(const Half* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))}; }
+inline Vec load_part(const std::int8_t* p, int n) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)))};
+}
 inline void store_part(float* p, Vec x, int n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
 inline void store_half_part(Half* p, Vec x, int n) {
   _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -60,6 +60,7 @@ inline Vec load(const float* p) {
 }
 inline Vec load(const Half* p) { return {Lanes{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}}; }
 inline Vec load_one(const Half* p) { return splat(widen(*p)); }
+inline Vec load(const std::int8_t* p) { return {__builtin_convertvector((IntLanes{p[0], p[1], p[2], p[3]}), Lanes)}; }
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
 template <class Elem>

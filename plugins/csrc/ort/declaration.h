@@ -61,5 +61,6 @@ const DeclaredOp& kvarn_attention_op();
 const DeclaredOp& split_qkv_op();
 const DeclaredOp& depth_mix_op();
 const DeclaredOp& greedy_sample_op();
+const DeclaredOp& clp_emit_op();
 
 }  // namespace ew::ort

@@ -14,8 +14,9 @@ using namespace ew::ort;
 constexpr const char* kDomain = "enginewright";
 
 const DeclaredOp* const* ops() {
-  static const DeclaredOp* const all[] = {&paged_attention_op(), &kvarn_attention_op(), &split_qkv_op(),
-                                          &depth_mix_op(),       &greedy_sample_op(),   nullptr};
+  static const DeclaredOp* const all[] = {
+      &paged_attention_op(), &kvarn_attention_op(), &split_qkv_op(), &depth_mix_op(),
+      &greedy_sample_op(),   &clp_emit_op(),        nullptr};
   return all;
 }
 

@@ -1,0 +1,44 @@
+// CLP's emission: how many tokens behind the next one to emit, and which.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "parallel.h"
+#include "scratch.h"
+
+namespace ew {
+
+// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+struct ClpEmitArgs {
+  const float* hidden;
+  const std::int64_t* greedy;
+  const float *classifier_weight, *classifier_bias;
+  const float *up_weight, *up_bias;
+  const float* out_bias;
+  const float* out_weight;  // null: codes and scales
+  const std::int8_t* out_codes;
+  const float* out_scales;
+  std::int64_t* tokens;
+  std::int64_t* counts;
+  std::int64_t rows, size, classes, extra, inner, vocab;
+  float tau;
+  bool silu, residual;
+};
+
+// What a call needs, kept for the next one.
+struct ClpScratch {
+  FloatBuffer scores;                 // classifier scores [rows, classes]
+  FloatBuffer states;                 // hidden states of the rows that emit, the longest emission first
+  FloatBuffer inner;                  // hidden layers of the heads, [extra][emitting rows, inner]
+  FloatBuffer best;                   // largest logit of each (head, block of the vocabulary, row)
+  std::vector<std::int64_t> best_at;  // and its index
+  std::vector<std::int64_t> lengths;  // extra tokens of each row
+  std::vector<std::int64_t> order;    // the rows that emit, the longest emission first
+  std::vector<std::int64_t> counts;   // how many of them need head j
+};
+
+// A head is evaluated for the rows that emit its token, and its logits are never held but for a block at a time.
+void clp_emit(const ClpEmitArgs& args, ClpScratch& scratch, const Parallel& parallel);
+
+}  // namespace ew
