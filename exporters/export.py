@@ -17,7 +17,7 @@ from tqdm import tqdm
 from enginewright.exporters.caches import PagedCache
 from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
-from enginewright.exporters.methods import choose_cache, transform_weights
+from enginewright.exporters.methods import check_model, choose_cache, choose_decoding, extend_graph, transform_weights
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
@@ -41,7 +41,9 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         ExportError, UnsupportedError: before anything is written, unless a tensor turns out to be unreadable.
     """
     cache = choose_cache(recipe.apply, PagedCache(recipe.kv_bits))
+    decoding = choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
+    check_model(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model))
@@ -49,6 +51,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)
     rewrite(captured.model)
+    extend_graph(recipe.apply, captured.model.graph)
     QuantizeWeightsPass(recipe.weights)(captured.model)
     to_initializers(captured.model.graph)
     _save_graph(captured.model, root / DECODER)
@@ -59,6 +62,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         limits=limits,
         cache=Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers),
         graphs={"decoder": _describe_graph(captured.model, root)},
+        decoding=decoding,
         weights=_describe_weights(recipe),
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),

@@ -79,3 +79,10 @@ def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) 
     q = codes if bits == 8 else np.stack([codes & 15, codes >> 4], -1).reshape(n, blocks, -1)
     rows: np.ndarray = (q.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
     return rows.reshape(n, -1)[:, :k]
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int8 [..., n, k] and scales float32 [..., n]: weight is about code * scale, the largest of a row +-127."""
+    scales = (np.abs(weight).max(axis=-1, initial=0.0) / 127).astype(np.float32)
+    steps = np.where(scales > 0, scales, np.float32(1))[..., None]
+    return np.clip(np.rint(weight / steps), -127, 127).astype(np.int8), scales

@@ -5,6 +5,9 @@ these functions that it needs:
 
     transform_weights(config, weights) -> weights    before anything else; new recipes, nothing is computed yet
     choose_cache(config, cache) -> cache             which format of the cache the graph is captured with
+    choose_decoding(config, decoding) -> decoding    the manifest's `decoding`: how the runtime makes tokens of outputs
+    check_model(config, checkpoint)                  refuses a checkpoint that it is not for, before any work
+    extend_graph(config, graph)                      adds nodes and outputs to the decoder graph, weights still recipes
 
 `transform_weights` takes and returns {parameter name: Weight}, `choose_cache` a `caches.CacheFormat`.
 """
@@ -17,11 +20,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import onnx_ir as ir
+
 from enginewright.exporters.caches import CacheFormat
+from enginewright.exporters.checkpoint import Checkpoint
 from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError
 
 METHODS = {
+    "clp": "enginewright.exporters.methods.clp",
     "kvarn": "enginewright.exporters.methods.kvarn",
     "lora": "enginewright.exporters.methods.lora",
 }
@@ -62,3 +69,29 @@ def choose_cache(applied: tuple[Applied, ...], cache: CacheFormat) -> CacheForma
         if hasattr(module, "choose_cache"):
             cache = module.choose_cache(method.config, cache)
     return cache
+
+
+def choose_decoding(applied: tuple[Applied, ...]) -> dict[str, Any]:
+    """Return the manifest's decoding after every method that chooses one, in order."""
+    decoding: dict[str, Any] = {"kind": "autoregressive"}
+    for method in applied:
+        module = find_method(method.name)
+        if hasattr(module, "choose_decoding"):
+            decoding = module.choose_decoding(method.config, decoding)
+    return decoding
+
+
+def check_model(applied: tuple[Applied, ...], checkpoint: Checkpoint) -> None:
+    """Let every method refuse the checkpoint."""
+    for method in applied:
+        module = find_method(method.name)
+        if hasattr(module, "check_model"):
+            module.check_model(method.config, checkpoint)
+
+
+def extend_graph(applied: tuple[Applied, ...], graph: ir.Graph) -> None:
+    """Let every method add to the decoder graph, in order."""
+    for method in applied:
+        module = find_method(method.name)
+        if hasattr(module, "extend_graph"):
+            module.extend_graph(method.config, graph)

@@ -1,14 +1,175 @@
 """CLP: extra heads guess the tokens behind the next one, and a classifier says how many of the guesses to emit.
 
+What an engine with it looks like, for the runtime's decoder of kind `multi_token`:
+
+    decoder graph, outputs beside `logits` and `greedy_tokens`:
+        clp_tokens  int64 [N, k]   of each sampled row: greedy_tokens, then the heads' tokens, then -1
+        clp_counts  int64 [N]      1 + L: how many of them are emitted, 1 .. k; 1 where greedy_tokens is -1
+    manifest:
+        decoding    {"kind": "multi_token", "k": k, "tau": tau, "verify": false}
+
+The graph gets no new inputs. With `verify` false every emitted token stands, and all of them enter the next step in
+order: 1 + L new tokens of the row, of which the last is sampled. With `verify` true the runtime samples all of them,
+compares each extra token with `greedy_tokens` of the one before it, and takes back from the first that differs on; the
+graph is the same. Where a request samples, or something changes its logits, the runtime drops the extra tokens.
+
 Source: Collocation-Length Prediction, arXiv 2606.10935; `plugins/oracles/clp_emit.py` defines the emission.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
+
+from enginewright.exporters.checkpoint import Checkpoint
+from enginewright.exporters.head_set import HeadSet, hash_of, load_tensor, read_head_set
+from enginewright.exporters.passes.quantize_weights import output_projection
+from enginewright.exporters.precision import quantize_rows
+from enginewright.exporters.weights import Weight, add_weight
+from enginewright.plugins.ops import CLP_EMIT, DOMAIN
+from enginewright.runtime.errors import ExportError, UnsupportedError
+
+KIND = "multi_token"
+ACTIVATIONS = {"gelu": 0, "silu": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many tokens are emitted, and when.
+
+    heads: directory that `enginewright tune clp` wrote. tau: no extra tokens where the likeliest length is less likely
+    than this. k: tokens of one emission, the backbone's included; None: as many as there are heads for. storage: of the
+    heads' output matrices. verify: whether the runtime checks the extra tokens, so that all are what greedy decoding says.
+    """
+
+    heads: str
+    tau: float = 0.3
+    k: int | None = None
+    storage: Literal["float32", "int8"] = "float32"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau <= 1:
+            raise ExportError(
+                f"clp: got tau={self.tau}, expected more than 0 and at most 1; the authors use 0.3 to 0.9"
+            )
+        if self.k is not None and self.k < 2:
+            raise ExportError(f"clp: got k={self.k}, expected 2 or more; without the method one token is emitted")
+        if self.storage not in ("float32", "int8"):
+            raise ExportError(f"clp: got storage={self.storage!r}, expected float32 or int8")
+
+
+def check_model(config: Config, checkpoint: Checkpoint) -> None:
+    """Raise ExportError unless the heads were trained on this checkpoint."""
+    heads, model = _read(config), checkpoint.config
+    for name in ("hidden_size", "vocab_size"):
+        got, expected = getattr(heads.shape, name), int(getattr(model, name))
+        if got != expected:
+            raise ExportError(
+                f"clp: {config.heads}: got heads for {name} {got}, expected {expected} as {checkpoint.name} has; they were "
+                f"trained on {heads.backbone.name}"
+            )
+    if (found := hash_of(checkpoint)) != heads.backbone.sha256:
+        raise ExportError(
+            f"clp: {config.heads}: got heads trained on {heads.backbone.name} ({heads.backbone.sha256[:12]}), expected "
+            f"{checkpoint.name} ({found[:12]}): the weights differ; train heads with `enginewright tune clp`"
+        )
+
+
+def choose_decoding(config: Config, decoding: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest's decoding.
+
+    Raises:
+        ExportError: another method has chosen one already, or the heads cannot be read or do not suffice for k.
+    """
+    if decoding["kind"] != "autoregressive":
+        raise ExportError(f"clp: decoding is {decoding['kind']} already; apply clp once")
+    return {"kind": KIND, "k": _tokens(config, _read(config)), "tau": config.tau, "verify": config.verify}
+
+
+def extend_graph(config: Config, graph: ir.Graph) -> None:
+    """Add ClpEmit with the heads' weights, where the output projection reads the states of the sampled rows."""
+    heads = _read(config)
+    k = _tokens(config, heads)
+    values = {name: add_weight(graph, f"clp.{name}", weight) for name, weight in _weights(config, heads, k).items()}
+    values["hidden"] = _hidden_states(graph)
+    values["greedy"] = next(value for value in graph.outputs if value.name == "greedy_tokens")
+    last = max(i for i, port in enumerate(CLP_EMIT.inputs) if port.name in values)
+    attributes = {
+        "k": k,
+        "tau": config.tau,
+        "activation": ACTIVATIONS[heads.activation],
+        "residual": int(heads.residual),
+    }
+    inputs = [values.get(port.name) for port in CLP_EMIT.inputs[: last + 1]]
+    node = ir.node(CLP_EMIT.name, inputs, domain=DOMAIN, attributes=attributes, num_outputs=len(CLP_EMIT.outputs))
+    rows = values["greedy"].shape
+    assert rows is not None
+    for value, name, shape in zip(node.outputs, ("clp_tokens", "clp_counts"), ((rows[0], k), (rows[0],)), strict=True):
+        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.INT64)
+    graph.append(node)
+    graph.outputs.extend(node.outputs)
+
+
+def _read(config: Config) -> HeadSet:
+    try:
+        return read_head_set(Path(config.heads).expanduser())
+    except ExportError as e:
+        raise ExportError(f"clp: {e}") from e
+
+
+def _tokens(config: Config, heads: HeadSet) -> int:
+    """Tokens of one emission."""
+    if config.k is not None and config.k > heads.shape.k:
+        raise ExportError(
+            f"clp: got k={config.k}, expected at most {heads.shape.k}: {config.heads} has {heads.shape.extra} heads"
+        )
+    return config.k or heads.shape.k
+
+
+def _weights(config: Config, heads: HeadSet, k: int) -> dict[str, Weight]:
+    """The weights of the node, by the names of its inputs."""
+    root, sizes = Path(config.heads).expanduser(), heads.shape.tensors()
+
+    def one(name: str) -> Weight:
+        return Weight(shape=sizes[name], dtype=ir.DataType.FLOAT, load=lambda: load_tensor(root, name))
+
+    def stacked(name: str) -> Weight:
+        names = [f"heads.{j}.{name}" for j in range(k - 1)]
+        shape = (k - 1, *sizes[names[0]])
+        return Weight(
+            shape=shape, dtype=ir.DataType.FLOAT, load=lambda: np.stack([load_tensor(root, n) for n in names])
+        )
+
+    weights = {f"classifier_{part}": one(f"classifier.{part}") for part in ("weight", "bias")}
+    weights |= {f"up_{part}": stacked(f"up.{part}") for part in ("weight", "bias")}
+    weights["out_bias"] = stacked("out.bias")
+    out = stacked("out.weight")
+    if config.storage == "float32":
+        return weights | {"out_weight": out}
+    codes = out.derive(out.shape, lambda x: quantize_rows(x)[0], ir.DataType.INT8)
+    scales = out.derive(out.shape[:-1], lambda x: quantize_rows(x)[1])
+    return weights | {"out_codes": codes, "out_scales": scales}
+
+
+def _hidden_states(graph: ir.Graph) -> ir.Value:
+    """What the output projection reads, [N, d]."""
+    projection = output_projection(graph)
+    hidden = None if projection is None else projection.inputs[0]
+    if projection is None or hidden is None:
+        raise UnsupportedError("clp: the graph has no product that makes the logits; build without --apply clp")
+    if projection.op_type == "Gemm":  # of a tied embedding: [N, d] already
+        return hidden
+    axis = ir.node("Constant", [], attributes={"value": ir.tensor([0])})
+    rows = ir.node("Squeeze", [hidden, axis.outputs[0]])
+    rows.outputs[0].type = hidden.type
+    graph.extend([axis, rows])
+    return rows.outputs[0]
 
 
 def accept_lengths(head_tokens: ArrayLike, target: ArrayLike) -> NDArray[np.int64]:

@@ -43,7 +43,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         if self._precision.kind == "float32":
             return ir.passes.PassResult(model, modified=False)
         graph, blocks = model.graph, dict[str, _Blocks]()
-        head = _output_projection(graph)
+        head = output_projection(graph)
         for node in list(graph):
             if node is head and not self._precision.lm_head:
                 continue
@@ -133,7 +133,7 @@ def _shared(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Callable[[int]
     return part
 
 
-def _output_projection(graph: ir.Graph) -> ir.Node | None:
+def output_projection(graph: ir.Graph) -> ir.Node | None:
     """The last matrix product before the logits."""
     value = next((v for v in graph.outputs if v.name == "logits"), None)
     node = value.producer() if value is not None else None

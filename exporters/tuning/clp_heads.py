@@ -1,4 +1,4 @@
-"""CLP's extra heads and length classifier in torch: their shapes, losses and labels.
+"""CLP's extra heads and length classifier in torch: modules, losses and labels.
 
 Source: arXiv 2606.10935, sections IV-B and V-A.
 """
@@ -6,48 +6,17 @@ Source: arXiv 2606.10935, sections IV-B and V-A.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from enginewright.exporters.head_set import HeadShape
 from enginewright.exporters.methods.clp import accept_lengths
 
 IGNORED = -100
 """The target of a position that has none."""
-LabelSource = Literal["data", "backbone"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadShape:
-    """Sizes of a set of heads.
-
-    k: tokens of one emission, of which the backbone gives the first. classes: of the classifier, 0 .. classes - 1 extra
-    tokens; k of them suffice, the paper's own counts of parameters have k + 1.
-    """
-
-    hidden_size: int
-    vocab_size: int
-    k: int
-    head_hidden: int
-    classes: int
-
-    @property
-    def extra(self) -> int:
-        """Number of heads."""
-        return self.k - 1
-
-    @property
-    def head_parameters(self) -> int:
-        """Parameters of one head."""
-        return (self.hidden_size + 1) * self.head_hidden + (self.head_hidden + 1) * self.vocab_size
-
-    @property
-    def classifier_parameters(self) -> int:
-        """Parameters of the classifier."""
-        return self.classes * (self.hidden_size + 1)
+POSITIONS = 1024  # whose logits are in memory at once
 
 
 class Head(torch.nn.Module):
@@ -81,8 +50,9 @@ class Heads(torch.nn.Module):
 
     @torch.no_grad()
     def predict(self, states: torch.Tensor) -> torch.Tensor:
-        """The tokens that the heads predict, int64 [P, k - 1]."""
-        return torch.stack([head(states).argmax(-1) for head in self.heads], dim=-1)
+        """The tokens that the heads predict, int64 [P, k - 1], some positions at a time."""
+        parts = torch.split(states, POSITIONS)
+        return torch.cat([torch.stack([head(part).argmax(-1) for head in self.heads], dim=-1) for part in parts])
 
 
 def data_targets(ids: Sequence[int], extra: int) -> NDArray[np.int64]:

@@ -80,15 +80,6 @@ def head_state(state: Floats, up: Floats, bias: Floats, *, activation: int = GEL
     return acted + state if residual else acted
 
 
-def quantize_rows(weight: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes int8 [..., V, h] and scales float32 [..., V]: weight is about codes * scale, the largest of a row +-127."""
-    largest = np.abs(weight).max(axis=-1, initial=0.0)
-    scales = (largest / 127).astype(np.float32)
-    steps = np.where(scales > 0, scales, 1)[..., None]
-    codes: NDArray[np.int8] = np.clip(np.rint(weight / steps), -127, 127).astype(np.int8)
-    return codes, scales
-
-
 def _restore(codes: NDArray[np.int8] | None, scales: Floats | None, head: int) -> Floats:
     assert codes is not None and scales is not None
     restored: Floats = codes[head].astype(np.float64) * scales[head].astype(np.float64)[:, None]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from enginewright.exporters.head_set import HeadShape
 from enginewright.exporters.methods.clp import accept_lengths
 from enginewright.exporters.tuning.clp_heads import (
     IGNORED,
     Heads,
-    HeadShape,
     backbone_targets,
     classifier_loss,
     data_targets,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from enginewright.exporters import precision
-from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks
+from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks, quantize_rows
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import ExportError
@@ -247,3 +247,11 @@ def test_a_tied_matrix_is_stored_once(checkpoint: CheckpointMaker, engine: Engin
     _, manifest = engine(checkpoint("qwen2"), Recipe(kv_bits=32))
     matrices = sum(m.weight.numel() for m in make_model("qwen2").modules() if isinstance(m, torch.nn.Linear))
     assert manifest.graphs["decoder"].files[1].size < 4 * matrices * 1.1  # head and embedding count once
+
+
+def test_rows_of_codes_are_within_half_a_step() -> None:
+    weight = np.random.default_rng(1).standard_normal((2, 5, 9)).astype(np.float32)
+    weight[1, 3] = 0
+    codes, scales = quantize_rows(weight)
+    assert codes.dtype == np.int8 and np.abs(codes).max() == 127 and scales[1, 3] == 0
+    assert (np.abs(codes * scales[..., None] - weight) <= scales[..., None] * 0.5001).all()

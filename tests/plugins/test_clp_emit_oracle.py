@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from enginewright.plugins.oracles.clp_emit import NOTHING, SILU, clp_emit, extra_lengths, head_state, quantize_rows
+from enginewright.plugins.oracles.clp_emit import NOTHING, SILU, clp_emit, extra_lengths, head_state
 
 
 def classifier_of(probabilities: list[float], most: int, tau: float) -> int:
@@ -99,11 +99,3 @@ def test_the_two_forms_of_a_head() -> None:
     silu = [x / (1 + math.exp(-x)) for x in (1.5, -2.0)]
     np.testing.assert_allclose(head_state(state, up, bias), gelu)
     np.testing.assert_allclose(head_state(state, up, bias, activation=SILU, residual=True), silu + state)
-
-
-def test_rows_of_codes_are_within_half_a_step() -> None:
-    weight = np.random.default_rng(1).standard_normal((2, 5, 9)).astype(np.float32)
-    weight[1, 3] = 0
-    codes, scales = quantize_rows(weight)
-    assert codes.dtype == np.int8 and np.abs(codes).max() == 127 and scales[1, 3] == 0
-    assert (np.abs(codes * scales[..., None] - weight) <= scales[..., None] * 0.5001).all()

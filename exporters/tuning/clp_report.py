@@ -1,0 +1,84 @@
+"""How good a set of heads is on texts it has not seen, position by position; in a run, an emission moves the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from enginewright.exporters.methods.clp import accept_lengths
+from enginewright.exporters.tuning.clp_heads import IGNORED, Heads, classifier_loss
+
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """One value of tau. emitted: mean tokens of a step. verified: of those, the ones that the backbone would say too.
+
+    agreement: share of the emitted extra tokens that the backbone would say, given that those before them are right.
+    """
+
+    tau: float
+    emitted: float
+    verified: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Over `positions`. accuracy, agreement: of each head, with the text and with the backbone.
+
+    longest: mean tokens of a step when the classifier knew how many heads are right, with the backbone. classifier_loss
+    is a cross-entropy, prior_loss that of a classifier that knows only how frequent each length is.
+    """
+
+    positions: int
+    accuracy: tuple[float, ...]
+    agreement: tuple[float, ...]
+    longest: float
+    classifier_loss: float
+    prior_loss: float
+    thresholds: tuple[Threshold, ...]
+
+
+@torch.no_grad()
+def measure(
+    heads: Heads, classifier: torch.nn.Linear, states: torch.Tensor, own: Ints, chosen: Ints, label_source: str
+) -> Report:
+    """Compare on states [P, d] whose targets are own [P, k - 1] in the text and chosen [P, k - 1] by the backbone."""
+    whole = (own != IGNORED).all(axis=1)
+    states, own, chosen = states[torch.from_numpy(whole)], own[whole], chosen[whole]
+    predicted = heads.predict(states).numpy()
+    right = accept_lengths(predicted, chosen)
+    labels = right if label_source == "backbone" else accept_lengths(predicted, own)
+    labels = np.minimum(labels, classifier.out_features - 1)
+    frequent = np.bincount(labels) / max(1, len(labels))
+    probabilities = classifier(states).softmax(-1).numpy()
+    return Report(
+        positions=len(states),
+        accuracy=tuple((predicted == own).mean(axis=0).tolist()),
+        agreement=tuple((predicted == chosen).mean(axis=0).tolist()),
+        longest=1 + float(right.mean()),
+        classifier_loss=float(classifier_loss(classifier, states, torch.from_numpy(labels))),
+        prior_loss=float(-sum(share * np.log(share) for share in frequent if share > 0)),
+        thresholds=tuple(_thresholds(probabilities, right, predicted.shape[1])),
+    )
+
+
+def _thresholds(probabilities: NDArray[np.float32], right: Ints, extra: int) -> Iterator[Threshold]:
+    likeliest = np.minimum(probabilities.argmax(axis=1), extra)
+    for tau in THRESHOLDS:
+        lengths = np.where(probabilities.max(axis=1) < tau, 0, likeliest)
+        verified = np.minimum(lengths, right)
+        yield Threshold(
+            tau=tau,
+            emitted=1 + float(lengths.mean()),
+            verified=1 + float(verified.mean()),
+            agreement=float(verified.sum() / max(1, lengths.sum())),
+        )

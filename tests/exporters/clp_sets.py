@@ -1,0 +1,29 @@
+"""Random sets of heads for the tiny checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginewright.exporters.checkpoint import open_checkpoint
+from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
+
+
+def random_set(model: Path, root: Path, *, k: int = 3, classes: int | None = None, **changes: Any) -> Path:
+    """Write heads of ordinary size for the checkpoint at `model`; changes are of the config."""
+    checkpoint = open_checkpoint(str(model))
+    hidden = int(checkpoint.config.hidden_size)
+    shape = HeadShape(
+        hidden_size=hidden,
+        vocab_size=int(checkpoint.config.vocab_size),
+        k=k,
+        head_hidden=hidden if changes.get("residual") else hidden // 2,
+        classes=classes or k,
+    )
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(size).astype(np.float32) for name, size in shape.tensors().items()}
+    backbone = Backbone(name=checkpoint.name, sha256=hash_of(checkpoint))
+    write_head_set(root, HeadSet(**{"shape": shape, "backbone": backbone, **changes}), tensors)
+    return root
