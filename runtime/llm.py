@@ -48,8 +48,8 @@ def load(
     the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
     available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
     other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
-    has computed, while that is in the cache; layers with sliding windows rule it out. verify: compare every file with its
-    sha256.
+    has computed, while that is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk; layers
+    with sliding windows rule it out. verify: compare every file with its sha256.
 
     Raises:
         ArtifactError: no engine, a damaged one, or one that this version cannot run.

@@ -130,15 +130,17 @@ class TileTables:
         if (lengths <= self._room).all():
             return True
         ends = [group.ends(lengths) for group in self._groups]
-        for group, end in zip(self._groups, ends, strict=True):
-            if (end > group.end).any():
+        wanted = [group.wanted(end) for group, end in zip(self._groups, ends, strict=True)]
+        for group, count in zip(self._groups, wanted, strict=True):
+            if count:
                 group.trim(self.held)
-        if not self._can_free([group.wanted(end) for group, end in zip(self._groups, ends, strict=True)]):
+        if not self._can_free(wanted):
             return False
-        for group, end in zip(self._groups, ends, strict=True):
-            while group.wanted(end) > group.free_count:
+        for group, end, count in zip(self._groups, ends, wanted, strict=True):
+            while count > group.free_count:
                 self._take_back(self._prefixes.evict())
-            group.grow(end)
+            if count:
+                group.grow(end)
         self._room = self._rooms()
         self._encode_to(lengths // self.tile_tokens * self.tile_tokens)
         return True
@@ -218,8 +220,10 @@ class TileTables:
         self._set_held(row, 0)
 
     def _rooms(self) -> Ints:
-        rooms: Ints = np.minimum.reduce([group.room(group.end) for group in self._groups])
-        return rooms
+        least, *others = (group.room(group.end) for group in self._groups)
+        for rooms in others:
+            np.minimum(least, rooms, out=least)
+        return least
 
     def _set_held(self, row: int, tokens: int) -> None:
         """Let `row` hold `tokens` tokens, a whole number of tiles."""

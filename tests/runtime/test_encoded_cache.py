@@ -197,7 +197,7 @@ def test_encoded_lengths_say_what_the_next_step_encodes() -> None:
 def test_a_failed_step_leaves_nothing_behind() -> None:
     llm = make_llm(windows=FULL, encoding=ALL, span=8, eos=())
     llm.engine.session.failures = [ValueError("once")]
-    handles = [llm.submit(text, Sampling(max_tokens=3)) for text in _texts(20, 9)]
+    handles = llm.submit_all(_texts(20, 9), Sampling(max_tokens=3))
     for handle in handles:
         with pytest.raises(ValueError, match="once"):
             handle.result()
