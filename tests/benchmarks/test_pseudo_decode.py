@@ -19,7 +19,7 @@ TEXT = Text(tokens=tuple(np.random.default_rng(0).integers(1, 290, 700).tolist()
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_engine(tmp_path_factory.mktemp("engine") / "tiny", windows=(0, 0))
+    return write_engine(tmp_path_factory.mktemp("engine") / "tiny", windows=(0, 0), encoded=(False, False))
 
 
 def test_taps_show_what_attention_did(engine: Path, tmp_path: Path) -> None:

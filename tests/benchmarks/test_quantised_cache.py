@@ -20,7 +20,9 @@ TOLERANCE = 2e-4  # one token's matrix products differ from a batch's by roundin
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_engine(tmp_path_factory.mktemp("engine") / "tiny", windows=(0, 0), max_context=2048)
+    return write_engine(
+        tmp_path_factory.mktemp("engine") / "tiny", windows=(0, 0), encoded=(False, False), max_context=2048
+    )
 
 
 def tokens(length: int, seed: int = 0) -> list[int]:
@@ -91,6 +93,6 @@ def test_neighbours_change_nothing(engine: Path) -> None:
 
 
 def test_other_caches_are_refused(tmp_path: Path) -> None:
-    write_engine(tmp_path / "windowed", windows=(0, 64))
+    write_engine(tmp_path / "windowed", windows=(0, 64), encoded=(False, False))
     with pytest.raises(UnsupportedError, match="full attention"):
         open_quantised(tmp_path / "windowed", CODEC, threads=1, max_batch=1)
