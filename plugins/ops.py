@@ -217,6 +217,8 @@ CLP_EMIT = Op(
             "out_codes", ("int8",), ("extra", "V", "h"), "the same in 8 bits: code * scale of the row", optional=True
         ),
         Tensor("out_scales", ("float32",), ("extra", "V"), "given if and only if out_codes is", optional=True),
+        Tensor("sample_rows", ("int64",), ("N",), "given: only a row's last token emits", optional=True),
+        Tensor("query_starts", ("int32",), ("B1",), "given if and only if sample_rows is", optional=True),
     ),
     outputs=(
         Tensor("tokens", ("int64",), ("N", "k"), "greedy, then the heads' tokens, lowest id among equals; then -1"),

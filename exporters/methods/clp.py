@@ -8,10 +8,12 @@ What an engine with it looks like, for the runtime's decoder of kind `multi_toke
     manifest:
         decoding    {"kind": "multi_token", "k": k, "tau": tau, "verify": false}
 
-The graph gets no new inputs. With `verify` false every emitted token stands, and all of them enter the next step in
-order: 1 + L new tokens of the row, of which the last is sampled. With `verify` true the runtime samples all of them,
-compares each extra token with `greedy_tokens` of the one before it, and takes back from the first that differs on; the
-graph is the same. Where a request samples, or something changes its logits, the runtime drops the extra tokens.
+The graph gets no new inputs. All emitted tokens enter the next step in order: 1 + L new tokens of the row, all of them
+sampled, so that `greedy_tokens` of each says whether the model would have chosen the extra token behind it. With `verify`
+false every extra token stands, and the agreement is only counted; clp_counts is then 1 but for the last token of a row,
+whose guesses alone are of use. With `verify` true the runtime takes back from the first extra token that differs on, and
+goes on with the guesses behind the last one that stands. Where a request samples, or something changes its logits, the
+runtime drops the extra tokens.
 
 Source: Collocation-Length Prediction, arXiv 2606.10935; `plugins/oracles/clp_emit.py` defines the emission.
 """
@@ -99,6 +101,8 @@ def extend_graph(config: Config, graph: ir.Graph) -> None:
     values = {name: add_weight(graph, f"clp.{name}", weight) for name, weight in _weights(config, heads, k).items()}
     values["hidden"] = _hidden_states(graph)
     values["greedy"] = next(value for value in graph.outputs if value.name == "greedy_tokens")
+    if not config.verify:  # guesses stand, so that only those behind a row's last token are asked for
+        values |= {v.name: v for v in graph.inputs if v.name in ("sample_rows", "query_starts")}
     last = max(i for i, port in enumerate(CLP_EMIT.inputs) if port.name in values)
     attributes = {
         "k": k,

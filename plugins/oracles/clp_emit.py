@@ -34,6 +34,8 @@ def clp_emit(
     out_weight: Floats | None = None,
     out_codes: NDArray[np.int8] | None = None,
     out_scales: Floats | None = None,
+    sample_rows: Ints | None = None,
+    query_starts: NDArray[np.int32] | None = None,
     *,
     k: int,
     tau: float,
@@ -45,6 +47,8 @@ def clp_emit(
     tokens[:, 0] = greedy
     lengths = extra_lengths(hidden, classifier_weight, classifier_bias, tau=tau, most=k - 1)
     lengths[greedy < 0] = 0  # the model itself has no token here
+    if sample_rows is not None and query_starts is not None:
+        lengths[~np.isin(sample_rows + 1, query_starts[1:])] = 0
     for row, length in enumerate(lengths):
         for head in range(length):
             state = hidden[row].astype(np.float64)

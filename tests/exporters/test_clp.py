@@ -114,7 +114,7 @@ def test_the_method_is_applied_once(checkpoint: CheckpointMaker, tmp_path: Path)
 
 
 def run_decoder(root: Path, manifest: Manifest, path: Path, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs for one row of new tokens, of which all are sampled."""
+    """The outputs for the rows of ids [B, T], all of whose tokens are new and sampled."""
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(ort_library()))
     options.log_severity_level = 3
@@ -124,16 +124,16 @@ def run_decoder(root: Path, manifest: Manifest, path: Path, ids: np.ndarray) -> 
     layers = manifest.cache.layers
     heads = max(layer.kv_heads for layer in layers)
     count = len(layers)
+    rows, length = ids.shape
+    tiles = np.arange(rows * heads, dtype=np.int32).reshape(1, rows, heads, 1)
     feeds = {
-        "input_ids": ids,
-        "position_ids": np.arange(len(ids)),
-        "query_starts": np.array([0, len(ids)], np.int32),
-        "sample_rows": np.arange(len(ids)),
-        "kv_lens": np.zeros((count, 1, heads), np.int32),
-        "tile_table": np.broadcast_to(
-            np.arange(heads, dtype=np.int32)[None, None, :, None], (count, 1, heads, 1)
-        ).copy(),
-    } | {f"kv.{i}.tiles": np.zeros((heads, layer.tile_bytes), np.int8) for i, layer in enumerate(layers)}
+        "input_ids": ids.reshape(-1),
+        "position_ids": np.tile(np.arange(length), rows),
+        "query_starts": np.arange(rows + 1, dtype=np.int32) * length,
+        "sample_rows": np.arange(ids.size),
+        "kv_lens": np.zeros((count, rows, heads), np.int32),
+        "tile_table": np.broadcast_to(tiles, (count, *tiles.shape[1:])).copy(),
+    } | {f"kv.{i}.tiles": np.zeros((rows * heads, layer.tile_bytes), np.int8) for i, layer in enumerate(layers)}
     names = ["logits", "greedy_tokens", "clp_tokens", "clp_counts"]
     return dict(zip(names, session.run(names, feeds), strict=True))
 
@@ -184,15 +184,17 @@ def test_the_graph_emits_what_the_oracle_does(
     assert manifest.applied[0]["name"] == "clp"
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-    ids = np.random.default_rng(3).integers(3, 250, 60)
+    ids = np.random.default_rng(3).integers(3, 250, (12, 5))
     with torch.no_grad():
-        states = reference.model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0].numpy()
+        states = reference.model(input_ids=torch.from_numpy(ids)).last_hidden_state.flatten(0, 1).numpy()
     attributes = {"activation": int(made.get("activation") == "silu"), "residual": int(made.get("residual", False))}
     engine = manifest.graphs["decoder"].engines[0].files[0].path
     for path in (root / manifest.graphs["decoder"].files[0].path, root / engine):
         found = run_decoder(root, manifest, path, ids)
         arrays = head_arrays(heads, k, options.get("storage", "float32"))
-        tokens, counts = clp_emit(states, found["greedy_tokens"], **arrays, k=k, tau=tau, **attributes)
+        rows = {"sample_rows": np.arange(60), "query_starts": np.arange(0, 61, 5, np.int32)}
+        given = {**arrays} if options.get("verify") else {**arrays, **rows}
+        tokens, counts = clp_emit(states, found["greedy_tokens"], **given, k=k, tau=tau, **attributes)
         assert len(set(counts)) > 1
         np.testing.assert_array_equal(found["clp_counts"], counts)
         np.testing.assert_array_equal(found["clp_tokens"], tokens)
@@ -208,7 +210,7 @@ def test_quantised_backbones_keep_their_heads(checkpoint: CheckpointMaker, tmp_p
         tmp_path / "engine",
         manifest,
         tmp_path / "engine" / manifest.graphs["decoder"].files[0].path,
-        np.arange(5, 25),
+        np.arange(5, 25).reshape(4, 5),
     )
     assert set(found["clp_counts"]) <= {1, 2, 3}
     np.testing.assert_array_equal(found["clp_tokens"][:, 0], found["greedy_tokens"])

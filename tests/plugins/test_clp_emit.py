@@ -133,6 +133,16 @@ def test_a_row_does_not_depend_on_the_others(codes: bool, isa: str) -> None:
     np.testing.assert_array_equal(run_op("ClpEmit", arrays, 1, **case.attributes)[0], tokens)
 
 
+def test_only_a_rows_last_token_emits_where_rows_are_given(isa: str) -> None:
+    case = Case(name="rows", rows=7)
+    arrays = always(make_inputs(case), 2)
+    arrays["query_starts"] = np.array([0, 1, 4, 4, 9, 12], np.int32)  # the third row has no new tokens
+    arrays["sample_rows"] = np.array([0, 1, 2, 3, 5, 8, 10])
+    tokens, counts = run_op("ClpEmit", arrays, **case.attributes)
+    assert counts.tolist() == [3, 1, 1, 3, 1, 3, 1]
+    np.testing.assert_array_equal(tokens, CLP_EMIT.load_oracle()(**arrays, **case.attributes)[0])
+
+
 def test_what_is_not_finite_is_not_emitted(isa: str) -> None:
     case = Case(name="bad", rows=6, vocab=600)
     arrays = always(make_inputs(case), 2)
@@ -178,6 +188,9 @@ BAD: dict[str, dict[str, Any]] = {
     r"out_scales: got only one of the two, expected both or neither of it and out_codes": {
         "out_scales": np.zeros((2, 1000), F)
     },
+    r"query_starts: got only one of the two, expected both or neither of it and sample_rows": {
+        "sample_rows": np.zeros(5, np.int64)
+    },
     r"k: got 1, expected 2 to 16": {"k": 1},
     r"k: got 17, expected 2 to 16": {"k": 17},
     r"tau: got NaN, expected a number": {"tau": float("nan")},
@@ -190,7 +203,7 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_named(message: str) -> None:
     case = Case(name="errors")
-    arrays: dict[str, Any] = {**make_inputs(case), "out_codes": None, "out_scales": None}
+    arrays: dict[str, Any] = {**make_inputs(case), **dict.fromkeys(("out_codes", "out_scales", "sample_rows"))}
     attributes: dict[str, Any] = dict(case.attributes)
     for name, value in BAD[message].items():
         (arrays if name in arrays else attributes)[name] = value

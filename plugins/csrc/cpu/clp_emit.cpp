@@ -56,7 +56,14 @@ class Emission {
     kernels_.linear(classifier, 0, args_.classes, scores, args_.classes);
     scratch_.lengths.resize(static_cast<std::size_t>(args_.rows));
     for (std::int64_t row = 0; row < args_.rows; ++row)
-      length(row) = args_.greedy[row] < 0 ? 0 : extra_tokens(scores + row * args_.classes, args_);
+      length(row) = may_emit(row) ? extra_tokens(scores + row * args_.classes, args_) : 0;
+  }
+
+  bool may_emit(std::int64_t row) const {
+    if (args_.greedy[row] < 0) return false;
+    if (!args_.sample_rows) return true;
+    const std::int32_t *ends = args_.query_starts + 1, *last = ends + args_.sequences;
+    return std::binary_search(ends, last, args_.sample_rows[row] + 1);
   }
 
   // The rows that emit, the longest first, so that head j is needed by the first needs(j) of them.

@@ -19,9 +19,11 @@ struct ClpEmitArgs {
   const float* out_weight;  // null: codes and scales
   const std::int8_t* out_codes;
   const float* out_scales;
+  const std::int64_t* sample_rows;   // null: every row may emit; else those that are the last of their sequence
+  const std::int32_t* query_starts;  // [sequences + 1], rising
   std::int64_t* tokens;
   std::int64_t* counts;
-  std::int64_t rows, size, classes, extra, inner, vocab;
+  std::int64_t rows, size, classes, extra, inner, vocab, sequences;
   float tau;
   bool silu, residual;
 };

@@ -20,6 +20,8 @@ enum Input {
   kOutWeight,
   kOutCodes,
   kOutScales,
+  kSampleRows,
+  kQueryStarts,
   kInputCount
 };
 
@@ -32,7 +34,9 @@ const Port kInputs[] = {{"hidden", kFloat},
                         {"out_bias", kFloat},
                         {"out_weight", kFloat, kOptional},
                         {"out_codes", kInt8, kOptional},
-                        {"out_scales", kFloat, kOptional}};
+                        {"out_scales", kFloat, kOptional},
+                        {"sample_rows", kInt64, kOptional},
+                        {"query_starts", kInt32, kOptional}};
 const Port kOutputs[] = {{"tokens", kInt64}, {"counts", kInt64}};
 const AttributeDeclaration kAttributes[] = {
     {"k", "int", "null"}, {"tau", "float", "null"}, {"activation", "int", "0"}, {"residual", "int", "0"}};
@@ -82,6 +86,13 @@ struct Kernel {
       fail("out_weight", in[kOutWeight].rank < 0 ? "neither" : "both", "either it or out_codes");
     if ((in[kOutCodes].rank < 0) != (in[kOutScales].rank < 0))
       fail("out_scales", "only one of the two", "both or neither of it and out_codes");
+    if ((in[kSampleRows].rank < 0) != (in[kQueryStarts].rank < 0))
+      fail("query_starts", "only one of the two", "both or neither of it and sample_rows");
+    if (in[kSampleRows].rank >= 0) {
+      expect_shape("sample_rows", in[kSampleRows], {rows}, "[N]");
+      expect_shape("query_starts", in[kQueryStarts], {-1}, "[B + 1]");
+      if (in[kQueryStarts].shape[0] < 1) fail("query_starts", "nothing", "at least one start");
+    }
     if (in[kOutCodes].rank < 0) {
       expect_shape("out_weight", in[kOutWeight], {extra, vocab, inner}, "[k - 1, V, h]");
     } else {
@@ -106,6 +117,9 @@ struct Kernel {
     args.out_weight = floats(kOutWeight);
     args.out_codes = static_cast<const std::int8_t*>(in[kOutCodes].data);
     args.out_scales = floats(kOutScales);
+    args.sample_rows = static_cast<const std::int64_t*>(in[kSampleRows].data);
+    args.query_starts = static_cast<const std::int32_t*>(in[kQueryStarts].data);
+    args.sequences = args.sample_rows ? in[kQueryStarts].shape[0] - 1 : 0;
     args.rows = in[kHidden].shape[0];
     args.size = in[kHidden].shape[1];
     args.classes = in[kClassifierWeight].shape[0];
