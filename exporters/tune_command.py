@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from enginewright.exporters.tuning import clp
+from enginewright.exporters.tuning import clp, medusa
 from enginewright.exporters.tuning.clp_report import Report
 from enginewright.exporters.tuning.states import TokenSequence
 from enginewright.runtime.errors import ExportError
@@ -31,8 +31,18 @@ DEFAULTS = clp.Options()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD", help="clp")
-    heads = methods.add_parser("clp", description="Train CLP's extra heads and length classifier.")
+    methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD", help="clp or medusa")
+    _add_clp(methods.add_parser("clp", description="Train CLP's extra heads and length classifier."))
+    medusa_heads = methods.add_parser("medusa", description="Turn trained Medusa heads into a set for the method clp.")
+    medusa_heads.add_argument(
+        "--heads", required=True, type=Path, metavar="DIR", help="with medusa_lm_head.safetensors"
+    )
+    medusa_heads.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the backbone they were made for")
+    medusa_heads.add_argument("--output", required=True, type=Path, metavar="DIR", help="set of heads to write")
+    medusa_heads.add_argument("--k", type=int, metavar="N", help="tokens of one emission (one more than the heads)")
+
+
+def _add_clp(heads: argparse.ArgumentParser) -> None:
     heads.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the backbone, which stays as it is")
     heads.add_argument(
         "--data", required=True, metavar="FILE", help=f"a text, a .jsonl of texts, or `{PROBLEMS}`: generated problems"
@@ -60,6 +70,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Do what the chosen method needs."""
+    return _convert(arguments) if arguments.method == "medusa" else _train(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    """Write Medusa's heads as a set, and tell how to use it."""
+    if arguments.k is not None and arguments.k < 2:
+        raise ExportError(f"--k: got {arguments.k}, expected 2 or more")
+    count = None if arguments.k is None else arguments.k - 1
+    made = medusa.convert(arguments.heads, arguments.model, arguments.output, count)
+    print(f"{made.shape.extra} heads; build with --apply clp:heads={arguments.output},verify=true")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
     """Train, and print how good the heads are."""
     for name in ("samples", "length", "head_hidden", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
