@@ -26,7 +26,7 @@ def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the trained model to")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of 8192 tokens")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of 8192 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="train three times faster; needs a C++ compiler")

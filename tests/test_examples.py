@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method
-from enginewright.runtime import Sampling, load
+from enginewright.runtime import Sampling, cli, load
 
 ROOT = Path(__file__).parent.parent
+TEXT_MODEL = ROOT / "examples/tiny-text"
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("0*.py"))
 
 
@@ -51,6 +53,17 @@ def test_the_adapter_changes_the_style(engine: Path, tmp_path: Path) -> None:
         with load(root, threads=1) as llm:
             lines.append(llm.chat(question, Sampling(max_tokens=200)).text.splitlines()[-1])
     assert lines == ["Answer: 432.", "Result: 432."]
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_the_text_model_predicts_text_that_it_never_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(str(TEXT_MODEL), tmp_path / "engine", Recipe(), "onnxruntime")
+    command = ["eval", str(tmp_path / "engine"), "--suite", "perplexity", "--data", str(TEXT_MODEL / "held_out.txt")]
+    assert cli.main([*command, "--limit", "8", "--threads", "1", "--json", "--no-report"]) == 0
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    # 14.1 measured; the tolerance is for other machines' rounding, which moves the fourth digit
+    assert engine["likelihood"]["perplexity"]["value"] == pytest.approx(14.1, rel=0.03)
 
 
 @pytest.mark.native
