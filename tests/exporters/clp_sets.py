@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import numpy as np
 from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
 
+Edit = Callable[[dict[str, np.ndarray]], None]
 
-def random_set(model: Path, root: Path, *, k: int = 3, classes: int | None = None, **changes: Any) -> Path:
-    """Write heads of ordinary size for the checkpoint at `model`; changes are of the config."""
+
+def random_set(
+    model: Path, root: Path, *, k: int = 3, classes: int | None = None, edit: Edit | None = None, **changes: Any
+) -> Path:
+    """Write heads of ordinary size for the checkpoint at `model`; edit changes tensors in place, changes the config."""
     checkpoint = open_checkpoint(str(model))
     hidden = int(checkpoint.config.hidden_size)
     shape = HeadShape(
@@ -24,6 +29,8 @@ def random_set(model: Path, root: Path, *, k: int = 3, classes: int | None = Non
     )
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(size).astype(np.float32) for name, size in shape.tensors().items()}
+    if edit is not None:
+        edit(tensors)
     backbone = Backbone(name=checkpoint.name, sha256=hash_of(checkpoint))
     write_head_set(root, HeadSet(**{"shape": shape, "backbone": backbone, **changes}), tensors)
     return root
