@@ -100,12 +100,13 @@ class KVarNCache:
     iterations: int
     robust: bool
     windowed: bool
+    exact_layers: int
     kind: str = "kvarn"
     bits: int = 16
 
     def describe(self, layer: Layer) -> CacheLayer:
         """As the Protocol says."""
-        if not self._holds(layer.window):
+        if not self._holds(layer.index, layer.window):
             return PagedCache(self.bits).describe(layer)
         where, dim = f"kvarn: {layer.family}: layer {layer.index}", layer.key_dim
         if dim != layer.value_dim:
@@ -134,7 +135,7 @@ class KVarNCache:
 
     def attend(self, call: Call, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
         """As the Protocol says."""
-        if not self._holds(call.window):
+        if not self._holds(call.layer, call.window):
             return PagedCache(self.bits).attend(call, tables, pools)
         names = (f"kv.{call.layer}.tiles", f"kv.{call.layer}.exact")
         read = [tables[each.name] for each in KVARN_ATTENTION.inputs if each.name in tables]
@@ -152,6 +153,6 @@ class KVarNCache:
         )
         return output, dict(zip(names, written, strict=True))
 
-    def _holds(self, window: int) -> bool:
-        """Whether a layer with this window is encoded at all."""
-        return self.windowed or not window
+    def _holds(self, index: int, window: int) -> bool:
+        """Whether a layer is encoded at all."""
+        return index >= self.exact_layers and (self.windowed or not window)

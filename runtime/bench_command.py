@@ -27,8 +27,9 @@ _WARM_UP = 4
 class Measurement:
     """One batch size, best of the repeats by decode speed. Times in milliseconds, speeds in tokens per second.
 
-    first_token: from submission, median over the requests. token_p50, token_p99: between a request's tokens.
-    overhead: median over decode steps of the time outside the backend.
+    first_token: from submission, median over the requests. token_p50, token_p99: between a request's steps.
+    overhead: median over decode steps of the time outside the backend. tokens_per_step: of one request. agreement: share
+    of guessed tokens that the model itself would have chosen; None where nothing was guessed.
     """
 
     batch: int
@@ -42,6 +43,8 @@ class Measurement:
     decode_speed: float
     overhead_ms: float
     peak_memory_mib: float
+    tokens_per_step: float = 1.0
+    agreement: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,19 +90,23 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
     steps: list[StepTiming] = []
     llm.engine.observer = steps.append
     start = time.perf_counter()
-    llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True))
+    completions = llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True))
     llm.engine.observer = None
     steps = [step for step in steps if step.start >= start]  # the last step of an earlier run may report late
     # a request that has its first token gets one more in every step, so `sampled` counts those that have started
     firsts = [next((s.end for s in steps if s.sampled > rank), steps[-1].end) - start for rank in range(batch)]
+    most = batch * llm.capacity.width
     decodes = [
-        (b.end - a.end, b.backend_seconds) for a, b in pairwise(steps) if a.sampled == b.tokens == b.sampled == batch
+        (b.end - a.end, b.backend_seconds, b.decided)
+        for a, b in pairwise(steps)
+        if a.sampled == b.sampled == batch and b.tokens <= most
     ]
     if len(decodes) <= _WARM_UP:
         raise RequestError(
             f"--new-tokens: got {new_tokens}, too few for {batch} requests to decode together; ask for more"
         )
-    walls, backend = np.array(decodes[_WARM_UP:]).T * 1e3
+    walls, backend, decided = np.array(decodes[_WARM_UP:]).T * np.array([[1e3], [1e3], [1.0]])
+    guessed = sum(completion.guessed_tokens for completion in completions)
     return Measurement(
         batch=batch,
         threads=threads,
@@ -109,9 +116,11 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
         token_p50_ms=float(np.percentile(walls, 50)),
         token_p99_ms=float(np.percentile(walls, 99)),
         prefill_speed=batch * prompt_tokens / max(firsts),
-        decode_speed=batch / float(walls.mean()) * 1e3,
+        decode_speed=float(decided.sum() / walls.sum()) * 1e3,
         overhead_ms=float(np.median(walls - backend)),
         peak_memory_mib=_peak_memory() / 2**20,
+        tokens_per_step=float(decided.mean()) / batch,
+        agreement=sum(completion.agreed_tokens for completion in completions) / guessed if guessed else None,
     )
 
 
@@ -129,7 +138,7 @@ def _parse_batches(text: str) -> list[int]:
 
 
 def _table(results: list[Measurement]) -> str:
-    columns = (
+    columns: tuple[tuple[str, str, str], ...] = (
         ("batch", "batch", "d"),
         ("first token ms", "first_token_ms", ".1f"),
         ("token p50 ms", "token_p50_ms", ".2f"),
@@ -139,8 +148,13 @@ def _table(results: list[Measurement]) -> str:
         ("overhead ms", "overhead_ms", ".3f"),
         ("peak MiB", "peak_memory_mib", ".0f"),
     )
+    if any(result.agreement is not None for result in results):
+        columns += (("tokens per step", "tokens_per_step", ".2f"), ("agreement", "agreement", ".3f"))
     rows = [[title for title, _, _ in columns]]
-    rows += [[format(getattr(result, name), form) for _, name, form in columns] for result in results]
+    rows += [
+        ["-" if getattr(result, name) is None else format(getattr(result, name), form) for _, name, form in columns]
+        for result in results
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first = results[0]
     title = f"{first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, {first.threads} threads"

@@ -40,6 +40,11 @@ class Emission:
     logprobs: list[Logprobs | None]
     more: list[Continuation] | None = None
 
+    @property
+    def decided(self) -> int:
+        """How many tokens, over all requests."""
+        return len(self.tokens) if self.more is None else sum(len(each.tokens) for each in self.more)
+
 
 @dataclass(frozen=True, slots=True)
 class Fed:

@@ -22,7 +22,7 @@ Message: TypeAlias = tuple[Literal["submit", "cancel", "close"], tuple[Request, 
 class StepTiming:
     """When one step began and ended (seconds of perf_counter), and how long the backend ran in it.
 
-    tokens: computed in it, over all rows. sampled: requests that got a token.
+    tokens: computed in it, over all rows. sampled: requests that got a token; decided: the tokens that they got.
     """
 
     start: float
@@ -30,6 +30,7 @@ class StepTiming:
     backend_seconds: float
     tokens: int
     sampled: int
+    decided: int
 
 
 class Engine:
@@ -71,14 +72,14 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def step(self) -> Step:
+    def step(self) -> tuple[Step, Emission]:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
         outputs = self.session.run(step.packed)
         emission = self.decoder.decode(outputs[: step.decided_rows], step.sampled, step.fed)
         self.scheduler.commit(step, emission)
         self._deliver(step, outputs.logits, emission)
-        return step
+        return step, emission
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
         """Hand tokens and logits to their requests; those that end leave."""
@@ -101,14 +102,14 @@ class Engine:
         while self._take_in():
             start, spent = time.perf_counter(), self.session.run_seconds
             try:
-                step = self.step()
+                step, emission = self.step()
             except Exception as error:  # whatever it is, it belongs to the requests' owners
                 self._fail(error)
                 continue
             if (observer := self.observer) is not None:
                 backend = self.session.run_seconds - spent
                 tokens = len(step.packed.input_ids)
-                observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled)))
+                observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled), emission.decided))
         for request in self.scheduler.live():
             request.cancel()
 

@@ -22,7 +22,8 @@ class Config:
 
     k_bits, v_bits: of a key's and a value's code: 2, 4 or 8. mode: `release` as the authors released it, whose bounds
     assume keys of ordinary size; `robust` measures each tile first and then works at any size. iterations: of the
-    normaliser. windowed: whether layers with a sliding window are encoded, or stay at 16 bits.
+    normaliser. windowed: whether layers with a sliding window are encoded, or stay at 16 bits. exact_layers: how many layers
+    from the first on stay at 16 bits.
     """
 
     k_bits: int = 4
@@ -30,6 +31,7 @@ class Config:
     mode: Literal["release", "robust"] = "release"
     iterations: int = 8
     windowed: bool = True
+    exact_layers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("k_bits", "v_bits"):
@@ -38,6 +40,8 @@ class Config:
                 raise ExportError(f"kvarn: got {name}={bits}, expected 2, 4 or 8; the nearest is {name}={nearest}")
         if self.mode not in ("release", "robust"):
             raise ExportError(f"kvarn: got mode={self.mode!r}, expected release or robust")
+        if self.exact_layers < 0:
+            raise ExportError(f"kvarn: got exact_layers={self.exact_layers}, expected 0 or more")
         if not 0 <= self.iterations <= MOST_ITERATIONS:
             raise ExportError(
                 f"kvarn: got iterations={self.iterations}, expected 0 to {MOST_ITERATIONS}; the authors use 8"
@@ -62,4 +66,5 @@ def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
         iterations=config.iterations,
         robust=config.mode == "robust",
         windowed=config.windowed,
+        exact_layers=config.exact_layers,
     )

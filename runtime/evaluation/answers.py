@@ -16,13 +16,19 @@ from enginewright.runtime.sampling import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A reply to one question. final: what the reply ends in, the part that is judged. tokens: the end included."""
+    """A reply to one question.
+
+    final: what the reply ends in, the part that is judged. tokens: the end included. guessed, agreed: where a step may
+    decide several tokens, guesses that the model judged afterwards, and those that it shares.
+    """
 
     reply: str
     final: str
     correct: bool
     tokens: tuple[int, ...]
     finish_reason: str
+    guessed: int = 0
+    agreed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,8 @@ def ask(llm: LLM, questions: Sequence[Question], label: str) -> Answers:
                 correct=final == question.problem.answer,
                 tokens=completion.token_ids,
                 finish_reason=completion.finish_reason,
+                guessed=completion.guessed_tokens,
+                agreed=completion.agreed_tokens,
             )
         )
     return Answers(answers=tuple(answers), seconds=seconds)

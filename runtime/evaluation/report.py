@@ -13,12 +13,17 @@ from enginewright.runtime.evaluation.traffic import Traffic
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of right answers, over all problems and per kind. finish_reasons: how many replies ended how."""
+    """Share of right answers, over all problems and per kind. finish_reasons: how many replies ended how.
+
+    guessed, agreed: as in Answer, over all replies; 0 where a step decides one token.
+    """
 
     overall: Estimate
     kinds: dict[str, Estimate]
     tokens_generated: int
     finish_reasons: dict[str, int]
+    guessed: int = 0
+    agreed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,8 @@ def _accuracy(outcome: Outcome, answers: Answers) -> Accuracy:
         kinds={kind: wilson(sum(each), len(each)) for kind, each in kinds.items()},
         tokens_generated=answers.tokens,
         finish_reasons=dict(sorted(Counter(answer.finish_reason for answer in answers.answers).items())),
+        guessed=sum(answer.guessed for answer in answers.answers),
+        agreed=sum(answer.agreed for answer in answers.answers),
     )
 
 

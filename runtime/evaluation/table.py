@@ -31,6 +31,9 @@ def _engine_rows(report: Report) -> list[list[str]]:
     if first.accuracy is not None:
         titles = ["right", *first.accuracy.kinds, "tokens", "cut off"]
         rows = [_accuracy_cells(engine) for engine in report.engines]
+        if any(engine.accuracy and engine.accuracy.guessed for engine in report.engines):
+            titles.append("guesses, agreed")
+            rows = [[*row, _guesses(engine)] for engine, row in zip(report.engines, rows, strict=True)]
     else:
         titles = ["perplexity", "nats per token", "bits per byte", "tokens"]
         rows = [_likelihood_cells(engine) for engine in report.engines]
@@ -58,6 +61,12 @@ def _accuracy_cells(engine: EngineReport) -> list[str]:
         str(accuracy.tokens_generated),
         str(accuracy.finish_reasons.get("length", 0)),
     ]
+
+
+def _guesses(engine: EngineReport) -> str:
+    accuracy = engine.accuracy
+    assert accuracy is not None
+    return f"{accuracy.guessed}, {_percent(accuracy.agreed / accuracy.guessed)} %" if accuracy.guessed else "-"
 
 
 def _likelihood_cells(engine: EngineReport) -> list[str]:

@@ -47,6 +47,7 @@ def kvarn(**options: Any) -> Recipe:
         ("kvarn:mode=fast", "kvarn.mode: got 'fast', expected one of 'release', 'robust'|mode='fast'"),
         ("kvarn:iterations=-1", "got iterations=-1, expected 0 to 64"),
         ("kvarn:bits=4", "kvarn: unknown key 'bits'; known: k_bits, v_bits, mode, iterations, windowed"),
+        ("kvarn:exact_layers=-1", "got exact_layers=-1, expected 0 or more"),
     ],
 )
 def test_options_that_are_not_offered(spec: str, message: str) -> None:
@@ -87,7 +88,7 @@ def test_the_manifest_tells_the_cache(checkpoint: CheckpointMaker, engine: Engin
     assert {layer.tile_bytes for layer in manifest.cache.layers} == {record_bytes(32, TILE_TOKENS, 8, 4)}
     assert {layer.exact_bytes for layer in manifest.cache.layers} == {TILE_TOKENS * 2 * 32 * 2}
     assert manifest.applied[0] == {
-        "name": "kvarn", "k_bits": 8, "v_bits": 4, "mode": "release", "iterations": 8, "windowed": True
+        "name": "kvarn", "k_bits": 8, "v_bits": 4, "mode": "release", "iterations": 8, "windowed": True, "exact_layers": 0
     }  # fmt: skip
     decoder = manifest.graphs["decoder"]
     assert decoder.ops == {"GreedySample": 1, "KVarNAttention": 1}
@@ -102,6 +103,13 @@ def test_windowed_layers_may_stay_as_they_are(checkpoint: CheckpointMaker, engin
     _, manifest = engine(checkpoint("gemma2"), kvarn(windowed=False))
     assert [bool(layer.exact_bytes) for layer in manifest.cache.layers] == [False, True, False]
     assert set(manifest.graphs["decoder"].ops) == {"GreedySample", "KVarNAttention", "PagedAttention"}
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_first_layers_may_stay_as_they_are(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
+    _, manifest = engine(checkpoint("qwen3"), kvarn(exact_layers=1))
+    assert [bool(layer.exact_bytes) for layer in manifest.cache.layers] == [False, True]
 
 
 @pytest.mark.native
