@@ -50,7 +50,8 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     SimplifiedNormsPass()(model)
     weights = _take_weights(model)
     optimized = _optimize(model, root)
-    ir.passes.Sequential(SplitQkvPass(), common.RemoveUnusedNodesPass())(optimized)  # splits are only found by now
+    after = (SplitQkvPass(), common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
+    ir.passes.Sequential(*after)(optimized)  # splits are only found by now
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = Engine(

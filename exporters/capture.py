@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enginewright.exporters import op_bindings
 from enginewright.exporters.caches import CacheFormat, Call, Layer, Tensors
+from enginewright.exporters.depth_attention import DepthMixer, Pair, read_depth_attention
 from enginewright.exporters.skeleton import Skeleton
 from enginewright.exporters.torch_export import export_module, traceable
 from enginewright.plugins.ops import TILE_TOKENS
@@ -50,6 +51,7 @@ class _Trace:
 
     config: PreTrainedConfig
     cache: CacheFormat
+    mixer: DepthMixer | None = None
     tables: Tensors | None = None
     pools: Tensors = field(default_factory=dict)
     written: Tensors = field(default_factory=dict)
@@ -86,6 +88,8 @@ class PackedDecoder(torch.nn.Module):
         super().__init__()
         self.model = model
         self.cache = cache
+        depth = read_depth_attention(model.config)
+        self.mixer = None if depth is None else DepthMixer(depth, _mix_over_depth)
 
     def forward(
         self,
@@ -97,7 +101,7 @@ class PackedDecoder(torch.nn.Module):
         pools: Tensors,
     ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
         """Return logits [N, V], their greedy tokens [N] and the updated pools; see `plugins.ops` for the shapes."""
-        trace = _Trace(self.model.config, self.cache, {"query_starts": query_starts, **tables}, pools)
+        trace = _Trace(self.model.config, self.cache, self.mixer, {"query_starts": query_starts, **tables}, pools)
         with _tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
         greedy = torch.ops.enginewright.greedy_sample(logits)
@@ -145,7 +149,10 @@ def _attend(
     trace = _current[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
     window = _window(trace.config, layer, sliding_window)
+    scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # meets the model's own transpose
+    if trace.mixer is not None:
+        v = trace.mixer(layer, q, k, v, scale)
     if trace.tables is None:
         _note_layer(trace, module, Layer(
             family=trace.config.model_type,
@@ -162,13 +169,22 @@ def _attend(
         value=v,
         sinks=s_aux,
         layer=layer,
-        scale=float(scaling if scaling is not None else q.shape[-1] ** -0.5),
+        scale=scale,
         window=window,
         softcap=float(softcap or 0),
     )
     output, written = trace.cache.attend(call, trace.tables, trace.pools)
     trace.written |= written
     return output[None], None
+
+
+def _mix_over_depth(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sources: list[Pair], scale: float
+) -> torch.Tensor:
+    """Values [T, Hkv, Dv] mixed with those of earlier layers, by a node of the graph."""
+    flat = [tensor for pair in sources for tensor in pair]
+    mixed: torch.Tensor = torch.ops.enginewright.depth_mix(query, key, value, flat, scale)
+    return mixed
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -198,7 +214,7 @@ def _note_layer(trace: _Trace, module: torch.nn.Module, found: Layer) -> None:
 def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
     """Run once without caches to learn each layer's heads and sizes."""
     config = decoder.model.config
-    trace = _Trace(config, decoder.cache)
+    trace = _Trace(config, decoder.cache, decoder.mixer)
     with traceable(), _tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
         ids = _zeros(torch.int64, TOKENS)
         decoder.run_model(ids, ids, _zeros(torch.int64, SAMPLES))

@@ -59,10 +59,10 @@ def onnx_translation(op: Op) -> Callable[..., Any]:
 
     def translate(*arguments: Any) -> Any:
         attributes = dict(zip((a.name for a in op.attributes), arguments[count:], strict=True))
-        tensors = list(arguments[:count])
-        if op.inputs[-1].variadic:
-            tensors += tensors.pop()
-        return symbol(*tensors, **attributes)
+        if op.inputs[-1].variadic:  # by name: torch 2.13 takes the inputs before it for a part of it otherwise
+            attributes[op.inputs[-1].name] = arguments[count - 1]
+            return symbol(*arguments[: count - 1], **attributes)
+        return symbol(*arguments[:count], **attributes)
 
     return translate
 

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from enginewright.exporters.checkpoint import open_checkpoint
+from enginewright.exporters.depth_attention import read_depth_attention
+from enginewright.exporters.depth_reference import add_depth_attention
 from enginewright.exporters.methods import Applied, transform_weights
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.runtime.llm import LLM
@@ -70,6 +72,9 @@ def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
         weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference))
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
+    depth = read_depth_attention(reference.config)
+    if depth is not None:
+        add_depth_attention(reference, depth)
     reference.eval()  # type: ignore[no-untyped-call]
     return reference
 

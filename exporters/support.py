@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from enginewright.exporters.depth_attention import read_depth_attention
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -30,7 +31,11 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
 
 
 def check_supported(config: PreTrainedConfig) -> None:
-    """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture."""
+    """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture.
+
+    Raises:
+        ExportError: its depth_attention is not right.
+    """
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{family}: an encoder-decoder model; expected a decoder-only language model")
@@ -45,6 +50,7 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise UnsupportedError(f"{family}: got {other[0]} layers, expected {' or '.join(sorted(LAYER_TYPES))}")
     if getattr(config, "attention_chunk_size", None):
         raise UnsupportedError(f"{family}: attention in chunks is not supported")
+    read_depth_attention(config)
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if isinstance(found, tuple) or not found._supports_attention_backend:
         raise UnsupportedError(f"{family}: its attention cannot be replaced (state-space or its own attention code)")

@@ -28,13 +28,14 @@ class _Path:
 
 
 class SplitQkvPass(ir.passes.InPlacePass):
-    """Split -> [RMS norm] -> [RotaryEmbedding] -> attention, with any reshapes between, becomes SplitQkv.
+    """Split -> [RMS norm] -> [RotaryEmbedding] -> attention or DepthMix, with any reshapes between, becomes SplitQkv.
 
     1. Query, key and value are the three outputs of one Split along the last axis, in this order.
     2. Query and key are rotated by the same angles, halves against halves, or both are not.
     3. Both are normalised over a head with the same epsilon, or both are not; always before they are rotated.
     4. The value is neither.
-    5. Anything else stays as it is, as does a value between them that has other readers.
+    5. Query, key and value themselves may have more readers, such as the DepthMix nodes of later layers.
+    6. Anything else stays as it is, as does a value between them that has other readers.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -59,19 +60,19 @@ def _fuse(attention: ir.Node) -> bool:
         attributes["epsilon"] = epsilon
     inputs = [query.split.inputs[0], *_angles(query), _scale(query), _scale(key)]
     fused = ir.node(SPLIT_QKV.name, inputs, attributes, domain=DOMAIN, num_outputs=3)
-    for i, (operand, output) in enumerate(zip(operands, fused.outputs, strict=True)):
+    attention.graph.insert_before(attention, fused)
+    for operand, output in zip(operands, fused.outputs, strict=True):
         assert operand is not None
         output.type, output.shape = operand.type, operand.shape
-        attention.replace_input_with(i, output)
-    attention.graph.insert_before(attention, fused)
+        operand.replace_all_uses_with(output)
     return True
 
 
 def _trace(operand: ir.Value | None) -> _Path | None:
-    """Follow `operand` up to a Split through nodes that nothing else reads."""
+    """Follow `operand` up to a Split through nodes whose results nothing else reads."""
     norm = rotation = None
     value = operand
-    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+    while value is not None and (value is operand or len(value.uses()) == 1) and not value.is_graph_output():
         node = value.producer()
         if node is None:
             return None

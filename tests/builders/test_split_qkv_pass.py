@@ -52,12 +52,12 @@ NORMALISED = f"""{SPLIT}  q4 = Reshape (qs, q4s)  k4 = Reshape (ks, k4s)
 MORE = "int64[4] q4s = {1, -1, 4, 8}, int64[4] k4s = {1, -1, 2, 8}, int64[3] flat = {1, 5, -1}"
 
 
-def make_model(body: str, operands: tuple[str, str, str] = ("q", "k", "v"), outputs: str = "") -> ir.Model:
+def make_model(body: str, outputs: str = "", value: str = "v") -> ir.Model:
     """The model of `body`, from a packed projection to the operands of attention."""
-    q, k, v = operands
     text = f"""g (float[1, T, 64] packed, float[1, T, R] cos, float[1, T, R] sin, float[8] a, float[8] b,
-            int8[N, Z] tiles, int32[B1] query_starts, int32[L, B, H] kv_lens, int32[L, B, H, M] tile_table)
-        => (float[T, 4, 8] o{outputs}) {CONSTANTS[:-1]}, {MORE}> {{ {body}  {ATTEND.format(q=q, k=k, v=v)} }}"""
+            float[T, 2, 8] earlier, int8[N, Z] tiles, int32[B1] query_starts, int32[L, B, H] kv_lens,
+            int32[L, B, H, M] tile_table)
+        => (float[T, 4, 8] o{outputs}) {CONSTANTS[:-1]}, {MORE}> {{ {body}  {ATTEND.format(q="q", k="k", v=value)} }}"""
     model = onnx.parser.parse_model(HEADER + text)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
@@ -74,23 +74,24 @@ def evaluate(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     return outputs
 
 
-def check(body: str, half: int = 4, outputs: str = "") -> tuple[Types[str], ir.Model]:
+def check(body: str, half: int = 4, outputs: str = "", value: str = "v") -> tuple[Types[str], ir.Model]:
     """Run the pass, compare values before and after, and return what is left."""
     rng = np.random.default_rng(0)
     angles = rng.uniform(-3, 3, (1, TOKENS, half))
     feeds = {
         **FEEDS,
         "packed": rng.standard_normal((1, TOKENS, 64)).astype(np.float32),
+        "earlier": rng.standard_normal((TOKENS, 2, 8)).astype(np.float32),
         "cos": np.cos(angles).astype(np.float32),
         "sin": np.sin(angles).astype(np.float32),
         "a": rng.standard_normal(8).astype(np.float32),
         "b": rng.standard_normal(8).astype(np.float32),
     }
-    expected = evaluate(make_model(body, outputs=outputs), feeds)
-    model = make_model(body, outputs=outputs)
+    expected = evaluate(make_model(body, outputs, value), feeds)
+    model = make_model(body, outputs, value)
     result = ir.passes.Sequential(SplitQkvPass(), common.RemoveUnusedNodesPass())(model)
     types = Types(node.op_type for node in model.graph)
-    assert SplitQkvPass()(make_model(body, outputs=outputs)).modified == ("SplitQkv" in types), result
+    assert SplitQkvPass()(make_model(body, outputs, value)).modified == ("SplitQkv" in types), result
     for got, wanted in zip(evaluate(model, feeds), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)  # a half cache lies between
     return types, model
@@ -111,6 +112,14 @@ def test_partially_rotated() -> None:
 
 def test_neither_rotated_nor_normalised() -> None:
     assert check(f"{SPLIT}  q = Reshape (qs, q3)  k = Reshape (ks, k3)  v = Reshape (vs, k3)")[0] == FUSED
+
+
+def test_mixed_over_depth() -> None:
+    """DepthMix stands between, and later ones read key and value once more."""
+    mix = "enginewright.DepthMix <scale = 0.35>"
+    body = f"{ROTATED}  m = {mix} (q, k, v, earlier, earlier)  later = {mix} (q, m, m, earlier, v, k, m)"
+    types, _ = check(body, outputs=", float[T, 2, 8] later", value="m")
+    assert types == FUSED + Types(DepthMix=2)
 
 
 def test_normalised_then_rotated() -> None:
