@@ -14,6 +14,7 @@ from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import Sampling
+from enginewright.runtime.cli import main
 from enginewright.runtime.llm import load
 from enginewright.runtime.request import Completion
 
@@ -90,3 +91,14 @@ def test_a_request_alone_gets_what_it_gets_among_others(completions: Any) -> Non
     together = ids(completions(None, tau=0.4))
     assert together == [ids(completions(None, [prompt], tau=0.4))[0] for prompt in PROMPTS]
     assert together != ids(completions())
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_an_engine_passes_its_check(
+    verify: bool, checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path
+) -> None:
+    model = checkpoint("qwen2")
+    heads = random_set(model, tmp_path / "heads")
+    applied = (Applied("clp", Config(heads=str(heads), verify=verify)),)
+    root, _ = engine(model, Recipe(apply=applied, kv_bits=32, max_batch=4))
+    assert main(["check", str(root), "--model", str(model), "--new-tokens", "20", "--threads", "1"]) == 0
