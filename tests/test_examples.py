@@ -57,6 +57,20 @@ def test_the_adapter_changes_the_style(engine: Path, tmp_path: Path) -> None:
 
 @pytest.mark.native
 @pytest.mark.slow
+def test_the_extra_heads_save_steps(engine: Path, tmp_path: Path) -> None:
+    heads = parse_method(f"clp:heads={ROOT / 'examples/tiny-reasoner-clp'},verify=true")
+    build(str(ROOT / "examples/tiny-reasoner"), tmp_path / "engine", Recipe(apply=(heads,)), "onnxruntime")
+    question = [{"role": "user", "content": "What is 47 + 385?"}]
+    found = []
+    for root in (engine, tmp_path / "engine"):
+        with load(root, threads=1) as llm:
+            found.append(llm.chat(question, Sampling(max_tokens=200)))
+    assert found[1].token_ids == found[0].token_ids
+    assert found[1].agreed_tokens > len(found[1].token_ids) / 4  # 45 % measured on the reasoning suite
+
+
+@pytest.mark.native
+@pytest.mark.slow
 def test_the_text_model_predicts_text_that_it_never_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(str(TEXT_MODEL), tmp_path / "engine", Recipe(), "onnxruntime")
     command = ["eval", str(tmp_path / "engine"), "--suite", "perplexity", "--data", str(TEXT_MODEL / "held_out.txt")]
