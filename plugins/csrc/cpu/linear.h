@@ -7,7 +7,7 @@ namespace ew {
 namespace {
 
 // R rows of x with C outputs: each sum has one accumulator and one order, whatever R and C are, so that a row's result
-// does not depend on its company. Eight chains hide the latency of a multiply-add.
+// does not depend on its company. Eight chains or more hide the latency of a multiply-add.
 template <int R, int C, class Elem>
 inline void dots(const float* x, const Elem* weight, std::int64_t size, float sums[R][C]) {
   Vec acc[R][C];
@@ -55,7 +55,7 @@ inline void outputs(const LinearArgs& args, const float* x, const Elem* weight, 
 template <int R, class Elem>
 void linear_rows(const LinearArgs& args, const float* x, const Elem* weight, std::int64_t begin, std::int64_t end,
                  float* out, std::int64_t stride) {
-  constexpr int C = 8 / R;
+  constexpr int C = R == 1 ? 8 : (kWidth == 16 ? 16 : 8) / R;  // accumulators: half of the registers
   std::int64_t o = begin;
   for (; o + C <= end; o += C) outputs<R, C>(args, x, weight, o, out + o - begin, stride);
   for (; o < end; ++o) outputs<R, 1>(args, x, weight, o, out + o - begin, stride);
