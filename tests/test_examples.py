@@ -105,3 +105,16 @@ def test_the_reasoning_model_can_be_trained(environment: dict[str, str], tmp_pat
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.native
+def test_depth_attention_is_trained_and_built(environment: dict[str, str], tmp_path: Path) -> None:
+    script, model = ROOT / "examples/train_depth_attention.py", tmp_path / "model"
+    command = [sys.executable, str(script), "--steps", "1", "--seeds", "1", "--threads", "1", "--output", str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["vanilla", "uniform mix", "Depth-Attention"]
+    manifest = build(str(model), tmp_path / "engine", Recipe(), "onnxruntime")
+    assert manifest.graphs["decoder"].ops["DepthMix"] == 1
