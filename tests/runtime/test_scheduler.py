@@ -114,7 +114,7 @@ def test_a_step_mixes_decoding_rows_with_chunks_and_keeps_the_budget() -> None:
         scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
     shares = []
     while not scheduler.is_idle:
-        shares.append([int(n) for n in llm.engine.step().share])
+        shares.append([int(n) for n in llm.engine.step()[0].share])
     assert shares[:3] == [[1, 5, 0, 0], [1, 5, 0, 0], [1, 1, 3, 0]]
     assert all(sum(share) <= 6 for share in shares)
     assert first.generated == greedy([5], 20)
@@ -154,7 +154,7 @@ def test_a_row_without_ready_tokens_still_runs() -> None:
     llm = make_llm(rows=1, step_tokens=4, eos=())
     request = _request(llm, range(10), Sampling(max_tokens=1))
     llm.engine.scheduler.submit(request)
-    assert [len(llm.engine.step().sampled) for _ in range(3)] == [0, 0, 1]
+    assert [len(llm.engine.step()[0].sampled) for _ in range(3)] == [0, 0, 1]
     assert request.generated == greedy(range(10), 1)
 
 
