@@ -4,7 +4,7 @@
     uniform mix        each layer's value averaged with those of the source layers: what mixing alone gives
     Depth-Attention    the same values weighted by query and key
 
-Run `python examples/train_depth_attention.py --compile --output DIR`; `--steps 2 --seeds 1` is a smoke test. DIR gets the
+Run `python examples/train_depth_attention.py --output DIR`; `--steps 2 --seeds 1` is a smoke test. DIR gets the
 Depth-Attention model of the first seed: its config says `depth_attention`, and engines built from it mix. The spread over
 seeds is the noise: differences smaller than it say nothing.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 8192 tokens, of each model")
     parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="train faster; needs a C++ compiler")
+    parser.add_argument("--compile", action="store_true", help="compile first, which takes minutes where values are mixed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     texts = [document.text for document in documents() if not document.held_out]
