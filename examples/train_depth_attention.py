@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 8192 tokens, of each model")
     parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="compile first, which takes minutes where values are mixed")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile first, which takes minutes where values are mixed"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     texts = [document.text for document in documents() if not document.held_out]
