@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -9,22 +10,23 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 def tiny_qwen3(tokenizer: PreTrainedTokenizerFast, context_length: int) -> Qwen3ForCausalLM:
     """A random model: 3.1 million parameters in four layers besides the embedding, every matrix side a multiple of 128."""
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            tie_word_embeddings=True,
-            max_position_embeddings=context_length,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-        )
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64}
+    return Qwen3ForCausalLM(tiny_config(tokenizer, context_length, **sizes))
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast, context_length: int, **sizes: Any) -> Qwen3Config:
+    """Four query and two key-value heads, a tied embedding, the tokenizer's entries; `sizes` and what else is given."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **sizes,
     )
 
 

@@ -19,10 +19,10 @@ import torch
 from fit import Batch, fit, muon_and_adamw
 from text_corpus import documents, held_out_text
 from text_tokenizer import train_tokenizer
-from tiny_qwen3 import save
+from tiny_qwen3 import save, tiny_config
 from torch.nn import functional
 from train_text_model import batches
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from enginewright.exporters.depth_attention import Mix, read_depth_attention
 from enginewright.exporters.depth_reference import add_depth_attention, mix_by_softmax, mix_evenly
@@ -63,20 +63,13 @@ def main() -> None:
 
 def make_model(tokenizer: PreTrainedTokenizerFast, mix: Mix | None, seed: int) -> Qwen3ForCausalLM:
     """A random model of 1.6 million parameters besides the embedding, the same for every kind of mixing."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    config = tiny_config(
+        tokenizer,
+        CONTEXT_LENGTH,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=32,
-        tie_word_embeddings=True,
-        max_position_embeddings=CONTEXT_LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
         **({} if mix is None else {"depth_attention": {"stride": LAYERS // 2, "recent": 0}}),
     )
     torch.manual_seed(seed)

@@ -73,6 +73,16 @@ class Op:
         return loaded
 
 
+# What the attention ops have in common.
+_QUERY_STARTS = Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]")
+_KV_LENS = Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head")
+_SINKS = Tensor(
+    "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
+)
+_SCALE = Attribute("scale", "float", "factor on q . k")
+_WINDOW = Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0)
+_SOFTCAP = Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0)
+
 PAGED_ATTENTION = Op(
     name="PagedAttention",
     version=1,
@@ -82,12 +92,10 @@ PAGED_ATTENTION = Op(
         Tensor("key", FLOATS, ("T", "Hkv", "D"), "their keys, rotated"),
         Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "their values"),
         Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's tile pool; see tile_bytes"),
-        Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]"),
-        Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
+        _QUERY_STARTS,
+        _KV_LENS,
         Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "tile ids in token order; only ids in use are read"),
-        Tensor(
-            "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
-        ),
+        _SINKS,
     ),
     outputs=(
         Tensor("output", FLOATS, ("T", "Hq", "Dv"), "attention output before the output projection"),
@@ -95,9 +103,9 @@ PAGED_ATTENTION = Op(
     ),
     attributes=(
         Attribute("layer", "int", "index into the first axis of kv_lens and tile_table"),
-        Attribute("scale", "float", "factor on q . k"),
-        Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0),
-        Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0),
+        _SCALE,
+        _WINDOW,
+        _SOFTCAP,
         Attribute("kv_bits", "int", "width of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
@@ -113,16 +121,14 @@ KVARN_ATTENTION = Op(
         Tensor("value", FLOATS, ("T", "Hkv", "D"), "their values"),
         Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's pool of records; see kvarn_tile_bytes"),
         Tensor("exact", ("float16",), ("S", "Hkv", "F", "E"), "tiles not encoded, E = 2 TILE_TOKENS D; see the oracle"),
-        Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]"),
-        Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head"),
+        _QUERY_STARTS,
+        _KV_LENS,
         Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "record ids in token order; entry 0 is not read"),
         Tensor("slots", ("int32",), ("B",), "each row's place in `exact`"),
         Tensor(
             "encoded_lens", ("int32",), ("two", "L", "B", "Hkv"), "of the tokens, how many are encoded, before/after"
         ),
-        Tensor(
-            "sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True
-        ),
+        _SINKS,
     ),
     outputs=(
         Tensor("output", FLOATS, ("T", "Hq", "D"), "attention output before the output projection"),
@@ -131,9 +137,9 @@ KVARN_ATTENTION = Op(
     ),
     attributes=(
         Attribute("layer", "int", "index into the layers of kv_lens, tile_table and encoded_lens"),
-        Attribute("scale", "float", "factor on q . k"),
-        Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0),
-        Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0),
+        _SCALE,
+        _WINDOW,
+        _SOFTCAP,
         Attribute("k_bits", "int", "width of a key's code: 2, 4 or 8", default=4),
         Attribute("v_bits", "int", "width of a value's code: 2, 4 or 8", default=2),
         Attribute("iterations", "int", "of the normaliser, for each tile", default=8),
@@ -182,7 +188,7 @@ DEPTH_MIX = Op(
         ),
     ),
     outputs=(Tensor("mixed", FLOATS, ("T", "Hkv", "Dv"), "takes the value's place in attention and in the cache"),),
-    attributes=(Attribute("scale", "float", "factor on q . k"),),
+    attributes=(_SCALE,),
     oracle="enginewright.plugins.oracles.depth_mix:mix_values",
 )
 

@@ -110,14 +110,14 @@ class MultiToken:
                 more.append(Continuation([*each.tokens[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
             else:
                 more.append(Continuation([own[-1], *guesses]))
-        lasts = np.array([each.rows.stop - 1 for each in fed], np.int64)
-        if all(request.is_plain_greedy for request in requests):
-            return Emission(outputs.greedy[lasts], [None] * len(requests), more)
-        tokens, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
-        for i, request in enumerate(requests):
-            if not request.is_plain_greedy:
-                more[i] = Continuation([int(tokens[i])])
-        return Emission(tokens, logprobs, more)
+        logprobs: list[Logprobs | None] = [None] * len(requests)
+        if not all(request.is_plain_greedy for request in requests):
+            lasts = np.array([each.rows.stop - 1 for each in fed], np.int64)
+            chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
+            for i, request in enumerate(requests):
+                if not request.is_plain_greedy:
+                    more[i] = Continuation([int(chosen[i])])
+        return Emission(np.array([each.tokens[0] for each in more], np.int64), logprobs, more)
 
 
 def _agreements(own: Sequence[int], guesses: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -53,45 +54,43 @@ def find_method(name: str) -> ModuleType:
     return importlib.import_module(METHODS[name])
 
 
+def _hooks(applied: tuple[Applied, ...], name: str) -> Iterator[tuple[Callable[..., Any], Any]]:
+    """The function `name` of every method that has it, with that method's config, in order."""
+    for method in applied:
+        hook = getattr(find_method(method.name), name, None)
+        if hook is not None:
+            yield hook, method.config
+
+
 def transform_weights(applied: tuple[Applied, ...], weights: dict[str, Weight]) -> dict[str, Weight]:
     """Pass the weights through every method that changes them, in order."""
-    for method in applied:
-        module = find_method(method.name)
-        if hasattr(module, "transform_weights"):
-            weights = module.transform_weights(method.config, weights)
+    for hook, config in _hooks(applied, "transform_weights"):
+        weights = hook(config, weights)
     return weights
 
 
 def choose_cache(applied: tuple[Applied, ...], cache: CacheFormat) -> CacheFormat:
     """Pass the cache's format through every method that chooses one, in order."""
-    for method in applied:
-        module = find_method(method.name)
-        if hasattr(module, "choose_cache"):
-            cache = module.choose_cache(method.config, cache)
+    for hook, config in _hooks(applied, "choose_cache"):
+        cache = hook(config, cache)
     return cache
 
 
 def choose_decoding(applied: tuple[Applied, ...]) -> dict[str, Any]:
     """Return the manifest's decoding after every method that chooses one, in order."""
     decoding: dict[str, Any] = {"kind": "autoregressive"}
-    for method in applied:
-        module = find_method(method.name)
-        if hasattr(module, "choose_decoding"):
-            decoding = module.choose_decoding(method.config, decoding)
+    for hook, config in _hooks(applied, "choose_decoding"):
+        decoding = hook(config, decoding)
     return decoding
 
 
 def check_model(applied: tuple[Applied, ...], checkpoint: Checkpoint) -> None:
     """Let every method refuse the checkpoint."""
-    for method in applied:
-        module = find_method(method.name)
-        if hasattr(module, "check_model"):
-            module.check_model(method.config, checkpoint)
+    for hook, config in _hooks(applied, "check_model"):
+        hook(config, checkpoint)
 
 
 def extend_graph(applied: tuple[Applied, ...], graph: ir.Graph) -> None:
     """Let every method add to the decoder graph, in order."""
-    for method in applied:
-        module = find_method(method.name)
-        if hasattr(module, "extend_graph"):
-            module.extend_graph(method.config, graph)
+    for hook, config in _hooks(applied, "extend_graph"):
+        hook(config, graph)
