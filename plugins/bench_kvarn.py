@@ -29,9 +29,7 @@ def kvarn_inputs(shape: Shape, layers: int, bits: tuple[int, int], encoded: tupl
     rng = np.random.default_rng(0)
     heads, count = (shape.batch, shape.kv_heads), max(encoded) // TILE_TOKENS
     ids = rng.permutation(shape.batch * shape.kv_heads * count).reshape(*heads, count).astype(np.int32)
-    record = rng.integers(-128, 128, kvarn_tile_bytes(shape.dim, *bits), np.int8)
-    for start, halves in scales(shape.dim, bits):
-        record[start : start + 2 * halves] = np.full(halves, 0.25, np.float16).view(np.int8)
+    record = made_up_record(rng, shape.dim, bits)
     exact = rng.standard_normal((*heads, 2, 2 * TILE_TOKENS * shape.dim), np.float32).astype(np.float16)
     tokens = shape.batch * shape.new
     lens = np.array(encoded, np.int32).reshape(2, 1, 1, 1)
@@ -47,6 +45,14 @@ def kvarn_inputs(shape: Shape, layers: int, bits: tuple[int, int], encoded: tupl
         "slots": np.arange(shape.batch, dtype=np.int32),
         "encoded_lens": np.broadcast_to(lens, (2, layers, *heads)).copy(),
     }
+
+
+def made_up_record(rng: np.random.Generator, dim: int, bits: tuple[int, int]) -> NDArray[np.int8]:
+    """A record whose codes are random and whose scales are a quarter."""
+    record = rng.integers(-128, 128, kvarn_tile_bytes(dim, *bits), np.int8)
+    for start, halves in scales(dim, bits):
+        record[start : start + 2 * halves] = np.full(halves, 0.25, np.float16).view(np.int8)
+    return record
 
 
 def scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:

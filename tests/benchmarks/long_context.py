@@ -27,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from enginewright.plugins.bench_attention import SLICE, best_times, reader
+from enginewright.plugins.bench_kvarn import made_up_record
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime import load
 from enginewright.runtime.llm import LLM
@@ -140,32 +142,18 @@ def fill(llm: LLM, session: OrtSession) -> None:
             session._bind_input(name, session._buffers[shared])
             session._bind_output(f"{name}.out", session._buffers[shared])
         elif layer.exact_bytes:
-            session._buffers[name][:] = record(rng, layer.key_dim, layer.tile_bytes)
+            bits = next((m["k_bits"], m["v_bits"]) for m in llm.manifest.applied if m["name"] == "kvarn")
+            session._buffers[name][:] = made_up_record(rng, layer.key_dim, bits)
         else:
             session._buffers[name][:] = rng.normal(0, 1, layer.tile_bytes // 2).astype(np.float16).view(np.int8)
 
 
-def record(rng: np.random.Generator, dim: int, size: int) -> np.ndarray:
-    """A KVarN record whose codes are random and whose scales are a quarter; see oracles/kvarn.py for its layout."""
-    halves = 3 * dim + 3 * TILE_TOKENS
-    bits = (size - 2 * halves) * 8 // (TILE_TOKENS * dim)  # of a key's and a value's code together
-    widths = next((k, bits - k) for k in (4, 2, 8) if bits - k in (2, 4, 8))
-    codes = [rng.integers(-128, 128, TILE_TOKENS * dim * width // 8, np.int8) for width in widths]
-    key = np.full(2 * dim + TILE_TOKENS, 0.25, np.float16).view(np.int8)
-    value = np.full(dim + 2 * TILE_TOKENS, 0.25, np.float16).view(np.int8)
-    return np.concatenate([codes[0], key, codes[1], value])
-
-
 def read_rate(threads: int) -> float:
-    """Bytes per second at which `threads` threads sum an array of 1 GiB, the best of 5."""
-    array = np.ones(2**30 // 8, np.int64)
-    parts, rates = np.array_split(array, threads), []
+    """Bytes per second at which `threads` threads read memory, at best."""
+    buffer = np.ones(2**30 // 4, np.float32)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            begin = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            rates.append(array.nbytes / (time.perf_counter() - begin))
-    return max(rates)
+        (seconds,) = best_times(2.0, reader(buffer, threads, pool))
+    return SLICE / seconds
 
 
 if __name__ == "__main__":

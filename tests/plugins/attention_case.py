@@ -75,18 +75,18 @@ def make_inputs(case: Case, seed: int = 0) -> Arrays:
         "value": normal(tokens, case.kv_heads, case.value_dim),
         "tiles": make_pool(case, rng, count, table, held[0]),
         "query_starts": np.cumsum([0, *(n for _, n in case.rows)]).astype(np.int32),
-        "kv_lens": at_layer(case, held[0].astype(np.int32), 7),
-        "tile_table": at_layer(case, table, -1),
+        "kv_lens": at_layer(case.layers, case.layer, held[0].astype(np.int32), 7),
+        "tile_table": at_layer(case.layers, case.layer, table, -1),
     }
     if case.sinks:
         arrays["sinks"] = normal(case.query_heads)
     return arrays
 
 
-def at_layer(case: Case, array: np.ndarray, other: int) -> np.ndarray:
-    """Stacks layers around the case's own, filled with `other`: reading the wrong one is an error."""
-    stacked = np.full((case.layers, *array.shape), other, array.dtype)
-    stacked[case.layer] = array
+def at_layer(layers: int, layer: int, array: np.ndarray, other: int) -> np.ndarray:
+    """Stacks layers around one, filled with `other`: reading the wrong one is an error."""
+    stacked = np.full((layers, *array.shape), other, array.dtype)
+    stacked[layer] = array
     return stacked
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from attention_case import at_layer
 
 from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import Tile, decode, from_record, to_record
@@ -91,21 +92,14 @@ def make_inputs(case: Case, seed: int = 0) -> Arrays:
         "tiles": np.stack([random_record(case, rng) for _ in range(count)]),
         "exact": make_exact(case, rng, lens, slots),
         "query_starts": np.cumsum([0, *(row.new for row in case.rows)]).astype(np.int32),
-        "kv_lens": at_layer(case, lens[..., 0], 7),
-        "tile_table": at_layer(case, table, -1),
+        "kv_lens": at_layer(case.layers, case.layer, lens[..., 0], 7),
+        "tile_table": at_layer(case.layers, case.layer, table, -1),
         "slots": slots,
-        "encoded_lens": np.stack([at_layer(case, lens[..., i], 3) for i in (2, 3)]),
+        "encoded_lens": np.stack([at_layer(case.layers, case.layer, lens[..., i], 3) for i in (2, 3)]),
     }
     if case.sinks:
         arrays["sinks"] = normal(case.query_heads)
     return arrays
-
-
-def at_layer(case: Case, array: np.ndarray, other: int) -> np.ndarray:
-    """Stacks layers around the case's own, filled with `other`: reading the wrong one is an error."""
-    stacked = np.full((case.layers, *array.shape), other, array.dtype)
-    stacked[case.layer] = array
-    return stacked
 
 
 def random_record(case: Case, rng: np.random.Generator) -> np.ndarray:

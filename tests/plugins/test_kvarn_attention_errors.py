@@ -7,25 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_inputs import put, replaced
 from kvarn_case import Arrays, Case, Row, make_inputs
 from op_session import open_op, run_op
 
 pytestmark = pytest.mark.native
 CASE = Case(name="errors", rows=(Row(300, 2), Row(5, 1), Row(260, 124)))
-
-
-def put(name: str, index: Any, value: int) -> Callable[[Arrays], None]:
-    def change(arrays: Arrays) -> None:
-        arrays[name][index] = value
-
-    return change
-
-
-def replaced(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], None]:
-    def change(arrays: Arrays) -> None:
-        arrays[name] = np.ascontiguousarray(make(arrays[name]))
-
-    return change
 
 
 def each(*changes: Callable[[Arrays], None]) -> Callable[[Arrays], None]:

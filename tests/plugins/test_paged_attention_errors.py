@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from attention_case import Arrays, Case, make_inputs, run
+from attention_case import Case, make_inputs, run
+from bad_inputs import put, replaced
 from op_session import open_op
 
 from enginewright.plugins.ops import PAGED_ATTENTION
@@ -16,20 +16,6 @@ from enginewright.plugins.ops import PAGED_ATTENTION
 pytestmark = pytest.mark.native
 REQUIRED = tuple(tensor.name for tensor in PAGED_ATTENTION.inputs if not tensor.optional)
 CASE = Case(name="errors", rows=((130, 2), (5, 1)))
-
-
-def put(name: str, index: Any, value: int) -> Callable[[Arrays], None]:
-    def change(arrays: Arrays) -> None:
-        arrays[name][index] = value
-
-    return change
-
-
-def replaced(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], None]:
-    def change(arrays: Arrays) -> None:
-        arrays[name] = np.ascontiguousarray(make(arrays[name]))
-
-    return change
 
 
 BAD = {
