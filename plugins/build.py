@@ -1,23 +1,27 @@
-"""Builds the native libraries of a checkout into `plugins/lib`, for tests and development.
+"""Builds the native libraries of a checkout, for tests and development.
 
-    python -m enginewright.plugins.build
+    python -m enginewright.plugins.build [--cuda] [--emulation]
 
-An installed package has its libraries already; this is what `pip install` runs, without the install.
+Without options the ops for ONNX Runtime on the CPU, into `plugins/lib`, which is what `pip install` runs without the
+install. --cuda: the kernels for GPUs as well (needs nvcc and some minutes). --emulation: those kernels for a CPU, for
+tests, into `build/emulation` alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from enginewright.plugins.library import LibraryError
+from enginewright.plugins.library import LibraryError, file_name
 
 PLUGINS = Path(__file__).resolve().parent
+OBJECTS = PLUGINS.parent / "build"
 
 
-def build(build_dir: Path | None = None) -> Path:
+def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False) -> Path:
     """Configure, build and install; returns `plugins/lib`.
 
     build_dir: where objects go; `build/plugins` in the checkout when not given.
@@ -25,27 +29,61 @@ def build(build_dir: Path | None = None) -> Path:
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
     """
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        raise LibraryError("plugins: got no cmake on PATH, expected CMake 3.22 or later; do: pip install cmake ninja")
-    if not (PLUGINS / "CMakeLists.txt").exists():
-        raise LibraryError(f"plugins: got no CMakeLists.txt in {PLUGINS}, expected a source checkout")
-    objects = build_dir or PLUGINS.parent / "build" / "plugins"
-    configure = [cmake, "-S", str(PLUGINS), "-B", str(objects), "-DENGINEWRIGHT_ORT=ON"]
-    if shutil.which("ninja") and not (objects / "CMakeCache.txt").exists():
-        configure += ["-G", "Ninja"]
-    for command in (
-        [*configure, f"-DCMAKE_INSTALL_PREFIX={PLUGINS}"],
-        [cmake, "--build", str(objects), "--parallel"],
-        [cmake, "--install", str(objects)],
-    ):
-        if subprocess.run(command).returncode != 0:
-            raise LibraryError(f"plugins: `{' '.join(command)}` failed; its output says why")
+    objects = build_dir or OBJECTS / "plugins"
+    _make(objects, f"-DENGINEWRIGHT_ORT={_on(ort)}", f"-DENGINEWRIGHT_CUDA={_on(cuda)}")
+    _run(_cmake(), "--install", str(objects))
     return PLUGINS / "lib"
 
 
-if __name__ == "__main__":
+def build_emulation(build_dir: Path | None = None) -> Path:
+    """Build the CUDA kernels for a CPU; returns the library's path.
+
+    Raises:
+        LibraryError: CMake or the sources are missing, or the build fails.
+    """
+    objects = build_dir or OBJECTS / "emulation"
+    _make(objects, "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_EMULATION=ON")
+    return objects / "csrc" / "emulation" / file_name("enginewright_cuda_emulated")
+
+
+def _on(wanted: bool) -> str:
+    return "ON" if wanted else "OFF"
+
+
+def _cmake() -> str:
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise LibraryError("plugins: got no cmake on PATH, expected CMake 3.22 or later; do: pip install cmake ninja")
+    return cmake
+
+
+def _make(objects: Path, *options: str) -> None:
+    """Configure and build in `objects`."""
+    if not (PLUGINS / "CMakeLists.txt").exists():
+        raise LibraryError(f"plugins: got no CMakeLists.txt in {PLUGINS}, expected a source checkout")
+    configure = [_cmake(), "-S", str(PLUGINS), "-B", str(objects), *options, f"-DCMAKE_INSTALL_PREFIX={PLUGINS}"]
+    if shutil.which("ninja") and not (objects / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja"]
+    _run(*configure)
+    _run(_cmake(), "--build", str(objects), "--parallel")
+
+
+def _run(*command: str) -> None:
+    if subprocess.run(command).returncode != 0:
+        raise LibraryError(f"plugins: `{' '.join(command)}` failed; its output says why")
+
+
+def main() -> None:
+    """Build what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cuda", action="store_true", help="build the GPU kernels too")
+    parser.add_argument("--emulation", action="store_true", help="build the GPU kernels for a CPU, and nothing else")
+    options = parser.parse_args()
     try:
-        print(build())
+        print(build_emulation() if options.emulation else build(cuda=options.cuda))
     except LibraryError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Any
 
 ORT_LIBRARY = "enginewright_ort"
+CUDA_LIBRARY = "enginewright_cuda"
+_HOW_TO_BUILD = {
+    ORT_LIBRARY: "install a C++ compiler (Debian: apt-get install g++) and reinstall with `pip install --force-reinstall "
+    "enginewright`, or in a checkout run `python -m enginewright.plugins.build`",
+    CUDA_LIBRARY: "install CUDA 13's nvcc, then in a checkout run `python -m enginewright.plugins.build --cuda`",
+}
 
 
 class LibraryError(RuntimeError):
     """A native library is missing or cannot be built."""
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """What the platform calls the shared library `name`."""
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     return f"{'' if sys.platform == 'win32' else 'lib'}{name}{suffix}"
 
@@ -38,16 +45,25 @@ def ort_library() -> Path:
     Raises:
         LibraryError: the library was not built.
     """
+    return library_path(ORT_LIBRARY)
+
+
+def library_path(name: str) -> Path:
+    """Path of the library `name`, ORT_LIBRARY or CUDA_LIBRARY.
+
+    Raises:
+        LibraryError: the library was not built.
+    """
     folders = _library_folders()
     for folder in folders:
-        path = folder / _file_name(ORT_LIBRARY)
+        path = folder / file_name(name)
         if path.exists():
             return path
     looked = ", ".join(map(str, folders))
+    needs = {ORT_LIBRARY: "a C++ compiler", CUDA_LIBRARY: "nvcc"}[name]
     raise LibraryError(
-        f"plugins: got no {_file_name(ORT_LIBRARY)} in {looked}, expected the library that a C++ compiler builds; do: "
-        "install a C++ compiler (Debian: apt-get install g++) and reinstall with `pip install --force-reinstall "
-        "enginewright`, or in a checkout run `python -m enginewright.plugins.build`"
+        f"plugins: got no {file_name(name)} in {looked}, expected the library that {needs} builds; do: "
+        f"{_HOW_TO_BUILD[name]}"
     )
 
 

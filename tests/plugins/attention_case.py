@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from op_session import run_op, run_op_in_place
 
 from enginewright.plugins.ops import PAGED_ATTENTION, TILE_TOKENS, tile_bytes
 
@@ -116,12 +115,16 @@ def make_pool(case: Case, rng: np.random.Generator, count: int, table: np.ndarra
 
 def run(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The op through ONNX Runtime; the pool is copied."""
+    from op_session import run_op  # kernels on other hosts have the same cases, and no ONNX Runtime
+
     output, tiles = run_op(PAGED_ATTENTION.name, arrays, threads, **case.attributes)
     return output, tiles
 
 
 def run_in_place(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """The same with one pool bound as input and output."""
+    from op_session import run_op_in_place
+
     output, tiles = run_op_in_place(PAGED_ATTENTION.name, arrays, threads, **case.attributes)
     return output, tiles
 

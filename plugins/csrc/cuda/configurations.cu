@@ -1,0 +1,34 @@
+// The table of configurations as JSON, for tests and messages.
+#include <string>
+
+#include "configurations.h"
+
+namespace ew::cuda {
+namespace {
+
+std::string pair(int a, int b) { return "[" + std::to_string(a) + "," + std::to_string(b) + "]"; }
+
+std::string list() {
+  std::string dims, kvarn_dims, bits;
+  const auto join = [](std::string& to, const std::string& item) { to += (to.empty() ? "" : ",") + item; };
+#define EW_ADD(a, b) join(dims, pair(a, b));
+  EW_PAGED_ATTENTION_DIMS(EW_ADD)
+#undef EW_ADD
+#define EW_ADD(a) join(kvarn_dims, std::to_string(a));
+  EW_KVARN_DIMS(EW_ADD)
+#undef EW_ADD
+#define EW_ADD(a, b) join(bits, pair(a, b));
+  EW_KVARN_BITS(EW_ADD)
+#undef EW_ADD
+  return "{\"PagedAttention\":{\"dims\":[" + dims + "]},\"KVarNAttention\":{\"dims\":[" + kvarn_dims + "],\"bits\":[" +
+         bits + "]}}";
+}
+
+}  // namespace
+
+const char* configurations_json() {
+  static const std::string text = list();
+  return text.c_str();
+}
+
+}  // namespace ew::cuda

@@ -1,0 +1,178 @@
+"""The C functions of `libenginewright_cuda` for Python: structures as `csrc/cuda/calls.h` has them, errors as exceptions.
+
+Tests and benchmarks call kernels through this; engines reach them through their host's adapter. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, library_path
+
+ABI = 1
+HALF, BFLOAT16 = 0, 1
+
+_pointer, _int64, _int32, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+
+class Attention(ctypes.Structure):
+    """`EwAttention`: what both attention ops take."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("query", "key", "value", "output")),
+        *((name, _pointer) for name in ("query_starts", "kv_lens", "table", "sinks")),
+        *((name, _int64) for name in ("tokens", "rows", "query_heads", "kv_heads", "head_dim", "value_dim")),
+        *((name, _int64) for name in ("table_width", "window", "longest")),
+        *((name, _float) for name in ("scale", "softcap")),
+        *((name, _int32) for name in ("type", "reserved")),
+    )
+
+
+class PagedAttention(ctypes.Structure):
+    """`EwPagedAttention`."""
+
+    _fields_ = (("attention", Attention), ("tiles", _pointer), ("tile_count", _int64), ("kv_bits", _int64))
+
+
+class KVarNAttention(ctypes.Structure):
+    """`EwKVarNAttention`."""
+
+    _fields_ = (
+        ("attention", Attention),
+        *((name, _pointer) for name in ("tiles", "exact", "slots", "encoded_before", "encoded_after")),
+        *((name, _int64) for name in ("record_count", "slot_count", "exact_tiles", "iterations")),
+        *((name, _int32) for name in ("k_bits", "v_bits", "robust", "rotate_values")),
+    )
+
+
+class DepthMix(ctypes.Structure):
+    """`EwDepthMix`; sources: an array of pointers in host memory."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("query", "key", "value", "sources", "mixed")),
+        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "source_count")),
+        ("scale", _float),
+        ("type", _int32),
+    )
+
+
+class ClpEmit(ctypes.Structure):
+    """`EwClpEmit`."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("hidden", "greedy", "classifier_weight", "classifier_bias")),
+        *((name, _pointer) for name in ("up_weight", "up_bias", "out_bias", "out_weight", "out_codes", "out_scales")),
+        *((name, _pointer) for name in ("sample_rows", "query_starts", "tokens", "counts")),
+        *((name, _int64) for name in ("rows", "size", "classes", "extra", "inner", "vocab", "sequences")),
+        ("tau", _float),
+        *((name, _int32) for name in ("activation", "residual", "type")),
+    )
+
+
+class Int4Linear(ctypes.Structure):
+    """`EwInt4Linear`."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "codes", "scales", "out")),
+        *((name, _int64) for name in ("rows", "outputs", "size", "block")),
+        *((name, _int32) for name in ("type", "reserved")),
+    )
+
+
+CALLS: dict[type[ctypes.Structure], str] = {
+    PagedAttention: "paged_attention",
+    KVarNAttention: "kvarn_attention",
+    DepthMix: "depth_mix",
+    ClpEmit: "clp_emit",
+    Int4Linear: "int4_linear",
+}
+"""The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""
+
+
+class CudaLibrary:
+    """The loaded library at `path`; `open_cuda_library` opens the installed one.
+
+    Raises:
+        LibraryError: it does not load, or has another ABI than this package.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise LibraryError(f"plugins: {path.name} does not load: {error}") from error
+        for name in ("error", "version", "configurations"):
+            self._function(name).restype = ctypes.c_char_p
+        found = int(self._function("abi")())
+        if found != ABI:
+            raise LibraryError(
+                f"plugins: {path.name}: got ABI {found} (version {self.version}), expected {ABI}; "
+                "build or install the library again, from the same version as this package"
+            )
+
+    def _function(self, name: str) -> Any:
+        return getattr(self._library, f"ew_cuda_{name}")
+
+    @property
+    def version(self) -> str:
+        """Of the package that it was built from."""
+        return str(self._function("version")().decode())
+
+    def configurations(self) -> dict[str, Any]:
+        """What is instantiated: op -> its lists of sizes."""
+        found: dict[str, Any] = json.loads(self._function("configurations")())
+        return found
+
+    def check_device(self) -> None:
+        """Raise a LibraryError where the driver or the device cannot run the library."""
+        if self._function("check_device")() < 0:
+            raise LibraryError(self._error())
+
+    def workspace_bytes(self, call: ctypes.Structure) -> int:
+        """Bytes of device memory that `call` needs besides its tensors.
+
+        Raises:
+            ValueError: the call is refused.
+        """
+        function = self._function(f"{CALLS[type(call)]}_workspace")
+        function.restype, function.argtypes = _int64, [_pointer]
+        needed = int(function(ctypes.byref(call)))
+        if needed < 0:
+            raise ValueError(self._error())
+        return needed
+
+    def start(self, call: ctypes.Structure, workspace: int | None, workspace_bytes: int, stream: int = 0) -> None:
+        """Start `call` on `stream`; pointers are of device memory.
+
+        Raises:
+            ValueError: the call is refused.
+        """
+        function = self._function(CALLS[type(call)])
+        function.argtypes = [_pointer, _pointer, _int64, _pointer]
+        if function(ctypes.byref(call), workspace, workspace_bytes, stream) < 0:
+            raise ValueError(self._error())
+
+    def probe(self, pointers: list[int], stream: int = 0) -> None:
+        """Run `csrc/cuda/probe.cu`."""
+        array = (_pointer * len(pointers))(*pointers)
+        function = self._function("probe")
+        function.argtypes = [_pointer, _pointer]
+        if function(array, stream) < 0:
+            raise ValueError(self._error())
+
+    def _error(self) -> str:
+        return str(self._function("error")().decode())
+
+
+@cache
+def open_cuda_library() -> CudaLibrary:
+    """The installed library.
+
+    Raises:
+        LibraryError: it was not built, or does not load.
+    """
+    return CudaLibrary(library_path(CUDA_LIBRARY))
