@@ -49,8 +49,10 @@ void launch(const char* what, void (*kernel)(const Arguments), Grid grid, int th
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                    what);
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(args);
-  expect_success(cudaGetLastError(), what);
+  void* pointers[] = {const_cast<Arguments*>(&args)};
+  expect_success(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(static_cast<unsigned>(threads)),
+                                  pointers, shared_bytes, static_cast<cudaStream_t>(stream)),
+                 what);
 }
 
 #endif
