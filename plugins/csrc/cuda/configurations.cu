@@ -21,7 +21,8 @@ std::string list() {
   EW_KVARN_BITS(EW_ADD)
 #undef EW_ADD
   return "{\"PagedAttention\":{\"dims\":[" + dims + "]},\"KVarNAttention\":{\"dims\":[" + kvarn_dims + "],\"bits\":[" +
-         bits + "]}}";
+         bits + "]},\"DepthMix\":{\"dim_step\":" + std::to_string(EW_DEPTH_MIX_DIM_STEP) +
+         ",\"most_dim\":" + std::to_string(EW_DEPTH_MIX_MOST_DIM) + "}}";
 }
 
 }  // namespace

@@ -22,6 +22,10 @@
   X(4, 4)                \
   X(8, 8)
 
+// Head sizes of DepthMix: multiples of the one up to the other.
+#define EW_DEPTH_MIX_DIM_STEP 8
+#define EW_DEPTH_MIX_MOST_DIM 512
+
 // Values of one index in each list, as text: for messages.
 #define EW_TEXT(x) #x
 

@@ -29,6 +29,15 @@ inline void expect_aligned(const char* op, const char* name, const void* pointer
     refuse(op, name, "an address that is not a multiple of 16", "one that is");
 }
 
+inline void expect_tensor(const char* op, const std::string& name, const void* pointer) {
+  expect_pointer(op, name.c_str(), pointer);
+  expect_aligned(op, name.c_str(), pointer);
+}
+
+inline void expect_type(const char* op, std::int32_t type) {
+  expect(type == kHalf || type == kBfloat16, op, "type", type, "0 (half) or 1 (bfloat16)");
+}
+
 inline void expect_workspace(const char* op, const void* workspace, std::int64_t bytes, std::int64_t needed) {
   expect(bytes >= needed, op, "workspace", bytes, std::to_string(needed) + " bytes or more");
   if (needed > 0) expect_pointer(op, "workspace", workspace);
