@@ -1,5 +1,7 @@
 // The table of configurations as JSON, for tests and messages.
+#include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "configurations.h"
 
@@ -20,9 +22,19 @@ std::string list() {
 #define EW_ADD(a, b) join(bits, pair(a, b));
   EW_KVARN_BITS(EW_ADD)
 #undef EW_ADD
+  const auto sizes = [](std::initializer_list<std::pair<const char*, int>> named) {
+    std::string text;
+    for (const auto& [name, size] : named)
+      text += (text.empty() ? "\"" : ",\"") + std::string(name) + "\":" + std::to_string(size);
+    return "{" + text + "}";
+  };
   return "{\"PagedAttention\":{\"dims\":[" + dims + "]},\"KVarNAttention\":{\"dims\":[" + kvarn_dims + "],\"bits\":[" +
-         bits + "]},\"DepthMix\":{\"dim_step\":" + std::to_string(EW_DEPTH_MIX_DIM_STEP) +
-         ",\"most_dim\":" + std::to_string(EW_DEPTH_MIX_MOST_DIM) + "}}";
+         bits + "]},\"DepthMix\":" + sizes({{"dim_step", EW_DEPTH_MIX_DIM_STEP}, {"most_dim", EW_DEPTH_MIX_MOST_DIM}}) +
+         ",\"ClpEmit\":" +
+         sizes({{"most_rows", EW_CLP_MOST_ROWS},
+                {"most_classes", EW_CLP_MOST_CLASSES},
+                {"most_extra", EW_CLP_MOST_EXTRA}}) +
+         "}";
 }
 
 }  // namespace

@@ -26,6 +26,11 @@
 #define EW_DEPTH_MIX_DIM_STEP 8
 #define EW_DEPTH_MIX_MOST_DIM 512
 
+// What ClpEmit takes of rows, classes and heads; any size of states, hidden layers and vocabularies.
+#define EW_CLP_MOST_ROWS 1024
+#define EW_CLP_MOST_CLASSES 256
+#define EW_CLP_MOST_EXTRA 15
+
 // Values of one index in each list, as text: for messages.
 #define EW_TEXT(x) #x
 

@@ -12,6 +12,8 @@ struct Probe {
   const std::uint32_t* matrices;                                                       // [32, 4]
   float* product;                                                                      // [32, 4]
   std::uint32_t *loaded, *loaded_transposed, *transposed, *shuffled, *voted, *halves;  // [32, 4], [32, 4], then [32]
+  float* bfloat_product;                                                               // [32, 4]
+  std::uint32_t* bfloats;                                                              // [32]
 };
 
 EW_KERNEL(32, 1) probe_kernel(EW_CONSTANT Probe p) {
@@ -23,6 +25,10 @@ EW_KERNEL(32, 1) probe_kernel(EW_CONSTANT Probe p) {
   for (int i = 0; i < 2; ++i) b[i] = p.b[2 * lane + i];
   mma_16x8x16(c, a, b);
   for (int i = 0; i < 4; ++i) p.product[4 * lane + i] = c[i];
+  for (int i = 0; i < 4; ++i) c[i] = p.c[4 * lane + i];
+  mma_16x8x16_bfloat16(c, a, b);
+  for (int i = 0; i < 4; ++i) p.bfloat_product[4 * lane + i] = c[i];
+  p.bfloats[lane] = bfloat2_fma(a[0], b[0], b[1]);
   unsigned char* memory = shared_memory();
   copy_async_16(memory + 16 * lane, p.matrices + 4 * lane);
   copy_commit();
@@ -57,6 +63,8 @@ extern "C" EW_EXPORT int ew_cuda_probe(const void* const* pointers, void* stream
     p.shuffled = words(8);
     p.voted = words(9);
     p.halves = words(10);
+    p.bfloat_product = static_cast<float*>(const_cast<void*>(pointers[11]));
+    p.bfloats = words(12);
     launch("probe", probe_kernel, Grid{}, 32, 512, stream, p);
     return 0;
   });

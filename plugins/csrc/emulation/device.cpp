@@ -43,6 +43,37 @@ void matrices(void* const* lanes) {
     }
 }
 
+// What the lanes hold as matrices, multiplied.
+template <float (*kToFloat)(std::uint16_t)>
+void multiply(void* const* lanes) {
+  float left[16][16], right[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const MmaOperand& from = *static_cast<MmaOperand*>(lanes[lane]);
+    const int g = lane / 4, i = 2 * (lane % 4);
+    for (int h = 0; h < 2; ++h) {
+      for (int r = 0; r < 4; ++r) left[g + 8 * (r % 2)][i + h + 8 * (r / 2)] = kToFloat(half_of(from.a[r], h));
+      for (int r = 0; r < 2; ++r) right[i + h + 8 * r][g] = kToFloat(half_of(from.b[r], h));
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    MmaOperand& to = *static_cast<MmaOperand*>(lanes[lane]);
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane / 4 + 8 * (e / 2), column = 2 * (lane % 4) + e % 2;
+      float sum = to.c[e];
+      for (int k = 0; k < 16; ++k) sum += left[row][k] * right[k][column];
+      to.c[e] = sum;
+    }
+  }
+}
+
+float bfloat16_to_float(std::uint16_t bits) { return bits_to_float(static_cast<std::uint32_t>(bits) << 16); }
+
+std::uint16_t float_to_bfloat16(float x) {
+  const std::uint32_t bits = float_to_bits(x);
+  if (std::isnan(x)) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 }  // namespace
 
 float half_to_float(std::uint16_t bits) {
@@ -80,6 +111,17 @@ std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   return both_halves(a, b, c, [](double x, double y, double z) { return x * y + z; });
 }
 
+// The product is exact in a float, the sum of three bfloat16 in a double but for numbers 2^36 apart.
+std::uint32_t bfloat2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t result = 0;
+  for (int i = 0; i < 2; ++i) {
+    const float x = bfloat16_to_float(half_of(a, i)), y = bfloat16_to_float(half_of(b, i));
+    const double sum = static_cast<double>(x) * y + bfloat16_to_float(half_of(c, i));
+    result |= static_cast<std::uint32_t>(float_to_bfloat16(static_cast<float>(sum))) << (16 * i);
+  }
+  return result;
+}
+
 unsigned ballot(bool vote) {
   struct Operand {
     bool vote;
@@ -95,26 +137,12 @@ unsigned ballot(bool vote) {
 
 void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   MmaOperand mine{c, a, b};
-  emulation::wait_for_warp("mma_16x8x16", &mine, [](void* const* lanes) {
-    float left[16][16], right[16][8];
-    for (int lane = 0; lane < 32; ++lane) {
-      const MmaOperand& from = *static_cast<MmaOperand*>(lanes[lane]);
-      const int g = lane / 4, i = 2 * (lane % 4);
-      for (int h = 0; h < 2; ++h) {
-        for (int r = 0; r < 4; ++r) left[g + 8 * (r % 2)][i + h + 8 * (r / 2)] = half_to_float(half_of(from.a[r], h));
-        for (int r = 0; r < 2; ++r) right[i + h + 8 * r][g] = half_to_float(half_of(from.b[r], h));
-      }
-    }
-    for (int lane = 0; lane < 32; ++lane) {
-      MmaOperand& to = *static_cast<MmaOperand*>(lanes[lane]);
-      for (int e = 0; e < 4; ++e) {
-        const int row = lane / 4 + 8 * (e / 2), column = 2 * (lane % 4) + e % 2;
-        float sum = to.c[e];
-        for (int k = 0; k < 16; ++k) sum += left[row][k] * right[k][column];
-        to.c[e] = sum;
-      }
-    }
-  });
+  emulation::wait_for_warp("mma_16x8x16", &mine, multiply<half_to_float>);
+}
+
+void mma_16x8x16_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  MmaOperand mine{c, a, b};
+  emulation::wait_for_warp("mma_16x8x16_bfloat16", &mine, multiply<bfloat16_to_float>);
 }
 
 void load_matrices(std::uint32_t (&to)[4], const void* row) {

@@ -68,6 +68,7 @@ inline std::uint32_t pack_half2(float low, float high) {
 std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b);
 std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b);
 std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c);
+std::uint32_t bfloat2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c);
 inline std::uint32_t byte_permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   const std::uint64_t bytes = a | (static_cast<std::uint64_t>(b) << 32);
   std::uint32_t result = 0;
@@ -77,8 +78,11 @@ inline std::uint32_t byte_permute(std::uint32_t a, std::uint32_t b, std::uint32_
 }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_log2(float x) { return std::log2(x); }
+inline float error_function(float x) { return std::erf(x); }
+inline int count_bits(unsigned x) { return __builtin_popcount(x); }
 
 void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+void mma_16x8x16_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 void load_matrices(std::uint32_t (&to)[4], const void* row);
 void load_matrices_transposed(std::uint32_t (&to)[4], const void* row);
 std::uint32_t transpose_matrix(std::uint32_t x);

@@ -47,6 +47,15 @@ EW_DEVICE std::uint16_t from_float(float x) {
   }
 }
 
+// c += a b of numbers of `type`, laid out as mma_16x8x16 says.
+template <Type type>
+EW_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  if constexpr (type == kHalf)
+    mma_16x8x16(c, a, b);
+  else
+    mma_16x8x16_bfloat16(c, a, b);
+}
+
 EW_DEVICE float clamp_to_half(float x) { return x > 65504.0f ? 65504.0f : (x < -65504.0f ? -65504.0f : x); }
 
 EW_DEVICE int lane_index() { return thread_index() % kWarp; }

@@ -74,6 +74,12 @@ EW_DEVICE std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
+// Of two bfloat16 in each word.
+EW_DEVICE std::uint32_t bfloat2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
 // Byte i of the result is byte (selector >> 4 i) & 7 of a (0 to 3) and b (4 to 7).
 EW_DEVICE std::uint32_t byte_permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   return __byte_perm(a, b, selector);
@@ -91,11 +97,21 @@ EW_DEVICE float fast_log2(float x) {
   return y;
 }
 
+EW_DEVICE float error_function(float x) { return erff(x); }
+EW_DEVICE int count_bits(unsigned x) { return __popc(x); }
+
 // c[16, 8] += a[16, 16] b[16, 8] of halves, sums in float. With g = lane / 4 and i = lane % 4 a lane holds:
 // a[0]: (g, 2 i), (g, 2 i + 1); a[1]: row g + 8; a[2]: columns 2 i + 8, 2 i + 9 of row g; a[3]: those of row g + 8.
 // b[0]: (2 i, g), (2 i + 1, g); b[1]: rows 2 i + 8, 2 i + 9. c[0], c[1]: (g, 2 i), (g, 2 i + 1); c[2], c[3]: row g + 8.
 EW_DEVICE void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same of bfloat16.
+EW_DEVICE void mma_16x8x16_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
