@@ -11,7 +11,7 @@ namespace {
 std::string pair(int a, int b) { return "[" + std::to_string(a) + "," + std::to_string(b) + "]"; }
 
 std::string list() {
-  std::string dims, kvarn_dims, bits;
+  std::string dims, kvarn_dims, bits, blocks;
   const auto join = [](std::string& to, const std::string& item) { to += (to.empty() ? "" : ",") + item; };
 #define EW_ADD(a, b) join(dims, pair(a, b));
   EW_PAGED_ATTENTION_DIMS(EW_ADD)
@@ -21,6 +21,9 @@ std::string list() {
 #undef EW_ADD
 #define EW_ADD(a, b) join(bits, pair(a, b));
   EW_KVARN_BITS(EW_ADD)
+#undef EW_ADD
+#define EW_ADD(a) join(blocks, std::to_string(a));
+  EW_INT4_BLOCKS(EW_ADD)
 #undef EW_ADD
   const auto sizes = [](std::initializer_list<std::pair<const char*, int>> named) {
     std::string text;
@@ -34,7 +37,7 @@ std::string list() {
          sizes({{"most_rows", EW_CLP_MOST_ROWS},
                 {"most_classes", EW_CLP_MOST_CLASSES},
                 {"most_extra", EW_CLP_MOST_EXTRA}}) +
-         "}";
+         ",\"Int4Linear\":{\"blocks\":[" + blocks + "]}}";
 }
 
 }  // namespace

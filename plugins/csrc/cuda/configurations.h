@@ -31,6 +31,13 @@
 #define EW_CLP_MOST_CLASSES 256
 #define EW_CLP_MOST_EXTRA 15
 
+// Inputs of one scale of Int4Linear.
+#define EW_INT4_BLOCKS(X) \
+  X(16)                   \
+  X(32)                   \
+  X(64)                   \
+  X(128)
+
 // Values of one index in each list, as text: for messages.
 #define EW_TEXT(x) #x
 
