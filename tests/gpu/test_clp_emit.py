@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from clp_cases import CASES, Case, always, make_inputs
 from device import TYPES, Device, download, rounded, run, to_bits
+from tight import stays_within_buffers
 
 from enginewright.plugins.cuda import ClpEmit
 from enginewright.plugins.ops import CLP_EMIT
@@ -188,6 +189,16 @@ def test_the_first_class_among_equals(scores: list[float], tau: float, count: in
     arrays = make_inputs(Case(name="tie"))
     arrays |= {"classifier_weight": np.zeros((3, 48), np.float32), "classifier_bias": np.array(scores, np.float32)}
     assert check(device, arrays, "float16", k=3, tau=tau) == [count] * 5
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
+def test_nothing_behind_a_buffer_is_read(case: Case, device: Device) -> None:
+    if device.name != "emulated":
+        pytest.skip("a GPU's buffers have no such edges")
+    arrays = always(make_inputs(case), case.k - 1)
+    arrays["query_starts"] = np.arange(case.rows + 1, dtype=np.int32)
+    arrays["sample_rows"] = np.arange(case.rows)
+    assert stays_within_buffers(device, lambda tight: emit(tight, arrays, "float16", **case.attributes))
 
 
 BAD: dict[str, dict[str, Any]] = {

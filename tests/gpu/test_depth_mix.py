@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from depth_mix_cases import CASES, Case, expected, make_inputs
 from device import TYPES, Device, download, from_bits, rounded, run, to_bits
+from tight import stays_within_buffers
 
 from enginewright.plugins.cuda import DepthMix
 
@@ -121,6 +122,15 @@ def test_what_is_not_finite_stays_in_its_head(device: Device) -> None:
     arrays["sources.2"][4, 1, 3] = np.nan
     spoilt = np.isnan(mix(device, case, arrays, "float16"))
     assert spoilt[4, 1].all() and spoilt.sum() == case.value_dim
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(8, 24), (72, 80), (264, 8), (512, 512)])
+def test_nothing_behind_a_buffer_is_read(dim: int, value_dim: int, device: Device) -> None:
+    if device.name != "emulated":
+        pytest.skip("a GPU's buffers have no such edges")
+    case = Case(name="edges", tokens=5, kv_heads=1, query_heads=3, dim=dim, value_dim=value_dim)
+    arrays = make_inputs(case)
+    assert stays_within_buffers(device, lambda tight: mix(tight, case, arrays, "float16"))
 
 
 BAD = {

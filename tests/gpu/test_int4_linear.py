@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device import TYPES, Device, download, from_bits, rounded, run, to_bits
+from tight import stays_within_buffers
 
 from enginewright.plugins.cuda import Int4Linear
 
@@ -178,6 +179,14 @@ def test_what_is_not_finite_stays_in_its_row(device: Device) -> None:
     operands.x[3, 100] = np.nan
     spoilt = np.isnan(multiply(device, operands))
     assert spoilt[3].all() and spoilt.sum() == spoilt.shape[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_behind_a_buffer_is_read(case: Case, device: Device) -> None:
+    if device.name != "emulated":
+        pytest.skip("a GPU's buffers have no such edges")
+    operands = make_operands(case, "float16")
+    assert stays_within_buffers(device, lambda tight: multiply(tight, operands))
 
 
 BAD: dict[str, dict[str, Any]] = {

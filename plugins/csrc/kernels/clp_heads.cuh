@@ -187,21 +187,62 @@ EW_DEVICE void out_product(float (&c)[4], const Element* all, const Task& task, 
   }
 }
 
+// Scales and biases of the lane's two tokens among 16 from `token`, loaded before the product that they follow; the
+// biases stay bits until then, for a conversion would wait for the memory.
+struct Finish {
+  float scales[2];
+  std::uint16_t biases[2];
+
+  EW_DEVICE void load(const Task& task, int head, int token) {
+    EW_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int output = token + lane_index() / 4 + 8 * h;
+      const std::int64_t at = static_cast<std::int64_t>(head) * task.vocab + output;
+      scales[h] = task.out_scales != nullptr && output < task.vocab ? task.out_scales[at] : 1.0f;
+      biases[h] = output < task.vocab ? task.out_bias[at] : std::uint16_t{0};
+    }
+  }
+};
+
 // The best token for rows 2 i and 2 i + 1 among 16 from `token`, on every lane of that i.
 template <Type type>
-EW_DEVICE void best_of_tile(std::uint64_t (&keys)[2], const float (&c)[4], const Task& task, int head, int token) {
+EW_DEVICE void best_of_tile(std::uint64_t (&keys)[2], const float (&c)[4], const Finish& finish, int token, int vocab) {
   keys[0] = keys[1] = 0;
   EW_UNROLL
   for (int e = 0; e < 4; ++e) {
     const int output = token + lane_index() / 4 + e / 2 * 8;
-    if (output >= task.vocab) continue;
-    const std::int64_t at = static_cast<std::int64_t>(head) * task.vocab + output;
-    const float scale = task.out_scales == nullptr ? 1.0f : task.out_scales[at];
-    keys[e % 2] = larger(keys[e % 2], key_of(c[e] * scale + to_float<type>(task.out_bias[at]), output));
+    const float logit = c[e] * finish.scales[e / 2] + to_float<type>(finish.biases[e / 2]);
+    if (output < vocab) keys[e % 2] = larger(keys[e % 2], key_of(logit, output));
   }
   EW_UNROLL
-  for (int mask = 4; mask < kWarp; mask *= 2) EW_UNROLL
-  for (int e = 0; e < 2; ++e) keys[e] = larger(keys[e], shuffle_xor(keys[e], mask));
+  for (int mask = 4; mask < kWarp; mask *= 2) {
+    EW_UNROLL
+    for (int e = 0; e < 2; ++e) keys[e] = larger(keys[e], shuffle_xor(keys[e], mask));
+  }
+}
+
+// Takes 16 tokens from `token` into the warp's best of each of `count` rows.
+template <Type type, bool kCodes, bool kWide>
+EW_DEVICE void search_tile(std::uint64_t* best, const Task& task, int head, int count, int token) {
+  const std::int64_t blocks = (task.rows + kRows - 1) / kRows;
+  const std::int64_t weights = static_cast<std::int64_t>(head) * task.vocab * task.inner;
+  Finish finish;
+  finish.load(task, head, token);
+  for (int first = 0; first < count; first += kRows) {
+    const Words4* states =
+        reinterpret_cast<const Words4*>(task.states + (head * blocks + first / kRows) * task.states_size);
+    float c[4] = {};
+    std::uint64_t keys[2];
+    if constexpr (kCodes)
+      out_product<type, kCodes, kWide>(c, task.out_codes + weights, task, token, states);
+    else
+      out_product<type, kCodes, kWide>(c, task.out_weight + weights, task, token, states);
+    best_of_tile<type>(keys, c, finish, token, task.vocab);
+    const int row = first + 2 * lane_index();  // of lanes 0 to 3
+    EW_UNROLL
+    for (int e = 0; e < 2; ++e)
+      if (lane_index() < 4 && row + e < count) best[row + e] = larger(best[row + e], keys[e]);
+  }
 }
 
 template <Type type, bool kCodes, bool kWide>
@@ -209,32 +250,16 @@ EW_KERNEL(kThreads, 2)
 out_kernel(EW_CONSTANT Task task) {
   const int head = block_y(), count = count_rows(task.lengths, task.rows, head + 1);
   if (count == 0) return;
-  std::uint64_t* best = reinterpret_cast<std::uint64_t*>(shared_memory()) + warp_index() * task.rows;
+  std::uint64_t* all = reinterpret_cast<std::uint64_t*>(shared_memory());  // [kWarps][rows]
+  std::uint64_t* best = all + warp_index() * task.rows;
   for (int row = lane_index(); row < count; row += kWarp) best[row] = 0;
   sync_warp();
-  const std::int64_t blocks = (task.rows + kRows - 1) / kRows,
-                     weights = static_cast<std::int64_t>(head) * task.vocab * task.inner;
   for (int tile = block_x() * kWarps + warp_index(); tile * kOutputs < task.vocab; tile += task.parts * kWarps)
-    for (int first = 0; first < count; first += kRows) {
-      const Words4* states =
-          reinterpret_cast<const Words4*>(task.states + (head * blocks + first / kRows) * task.states_size);
-      float c[4] = {};
-      std::uint64_t keys[2];
-      if constexpr (kCodes)
-        out_product<type, kCodes, kWide>(c, task.out_codes + weights, task, tile * kOutputs, states);
-      else
-        out_product<type, kCodes, kWide>(c, task.out_weight + weights, task, tile * kOutputs, states);
-      best_of_tile<type>(keys, c, task, head, tile * kOutputs);
-      const int row = first + 2 * lane_index();  // of lanes 0 to 3
-      EW_UNROLL
-      for (int e = 0; e < 2; ++e)
-        if (lane_index() < 4 && row + e < count) best[row + e] = larger(best[row + e], keys[e]);
-    }
+    search_tile<type, kCodes, kWide>(best, task, head, count, tile * kOutputs);
   sync_block();
   for (int row = thread_index(); row < count; row += kThreads) {
     std::uint64_t key = 0;
-    for (int w = 0; w < kWarps; ++w)
-      key = larger(key, reinterpret_cast<std::uint64_t*>(shared_memory())[w * task.rows + row]);
+    for (int w = 0; w < kWarps; ++w) key = larger(key, all[w * task.rows + row]);
     task.best[(static_cast<std::int64_t>(head) * task.rows + row) * task.parts + block_x()] = key;
   }
 }

@@ -86,12 +86,14 @@ EW_DEVICE void sum_queries(State<kPieces>& state, const Task& task, std::int64_t
       load_pieces<kLanes>(words[h], heads + head * task.head_dim, first + h < task.group ? task.head_dim : 0);
     }
     EW_UNROLL
-    for (int h = 0; h < kHeads; ++h) EW_UNROLL
-    for (int p = 0; p < kPieces; ++p) {
-      float query[8];
-      unpack<type>(query, words[h][p]);
+    for (int h = 0; h < kHeads; ++h) {
       EW_UNROLL
-      for (int i = 0; i < 8; ++i) state.query[p][i] += query[i];
+      for (int p = 0; p < kPieces; ++p) {
+        float query[8];
+        unpack<type>(query, words[h][p]);
+        EW_UNROLL
+        for (int i = 0; i < 8; ++i) state.query[p][i] += query[i];
+      }
     }
   }
 }
@@ -124,8 +126,10 @@ EW_DEVICE void absorb(State<kPieces>& state, const Slots<kLanes, kPieces, kSlots
   state.largest = largest;
   state.total *= kept;
   EW_UNROLL
-  for (int p = 0; p < kPieces; ++p) EW_UNROLL
-  for (int i = 0; i < 8; ++i) state.mixed[p][i] *= kept;
+  for (int p = 0; p < kPieces; ++p) {
+    EW_UNROLL
+    for (int i = 0; i < 8; ++i) state.mixed[p][i] *= kept;
+  }
   EW_UNROLL
   for (int s = 0; s < kSlots; ++s) {
     const float weight = fast_exp2(scores[s] - largest);

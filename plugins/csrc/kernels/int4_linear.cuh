@@ -72,12 +72,15 @@ struct Inputs {
 
   EW_DEVICE void load(const Task& task, int row, int first) {
     EW_UNROLL
-    for (int q = 0; q < 4; ++q) EW_UNROLL
-    for (int t = 0; t < kTiles; ++t) {
-      const int at = row + kRows * t + lane_index() / 4, k = first + 32 * q + 8 * (lane_index() % 4);
-      x[q][t] = Words4{};
-      if (at < task.rows && k < task.size)
-        x[q][t] = *reinterpret_cast<const Words4*>(task.x + static_cast<std::int64_t>(at) * task.size + k);
+    for (int q = 0; q < 4; ++q) {
+      const int k = first + 32 * q + 8 * (lane_index() % 4);
+      EW_UNROLL
+      for (int t = 0; t < kTiles; ++t) {
+        const int at = row + kRows * t + lane_index() / 4;
+        x[q][t] = Words4{};
+        if (at < task.rows && k < task.size)
+          x[q][t] = *reinterpret_cast<const Words4*>(task.x + static_cast<std::int64_t>(at) * task.size + k);
+      }
     }
   }
 
@@ -88,12 +91,12 @@ struct Inputs {
   }
 };
 
-// Scales of a step for outputs g and g + 8: lane i of their group has those of inputs 32 i .. 32 i + 32.
+// Scales of a step for outputs g and g + 8: lane i of their group has those of inputs 32 i .. 32 i + 32. They stay bits
+// until they are used: a conversion would wait for the memory.
 template <int kScales>
 struct Scales {
-  float of[kScales][2];
+  std::uint32_t bits[kScales][2];
 
-  template <Type type>
   EW_DEVICE void load(const Task& task, int output, int first) {
     const int k = first + 32 * (lane_index() % 4);
     EW_UNROLL
@@ -102,8 +105,14 @@ struct Scales {
       const bool valid = row < task.outputs && k < task.size;
       const std::int64_t at = static_cast<std::int64_t>(row) * (task.size / task.block) + k / task.block;
       EW_UNROLL
-      for (int s = 0; s < kScales; ++s) of[s][h] = valid ? to_float<type>(task.scales[at + s]) : 0.0f;
+      for (int s = 0; s < kScales; ++s) bits[s][h] = valid ? task.scales[at + s] : 0u;
     }
+  }
+
+  // Of inputs 32 q .. 32 q + 32 of the step.
+  template <Type type>
+  EW_DEVICE float get(int s, int h, int q) const {
+    return to_float<type>(static_cast<std::uint16_t>(shuffle(bits[s][h], lane_index() / 4 * 4 + q)));
   }
 };
 
@@ -133,7 +142,7 @@ EW_DEVICE void multiply_step(float (&sums)[kTiles][4], const unsigned char* stag
     decode<type>(high, words[q % 2 * 2 + 1]);
     EW_UNROLL
     for (int s = 0; s < kScales; ++s) {
-      const float scale[2] = {shuffle(scales.of[s][0], lane / 4 * 4 + q), shuffle(scales.of[s][1], lane / 4 * 4 + q)};
+      const float scale[2] = {scales.template get<type>(s, 0, q), scales.template get<type>(s, 1, q)};
       EW_UNROLL
       for (int t = 0; t < kTiles; ++t) {
         float c[4] = {};
@@ -157,11 +166,13 @@ EW_DEVICE void multiply_warp(float (&sums)[kTiles][4], const Task& task, int out
     copy_commit();
   }
   int stage = 0;
+  Scales<kScales> next;
+  next.load(task, output, begin);
   for (int first = begin; first < task.size; first += kStride) {
     Inputs<kTiles> inputs;
-    Scales<kScales> scales;
     inputs.load(task, row, first);
-    scales.template load<type>(task, output, first);
+    const Scales<kScales> scales = next;
+    next.load(task, output, first + kStride);
     copy_wait<kStages - 2>();
     sync_warp();  // the codes are there for all lanes, and all are done with the stage before
     const int ahead = first + (kStages - 1) * kStride;
@@ -182,9 +193,11 @@ int4_linear_kernel(EW_CONSTANT Task task) {
   sync_block();  // the stages become sums[kWarps][kTiles][kRows][kOutputs]
   float* all = reinterpret_cast<float*>(shared_memory());
   EW_UNROLL
-  for (int t = 0; t < kTiles; ++t) EW_UNROLL
-  for (int e = 0; e < 4; ++e)
-    all[((warp_index() * kTiles + t) * kRows + 2 * i + e % 2) * kOutputs + g + e / 2 * 8] = sums[t][e];
+  for (int t = 0; t < kTiles; ++t) {
+    EW_UNROLL
+    for (int e = 0; e < 4; ++e)
+      all[((warp_index() * kTiles + t) * kRows + 2 * i + e % 2) * kOutputs + g + e / 2 * 8] = sums[t][e];
+  }
   sync_block();
   const int to_row = row + thread_index() / kOutputs, to_output = output + thread_index() % kOutputs;
   if (thread_index() >= kTiles * kRows * kOutputs || to_row >= task.rows || to_output >= task.outputs) return;
