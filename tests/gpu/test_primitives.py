@@ -50,9 +50,9 @@ def test_collectives(device: Device) -> None:
     )
 
     np.testing.assert_allclose(found, product(halves(a), halves(b), c), atol=2e-5)
-    # the same bits as bfloat16 reach 2^15 or so: float32 sums of 16 products
+    # the same bits as bfloat16 are up to 2^15 apart: float32 sums of 16 products, whose bits tensor cores cut
     wanted = product(bfloats(a), bfloats(b), c)
-    np.testing.assert_allclose(bfloat_found, wanted, atol=2e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(bfloat_found, wanted, atol=1e-5 * np.abs(wanted).max())
 
     group, place = LANES // 4, LANES % 4
     tiles = matrices.view(np.uint16).reshape(4, 8, 8)
