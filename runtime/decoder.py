@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,17 +45,6 @@ class Emission:
         return len(self.tokens) if self.more is None else sum(len(each.tokens) for each in self.more)
 
 
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """The tokens that a request's decoding row brought into the step, behind one that the model itself had chosen.
-
-    rows: of the outputs, one for the token that the model had chosen and one for each of `tokens`.
-    """
-
-    rows: slice
-    tokens: list[int]
-
-
 class Decoder(Protocol):
     """Decides tokens; created once per engine from `manifest.decoding`.
 
@@ -65,10 +53,11 @@ class Decoder(Protocol):
 
     width: int
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
         """Return the next tokens of `requests`; may overwrite `outputs`.
 
-        fed: of each request, when width is above 1; otherwise each has one row and `fed` is empty.
+        fed: when width is above 1, the tokens that each request brought into the step behind one that the model had chosen; its
+        rows are then one more than those, in order. Otherwise each request has one row, and `fed` is empty.
         """
         ...
 
@@ -78,7 +67,7 @@ class Autoregressive:
 
     width = 1
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
         """Return one token per request."""
         return Emission(*choose(outputs, requests))
 
@@ -95,24 +84,26 @@ class MultiToken:
         self.width = width
         self._verify = verify
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[Fed]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
         """Return one token or more per request."""
         assert outputs.drafts is not None and outputs.draft_counts is not None
-        more = []
-        for request, each in zip(requests, fed, strict=True):
-            own = outputs.greedy[each.rows].tolist()
-            agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, each.tokens, strict=False)))
-            request.count_guesses(len(each.tokens), agreed if self._verify else _agreements(own, each.tokens))
-            last = each.rows.start + (agreed if self._verify else len(each.tokens))
-            guesses = outputs.drafts[last, 1 : outputs.draft_counts[last]].tolist() if request.is_plain_greedy else []
+        greedy, drafts, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
+        more, start = list[Continuation](), 0
+        for request, brought in zip(requests, fed, strict=True):
+            own = greedy[start : start + len(brought) + 1]
+            agreed = _agreements(own, brought, until_first_miss=self._verify)
+            request.count_guesses(len(brought), agreed)
+            last = start + (agreed if self._verify else len(brought))
+            guesses = drafts[last][1 : counts[last]] if request.is_plain_greedy else []
             if self._verify:
                 room = request.room - agreed - 2  # behind the last token nothing is decided, so nothing is checked
-                more.append(Continuation([*each.tokens[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
+                more.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
             else:
                 more.append(Continuation([own[-1], *guesses]))
+            start += len(own)
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
-            lasts = np.array([each.rows.stop - 1 for each in fed], np.int64)
+            lasts = np.cumsum([1 + len(brought) for brought in fed]) - 1
             chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:
@@ -120,8 +111,15 @@ class MultiToken:
         return Emission(np.array([each.tokens[0] for each in more], np.int64), logprobs, more)
 
 
-def _agreements(own: Sequence[int], guesses: Sequence[int]) -> int:
-    return sum(a == b for a, b in zip(own, guesses, strict=False))
+def _agreements(own: Sequence[int], guesses: Sequence[int], *, until_first_miss: bool) -> int:
+    """How many guesses are the model's own choices, all of them or those before the first that is not."""
+    agreed = 0
+    for mine, guess in zip(own, guesses, strict=False):
+        if mine == guess:
+            agreed += 1
+        elif until_first_miss:
+            break
+    return agreed
 
 
 def _multi_token(decoding: Mapping[str, Any]) -> MultiToken:

@@ -76,21 +76,21 @@ class Engine:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
         outputs = self.session.run(step.packed)
-        emission = self.decoder.decode(outputs[: step.decided_rows], step.sampled, step.fed)
+        decided = outputs if len(outputs.greedy) == step.decided_rows else outputs[: step.decided_rows]
+        emission = self.decoder.decode(decided, step.sampled, step.fed)
         self.scheduler.commit(step, emission)
         self._deliver(step, outputs.logits, emission)
         return step, emission
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
         """Hand tokens and logits to their requests; those that end leave."""
-        if emission.more is not None:
-            for request, more, logprobs in zip(step.sampled, emission.more, emission.logprobs, strict=True):
-                if any(request.receive(token, logprobs) for token in more.tokens):  # stops at the last one
-                    self.scheduler.remove(request)
+        if emission.more is None:
+            tokens = [[token] for token in emission.tokens.tolist()]
         else:
-            for request, token, logprobs in zip(step.sampled, emission.tokens.tolist(), emission.logprobs, strict=True):
-                if request.receive(token, logprobs):
-                    self.scheduler.remove(request)
+            tokens = [more.tokens for more in emission.more]
+        for request, own, logprobs in zip(step.sampled, tokens, emission.logprobs, strict=True):
+            if request.receive(own, logprobs):
+                self.scheduler.remove(request)
         row = step.decided_rows
         for scoring, position, count in step.scored:
             if scoring.receive(position, logits[row : row + count]):

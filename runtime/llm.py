@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,7 @@ class LLM:
         self.engine = engine
         self.capacity = capacity
         self._longest = longest
+        self._has_warned = False
         self._close = weakref.finalize(self, engine.close)  # also runs at interpreter exit
 
     def generate(
@@ -246,12 +248,25 @@ class LLM:
                 raise RequestError(f"Sampling.{name}: got token id {outside[0]}, expected ids below {vocab}")
         if sampling.stop and self.tokenizer is None:
             raise RequestError("Sampling.stop: the engine has no tokenizer; use stop_token_ids instead")
+        self._warn_of_one_token_steps(sampling)
         ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
         detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
         limit = self._new_tokens(len(ids), sampling.max_tokens)
         return Generation(ids, sampling, limit=limit, ends=ends, detokenizer=detokenizer)
+
+    def _warn_of_one_token_steps(self, sampling: Sampling) -> None:
+        """Say, once, that a request gets one token a step from an engine that can give more."""
+        if self._has_warned or self.capacity.width == 1 or sampling.is_plain_greedy:
+            return
+        self._has_warned = True
+        fields = ", ".join(f"{name}={getattr(sampling, name)!r}" for name in sampling.beyond_greedy)
+        warnings.warn(
+            f"{self.manifest.name}: Sampling with {fields}: extra heads guess what greedy decoding gives, so such requests "
+            "get one token a step; this is said once",
+            stacklevel=4,
+        )
 
     def _new_tokens(self, prompt: int, wanted: int | None) -> int:
         """Return how many tokens may follow a prompt of `prompt` tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, TypeAlias
@@ -145,29 +145,35 @@ class Generation(Request):
     def length(self) -> int:
         return self.prompt_tokens + len(self.generated)
 
-    def receive(self, token: int, logprobs: Logprobs | None) -> bool:
-        """Take the next token; True when it is the last."""
-        if token < 0:
-            self.fail(
-                ArtifactError(
-                    "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or too "
-                    "large for its precision: compare it with its model by `enginewright check`"
+    def receive(self, tokens: Sequence[int], logprobs: Logprobs | None) -> bool:
+        """Take the next tokens, up to the request's last; True when that is among them. logprobs: of the only one."""
+        position = self.length
+        for token in tokens:
+            if token < 0:
+                self.fail(
+                    ArtifactError(
+                        "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or "
+                        "too large for its precision: compare it with its model by `enginewright check`"
+                    )
                 )
+                return True
+            self.tokens[position] = token
+            position += 1
+            self.generated.append(token)
+            if logprobs is not None:
+                self._logprobs.append(logprobs)
+            text, stopped = self._read(token)
+            reason: FinishReason | None = (
+                "stop" if stopped else "length" if len(self.generated) == self._limit else None
             )
-            return True
-        self.tokens[self.length] = token
-        self.generated.append(token)
-        if logprobs is not None:
-            self._logprobs.append(logprobs)
-        text, stopped = self._read(token)
-        reason: FinishReason | None = "stop" if stopped else "length" if len(self.generated) == self._limit else None
-        if reason is not None:
-            text += self._flush()
-        self._text.append(text)
-        self.events.put(Token(token, text, logprobs))
-        if reason is not None:
-            self._finish(reason)
-        return reason is not None
+            if reason is not None:
+                text += self._flush()
+            self._text.append(text)
+            self.events.put(Token(token, text, logprobs))
+            if reason is not None:
+                self._finish(reason)
+                return True
+        return False
 
     @property
     def room(self) -> int:

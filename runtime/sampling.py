@@ -64,10 +64,24 @@ class Sampling:
         return bool(self.logit_bias) or any(penalties)
 
     @property
+    def beyond_greedy(self) -> tuple[str, ...]:
+        """The fields by which the next token may not be the largest logit, or more is asked than the token."""
+        return tuple(name for name, off in _BEYOND_GREEDY.items() if getattr(self, name) != off)
+
+    @property
     def is_plain_greedy(self) -> bool:
         """Whether the next token is the largest logit and nothing else is asked."""
-        return self.temperature == 0 and not self.has_penalties and self.logprobs is None
+        return not self.beyond_greedy
 
+
+_BEYOND_GREEDY: dict[str, object] = {  # and the values that keep decoding greedy
+    "temperature": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": None,
+}
 
 _RANGES: tuple[tuple[str, type, Callable[[float], bool], str], ...] = (
     ("temperature", float, lambda v: v >= 0, "a number from 0 (greedy) up"),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.decoder import Emission, Fed
+from enginewright.runtime.decoder import Continuation, Emission
+from enginewright.runtime.layout import layout_of
 from enginewright.runtime.prefixes import span_keys
 from enginewright.runtime.request import Generation, Request, Scoring
 from enginewright.runtime.session import PackedStep
@@ -23,7 +24,8 @@ class Step:
 
     share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
     slots: of the requests in `sampled`. scored: with first position and count. reading: those whose prompts go on.
-    fed: which rows are whose, where a step may decide several tokens; otherwise empty, and each request has one row.
+    fed: of the requests in `sampled`, where a step may decide several tokens: what each brings behind the token that the model
+    had chosen, with a row of logits more than tokens; otherwise empty, and each request has one row.
     """
 
     packed: PackedStep
@@ -33,12 +35,12 @@ class Step:
     sampled: list[Generation]
     scored: list[tuple[Scoring, int, int]]
     reading: list[Generation]
-    fed: list[Fed]
+    fed: list[list[int]]
 
     @property
     def decided_rows(self) -> int:
         """Rows of logits that decide tokens, or judge them."""
-        return self.fed[-1].rows.stop if self.fed else len(self.sampled)
+        return len(self.sampled) + sum(map(len, self.fed))
 
 
 class Scheduler:
@@ -59,9 +61,9 @@ class Scheduler:
         self._drafts: Ints = np.zeros(capacity.rows, np.int64)
         self._trail: Ints = np.zeros(capacity.rows, np.int64)
         self._slots: list[Request | None] = [None] * capacity.rows
-        self._steady: Step | None = None  # the last step, when the next one differs from it in ids and positions alone
-        self._latest: Ints = np.zeros(0, np.int64)  # its tokens
-        self._spare = 0  # how many steps like it need no further tile
+        self._steady: Step | None = None  # the last step, when the same rows decode in the next one
+        self._latest: Ints = np.zeros(0, np.int64)  # its tokens, one of each row
+        self._spare = 0  # how many more tokens of each row need no further tile
 
     @property
     def is_idle(self) -> bool:
@@ -88,8 +90,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """Return the next step; its tokens have their tiles."""
         self._admit()
-        if self._steady is not None and (self._spare or self._tables.grow(self._steady.share)):
-            return self._repeat(self._steady)
+        if self._steady is not None and (step := self._continue(self._steady)) is not None:
+            return step
         share = self._divide()
         while not self._tables.grow(share):
             newest = self.running[-1]
@@ -100,33 +102,37 @@ class Scheduler:
 
     def commit(self, step: Step, emission: Emission) -> None:
         """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
-        self._tables.advance(step.share)
+        self._tables.advance(step.share if emission.more is None else self._take(step, emission.more))
         for request in step.reading:
             self._publish(request)
         if emission.more is None:
             self._count += step.ready
             self._latest = emission.tokens
-            return
-        for slot, more in zip(step.slots.tolist(), emission.more, strict=True):
-            if rejected := int(self._drafts[slot]) - more.accepted:
-                self._tables.retract(slot, rejected)
-            self._count[slot] += len(more.tokens)
-            drafts = self._checkable(slot, more.drafts)
-            end = int(self._count[slot])
-            self._tokens[slot, end : end + len(drafts)] = drafts
-            self._drafts[slot] = len(drafts)
-            self._trail[slot] = len(drafts) or len(more.tokens) - 1 - more.accepted
 
-    def _checkable(self, slot: int, drafts: list[int]) -> list[int]:
-        """The drafts that can be taken back, and see what they would see if tokens came one by one.
+    def _take(self, step: Step, more: list[Continuation]) -> Ints:
+        """Note what each sampled row goes on with; returns how many of the step's tokens each row keeps."""
+        kept = step.share
+        for slot, each in zip(step.slots.tolist(), more, strict=True):
+            if rejected := int(self._drafts[slot]) - each.accepted:
+                kept = kept.copy() if kept is step.share else kept
+                kept[slot] -= rejected
+            end = int(self._count[slot]) + len(each.tokens)
+            drafts = self._checkable(end, each.drafts)
+            if drafts:
+                self._tokens[slot, end : end + len(drafts)] = drafts
+            self._count[slot], self._drafts[slot] = end, len(drafts)
+            self._trail[slot] = len(drafts) or len(each.tokens) - 1 - each.accepted
+        return kept
+
+    def _checkable(self, known: int, drafts: list[int]) -> list[int]:
+        """The drafts behind `known` tokens that can be taken back, and see what they would see if tokens came one by one.
 
         Where tiles are encoded, so are those up to a tile's last token, which ends the step that encodes the tile.
         """
         if not self._capacity.chunk:
             return drafts
         size = self._tables.tile_tokens
-        newest = int(self._count[slot]) - 1
-        return drafts[: max(size - 2 - newest % size, 0)]
+        return drafts[: max(size - 2 - (known - 1) % size, 0)]
 
     def _admit(self) -> None:
         """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
@@ -210,13 +216,11 @@ class Scheduler:
             scored = [(request, int(held[slot]), int(share[slot])) for request, slot in scorings]
             spans = [np.arange(int(share[slot])) + starts[slot] for _, slot in scorings]
             wanted = np.concatenate([starts[1:][slots].astype(np.int64) - 1, *spans])
-        fed: list[Fed] = []
+        fed: list[list[int]] = []
         if self._capacity.width > 1:
-            fed = self._feed(slots, held + share)
-            judging = [
-                np.arange(len(f.tokens) + 1) - len(f.tokens) + last for f, last in zip(fed, wanted, strict=False)
-            ]
-            wanted = np.concatenate([*judging, wanted[len(fed) :]]) if fed else wanted
+            fed = [self._tokens[s, held[s] + share[s] - self._trail[s] : held[s] + share[s]].tolist() for s in slots]
+            judging = [np.arange(last - len(f), last + 1) for f, last in zip(fed, wanted, strict=False)]
+            wanted = np.concatenate([*judging, wanted[len(fed) :]])
         if not len(wanted):
             wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
         packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted, tuple(self._tables.sink_copies))
@@ -225,28 +229,38 @@ class Scheduler:
             r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and share[r.slot]
         ]
         step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading, fed)
-        is_steady = len(rows) == len(sampled) == len(self.running) and not fed
+        is_steady = len(sampled) == len(self.running) and (self._capacity.width > 1 or len(rows) == len(sampled))
         self._steady = step if is_steady else None
         self._spare = 0
         return step
 
-    def _repeat(self, last: Step) -> Step:
-        """Return the step after `last` when the same rows decode one token each; most steps are such."""
-        self._spare = (self._spare or self._tables.spare(last.slots)) - 1
-        positions = last.packed.position_ids + 1
-        packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
-        self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, last.scored, [], [])
+    def _continue(self, last: Step) -> Step | None:
+        """Return the step after `last` when the same rows decode on, None where tiles run out; most steps are such."""
+        if self._capacity.width == 1:
+            if not self._has_tiles(last, last.share, 1):
+                return None
+            positions = last.packed.position_ids + 1
+            packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
+            self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, [], [], [])
+            return self._steady
+        layout = layout_of((self._trail + last.ready).tobytes())
+        if not self._has_tiles(last, layout.share, layout.longest):
+            return None
+        positions = self._tables.held[layout.rows] + layout.places
+        packed = PackedStep(self._tokens[layout.rows, positions], positions, layout.query_starts, layout.sample_rows)
+        ids = packed.input_ids.tolist()
+        fed = [ids[start:end] for start, end in layout.behind]
+        self._steady = Step(packed, layout.share, last.ready, last.slots, last.sampled, [], [], fed)
         return self._steady
 
-    def _feed(self, slots: Ints, ends: Ints) -> list[Fed]:
-        """Return which rows of logits belong to the requests in `slots`, and what they guessed."""
-        fed, row = list[Fed](), 0
-        for slot in slots.tolist():
-            count = int(self._trail[slot])
-            tokens = self._tokens[slot, ends[slot] - count : ends[slot]].tolist()
-            fed.append(Fed(slice(row, row + count + 1), tokens))
-            row += count + 1
-        return fed
+    def _has_tiles(self, last: Step, share: Ints, longest: int) -> bool:
+        """Whether the rows of `last` have tiles for `share` more tokens, `longest` at most, now."""
+        if self._spare < longest:
+            if not self._tables.grow(share):
+                return False
+            self._spare = self._tables.spare(last.slots)
+        self._spare -= longest
+        return True
 
     def _preempt(self, request: Request) -> None:
         """Take slot and tiles away; `request` comes back first and recomputes prompt and generated tokens."""

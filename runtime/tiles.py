@@ -160,11 +160,6 @@ class TileTables:
             self.encoded_lens[0] = self.encoded_lens[1]
             self._encodes = False
 
-    def retract(self, row: int, tokens: int) -> None:
-        """Take back the newest `tokens` tokens that `row` holds, none of them in an encoded tile."""
-        self.held[row] -= tokens
-        self.kv_lens[:, row] -= tokens
-
     def pick_row(self, free: Sequence[int], keys: list[bytes]) -> int:
         """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or whose loss costs least."""
         found = self._prefixes.find(keys[:1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 from toy_model import FULL, WINDOWS, Encoding, greedy, make_cache, make_llm, reference_logits
 from toy_session import VOCAB, ToySession
+from toy_traffic import Arrival, Kept, check_tiles, serve, watch
 
 from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.decoder import MultiToken, open_decoder
 from enginewright.runtime.engine import Engine, StepTiming
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import Completion
+from enginewright.runtime.request import Completion, Generation
 from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler
+from enginewright.runtime.scheduler import Scheduler, Step
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
 
@@ -166,6 +168,7 @@ def test_unverified_guesses_stand_and_are_judged_afterwards() -> None:
     assert (got.guessed_tokens, got.agreed_tokens) == (6, 0)  # the last step's were never judged
 
 
+@pytest.mark.filterwarnings("ignore:toy")
 @pytest.mark.parametrize("verify", [False, True])
 def test_requests_that_sample_get_one_token_a_step(verify: bool) -> None:
     asked = prompts(2, 6)
@@ -212,6 +215,64 @@ def test_preempted_and_scored_beside_each_other() -> None:
     assert llm.engine.scheduler._tables.free_tiles == free
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, sampling)]
     np.testing.assert_array_equal(logits[-1], reference_logits(asked[0]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cache_tokens", [None, 90])
+def test_traffic_gets_what_plain_decoding_gives(cache_tokens: int | None, seed: int) -> None:
+    """Prompts that arrive mid-way, requests that sample, texts to score, cancellations and, in 90 tokens, preemptions."""
+    rng = np.random.default_rng(seed)
+    arrivals = [
+        Arrival(
+            prompt=rng.integers(1, VOCAB, rng.integers(1, 31)).tolist(),
+            at=int(rng.integers(0, 40)),
+            new=int(rng.integers(1, 30)),
+            score=i % 7 == 3,
+            cancel=int(rng.integers(20, 60)) if i % 5 == 4 else None,
+            temperature=float(i % 3 == 2),
+        )
+        for i in range(20)
+    ]
+    preempted, lengths = False, set[int]()
+
+    def look(scheduler: Scheduler, step: Step) -> None:
+        nonlocal preempted
+        preempted |= any(isinstance(r, Generation) and bool(r.generated) for r in scheduler.waiting)
+        if not step.packed.sample_rows.flags.writeable:  # a layout's
+            lengths.add(len(step.packed.input_ids))
+
+    with guessing(mixed, verify=True, cache_tokens=cache_tokens) as llm, make_llm() as alone:
+        watch(llm, look)
+        with pytest.warns(UserWarning, match="temperature"):
+            got = serve(llm, arrivals)
+        expected = serve(alone, [replace(each, at=0, cancel=None) for each in arrivals])
+        check_tiles(llm)
+    assert preempted == (cache_tokens is not None)
+    assert len(lengths) > 5, "of steps between which no row came or went"
+    for mine, theirs, each in zip(got, expected, arrivals, strict=True):
+        if isinstance(mine, Kept) and isinstance(theirs, Kept):
+            assert mine.error is not None or np.array_equal(mine.logits, theirs.logits)
+        else:
+            assert each.cancel is not None or len(mine.generated) == each.new
+            assert mine.generated == theirs.generated[: len(mine.generated)]
+
+
+def test_what_excludes_extra_tokens_is_said_once() -> None:
+    sampling = Sampling(max_tokens=2, temperature=0.5, logit_bias={3: 1.0}, ignore_eos=True)
+    with guessing(right, verify=True) as llm:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            llm.generate([1], Sampling(max_tokens=2, top_k=5, seed=3, stop_token_ids=(2,)))  # greedy all the same
+        with pytest.warns(
+            UserWarning, match=r"toy: Sampling with temperature=0\.5, logit_bias=\{3: 1\.0\}: .* one token a step"
+        ):
+            llm.generate([1], sampling)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            llm.generate([[1], [2]], sampling)
+    with make_llm() as llm, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm.generate([1], sampling)
 
 
 @pytest.mark.parametrize("cache_tokens", [None, 72])

@@ -18,13 +18,14 @@ from enginewright.runtime.tiles import TileTables
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """prompt: to continue greedily by `new` tokens, or to score. at, cancel: the steps when it comes and is cancelled."""
+    """prompt: to continue by `new` tokens, or to score. at, cancel: the steps when it comes and is cancelled."""
 
     prompt: Sequence[int]
     at: int = 0
     new: int = 1
     score: bool = False
     cancel: int | None = None
+    temperature: float = 0.0
 
 
 class Kept(Scoring):
@@ -43,8 +44,12 @@ def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
     """Run until all requests have ended, and return them."""
     scheduler = llm.engine.scheduler
     requests: list[Generation | Kept] = [
-        Kept(each.prompt) if each.score else llm._generation(list(each.prompt), Sampling(max_tokens=each.new))
-        for each in arrivals
+        Kept(each.prompt)
+        if each.score
+        else llm._generation(
+            list(each.prompt), Sampling(max_tokens=each.new, temperature=each.temperature, seed=seed, ignore_eos=True)
+        )
+        for seed, each in enumerate(arrivals)
     ]
     last = max((max(each.at, each.cancel or 0) for each in arrivals), default=0)
     time = 0
