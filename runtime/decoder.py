@@ -91,7 +91,7 @@ class MultiToken:
         more, start = list[Continuation](), 0
         for request, brought in zip(requests, fed, strict=True):
             own = greedy[start : start + len(brought) + 1]
-            agreed = _agreements(own, brought, until_first_miss=self._verify)
+            agreed = len(brought) if own[:-1] == brought else self._agreed(own, brought)
             request.count_guesses(len(brought), agreed)
             last = start + (agreed if self._verify else len(brought))
             guesses = drafts[last][1 : counts[last]] if request.is_plain_greedy else []
@@ -110,16 +110,10 @@ class MultiToken:
                     more[i] = Continuation([int(chosen[i])])
         return Emission(np.array([each.tokens[0] for each in more], np.int64), logprobs, more)
 
-
-def _agreements(own: Sequence[int], guesses: Sequence[int], *, until_first_miss: bool) -> int:
-    """How many guesses are the model's own choices, all of them or those before the first that is not."""
-    agreed = 0
-    for mine, guess in zip(own, guesses, strict=False):
-        if mine == guess:
-            agreed += 1
-        elif until_first_miss:
-            break
-    return agreed
+    def _agreed(self, own: Sequence[int], guesses: Sequence[int]) -> int:
+        """How many guesses are the model's own choices; with verification, those before the first that is not."""
+        same = [mine == guess for mine, guess in zip(own, guesses, strict=False)]
+        return [*same, False].index(False) if self._verify else sum(same)
 
 
 def _multi_token(decoding: Mapping[str, Any]) -> MultiToken:

@@ -14,34 +14,29 @@ _KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The arrays of a step that are the same whenever its rows bring as many tokens; read-only.
+    """The arrays of a step that are the same whenever its rows bring as many tokens; nobody writes to them.
 
-    share[rows] int64: tokens of each row; longest: of them. rows[T] and places[T] int64: the row of each token, and how many
-    of the row's own come before it. query_starts, sample_rows: as of a PackedStep that samples every token.
-    behind: of each row that brings tokens, where those behind its first one begin and end.
+    share[rows] int64: tokens of each row. counts: those above 0. longest: the largest.
+    rows[T], places[T] int64: the row of each token, and how many of the row's own come before it.
+    query_starts, sample_rows: as of a PackedStep that samples every token.
     """
 
     share: Ints
+    counts: list[int]
     longest: int
     rows: Ints
     places: Ints
     query_starts: NDArray[np.int32]
     sample_rows: Ints
-    behind: tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=_KEPT)
 def layout_of(share: bytes) -> Layout:
     """Return the layout of a step whose rows bring `share` tokens, given as the bytes of an int64 array."""
-    counts = np.frombuffer(share, np.int64)
-    starts = np.zeros(len(counts) + 1, np.int32)
-    np.cumsum(counts, out=starts[1:])
-    rows = np.repeat(np.arange(len(counts)), counts)
+    each = np.frombuffer(share, np.int64)
+    counts = [count for count in each.tolist() if count]
+    starts = np.zeros(len(each) + 1, np.int32)
+    each.cumsum(out=starts[1:])
+    rows = np.arange(len(each)).repeat(each)
     tokens = np.arange(len(rows))
-    places = tokens - starts[rows]
-    for array in (rows, places, starts, tokens):
-        array.flags.writeable = False
-    behind = tuple(
-        (start + 1, end) for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True) if end > start
-    )
-    return Layout(counts, int(counts.max()), rows, places, starts, tokens, behind)
+    return Layout(each, counts, max(counts), rows, tokens - starts[rows], starts, tokens)

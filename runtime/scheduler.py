@@ -248,8 +248,10 @@ class Scheduler:
             return None
         positions = self._tables.held[layout.rows] + layout.places
         packed = PackedStep(self._tokens[layout.rows, positions], positions, layout.query_starts, layout.sample_rows)
-        ids = packed.input_ids.tolist()
-        fed = [ids[start:end] for start, end in layout.behind]
+        ids, fed, start = packed.input_ids.tolist(), list[list[int]](), 0
+        for count in layout.counts:
+            fed.append(ids[start + 1 : start + count])
+            start += count
         self._steady = Step(packed, layout.share, last.ready, last.slots, last.sampled, [], [], fed)
         return self._steady
 

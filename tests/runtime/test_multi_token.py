@@ -238,7 +238,7 @@ def test_traffic_gets_what_plain_decoding_gives(cache_tokens: int | None, seed: 
     def look(scheduler: Scheduler, step: Step) -> None:
         nonlocal preempted
         preempted |= any(isinstance(r, Generation) and bool(r.generated) for r in scheduler.waiting)
-        if not step.packed.sample_rows.flags.writeable:  # a layout's
+        if not step.share.flags.writeable:  # a layout's
             lengths.add(len(step.packed.input_ids))
 
     with guessing(mixed, verify=True, cache_tokens=cache_tokens) as llm, make_llm() as alone:
