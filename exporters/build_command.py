@@ -15,6 +15,7 @@ from tqdm import tqdm
 from enginewright import builders
 from enginewright.exporters.export import export
 from enginewright.exporters.methods import METHODS
+from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights, read_recipe
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="KIND[:k=v,...]",
         help="float32, int8 or int4, e.g. int4:block_size=32,compute=int8,embedding=true,lm_head=true",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="what the graph computes in; half types are for devices (default float32)"
     )
     parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.kv_bits})")
     parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")
@@ -73,7 +77,7 @@ def build(model: str, output: Path, recipe: Recipe, backend: str, *, overwrite: 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     fields: dict[str, Any] = read_recipe(arguments.recipe) if arguments.recipe else {}
-    for name in ("kv_bits", "max_batch", "max_context"):
+    for name in ("dtype", "kv_bits", "max_batch", "max_context"):
         if getattr(arguments, name) is not None:
             fields[name] = getattr(arguments, name)
     if arguments.weights is not None:

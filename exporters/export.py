@@ -19,6 +19,7 @@ from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.methods import check_model, choose_cache, choose_decoding, extend_graph, transform_weights
 from enginewright.exporters.parameters import bind_parameters
+from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.rewrite import attach_weights, rewrite
@@ -53,6 +54,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     rewrite(captured.model)
     extend_graph(recipe.apply, captured.model.graph)
     QuantizeWeightsPass(recipe.weights)(captured.model)
+    NarrowActivationsPass(recipe.dtype)(captured.model)
     to_initializers(captured.model.graph)
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
@@ -133,7 +135,7 @@ def _describe_graph(model: ir.Model, root: Path) -> Graph:
 
 def _describe_value(value: ir.Value) -> TensorSpec:
     assert value.name is not None and value.dtype is not None and value.shape is not None
-    dtype = "float32" if value.dtype is ir.DataType.FLOAT else value.dtype.name.lower()
+    dtype = next((name for name, dtype in DTYPES.items() if dtype is value.dtype), value.dtype.name.lower())
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
@@ -141,8 +143,8 @@ def _describe_value(value: ir.Value) -> TensorSpec:
 
 def _describe_weights(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights.kind == "float32":
-        return {"kind": "float32"}
-    return dataclasses.asdict(recipe.weights)
+        return {"kind": recipe.dtype}
+    return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[artifact.File]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from enginewright.exporters.methods import Applied, find_method
 from enginewright.exporters.options import make_config, split_spec
+from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.precision import Precision
 from enginewright.runtime.errors import ExportError
 
@@ -17,17 +18,23 @@ from enginewright.runtime.errors import ExportError
 class Recipe:
     """Everything that decides what an export writes.
 
-    apply: methods with their configs, in order. weights: their storage. kv_bits: 16 or 32, width of a cached element.
+    apply: methods with their configs, in order. weights: their storage. dtype: float32, or for devices float16 or
+    bfloat16: what the graph computes in and what its unquantised weights are. kv_bits: 16 or 32, width of a cached element.
     max_batch: rows in one step. max_context: tokens of one request; None: what the model was made for.
     """
 
     apply: tuple[Applied, ...] = ()
     weights: Precision = dataclasses.field(default_factory=Precision)
+    dtype: str = "float32"
     kv_bits: int = 16
     max_batch: int = 32
     max_context: int | None = None
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ExportError(f"dtype: got {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.dtype != "float32" and self.kv_bits != 16:
+            raise ExportError(f"kv_bits: got {self.kv_bits}, expected 16 with dtype {self.dtype}")
         if self.kv_bits not in (16, 32):
             raise ExportError(f"kv_bits: got {self.kv_bits}, expected 16 or 32")
         if self.max_batch < 1:

@@ -83,12 +83,19 @@ class Int4Linear(ctypes.Structure):
     )
 
 
+class GreedySample(ctypes.Structure):
+    """`EwGreedySample`."""
+
+    _fields_ = (("logits", _pointer), ("tokens", _pointer), ("rows", _int64), ("vocab", _int64))
+
+
 CALLS: dict[type[ctypes.Structure], str] = {
     PagedAttention: "paged_attention",
     KVarNAttention: "kvarn_attention",
     DepthMix: "depth_mix",
     ClpEmit: "clp_emit",
     Int4Linear: "int4_linear",
+    GreedySample: "greedy_sample",
 }
 """The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""
 

@@ -137,7 +137,7 @@ def output_projection(graph: ir.Graph) -> ir.Node | None:
     """The last matrix product before the logits."""
     value = next((v for v in graph.outputs if v.name == "logits"), None)
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type not in ("MatMul", "Gemm"):
+    while node is not None and node.op_type not in ("MatMul", "Gemm", "MatMulNBits"):
         value = node.inputs[0]
         node = value.producer() if value is not None else None
     return node

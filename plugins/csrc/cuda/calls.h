@@ -91,6 +91,12 @@ typedef struct EwInt4Linear {
   int32_t reserved;
 } EwInt4Linear;
 
+typedef struct EwGreedySample {
+  const float* logits;
+  int64_t* tokens;
+  int64_t rows, vocab;
+} EwGreedySample;
+
 EW_EXPORT int ew_cuda_abi(void);
 EW_EXPORT const char* ew_cuda_version(void);
 // Why the last call of this thread was refused.
@@ -110,6 +116,8 @@ EW_EXPORT int64_t ew_cuda_clp_emit_workspace(const EwClpEmit* call);
 EW_EXPORT int ew_cuda_clp_emit(const EwClpEmit* call, void* workspace, int64_t bytes, void* stream);
 EW_EXPORT int64_t ew_cuda_int4_linear_workspace(const EwInt4Linear* call);
 EW_EXPORT int ew_cuda_int4_linear(const EwInt4Linear* call, void* workspace, int64_t bytes, void* stream);
+EW_EXPORT int64_t ew_cuda_greedy_sample_workspace(const EwGreedySample* call);
+EW_EXPORT int ew_cuda_greedy_sample(const EwGreedySample* call, void* workspace, int64_t bytes, void* stream);
 
 #ifdef __cplusplus
 }

@@ -55,12 +55,7 @@ DeclaredOp declare(const Declaration& declaration) {
   return op;
 }
 
-// The ops of this library.
-const DeclaredOp& paged_attention_op();
-const DeclaredOp& kvarn_attention_op();
-const DeclaredOp& split_qkv_op();
-const DeclaredOp& depth_mix_op();
-const DeclaredOp& greedy_sample_op();
-const DeclaredOp& clp_emit_op();
+// The ops of the library that this is compiled into, ending with null.
+const DeclaredOp* const* ops();
 
 }  // namespace ew::ort

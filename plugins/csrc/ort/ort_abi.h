@@ -20,9 +20,10 @@ struct KernelContext;
 struct Value;
 struct TensorInfo;
 struct CustomOp;
+struct Allocator;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
-enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
 enum Presence : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
@@ -37,6 +38,8 @@ enum MemoryType : int { kDefaultMemory = 0 };
   X(61, GetDimensionsCount, Status*, (const TensorInfo*, std::size_t*))                                             \
   X(62, GetDimensions, Status*, (const TensorInfo*, std::int64_t*, std::size_t))                                    \
   X(65, GetTensorTypeAndShape, Status*, (const Value*, TensorInfo**))                                               \
+  X(75, AllocatorAlloc, Status*, (Allocator*, std::size_t, void**))                                                 \
+  X(76, AllocatorFree, Status*, (Allocator*, void*))                                                                \
   X(85, KernelInfoGetAttribute_float, Status*, (const KernelInfo*, const char*, float*))                            \
   X(86, KernelInfoGetAttribute_int64, Status*, (const KernelInfo*, const char*, std::int64_t*))                     \
   X(88, KernelContext_GetInputCount, Status*, (const KernelContext*, std::size_t*))                                 \
@@ -45,12 +48,15 @@ enum MemoryType : int { kDefaultMemory = 0 };
   X(93, ReleaseStatus, void, (Status*))                                                                             \
   X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo*))                                                         \
   X(101, ReleaseCustomOpDomain, void, (CustomOpDomain*))                                                            \
+  X(132, ReleaseAllocator, void, (Allocator*))                                                                      \
+  X(193, KernelContext_GetGPUComputeStream, Status*, (const KernelContext*, void**))                                \
   X(274, KernelContext_ParallelFor, Status*,                                                                        \
-    (const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*))
+    (const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*))                          \
+  X(278, KernelInfoGetAllocator, Status*, (const KernelInfo*, MemoryType, Allocator**))
 
 // OrtApi: a table of function pointers.
 struct Api {
-  void (*entry[275])();
+  void (*entry[279])();
 };
 
 #define EW_ORT_CALL(index, name, result, arguments) \

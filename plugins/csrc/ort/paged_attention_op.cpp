@@ -3,75 +3,25 @@
 #include <string>
 
 #include "../cpu/paged_attention.h"
-#include "../cpu/tile.h"
-#include "declaration.h"
-#include "host.h"
+#include "paged_attention_signature.h"
 
 namespace ew::ort {
 namespace {
 
-enum Input { kQuery, kKey, kValue, kTiles, kQueryStarts, kKvLens, kTileTable, kSinks, kInputCount };
+using namespace paged;
 
-// The CPU takes float32 only; plugins/ops.py allows more for other devices.
-const Port kInputs[] = {
-    {"query", kFloat},        {"key", kFloat},     {"value", kFloat},      {"tiles", kInt8},
-    {"query_starts", kInt32}, {"kv_lens", kInt32}, {"tile_table", kInt32}, {"sinks", kFloat, kOptional}};
-const Port kOutputs[] = {{"output", kFloat}, {"tiles_out", kInt8}};
-const AttributeDeclaration kAttributes[] = {{"layer", "int", "null"},
-                                            {"scale", "float", "null"},
-                                            {"window", "int", "0"},
-                                            {"softcap", "float", "0.0"},
-                                            {"kv_bits", "int", "16"}};
-const Declaration kDeclaration = {"PagedAttention", 1, kInputs, 8, kOutputs, 2, kAttributes, 5};
-
+// The CPU takes float32 only.
 struct Kernel {
-  static constexpr const Declaration& declaration = kDeclaration;
+  static constexpr const Declaration& declaration = kDeclaration<kFloat>;
   const Api& api;
-  std::int64_t layer, window, kv_bits;
-  float scale, softcap;
+  Attributes attributes;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host) {
-    const std::int64_t everything = 0, half = 16;
-    const float off = 0.0f;
-    layer = attribute(api, info, "layer", static_cast<const std::int64_t*>(nullptr));
-    scale = attribute(api, info, "scale", static_cast<const float*>(nullptr));
-    window = attribute(api, info, "window", &everything);
-    softcap = attribute(api, info, "softcap", &off);
-    kv_bits = attribute(api, info, "kv_bits", &half);
-    if (layer < 0) fail("layer", std::to_string(layer), "0 or more");
-    if (window < 0) fail("window", std::to_string(window), "0 (all) or more");
-    if (!(softcap >= 0.0f)) fail("softcap", std::to_string(softcap), "0 (off) or more");
-    if (kv_bits != 16 && kv_bits != 32) fail("kv_bits", std::to_string(kv_bits), "16 or 32");
-  }
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info) {}
 
   void compute(KernelContext* context) const;
 };
 
-void expect(const Tensor* in, Input i, std::initializer_list<std::int64_t> shape, const char* names) {
-  expect_shape(kInputs[i].name, in[i], shape, names);
-}
-
-void expect_shapes(const Kernel& kernel, const Tensor* in) {
-  expect(in, kQuery, {-1, -1, -1}, "[T, Hq, D]");
-  const std::int64_t tokens = in[kQuery].shape[0], query_heads = in[kQuery].shape[1], dim = in[kQuery].shape[2];
-  expect(in, kKey, {tokens, -1, dim}, "[T, Hkv, D]");
-  const std::int64_t kv_heads = in[kKey].shape[1];
-  expect(in, kValue, {tokens, kv_heads, -1}, "[T, Hkv, Dv]");
-  if (kv_heads < 1 || query_heads % kv_heads != 0 || query_heads < 1)
-    fail("query", std::to_string(query_heads) + " heads", "a multiple of the key's " + std::to_string(kv_heads));
-  if (dim < 1 || in[kValue].shape[2] < 1) fail("query and value", "an empty head", "D and Dv of 1 or more");
-  expect(in, kTiles, {-1, tile_bytes(dim, in[kValue].shape[2], kernel.kv_bits)}, "[N, tile_bytes]");
-  expect(in, kQueryStarts, {-1}, "[B + 1]");
-  if (in[kQueryStarts].shape[0] < 1) fail("query_starts", "shape [0]", "[B + 1]");
-  const std::int64_t rows = in[kQueryStarts].shape[0] - 1;
-  expect(in, kKvLens, {-1, rows, kv_heads}, "[L, B, Hkv]");
-  expect(in, kTileTable, {in[kKvLens].shape[0], rows, kv_heads, -1}, "[L, B, Hkv, M]");
-  if (kernel.layer >= in[kKvLens].shape[0])
-    fail("layer", std::to_string(kernel.layer), "below L = " + std::to_string(in[kKvLens].shape[0]));
-  if (in[kSinks].rank >= 0) expect(in, kSinks, {query_heads}, "[Hq]");
-}
-
-AttentionArgs arguments(const Kernel& kernel, const Tensor* in) {
+AttentionArgs arguments(const Attributes& attributes, const Tensor* in) {
   AttentionArgs a{};
   a.query = static_cast<const float*>(in[kQuery].data);
   a.key = static_cast<const float*>(in[kKey].data);
@@ -86,20 +36,21 @@ AttentionArgs arguments(const Kernel& kernel, const Tensor* in) {
   a.tile_count = in[kTiles].shape[0];
   a.rows = in[kQueryStarts].shape[0] - 1;
   a.table_width = in[kTileTable].shape[3];
-  a.kv_lens = static_cast<const std::int32_t*>(in[kKvLens].data) + kernel.layer * a.rows * a.kv_heads;
-  a.table = static_cast<const std::int32_t*>(in[kTileTable].data) + kernel.layer * a.rows * a.kv_heads * a.table_width;
-  a.scale = kernel.scale;
-  a.softcap = kernel.softcap;
-  a.window = kernel.window;
-  a.kv_bits = static_cast<int>(kernel.kv_bits);
+  a.kv_lens = static_cast<const std::int32_t*>(in[kKvLens].data) + attributes.layer * a.rows * a.kv_heads;
+  a.table =
+      static_cast<const std::int32_t*>(in[kTileTable].data) + attributes.layer * a.rows * a.kv_heads * a.table_width;
+  a.scale = attributes.scale;
+  a.softcap = attributes.softcap;
+  a.window = attributes.window;
+  a.kv_bits = static_cast<int>(attributes.kv_bits);
   return a;
 }
 
 void Kernel::compute(KernelContext* context) const {
   Tensor in[kInputCount];
   for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-  expect_shapes(*this, in);
-  AttentionArgs args = arguments(*this, in);
+  expect_shapes(attributes, in);
+  AttentionArgs args = arguments(attributes, in);
   const std::string fault = find_fault(args);
   if (!fault.empty()) throw std::invalid_argument(fault);
   args.output = static_cast<float*>(output(api, context, 0, {args.tokens, args.query_heads, args.value_dim}).data);
@@ -114,7 +65,7 @@ void Kernel::compute(KernelContext* context) const {
 }  // namespace
 
 const DeclaredOp& paged_attention_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration);
+  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
   return op;
 }
 

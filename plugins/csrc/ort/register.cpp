@@ -13,13 +13,6 @@ using namespace ew::ort;
 
 constexpr const char* kDomain = "enginewright";
 
-const DeclaredOp* const* ops() {
-  static const DeclaredOp* const all[] = {
-      &paged_attention_op(), &kvarn_attention_op(), &split_qkv_op(), &depth_mix_op(),
-      &greedy_sample_op(),   &clp_emit_op(),        nullptr};
-  return all;
-}
-
 // One domain for the process: sessions keep pointers into it, so it is never released.
 CustomOpDomain* domain(const Api& api) {
   static std::mutex mutex;
@@ -46,6 +39,8 @@ const char* name_of(ElementType type) {
       return "int64";
     case kFloat16:
       return "float16";
+    case kBfloat16:
+      return "bfloat16";
   }
   return "";
 }

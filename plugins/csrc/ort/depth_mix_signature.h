@@ -1,0 +1,49 @@
+// What DepthMix's adapters have in common: ports, the attribute and the shapes that a call must have.
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "declaration.h"
+#include "host.h"
+
+namespace ew::ort::depth {
+
+enum Input { kQuery, kKey, kValue, kSources };
+
+// kType: of the activations that the host's kernels take; plugins/ops.py allows several.
+template <ElementType kType>
+inline constexpr Port kInputs[] = {{"query", kType}, {"key", kType}, {"value", kType}, {"sources", kType, kVariadic}};
+template <ElementType kType>
+inline constexpr Port kOutputs[] = {{"mixed", kType}};
+inline constexpr AttributeDeclaration kAttributes[] = {{"scale", "float", "null"}};
+template <ElementType kType>
+inline constexpr Declaration kDeclaration = {"DepthMix", 1, kInputs<kType>, 4, kOutputs<kType>, 1, kAttributes, 1};
+
+inline float read_scale(const Api& api, const KernelInfo* info) {
+  const float scale = attribute(api, info, "scale", static_cast<const float*>(nullptr));
+  if (!std::isfinite(scale)) fail("scale", std::to_string(scale), "a finite number");
+  return scale;
+}
+
+inline void expect_shapes(const Tensor* in, std::size_t count) {
+  expect_shape("query", in[kQuery], {-1, -1, -1}, "[T, Hq, D]");
+  const std::int64_t *query = in[kQuery].shape, tokens = query[0], dim = query[2];
+  expect_shape("key", in[kKey], {tokens, -1, dim}, "[T, Hkv, D]");
+  const std::int64_t kv_heads = in[kKey].shape[1];
+  expect_shape("value", in[kValue], {tokens, kv_heads, -1}, "[T, Hkv, Dv]");
+  if (kv_heads < 1 || query[1] < 1 || query[1] % kv_heads != 0)
+    fail("query", std::to_string(query[1]) + " heads", "a multiple of the key's " + std::to_string(kv_heads));
+  if (dim < 1 || in[kValue].shape[2] < 1) fail("query and value", "an empty head", "D and Dv of 1 or more");
+  if ((count - kSources) % 2 != 0)
+    fail("sources", std::to_string(count - kSources) + " tensors", "a key and a value of each source");
+  for (std::size_t i = kSources; i < count; ++i) {
+    const std::string name = "sources[" + std::to_string(i - kSources) + "]";
+    if ((i - kSources) % 2 == 0)
+      expect_shape(name.c_str(), in[i], {tokens, kv_heads, dim}, "[T, Hkv, D]");
+    else
+      expect_shape(name.c_str(), in[i], {tokens, kv_heads, in[kValue].shape[2]}, "[T, Hkv, Dv]");
+  }
+}
+
+}  // namespace ew::ort::depth

@@ -1,0 +1,47 @@
+// PagedAttention for ONNX Runtime's CUDA provider.
+#include "../ort/paged_attention_signature.h"
+#include "attention_call.h"
+#include "device_call.h"
+
+namespace ew::ort {
+namespace {
+
+using namespace paged;
+
+template <ElementType kType>
+struct Kernel {
+  static constexpr const Declaration& declaration = kDeclaration<kType>;
+  const Api& api;
+  Attributes attributes;
+  DeviceMemory memory;
+
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info), memory(host, info) {}
+
+  void compute(KernelContext* context) const {
+    Tensor in[kInputCount];
+    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
+    expect_shapes(attributes, in);
+    EwPagedAttention call{};
+    call.attention = attention_call(
+        attributes, {in[kQuery], in[kKey], in[kValue], in[kQueryStarts], in[kKvLens], in[kTileTable], in[kSinks]},
+        kCallType<kType>);
+    EwAttention& a = call.attention;
+    a.output = output(api, context, 0, {a.tokens, a.query_heads, a.value_dim}).data;
+    const Tensor tiles = output(api, context, 1, {in[kTiles].shape[0], in[kTiles].shape[1]});
+    expect_in_place("tiles_out", in[kTiles], tiles);
+    call.tiles = tiles.data;
+    call.tile_count = tiles.shape[0];
+    call.kv_bits = attributes.kv_bits;
+    start(api, context, memory, call, ew_cuda_paged_attention_workspace, ew_cuda_paged_attention);
+  }
+};
+
+}  // namespace
+
+const DeclaredOp& paged_attention_op(ElementType type) {
+  static const DeclaredOp half = declare_on_device<Kernel<kFloat16>>(kDeclaration<kFloat16>);
+  static const DeclaredOp bfloat16 = declare_on_device<Kernel<kBfloat16>>(kDeclaration<kBfloat16>);
+  return type == kFloat16 ? half : bfloat16;
+}
+
+}  // namespace ew::ort
