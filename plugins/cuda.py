@@ -83,6 +83,17 @@ class Int4Linear(ctypes.Structure):
     )
 
 
+class SplitQkv(ctypes.Structure):
+    """`EwSplitQkv`."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("packed", "cos", "sin", "query_norm", "key_norm", "query", "key", "value")),
+        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "half")),
+        ("epsilon", _float),
+        ("type", _int32),
+    )
+
+
 class GreedySample(ctypes.Structure):
     """`EwGreedySample`."""
 
@@ -95,6 +106,7 @@ CALLS: dict[type[ctypes.Structure], str] = {
     DepthMix: "depth_mix",
     ClpEmit: "clp_emit",
     Int4Linear: "int4_linear",
+    SplitQkv: "split_qkv",
     GreedySample: "greedy_sample",
 }
 """The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""

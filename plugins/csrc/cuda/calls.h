@@ -97,6 +97,16 @@ typedef struct EwGreedySample {
   int64_t rows, vocab;
 } EwGreedySample;
 
+// packed [tokens, (query_heads + kv_heads) head_dim + kv_heads value_dim]; cos, sin [tokens, half], null with half 0;
+// norms [head_dim], both or neither.
+typedef struct EwSplitQkv {
+  const void *packed, *cos, *sin, *query_norm, *key_norm;
+  void *query, *key, *value;
+  int64_t tokens, query_heads, kv_heads, head_dim, value_dim, half;
+  float epsilon;
+  int32_t type;
+} EwSplitQkv;
+
 EW_EXPORT int ew_cuda_abi(void);
 EW_EXPORT const char* ew_cuda_version(void);
 // Why the last call of this thread was refused.
@@ -116,6 +126,8 @@ EW_EXPORT int64_t ew_cuda_clp_emit_workspace(const EwClpEmit* call);
 EW_EXPORT int ew_cuda_clp_emit(const EwClpEmit* call, void* workspace, int64_t bytes, void* stream);
 EW_EXPORT int64_t ew_cuda_int4_linear_workspace(const EwInt4Linear* call);
 EW_EXPORT int ew_cuda_int4_linear(const EwInt4Linear* call, void* workspace, int64_t bytes, void* stream);
+EW_EXPORT int64_t ew_cuda_split_qkv_workspace(const EwSplitQkv* call);
+EW_EXPORT int ew_cuda_split_qkv(const EwSplitQkv* call, void* workspace, int64_t bytes, void* stream);
 EW_EXPORT int64_t ew_cuda_greedy_sample_workspace(const EwGreedySample* call);
 EW_EXPORT int ew_cuda_greedy_sample(const EwGreedySample* call, void* workspace, int64_t bytes, void* stream);
 

@@ -13,7 +13,8 @@ set(EW_CUDA_SOURCES
   kvarn_hold.cu
   library.cu
   paged_attention.cu
-  probe.cu)
+  probe.cu
+  split_qkv.cu)
 # And what hands them to ONNX Runtime.
 set(EW_CUDA_ADAPTERS
   ../ort/declaration.cpp
@@ -24,4 +25,5 @@ set(EW_CUDA_ADAPTERS
   ../ort_cuda/greedy_sample_op.cpp
   ../ort_cuda/kvarn_attention_op.cpp
   ../ort_cuda/ops.cpp
-  ../ort_cuda/paged_attention_op.cpp)
+  ../ort_cuda/paged_attention_op.cpp
+  ../ort_cuda/split_qkv_op.cpp)
