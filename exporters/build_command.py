@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="float32, int8 or int4, e.g. int4:block_size=32,compute=int8,embedding=true,lm_head=true",
     )
     parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="what the graph computes in; half types are for devices (default float32)"
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="what the graph computes in; half types are for devices (default float32)",
     )
     parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.kv_bits})")
     parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")

@@ -78,12 +78,9 @@ inline std::uint32_t byte_permute(std::uint32_t a, std::uint32_t b, std::uint32_
 }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_log2(float x) { return std::log2(x); }
-<<<<<<< HEAD
 inline float error_function(float x) { return std::erf(x); }
 inline int count_bits(unsigned x) { return __builtin_popcount(x); }
-=======
 inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
->>>>>>> 8a1b8f7 (SplitQkv on GPUs; adapters share ports, attributes and shapes with the CPU's)
 
 void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 void mma_16x8x16_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
