@@ -176,7 +176,7 @@ def test_harmless_files(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"kvbits: 16", r"r.yaml: unknown key 'kvbits'; known: apply, weights, kv_bits, max_batch, max_context"),
+        (b"kvbits: 16", r"r.yaml: unknown key 'kvbits'; known: apply, weights, dtype, kv_bits, max_batch, max_context"),
         (b"1: 2\nx: 3", r"r.yaml: unknown key"),
         (b"[1, 2]", r"r.yaml: got list, expected a mapping with apply"),
         (b"", r"r.yaml: got NoneType, expected a mapping"),
