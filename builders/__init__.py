@@ -11,7 +11,10 @@ from pathlib import Path
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import BuildError
 
-BACKENDS = {"onnxruntime": "enginewright.builders.onnxruntime"}
+BACKENDS = {
+    "onnxruntime": "enginewright.builders.onnxruntime",
+    "onnxruntime-cuda": "enginewright.builders.onnxruntime_cuda",
+}
 
 
 def check_backend(name: str) -> None:

@@ -25,6 +25,7 @@ from enginewright.runtime.host import compute_name
 from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 BACKEND = "onnxruntime"
+HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def build(root: Path, manifest: Manifest) -> Manifest:
@@ -45,8 +46,13 @@ def build(root: Path, manifest: Manifest) -> Manifest:
 def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     source = root / graph.files[0].path
     target = root / "engines" / f"{name}.{BACKEND}.onnx"
-    target.parent.mkdir(exist_ok=True)
     model = ir.load(source)
+    if any(value.dtype in HALF_TYPES for value in model.graph.initializers.values()):
+        raise BuildError(
+            f"--backend {BACKEND}: got a graph that computes in half precision, expected float32, which the kernels for "
+            "CPUs take; build without --dtype, or with --backend onnxruntime-cuda"
+        )
+    target.parent.mkdir(exist_ok=True)
     SimplifiedNormsPass()(model)
     weights = _take_weights(model)
     optimized = _optimize(model, root)

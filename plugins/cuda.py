@@ -15,6 +15,10 @@ from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, library_pat
 
 ABI = 1
 HALF, BFLOAT16 = 0, 1
+# What is instantiated, as csrc/cuda/configurations.h lists it; a test compares the two.
+PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
+KVARN_DIMS = (32, 64, 128, 256)
+KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
 
 _pointer, _int64, _int32, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -112,6 +116,19 @@ CALLS: dict[type[ctypes.Structure], str] = {
 """The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""
 
 
+_MEMORY_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "allocate": (_pointer, [_int64]),
+    "allocate_host": (_pointer, [_int64]),
+    "free": (None, [_pointer]),
+    "free_host": (None, [_pointer]),
+    "free_bytes": (_int64, []),
+    "create_stream": (_pointer, []),
+    "destroy_stream": (None, [_pointer]),
+    "synchronize": (ctypes.c_int, [_pointer]),
+    "copy": (ctypes.c_int, [_pointer, _int64, _pointer, _int64, _int64, _int64, _pointer]),
+}
+
+
 class CudaLibrary:
     """The loaded library at `path`; `open_cuda_library` opens the installed one.
 
@@ -124,8 +141,11 @@ class CudaLibrary:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise LibraryError(f"plugins: {path.name} does not load: {error}") from error
+        self.path = path
         for name in ("error", "version", "configurations"):
             self._function(name).restype = ctypes.c_char_p
+        for name, (result, arguments) in _MEMORY_FUNCTIONS.items():
+            self._function(name).restype, self._function(name).argtypes = result, arguments
         found = int(self._function("abi")())
         if found != ABI:
             raise LibraryError(
@@ -182,6 +202,52 @@ class CudaLibrary:
         function.argtypes = [_pointer, _pointer]
         if function(array, stream) < 0:
             raise ValueError(self._error())
+
+    def allocate(self, bytes: int, *, host: bool = False) -> int:
+        """The address of zeros on the device, or in pinned memory of the host; `free` gives them back.
+
+        Raises:
+            MemoryError: there is not as much; says what was needed and what is free.
+        """
+        address = self._function("allocate_host" if host else "allocate")(max(bytes, 1))
+        if not address:
+            raise MemoryError(self._error())
+        return int(address)
+
+    def free(self, address: int, *, host: bool = False) -> None:
+        """Give memory back."""
+        self._function("free_host" if host else "free")(address)
+
+    def free_bytes(self) -> int:
+        """Bytes of device memory that nobody has."""
+        return int(self._function("free_bytes")())
+
+    def create_stream(self) -> int:
+        """A stream; `destroy_stream` ends it."""
+        return self._checked(self._function("create_stream")() or -1)
+
+    def destroy_stream(self, stream: int) -> None:
+        """End a stream."""
+        self._function("destroy_stream")(stream)
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for what was started on `stream`."""
+        self._checked(self._function("synchronize")(stream))
+
+    def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
+        """Copy, in order with what else is on `stream`; between device and pinned memory without waiting for it."""
+        self.copy_pieces(to, bytes, source, bytes, bytes, 1, stream)
+
+    def copy_pieces(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
+    ) -> None:
+        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        self._checked(self._function("copy")(to, to_pitch, source, source_pitch, width, count, stream))
+
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            raise LibraryError(self._error())
+        return result
 
     def _error(self) -> str:
         return str(self._function("error")().decode())

@@ -131,6 +131,19 @@ EW_EXPORT int ew_cuda_split_qkv(const EwSplitQkv* call, void* workspace, int64_t
 EW_EXPORT int64_t ew_cuda_greedy_sample_workspace(const EwGreedySample* call);
 EW_EXPORT int ew_cuda_greedy_sample(const EwGreedySample* call, void* workspace, int64_t bytes, void* stream);
 
+// For runtimes without another access to the device. Memory comes full of zeros; null and an error where there is none.
+EW_EXPORT void* ew_cuda_allocate(int64_t bytes);
+EW_EXPORT void ew_cuda_free(void* memory);
+EW_EXPORT void* ew_cuda_allocate_host(int64_t bytes);  // pinned
+EW_EXPORT void ew_cuda_free_host(void* memory);
+EW_EXPORT int64_t ew_cuda_free_bytes(void);
+EW_EXPORT void* ew_cuda_create_stream(void);
+EW_EXPORT void ew_cuda_destroy_stream(void* stream);
+EW_EXPORT int ew_cuda_synchronize(void* stream);
+// `height` pieces of `width` bytes, between any two memories; pitches are from one piece to the next.
+EW_EXPORT int ew_cuda_copy(void* to, int64_t to_pitch, const void* from, int64_t from_pitch, int64_t width,
+                           int64_t height, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

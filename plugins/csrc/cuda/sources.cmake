@@ -12,6 +12,7 @@ set(EW_CUDA_SOURCES
   kvarn_attention.cu
   kvarn_hold.cu
   library.cu
+  memory.cu
   paged_attention.cu
   probe.cu
   split_qkv.cu)
