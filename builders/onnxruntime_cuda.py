@@ -21,7 +21,7 @@ from enginewright.runtime.artifact import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
 
 BACKEND = "onnxruntime-cuda"
-COMPUTE = "cuda-sm_80+"
+COMPUTE = "cuda-sm_80+"  # what runtime/cuda_session.py asks for
 
 
 def build(root: Path, manifest: Manifest) -> Manifest:
