@@ -64,7 +64,10 @@ class _Narrowing:
         return cast.outputs[0]
 
     def _visit(self, node: ir.Node) -> None:
-        wide = self._stays_wide(node)
+        follows_projection = any(value in self._logits for value in node.inputs if value is not None)
+        wide = follows_projection or self._stays_wide(node)
+        if follows_projection or node is self._projection:
+            self._logits.update(node.outputs)
         for i, value in enumerate(node.inputs):
             if value is None or not _is_float(value, self._narrow):
                 continue
@@ -76,11 +79,9 @@ class _Narrowing:
                     output.type = ir.TensorType(self._narrow)
                     self._narrowed.add(output)
             _retarget(node, self._narrow)
-        if node is self._projection or any(value in self._logits for value in node.inputs if value is not None):
-            self._logits.update(node.outputs)
 
     def _stays_wide(self, node: ir.Node) -> bool:
-        if node.op_type in WIDE_OPS or any(value in self._logits for value in node.inputs if value is not None):
+        if node.op_type in WIDE_OPS:
             return True
         if node.domain == DOMAIN:
             return all(len(tensor.types) == 1 for tensor in OPS[node.op_type].inputs)
