@@ -18,7 +18,7 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 ARROWS = {
     "exporters": {"plugins.ops", "runtime.artifact", "runtime.errors", "runtime.records", "runtime.host"},
     "builders": {"plugins", "runtime.artifact", "runtime.errors", "runtime.host", "runtime.ort_errors"},
-    "runtime": {"plugins.library", "plugins.ops"},
+    "runtime": {"plugins.library", "plugins.cuda", "plugins.ops"},
     "plugins": set[str](),
 }
 # Commands compose packages; parity compares an engine, run, with the model it came from.
@@ -99,6 +99,7 @@ def test_functions_are_short() -> None:
         ("builders", ["torch", "transformers", "onnx_ir", "tensorrt"]),
         ("plugins.ops", ["torch", "transformers", "onnx", "onnxruntime"]),
         ("plugins.library", ["torch", "transformers", "onnx", "onnxruntime"]),
+        ("plugins.cuda", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:
