@@ -47,14 +47,14 @@ class CudaSession:
         tables: TileTables,
         capacity: Capacity,
         *,
-        library: CudaLibrary | None = None,
+        library: CudaLibrary,
         provider: str = PROVIDER,
         device: str = "cuda",
     ) -> None:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
         self.run_seconds = 0.0
-        self._library = library or _open_library()
+        self._library = library
         self._device = device
         self._memory = DeviceMemory(self._library)
         self._session = _open(root, graph, self._library, self._memory, provider)
@@ -141,7 +141,12 @@ class CudaSession:
         bind(name, self._device, 0, buffer.dtype, shape or buffer.shape, buffer.address)
 
 
-def _open_library() -> CudaLibrary:
+def open_library() -> CudaLibrary:
+    """The library, on a device that it runs on.
+
+    Raises:
+        UnsupportedError: it was not built, or the driver or the device is too old.
+    """
     try:
         library = open_cuda_library()
         library.check_device()

@@ -1,0 +1,95 @@
+"""Whole engines in half precision, through ONNX Runtime and the kernels for devices, against engines for the CPU.
+
+Where there is no GPU the graph runs on ONNX Runtime's CPU provider, which takes halves by casting, and our ops in their
+emulation: what is left out is the CUDA provider itself. bfloat16 graphs that provider does not take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device import Device
+
+from enginewright.exporters.build_command import build
+from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.runtime import LLM, Sampling, backends, cuda_session, load
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+MODEL = EXAMPLES / "tiny-reasoner"
+HEADS = EXAMPLES / "tiny-reasoner-clp"
+QUESTIONS = ("What is 47 + 385?", "What is 12 * 9?", "Sort these numbers: 5 3 9 1.")
+
+Open = Callable[[Path], LLM]
+Build = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Build the engine of a dtype and a method; each once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(dtype: str, method: str) -> Path:
+        if (dtype, method) not in made:
+            root = tmp_path_factory.mktemp("engines") / "engine"
+            apply = (parse_method(method),) if method else ()
+            backend = "onnxruntime" if dtype == "float32" else "onnxruntime-cuda"
+            build(str(MODEL), root, Recipe(apply=apply, dtype=dtype), backend)
+            made[dtype, method] = root
+        return made[dtype, method]
+
+    return make
+
+
+@pytest.fixture
+def on_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Loads an engine for devices on `device`."""
+    if device.name == "emulated":
+        monkeypatch.setattr(cuda_session, "open_library", lambda: device.library)
+        on_cpu = partial(cuda_session.CudaSession, provider="CPUExecutionProvider", device="cpu")
+        monkeypatch.setattr(cuda_session, "CudaSession", on_cpu)
+    return partial(load, max_batch=4, cache_tokens=4096)
+
+
+def prompts(llm: LLM) -> list[str | list[int]]:
+    """The questions in the model's chat format, one of them long enough for several prefill blocks."""
+    texts = [llm.apply_chat_template([{"role": "user", "content": question}]) for question in QUESTIONS]
+    long = [token for _ in range(9) for token in texts[0]]
+    return [*texts, long]
+
+
+@pytest.mark.parametrize(
+    "method", ["", "kvarn:k_bits=8,v_bits=8", f"clp:heads={HEADS},tau=0.3,verify=true"], ids=["paged", "kvarn", "clp"]
+)
+def test_tokens_are_those_of_the_cpu(method: str, engine: Build, on_device: Open) -> None:
+    """Half precision may decide a near tie otherwise; these answers have none in their first tokens."""
+    sampling = Sampling(max_tokens=24)
+    with load(engine("float32", method)) as llm:
+        wanted = [completion.token_ids for completion in llm.generate(prompts(llm), sampling)]
+    with on_device(engine("float16", method)) as llm:
+        assert type(llm.engine.session).__name__ == "CudaSession"
+        got = [completion.token_ids for completion in llm.generate(prompts(llm), sampling)]
+    assert got == wanted
+
+
+def test_logits_are_those_of_the_cpu(engine: Build, on_device: Open) -> None:
+    ids = np.random.default_rng(0).integers(3, 200, 300).tolist()
+    with load(engine("float32", "")) as llm:
+        wanted = llm.logits(ids)
+    with on_device(engine("float16", "")) as llm:
+        got = llm.logits(ids)
+    # halves all the way through four layers: 2^-11 of numbers up to 20, grown by the residual stream
+    assert np.abs(got - wanted).max() < 0.15
+    assert np.abs(got - wanted).mean() < 0.01
+
+
+def test_sampling_and_reuse_of_prompts(engine: Build, on_device: Open) -> None:
+    sampling = Sampling(max_tokens=8, temperature=0.8, seed=7)
+    with on_device(engine("float16", "")) as llm:
+        prompt = prompts(llm)[-1]
+        first, again = (llm.generate([prompt], sampling)[0] for _ in range(2))
+    assert again.token_ids == first.token_ids
+    assert again.reused_tokens > 0
