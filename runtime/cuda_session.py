@@ -59,7 +59,8 @@ class CudaSession:
         self._memory = DeviceMemory(self._library)
         self._session = _open(root, graph, self._library, self._memory, provider)
         self._binding = self._session.io_binding()
-        self._tables = {name: getattr(tables, name) for name in TABLES}
+        self._tables = tables
+        self._uploaded_changes = -1  # of the tile table
         shapes, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
         try:
             self._buffers = {name: self._memory.buffer(*spec) for name, spec in shapes.items()}
@@ -74,21 +75,21 @@ class CudaSession:
         self._bind_all(root, graph)
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run."""
+        """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
         start = time.perf_counter()
         for source, target in step.sink_copies:
             for exact in self._exact:
                 self._copy_sink(exact, source, target)
         for name in PER_STEP:
             self._write(name, getattr(step, name))
-        for name, table in self._tables.items():
-            self._upload(name, table)
+        self._upload_tables()
         rows = len(step.sample_rows)
         self._expect(rows)
         self._session.run_with_iobinding(self._binding)
         outputs = {name: array[:rows] for name, array in self._read.items()}
         for name, array in outputs.items():
-            self._memory.download(array, self._results[name])
+            if name != "logits" or step.reads_logits:
+                self._memory.download(array, self._results[name])
         self._memory.synchronize()
         self.run_seconds += time.perf_counter() - start
         return Outputs(*outputs.values())
@@ -107,10 +108,15 @@ class CudaSession:
             self._bound[name] = len(array)
             self._bind(name, self._buffers[name], (len(array),), is_input=True)
 
+    def _upload_tables(self) -> None:
+        self._upload("kv_lens", self._tables.kv_lens)
+        self._upload("encoded_lens", self._tables.encoded_lens)
+        if self._uploaded_changes != self._tables.tile_changes:  # large, and seldom changes
+            self._uploaded_changes = self._tables.tile_changes
+            self._upload("tile_table", self._tables.tile_table)
+
     def _upload(self, name: str, array: NDArray[Any]) -> None:
         staged = self._staged[name][: len(array)]
-        if array.ndim > 1 and np.array_equal(staged, array):  # tables of tiles seldom change, and are large
-            return
         staged[...] = array
         self._memory.upload(self._buffers[name], staged)
 
@@ -133,8 +139,6 @@ class CudaSession:
             if spec.alias is not None:
                 self._bind(spec.name, self._buffers[spec.alias], is_input=False)
         self._upload("slots", np.arange(len(self._staged["slots"]), dtype=np.int32))
-        for name in TABLES:
-            self._memory.upload(self._buffers[name], self._staged[name])
 
     def _bind(self, name: str, buffer: DeviceBuffer, shape: tuple[int, ...] | None = None, *, is_input: bool) -> None:
         bind = self._binding.bind_input if is_input else self._binding.bind_output

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.backends import choose_backend
 from enginewright.runtime.decoder import open_decoder
 from enginewright.runtime.detokenizer import Detokenizer
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.request import Completion, Generation, Request, Scoring, TakeLogits, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
@@ -54,10 +54,9 @@ def load(
 
     Raises:
         ArtifactError: no engine, a damaged one, or one that this version cannot run.
+        UnsupportedError: no library, or no GPU, for an engine that was built for one.
         RequestError: a parameter is out of range.
     """
-    from enginewright.runtime.ort_session import OrtSession
-
     root = Path(path)
     manifest = artifact.load(root, verify=verify)
     _check_manifest(root, manifest)
@@ -66,8 +65,10 @@ def load(
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
             raise RequestError(f"load: {name}: got {value}, expected 1 or more")
+    backend = choose_backend(manifest, threads)
     capacity = plan_capacity(
         manifest,
+        backend.free_bytes(manifest),
         max_batch=max_batch,
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
@@ -76,7 +77,7 @@ def load(
     )
     tables = TileTables(manifest.cache, capacity)
     try:
-        session = OrtSession(root, manifest, tables, capacity, threads=threads or physical_cores())
+        session = backend.open(root, manifest, tables, capacity)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
@@ -85,6 +86,7 @@ def load(
 
 def plan_capacity(
     manifest: Manifest,
+    free_bytes: int,
     *,
     max_batch: int | None,
     cache_tokens: int | None,
@@ -94,7 +96,7 @@ def plan_capacity(
 ) -> Capacity:
     """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights.
 
-    width: tokens that a decoding row brings into a step at most.
+    free_bytes: that memory. width: tokens that a decoding row brings into a step at most.
     """
     rows = manifest.limits.max_batch if max_batch is None else max_batch
     if not 1 <= rows <= manifest.limits.max_batch:
@@ -107,8 +109,7 @@ def plan_capacity(
         chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
     step_tokens = chunk + rows * width if chunk else max(prefill_chunk, rows * width)
     if cache_tokens is None:
-        weights = sum(file.size for file in manifest.graphs["decoder"].files)
-        budget = int((available_memory() - weights) * _MEMORY_SHARE)
+        budget = int(free_bytes * _MEMORY_SHARE)
         cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget)
     tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
     scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), cache.tile_tokens if chunk else 1)

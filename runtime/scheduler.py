@@ -223,7 +223,9 @@ class Scheduler:
             wanted = np.concatenate([*judging, wanted[len(fed) :]])
         if not len(wanted):
             wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
-        packed = PackedStep(self._tokens[rows, positions], positions, starts, wanted, tuple(self._tables.sink_copies))
+        ids, copies = self._tokens[rows, positions], tuple(self._tables.sink_copies)
+        reads_logits = bool(scored) or not all(request.is_plain_greedy for request in sampled)
+        packed = PackedStep(ids, positions, starts, wanted, copies, reads_logits)
         self._tables.sink_copies.clear()
         reading = [
             r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and share[r.slot]
@@ -239,15 +241,23 @@ class Scheduler:
         if self._capacity.width == 1:
             if not self._has_tiles(last, last.share, 1):
                 return None
-            positions = last.packed.position_ids + 1
-            packed = PackedStep(self._latest, positions, last.packed.query_starts, last.packed.sample_rows)
+            old = last.packed
+            packed = PackedStep(
+                self._latest, old.position_ids + 1, old.query_starts, old.sample_rows, reads_logits=old.reads_logits
+            )
             self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, [], [], [])
             return self._steady
         layout = layout_of((self._trail + last.ready).tobytes())
         if not self._has_tiles(last, layout.share, layout.longest):
             return None
         positions = self._tables.held[layout.rows] + layout.places
-        packed = PackedStep(self._tokens[layout.rows, positions], positions, layout.query_starts, layout.sample_rows)
+        packed = PackedStep(
+            self._tokens[layout.rows, positions],
+            positions,
+            layout.query_starts,
+            layout.sample_rows,
+            reads_logits=last.packed.reads_logits,
+        )
         ids, fed, start = packed.input_ids.tolist(), list[list[int]](), 0
         for count in layout.counts:
             fed.append(ids[start + 1 : start + count])

@@ -19,6 +19,7 @@ class PackedStep:
     input_ids, position_ids: int64 [T]. query_starts: int32 [rows + 1]; a row without new tokens has equal bounds.
     sample_rows: int64 [N], at least one: the tokens whose logits are wanted.
     sink_copies: (from, to) rows whose exact first tile is copied before anything else, in this order.
+    reads_logits: whether anybody reads more than the greedy tokens; otherwise logits need not leave the device.
     """
 
     input_ids: Ints
@@ -26,6 +27,7 @@ class PackedStep:
     query_starts: NDArray[np.int32]
     sample_rows: Ints
     sink_copies: tuple[tuple[int, int], ...] = ()
+    reads_logits: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class TileTables:
     encoded_lens[2, layers, rows, heads] int32: tokens in encoded tiles before and after the next step, the first tile
     counted; 0 for layers that encode none.
     sink_copies: (from, to) rows whose exact first tile the next step copies before anything else.
+    tile_changes: grows whenever tile_table may have changed.
     """
 
     def __init__(self, cache: Cache, capacity: Capacity) -> None:
@@ -110,6 +111,7 @@ class TileTables:
         self._encoding = np.array([i for i, layer in enumerate(cache.layers) if layer.exact_bytes], np.int64)
         self._encoded: Ints = np.zeros(capacity.rows, np.int64)
         self._encodes = False  # whether the next step does
+        self.tile_changes = 0
         self._room = self._rooms()  # tokens that each row's tiles hold
         self._prefixes = Prefixes(len(self._groups))
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
@@ -215,6 +217,7 @@ class TileTables:
         self._set_held(row, 0)
 
     def _rooms(self) -> Ints:
+        self.tile_changes += 1
         least, *others = (group.room(group.end) for group in self._groups)
         for rooms in others:
             np.minimum(least, rooms, out=least)

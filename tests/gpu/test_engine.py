@@ -16,7 +16,7 @@ from device import Device
 
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method
-from enginewright.runtime import LLM, Sampling, backends, cuda_session, load
+from enginewright.runtime import LLM, Sampling, cuda_session, load
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 MODEL = EXAMPLES / "tiny-reasoner"

@@ -223,7 +223,7 @@ def test_spans_are_chunks_where_tiles_are_encoded_and_windows_rule_them_out() ->
     def plan(prefill_chunk: int, prefix_reuse: bool = True, **options: object) -> tuple[int, int, int, int]:
         manifest = make_llm(rows=3, **options).manifest
         found = plan_capacity(
-            manifest, max_batch=None, cache_tokens=64, prefill_chunk=prefill_chunk, prefix_reuse=prefix_reuse
+            manifest, 0, max_batch=None, cache_tokens=64, prefill_chunk=prefill_chunk, prefix_reuse=prefix_reuse
         )
         return found.chunk, found.span, found.step_tokens, found.logit_rows
 
