@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from enginewright.exporters.checkpoint import Checkpoint, read_json
+from enginewright.exporters.depth_attention import read_depth_attention
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.records import decode
 
@@ -74,7 +75,7 @@ class HeadShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """The model that heads were trained on. sha256: of its tensors, `hash_of`."""
+    """The model that heads were trained on. sha256: `hash_of` its checkpoint."""
 
     name: str
     sha256: str
@@ -94,8 +95,13 @@ class HeadSet:
 
 
 def hash_of(checkpoint: Checkpoint) -> str:
-    """The sha256 of a checkpoint's tensors: names, types, shapes and bytes, however they are cut into files."""
+    """The sha256 of a checkpoint's tensors: names, types, shapes and bytes, however they are cut into files.
+
+    With Depth-Attention also of its rule of sources, which changes every state and no tensor.
+    """
     digest = hashlib.sha256()
+    if (depth := read_depth_attention(checkpoint.config)) is not None:
+        digest.update(f"{depth}\n".encode())
     for name, stored in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {stored.dtype} {list(stored.shape)}\n".encode())
         try:

@@ -67,7 +67,7 @@ class Config:
 
 
 def check_model(config: Config, checkpoint: Checkpoint) -> None:
-    """Raise ExportError unless the heads were trained on this checkpoint."""
+    """Raise ExportError unless the heads were trained on this checkpoint, and hold nothing but numbers."""
     heads, model = _read(config), checkpoint.config
     for name in ("hidden_size", "vocab_size"):
         got, expected = getattr(heads.shape, name), int(getattr(model, name))
@@ -79,8 +79,14 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     if (found := hash_of(checkpoint)) != heads.backbone.sha256:
         raise ExportError(
             f"clp: {config.heads}: got heads trained on {heads.backbone.name} ({heads.backbone.sha256[:12]}), expected "
-            f"{checkpoint.name} ({found[:12]}): the weights differ; train heads with `enginewright tune clp`"
+            f"{checkpoint.name} ({found[:12]}): the weights or the config's depth_attention differ; train heads with "
+            "`enginewright tune clp`"
         )
+    try:  # before the graph is made: what is small is written as a part of it, where errors lose their reason
+        for name in heads.shape.tensors():
+            load_tensor(Path(config.heads).expanduser(), name)
+    except ExportError as e:
+        raise ExportError(f"clp: {e}") from e
 
 
 def choose_decoding(config: Config, decoding: dict[str, Any]) -> dict[str, Any]:

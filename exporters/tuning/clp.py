@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import MOST_TOKENS, Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.parity import load_reference
 from enginewright.exporters.tuning.clp_heads import (
     Heads,
     backbone_targets,
@@ -105,7 +104,7 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
     checkpoint = open_checkpoint(model)
     digest = hash_of(checkpoint)
     folder = _open_folder(output, {"backbone": digest, "texts": _hash(texts), "options": dataclasses.asdict(options)})
-    backbone = _load(checkpoint)
+    backbone = load_reference(model, ())  # what engines are checked against, mixing over depth included
     states = compute_states(backbone, texts, folder)
     shape = _shape(backbone, options)
     own = np.concatenate([data_targets(text.ids, shape.extra)[text.first :] for text in texts])
@@ -147,13 +146,6 @@ def _hash(texts: Sequence[TokenSequence]) -> str:
     for text in texts:
         digest.update(np.array([text.given, len(text.ids), *text.ids], np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _load(checkpoint: Checkpoint) -> PreTrainedModel:
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
-    return model.eval().requires_grad_(False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _shape(model: PreTrainedModel, options: Options) -> HeadShape:

@@ -15,7 +15,14 @@ Edit = Callable[[dict[str, np.ndarray]], None]
 
 
 def random_set(
-    model: Path, root: Path, *, k: int = 3, classes: int | None = None, edit: Edit | None = None, **changes: Any
+    model: Path,
+    root: Path,
+    *,
+    k: int = 3,
+    classes: int | None = None,
+    head_hidden: int | None = None,
+    edit: Edit | None = None,
+    **changes: Any,
 ) -> Path:
     """Write heads of ordinary size for the checkpoint at `model`; edit changes tensors in place, changes the config."""
     checkpoint = open_checkpoint(str(model))
@@ -24,7 +31,7 @@ def random_set(
         hidden_size=hidden,
         vocab_size=int(checkpoint.config.vocab_size),
         k=k,
-        head_hidden=hidden if changes.get("residual") else hidden // 2,
+        head_hidden=head_hidden or (hidden if changes.get("residual") else hidden // 2),
         classes=classes or k,
     )
     rng = np.random.default_rng(0)

@@ -49,11 +49,12 @@ def run_decoder(
         logits.append(found)
         held += count
     return np.concatenate(logits), [
-        _read(pool, heads, layer.key_dim, len(tokens)) for pool, layer in zip(pools.values(), layers, strict=True)
+        read_pool(pool, heads, layer.key_dim, len(tokens)) for pool, layer in zip(pools.values(), layers, strict=True)
     ]
 
 
-def _read(pool: np.ndarray, heads: int, dim: int, tokens: int) -> Pool:
+def read_pool(pool: np.ndarray, heads: int, dim: int, tokens: int) -> Pool:
+    """Keys and values [T, Hkv, D] of a sequence whose tiles lie one after another in the pool, head by head."""
     tiles = pool.view(np.float32).reshape(heads, -1, 2, TILE_TOKENS * dim)
     keys = tiles[:, :, 0].reshape(heads, -1, dim, 16).transpose(0, 1, 3, 2).reshape(heads, -1, dim)
     values = tiles[:, :, 1].reshape(heads, -1, dim)

@@ -104,6 +104,28 @@ def test_sets_that_are_not_whole(checkpoint: CheckpointMaker, tmp_path: Path) ->
     (root / WEIGHTS).unlink()
     with pytest.raises(ExportError, match="the set of heads is incomplete"):
         build(str(model), tmp_path / "engine", clp(root), "onnxruntime")
+    with pytest.raises(ExportError, match=r"clp: .*nowhere: got no clp_config.json, expected a set of heads"):
+        build(str(model), tmp_path / "engine", clp(tmp_path / "nowhere"), "onnxruntime")
+    (root / CONFIG).write_text('{"format": 1')
+    with pytest.raises(ExportError, match=r"clp: .*clp_config.json: not valid JSON"):
+        build(str(model), tmp_path / "engine", clp(root), "onnxruntime")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "heads.1.up.bias", "heads.0.out.weight"])
+@pytest.mark.parametrize(("storage", "value"), [("float32", np.nan), ("int8", np.inf)])
+def test_heads_that_hold_no_numbers(
+    name: str, storage: str, value: float, checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    model = checkpoint("qwen2")
+
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name].flat[7] = value
+
+    root = random_set(model, tmp_path / "heads", edit=spoil)
+    with pytest.raises(ExportError, match=rf"clp: .*: tensor '{name}' holds NaN or infinity; train the heads again"):
+        build(str(model), tmp_path / "engine", clp(root, storage=storage), "onnxruntime")
+    assert not (tmp_path / "engine").exists()
 
 
 def test_the_method_is_applied_once(checkpoint: CheckpointMaker, tmp_path: Path) -> None:

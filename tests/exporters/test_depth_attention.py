@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,45 @@ def test_the_cache_holds_mixed_values(chunks: tuple[int, ...], qwen2: Built) -> 
     for layer, (key, value) in enumerate(pools):
         np.testing.assert_allclose(key, keys[layer], atol=2e-5)
         np.testing.assert_allclose(value, values[layer], atol=2e-5)
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_memory_is_that_of_a_model_without_it(qwen2: Built, tmp_path: Path) -> None:
+    """The same parameters and the same bytes of cache; up to the first mixed layer also the same keys and values."""
+    config = json.loads((qwen2.model / "config.json").read_text())
+    assert config.pop("depth_attention") == DEPTH
+    shutil.copytree(qwen2.model, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    plain = build(str(tmp_path / "model"), tmp_path / "engine", EXACT, "onnxruntime")
+    assert plain.model.parameters == qwen2.manifest.model.parameters
+    assert plain.cache == qwen2.manifest.cache
+    assert weights_of(tmp_path / "engine", plain) == weights_of(qwen2.engine, qwen2.manifest)
+    tokens = np.arange(40)
+    (logits, pools), (others, mixed) = (
+        run_decoder(root, manifest, tokens, (40,))
+        for root, manifest in ((tmp_path / "engine", plain), (qwen2.engine, qwen2.manifest))
+    )
+    np.testing.assert_array_equal(mixed[0][0], pools[0][0])
+    np.testing.assert_array_equal(mixed[0][1], pools[0][1])  # layer 0 has no sources
+    np.testing.assert_array_equal(mixed[1][0], pools[1][0])  # keys are of the same states, and stay what they are
+    assert np.abs(mixed[1][1] - pools[1][1]).max() > 0.01
+    assert np.abs(others - logits).max() > 0.05
+
+
+def weights_of(root: Path, manifest: Manifest) -> dict[str, tuple[Any, ...]]:
+    """Type, shape and bytes of what the graph's initializers hold outside of the graph, which is every weight."""
+    found = ir.load(root / manifest.graphs["decoder"].files[0].path).graph.initializers.values()
+    tensors = [(each.name, each.const_value) for each in found]
+    return {name: (x.dtype, tuple(x.shape), x.tobytes()) for name, x in tensors if isinstance(x, ir.ExternalTensor)}
+
+
+def test_the_reference_keeps_the_parameters() -> None:
+    model = make_model("qwen2", num_hidden_layers=LAYERS)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    add_depth_attention(model, DepthAttention(**DEPTH, layers=LAYERS))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def full_recompute(model: str, tokens: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:

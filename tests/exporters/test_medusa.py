@@ -58,6 +58,12 @@ def test_every_head_drafts_what_medusa_says(k: int | None, checkpoint: Checkpoin
         np.testing.assert_array_equal(tokens[:, 1 + i], logits.argmax(1))
 
 
+def spoil(root: Path, changes: dict[str, np.ndarray | None]) -> None:
+    """Write heads, some tensors of which are others or missing."""
+    tensors = {**medusa_heads(root), **changes}
+    save_file({name: x for name, x in tensors.items() if x is not None}, root / "medusa_lm_head.safetensors")
+
+
 def test_heads_that_cannot_be_read(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     model = str(checkpoint("qwen2"))
 
@@ -70,6 +76,15 @@ def test_heads_that_cannot_be_read(checkpoint: CheckpointMaker, tmp_path: Path) 
     fails("deep", "got 2 blocks in a head, expected 1")
     medusa_heads(tmp_path / "narrow", hidden=32)
     fails("narrow", r"0.0.linear.weight: got shape \[32, 32\], expected \[64, 64\]; the heads are for another model")
+    spoil(tmp_path / "wide", {"1.1.weight": np.zeros((V + 6, D), np.float32)})
+    fails("wide", r"1.1.weight: got shape \[256, 64\], expected \[250, 64\]; the heads are for another model")
+    spoil(tmp_path / "holes", {"2.0.linear.bias": None})
+    fails("holes", r"2.0.linear.bias: got no such tensor, expected \[64\]")
+    spoil(tmp_path / "broken", {"0.0.linear.bias": np.full(D, np.nan, np.float32)})
+    fails("broken", "tensor '0.0.linear.bias' holds NaN or infinity")
+    spoil(tmp_path / "empty", {f"{i}.{part}": None for i in range(3) for part in ("1.weight", "0.linear.weight")})
+    fails("empty", "got 0 heads, of which 0 are wanted; expected 1 to 15")
+    fails("nowhere", "config.json: not found")
     medusa_heads(tmp_path / "few")
     fails("few", "got 3 heads, of which 4 are wanted", heads=4)
     (tmp_path / "few/medusa_lm_head.safetensors").rename(tmp_path / "few/medusa_lm_head.pt")
