@@ -40,9 +40,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 8192 tokens, of each model")
     parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile first, which takes minutes where values are mixed"
-    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     texts = [document.text for document in documents() if not document.held_out]
@@ -53,7 +50,7 @@ def main() -> None:
         supply = list(itertools.islice(batches(tokenizer, texts, seed), arguments.steps))
         for name, mix in VARIANTS.items():
             model = make_model(tokenizer, mix, seed)
-            train(model, supply, compiled=arguments.compile)
+            train(model, supply)
             losses[name].append(evaluate(model, held_out))
             print(f"seed {seed}  {name}: {losses[name][-1]:.4f} nats per token of held-out text", flush=True)
             if mix is mix_by_softmax and seed == 0:
@@ -80,10 +77,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, mix: Mix | None, seed: int) -
     return model
 
 
-def train(model: Qwen3ForCausalLM, supply: list[Batch], *, compiled: bool) -> None:
-    """One pass over the batches."""
+def train(model: Qwen3ForCausalLM, supply: list[Batch]) -> None:
+    """One pass over the batches; not compiled, which takes minutes where values are mixed."""
     optimizers = muon_and_adamw(model, PEAK_RATE)
-    fit(model, iter(supply), optimizers, steps=len(supply), compiled=compiled, after_step=lambda _: None)
+    fit(model, iter(supply), optimizers, steps=len(supply), compiled=False, after_step=lambda _: None)
 
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, text: str) -> torch.Tensor:

@@ -160,3 +160,19 @@ def test_the_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert read_head_set(tmp_path / "heads").shape.hidden_size == 256
     assert main([*arguments, "--samples", "0"]) == 2
     assert "--samples: got 0, expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trained_backbone_gives_the_papers_orderings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Later heads are right less often; a stricter threshold emits less, of which more is right than of all guesses."""
+    arguments = ["tune", "clp", "--model", str(ROOT / "examples/tiny-reasoner"), "--data", "reasoning", "--json"]
+    arguments += ["--samples", "100", "--rate", "5e-3", "--epochs", "5", "--label-source", "backbone", "--threads", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "heads")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    first, second = report["agreement"]
+    assert first > second + 0.02
+    emitted, agreement = ([each[name] for each in report["thresholds"]] for name in ("emitted", "agreement"))
+    assert emitted == sorted(emitted, reverse=True) and emitted[0] > emitted[2] > 1
+    assert agreement[0] > (first + second) / 2
+    assert agreement[2] > agreement[0] + 0.02
+    assert report["classifier_loss"] < report["prior_loss"]
