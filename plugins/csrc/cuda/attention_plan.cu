@@ -75,6 +75,7 @@ AttentionView view_of(const EwAttention& call) {
   view.value_dim = static_cast<int>(call.value_dim);
   view.table_width = static_cast<int>(call.table_width);
   view.window = static_cast<int>(call.window);
+  view.longest = static_cast<int>(call.longest);
   view.softcap = call.softcap;
   view.type = static_cast<Type>(call.type);
   return view;

@@ -81,6 +81,7 @@ inline float fast_log2(float x) { return std::log2(x); }
 inline float error_function(float x) { return std::erf(x); }
 inline int count_bits(unsigned x) { return __builtin_popcount(x); }
 inline float inverse_sqrt(float x) { return 1.0f / std::sqrt(x); }
+inline float square_root(float x) { return std::sqrt(x); }
 
 void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 void mma_16x8x16_bfloat16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);

@@ -31,6 +31,7 @@ struct AttentionView {
   const float* sinks;           // [query_heads] or null
   std::uint16_t* output;        // [tokens, query_heads, value_dim] of `type`
   int tokens, rows, query_heads, kv_heads, head_dim, value_dim, table_width, window;
+  int longest;  // no row brings more new tokens
   float softcap;
   Type type;
   unsigned char* tiles;     // PagedAttention: tiles of halves; KVarN: records

@@ -100,6 +100,7 @@ EW_DEVICE float fast_log2(float x) {
 EW_DEVICE float error_function(float x) { return erff(x); }
 EW_DEVICE int count_bits(unsigned x) { return __popc(x); }
 EW_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
+EW_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 
 // c[16, 8] += a[16, 16] b[16, 8] of halves, sums in float. With g = lane / 4 and i = lane % 4 a lane holds:
 // a[0]: (g, 2 i), (g, 2 i + 1); a[1]: row g + 8; a[2]: columns 2 i + 8, 2 i + 9 of row g; a[3]: those of row g + 8.
