@@ -12,6 +12,7 @@
 #define EW_KERNEL(threads, blocks) static void
 #define EW_CONSTANT const
 #define EW_UNROLL
+#define EW_ROLLED
 
 namespace ew {
 

@@ -118,9 +118,10 @@ EW_DEVICE int value_place(int slot, int head_dim, int value_dim) { return kTileT
 // product:
 EW_DEVICE float logit_of(const AttentionView& view, float product) {
   if (!(view.softcap > 0.0f)) return product;
-  const float x = product / view.softcap;
+  // quotients as powers of two: a division has branches, and they registers
+  const float x = product * fast_exp2(-fast_log2(view.softcap));
   const float e = fast_exp2(-2.0f * kLog2E * (x < 0.0f ? -x : x));
-  const float bent = (1.0f - e) / (1.0f + e);
+  const float bent = (1.0f - e) * fast_exp2(-fast_log2(1.0f + e));
   return view.softcap * kLog2E * (x < 0.0f ? -bent : bent);
 }
 

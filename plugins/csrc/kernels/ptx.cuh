@@ -9,6 +9,7 @@
 #define EW_KERNEL(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define EW_CONSTANT const __grid_constant__
 #define EW_UNROLL _Pragma("unroll")
+#define EW_ROLLED _Pragma("unroll 1")  // where an unrolled loop would take registers that others need
 
 namespace ew {
 
