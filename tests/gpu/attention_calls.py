@@ -140,13 +140,13 @@ ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8}
 """The largest relative error of one rounding to a type."""
 
 
-def relative_tolerance(type: str, logit_size: float) -> float:
+def relative_tolerance(type: str, logit_size: float, roundings: int = 1) -> float:
     """Of the root mean square of a token's errors to that of its outputs.
 
-    Weights and prepared queries are halves: up to 3e-4 each, the latter of a logit, by which weights change as by a
-    factor. The output is rounded once.
+    Weights and prepared queries are halves: up to 4e-4 for each rounding, of queries of a logit, by which weights change
+    as by a factor. Outputs are rounded less often.
     """
-    return 4e-4 + 4e-4 * logit_size + ROUNDING[type] / 2
+    return 4e-4 * roundings * (1 + logit_size) + ROUNDING[type] * (1 + roundings) / 4
 
 
 def check_output(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:

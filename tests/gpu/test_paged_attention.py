@@ -11,17 +11,11 @@ from attention_cases import CASES
 from device import Device
 
 TYPES = ("float16", "bfloat16")
-DECODE_LANES = 32
 
 
 def is_compiled(device: Device, case: Case) -> bool:
     dims = device.library.configurations()["PagedAttention"]["dims"]
     return case.kv_bits == 16 and [case.dim, case.value_dim] in dims
-
-
-def is_decoded(case: Case) -> bool:
-    group = case.query_heads // case.kv_heads
-    return all(new * group <= DECODE_LANES for _, new in case.rows)
 
 
 EXTRA = (
@@ -36,7 +30,7 @@ EXTRA = (
     Case(name="decode_softcap_and_sinks", rows=((1000, 1), (200, 3)), softcap=20.0, sinks=True, window=128),
     Case(name="decode_softcap", rows=((300, 1), (600, 2)), softcap=30.0, magnitude=3.0),
 )
-TABLE = tuple(case for case in CASES + EXTRA if is_decoded(case))
+TABLE = (*CASES, *EXTRA)
 BY_NAME = {case.name: case for case in TABLE}
 
 

@@ -50,6 +50,7 @@ struct Memory {
 
   Memory(const EwKVarNAttention& call, void* base) : plan(plan_attention(call.attention)) {
     const EwAttention& a = call.attention;
+    ++plan.parts;  // one for exact tiles and new tokens, the others for records
     Workspace workspace(base);
     query = workspace.take<std::uint16_t>(a.tokens * a.query_heads * a.head_dim);
     keys = workspace.take<std::uint16_t>(a.tokens * a.kv_heads * a.head_dim);

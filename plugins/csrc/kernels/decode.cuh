@@ -1,14 +1,20 @@
 // Stage `decode` of attention: rows with few queries, their context split over blocks.
 //
 // Block (part, KV head, row), four warps: the part's tiles, of all of the row's columns (decode_columns.cuh), eight at
-// a time. Each warp takes whole tiles on its own, through a ring of stages in shared memory (decode_ring.cuh), and no
-// barrier of the block stands between tiles; at the end the warps' sums are merged and one part is left (DecodeParts).
-// Keys and values are the A of mma, 16 tokens or channels by 16; queries and weights the B: so the heads of a group
-// share what is read, and no sum crosses lanes but for maxima and denominators.
+// a time. Each warp takes pieces (decode_halves.cuh) or records (decode_records.cuh) on its own, through a ring of
+// stages in shared memory (decode_ring.cuh), and no barrier of the block stands between them; at the end the warps'
+// sums are merged and one part is left (DecodeParts). Keys and values are the A of mma, 16 tokens or channels by 16;
+// queries and weights the B: so the heads of a group share what is read, and no sum crosses lanes but for maxima and
+// denominators.
+//
+// Head sizes: multiples of 16 whose 16-byte chunks fit a warp, 16 to 256; values have the size of keys. sm_80 and
+// later. A row's numbers depend on its own tokens and on the number of parts, which the sizes of the batch decide; not
+// on what other rows hold.
 #pragma once
 
 #include "decode_halves.cuh"
 #include "decode_merge.cuh"
+#include "decode_records.cuh"
 
 namespace ew {
 
@@ -78,27 +84,78 @@ template <int kDim>
 EW_DEVICE void attend_paged(const AttentionView& view, const RowTokens& tokens, int column) {
   using Memory = DecodeMemory<kDim>;
   const int begin = tokens.tile_begin(view, 0), end = tokens.tile_end();
-  const HalvesShare share{share_begin(begin, end, block_x(), grid_x()),
-                          share_begin(begin, end, block_x() + 1, grid_x()), false, false};
+  const int last = kTileTokens * share_begin(begin, end, block_x() + 1, grid_x());
+  const HalvesShare share{0, kTileTokens * share_begin(begin, end, block_x(), grid_x()),
+                          last < tokens.stored ? last : tokens.stored, false};
   Running<kDim> running;
   attend_halves<kDim, Memory::halves_stages>(view, tokens, Columns(view, tokens, column), Memory::of_warp(), share,
                                              warp_index(), kDecodeWarps, running);
   leave_running<PlainChannels>(running);
 }
 
-template <int kDim>
-EW_KERNEL(kDecodeThreads, kDim > 128 ? 2 : 4)
-decode_paged_kernel(EW_CONSTANT DecodeArguments args) {
+// A block's columns, eight at a time: attend(tokens, first column) leaves what each warp has of them.
+template <int kDim, class Attend>
+EW_DEVICE void decode_columns(const DecodeArguments& args, Attend attend) {
   for (int column = 0;; column += kColumns) {
     const RowTokens tokens(args.view, block_z(), block_y());
     if (!is_decoded(tokens.count, args.view.group()) || column >= tokens.count * args.view.group()) return;
     store_queries<kDim>(args.view, tokens, column);
     sync_block();
-    attend_paged<kDim>(args.view, tokens, column);
+    attend(tokens, column);
     sync_block();
     leave_part<kDim>(args, column);
     sync_block();
   }
+}
+
+template <int kDim>
+EW_KERNEL(kDecodeThreads, kDim > 128 ? 2 : 4)
+decode_paged_kernel(EW_CONSTANT DecodeArguments args) {
+  decode_columns<kDim>(args,
+                       [&args](const RowTokens& tokens, int column) { attend_paged<kDim>(args.view, tokens, column); });
+}
+
+// Tiles of halves of a KVarN row, and its new tokens: the first part, whatever the number of parts. They are few, and
+// a block of their own for them keeps their registers and their order of channels out of the way of records.
+template <int kDim>
+EW_DEVICE void attend_exact(const AttentionView& view, const RowTokens& tokens, int column) {
+  using Memory = DecodeMemory<kDim>;
+  const int begin = tokens.tile_begin(view, 0);
+  const int encoded = view.encoded_before[tokens.row * view.kv_heads + tokens.head] / kTileTokens;
+  const int after_sink = begin > 1 ? begin : 1, after_records = encoded > after_sink ? encoded : after_sink;
+  const int sink = begin > 0 ? 0 : tokens.stored < kTileTokens ? tokens.stored : kTileTokens;
+  const HalvesShare share{sink, kTileTokens * after_records, tokens.stored, true};
+  Running<kDim> running;
+  attend_halves<kDim, Memory::halves_stages>(view, tokens, Columns(view, tokens, column), Memory::of_warp(), share,
+                                             warp_index(), kDecodeWarps, running);
+  leave_running<PlainChannels>(running);
+}
+
+// One of the other parts of a KVarN row: records.
+template <int kDim, int kKeyBits, int kValueBits>
+EW_DEVICE void attend_encoded(const AttentionView& view, const RowTokens& tokens, int column) {
+  using Memory = DecodeMemory<kDim>;
+  constexpr int kFit = Memory::ring_bytes / RecordStage<kDim, kKeyBits, kValueBits>::bytes;
+  const int encoded = view.encoded_before[tokens.row * view.kv_heads + tokens.head] / kTileTokens;
+  const int first = tokens.tile_begin(view, 0), begin = first > 1 ? first : 1, end = encoded > begin ? encoded : begin;
+  Running<kDim> running;
+  attend_records<kDim, kKeyBits, kValueBits, (kFit < 8 ? kFit : 8)>(
+      view, tokens, Columns(view, tokens, column), Memory::of_warp(),
+      share_begin(begin, end, block_x() - 1, grid_x() - 1) + warp_index(),
+      share_begin(begin, end, block_x(), grid_x() - 1), kDecodeWarps, running);
+  leave_running<OwnChannels>(running);
+}
+
+template <int kDim, int kKeyBits, int kValueBits>
+EW_KERNEL(kDecodeThreads, kDim > 128 ? 2 : 4)
+decode_kvarn_kernel(EW_CONSTANT DecodeArguments args) {
+  if (block_x() == 0)
+    decode_columns<kDim>(
+        args, [&args](const RowTokens& tokens, int column) { attend_exact<kDim>(args.view, tokens, column); });
+  else
+    decode_columns<kDim>(args, [&args](const RowTokens& tokens, int column) {
+      attend_encoded<kDim, kKeyBits, kValueBits>(args.view, tokens, column);
+    });
 }
 
 }  // namespace ew

@@ -17,10 +17,10 @@ constexpr float kNothing = -__builtin_huge_valf();  // -infinity: the maximum of
 EW_DEVICE int fragment_row() { return lane_index() / 4; }
 EW_DEVICE int fragment_pair() { return lane_index() % 4; }
 
-// Which tokens columns see: of `span`, up to `last`. That of this lane's two columns, and of the block's first and
-// last.
+// Which tokens columns see: of `span`, up to `last`. That of this lane's two columns, and of the block's
+// last one.
 struct Columns {
-  int last[2], first_last, last_last;
+  int last[2], last_last;
   unsigned span;
 
   EW_DEVICE Columns(const AttentionView& view, const RowTokens& tokens, int begin)
@@ -28,7 +28,6 @@ struct Columns {
     const int group = view.group();
     EW_UNROLL
     for (int c = 0; c < 2; ++c) last[c] = last_of(tokens, group, begin + 2 * fragment_pair() + c);
-    first_last = last_of(tokens, group, begin);
     last_last = last_of(tokens, group, begin + kColumns - 1);
   }
   // Columns beyond the row's are like its last ones: computed, and never stored.
@@ -37,10 +36,8 @@ struct Columns {
     return tokens.held + (query < tokens.count ? query : tokens.count - 1);
   }
   EW_DEVICE bool sees(int column, int token) const { return static_cast<unsigned>(last[column] - token) < span; }
-  // Whether all columns see all of the tokens [from, from + count).
-  EW_DEVICE bool see_all(int from, int count) const {
-    return from + count - 1 <= first_last && static_cast<unsigned>(last_last - from) < span;
-  }
+  // Whether all columns see token `from`, and so every token after it that all queries have before them.
+  EW_DEVICE bool see_since(int from) const { return static_cast<unsigned>(last_last - from) < span; }
 };
 
 // What a warp has of its columns so far: the largest logit, and sums over this lane's tokens alone of 2^(logit -
@@ -56,13 +53,16 @@ struct Running {
       sum[c] = 0.0f;
     }
     EW_UNROLL
-    for (int m = 0; m < kDim / kSlab; ++m) EW_UNROLL
-    for (int e = 0; e < 4; ++e) output[m][e] = 0.0f;
+    for (int m = 0; m < kDim / kSlab; ++m) {
+      EW_UNROLL
+      for (int e = 0; e < 4; ++e) output[m][e] = 0.0f;
+    }
   }
 };
 
-// Scores of a tile: [m][2 r + c] is column 2 i + c of row g + 8 r of token slab m.
-using Scores = float[kTileSlabs][4];
+// Scores of slabs of tokens: [m][2 r + c] is column 2 i + c of row g + 8 r of slab m.
+template <int kSlabs>
+using Scores = float[kSlabs][4];
 
 // Over the lanes that hold the same columns.
 EW_DEVICE float column_sum(float x) {
@@ -78,24 +78,26 @@ EW_DEVICE float column_max(float x) {
 }
 
 // Scores become weights 2^(score - maximum). fade[c]: what sums so far are to be multiplied by; `sum` has been.
-template <int kDim>
-EW_DEVICE void weigh(Scores& s, Running<kDim>& running, float (&fade)[2]) {
+template <int kSlabs, int kDim>
+EW_DEVICE void weigh(float (&s)[kSlabs][4], Running<kDim>& running, float (&fade)[2]) {
   EW_UNROLL
   for (int c = 0; c < 2; ++c) {
     float top = kNothing;
     EW_UNROLL
-    for (int m = 0; m < kTileSlabs; ++m) top = fmaxf(top, fmaxf(s[m][c], s[m][2 + c]));
+    for (int m = 0; m < kSlabs; ++m) top = fmaxf(top, fmaxf(s[m][c], s[m][2 + c]));
     top = fmaxf(running.maximum[c], column_max(top));
     const float base = top == kNothing ? 0.0f : top;  // nothing seen yet: -infinity less itself would be NaN
     fade[c] = fast_exp2(running.maximum[c] - base);
     running.maximum[c] = top;
     float sum = 0.0f;
     EW_UNROLL
-    for (int m = 0; m < kTileSlabs; ++m) EW_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const float weight = fast_exp2(s[m][2 * r + c] - base);
-      s[m][2 * r + c] = weight;
-      sum += weight;
+    for (int m = 0; m < kSlabs; ++m) {
+      EW_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        const float weight = fast_exp2(s[m][2 * r + c] - base);
+        s[m][2 * r + c] = weight;
+        sum += weight;
+      }
     }
     running.sum[c] = running.sum[c] * fade[c] + sum;
   }

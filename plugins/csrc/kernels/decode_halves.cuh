@@ -1,4 +1,4 @@
-// Decoding over tiles of halves, and over a KVarN call's own tokens, which are a tile of their own.
+// Decoding over tiles of halves, and over a KVarN call's own tokens, in pieces of 32 tokens.
 //
 // A slab is 16 tokens: of keys, and later of values. A stage of the ring holds one:
 //
@@ -7,13 +7,17 @@
 //   values   [16 tokens][dim], rows 16 bytes longer than they are; transposed, V^T[channels, tokens], the A of O^T
 //   fresh    keys as values are; not transposed, K[tokens, channels]
 //
-// Row g + 8 r of slab m of tokens is token 16 m + g + 8 r of the tile; the same for channels of the output.
+// Row g + 8 r of slab m of tokens is token 16 m + g + 8 r of the piece; the same for channels of the output. Scores of
+// a piece take eight registers, and a tile's four pieces go to the four warps: one exact tile of KVarN is read by all.
 #pragma once
 
 #include "decode_columns.cuh"
 #include "decode_ring.cuh"
 
 namespace ew {
+
+constexpr int kPieceSlabs = 2, kPieceTokens = kPieceSlabs * kSlab;
+static_assert(kPieceTokens >= kDecodeLanes, "a decoded row's new tokens are one piece");
 
 template <int kDim>
 struct HalvesStage {
@@ -22,39 +26,41 @@ struct HalvesStage {
   static_assert(kDim % kSlab == 0, "whole slabs of channels");
 };
 
-// Which tokens a tile holds.
-struct HalvesTile {
+// Which tokens a piece has.
+struct Piece {
   int first, count;
   bool is_fresh;
 
   EW_DEVICE int slabs() const { return (count + kSlab - 1) / kSlab; }
 };
 
-// The tiles of halves in a block's share of a row: the sink of KVarN, [begin, end), and the new tokens.
+// The pieces of halves in a block's share of a row: of tokens [0, sink), of tokens [begin, end), and the new ones.
 struct HalvesShare {
-  int begin, end;
-  bool has_sink, has_fresh;
+  int sink, begin, end;
+  bool has_fresh;
 
-  EW_DEVICE int count() const { return has_sink + (end - begin) + has_fresh; }
-  EW_DEVICE bool is_fresh(int index) const { return has_fresh && index == count() - 1; }
-  EW_DEVICE int tile(int index) const { return has_sink && index == 0 ? 0 : begin + index - has_sink; }
+  EW_DEVICE static int pieces(int tokens) { return tokens > 0 ? (tokens + kPieceTokens - 1) / kPieceTokens : 0; }
+  EW_DEVICE int count() const { return pieces(sink) + pieces(end - begin) + has_fresh; }
 
-  EW_DEVICE HalvesTile at(const RowTokens& tokens, int index) const {
-    if (is_fresh(index)) return {tokens.held, tokens.count, true};
-    const int first = tile(index) * kTileTokens, left = tokens.stored - first;
-    return {first, left < kTileTokens ? left : kTileTokens, false};
+  EW_DEVICE Piece at(const RowTokens& tokens, int index) const {
+    if (has_fresh && index == count() - 1) return {tokens.held, tokens.count, true};
+    const bool is_sink = index < pieces(sink);
+    const int first = is_sink ? index * kPieceTokens : begin + (index - pieces(sink)) * kPieceTokens;
+    const int left = (is_sink ? sink : end) - first;
+    return {first, left < kPieceTokens ? left : kPieceTokens, false};
   }
-  // Where its keys begin; values lie behind those of 128 tokens, fresh ones in an array of their own.
+  // Where the keys of its tile begin; values lie behind those of 128 tokens, fresh ones in an array of their own.
   EW_DEVICE const std::uint16_t* keys(const AttentionView& view, const RowTokens& tokens, int index) const {
-    return is_fresh(index) ? view.fresh_keys + fresh_place(view, tokens)
-                           : halves_tile(view, tokens.row, tokens.head, tile(index));
+    const Piece piece = at(tokens, index);
+    return piece.is_fresh ? view.fresh_keys + fresh_place(view, tokens)
+                          : halves_tile(view, tokens.row, tokens.head, piece.first / kTileTokens);
   }
   EW_DEVICE static std::int64_t fresh_place(const AttentionView& view, const RowTokens& tokens) {
     return (static_cast<std::int64_t>(tokens.start) * view.kv_heads + tokens.head) * view.head_dim;
   }
 };
 
-// Copies the tiles index, index + step, ... of a share, key slabs and then value slabs of each.
+// Copies the pieces index, index + step, ... of a share, key slabs and then value slabs of each.
 template <int kDim>
 class HalvesSource {
  public:
@@ -74,14 +80,15 @@ class HalvesSource {
 
   EW_DEVICE void copy_next(unsigned char* to) {
     if (index_ >= share_.count()) return;
-    const HalvesTile tile = share_.at(tokens_, index_);
-    const int slabs = tile.slabs();
-    if (tile.is_fresh)
-      copy_rows<true>(to, tile, slab_ < slabs ? keys_ : fresh_values(), slab_ % slabs);
+    const Piece piece = share_.at(tokens_, index_);
+    const int slabs = piece.slabs(), slab = slab_ < slabs ? slab_ : slab_ - slabs;
+    if (piece.is_fresh)
+      copy_rows<true>(to, slab_ < slabs ? keys_ : fresh_values(), slab * kSlab, piece.count - slab * kSlab);
     else if (slab_ >= slabs)
-      copy_rows<false>(to, tile, keys_ + kTileTokens * kDim, slab_ - slabs);
+      copy_rows<false>(to, keys_ + kTileTokens * kDim, piece.first % kTileTokens + slab * kSlab,
+                       piece.count - slab * kSlab);
     else
-      copy_keys(to);
+      copy_keys(to, piece.first % kTileTokens / kSlab + slab);
     if (++slab_ < 2 * slabs) return;
     slab_ = 0;
     index_ += step_;
@@ -90,7 +97,7 @@ class HalvesSource {
   }
 
  private:
-  // The address of the tile after this one comes from a table: it is read a tile before it is needed.
+  // The address of the tile after this one comes from a table: it is read a piece before it is needed.
   EW_DEVICE void look_ahead() {
     if (index_ + step_ < share_.count()) ahead_ = share_.keys(view_, tokens_, index_ + step_);
   }
@@ -99,29 +106,28 @@ class HalvesSource {
     return view_.fresh_values + HalvesShare::fresh_place(view_, tokens_);
   }
 
-  EW_DEVICE void copy_keys(unsigned char* to) const {
-    const std::uint16_t* from = keys_ + slab_ * kSlab * kDim + 8 * lane_index();
+  EW_DEVICE void copy_keys(unsigned char* to, int slab) const {
+    const std::uint16_t* from = keys_ + slab * kSlab * kDim + 8 * lane_index();
     to += 16 * (lane_index() ^ ((lane_index() >> 3) & 1));
     EW_UNROLL
     for (int n = 0; n < kDim / kSlab; ++n) copy_async_16(to + 16 * kWarp * n, from + 8 * kWarp * n);
   }
 
-  // Rows beyond the tile's tokens hold anything, NaN too, and become zeros: their weights are zeros. A pass of the warp
-  // copies whole rows, so that all a lane keeps of its places is one address; fresh rows beyond the last may lie behind
-  // all memory, and the first one stands for them.
+  // Rows from `left` on hold anything, NaN too, and become zeros: their weights are zeros. A pass of the warp copies
+  // whole rows, so that all a lane keeps of its places is one address; fresh rows beyond the last may lie behind all
+  // memory, and the first one stands for them.
   template <bool kFresh>
-  EW_DEVICE void copy_rows(unsigned char* to, const HalvesTile& tile, const std::uint16_t* rows, int slab) const {
+  EW_DEVICE void copy_rows(unsigned char* to, const std::uint16_t* rows, int first, int left) const {
     constexpr int kChunks = kDim / 8, kRows = kWarp / kChunks;
     const int row = lane_index() / kChunks, column = lane_index() % kChunks;
     if (row >= kRows) return;
     const std::int64_t stride = kFresh ? view_.kv_heads * kDim : kDim;
-    const std::uint16_t* from = rows + (slab * kSlab + row) * stride + 8 * column;
+    const std::uint16_t* from = rows + (first + row) * stride + 8 * column;
     to += row * HalvesStage<kDim>::row_bytes + 16 * column;
-    const int left = tile.count - slab * kSlab - row;
     EW_UNROLL
     for (int n = 0; n < kSlab; n += kRows) {
       if (kSlab % kRows != 0 && n + row >= kSlab) break;
-      const bool is_held = n < left;
+      const bool is_held = n + row < left;
       copy_async_16(to + n * HalvesStage<kDim>::row_bytes, !kFresh || is_held ? from + n * stride : rows, is_held);
     }
   }
@@ -169,60 +175,43 @@ EW_DEVICE void mix_slab(float (&output)[kDim / kSlab][4], const unsigned char* s
   }
 }
 
-// Weights of a tile as the B of each slab of tokens, at each lane's own place.
-EW_DEVICE void store_weights(unsigned char* weights, const Scores& s) {
-  EW_UNROLL
-  for (int m = 0; m < kTileSlabs; ++m) {
-    const Words2 w{{transpose_matrix(pack_half2(s[m][0], s[m][1])), transpose_matrix(pack_half2(s[m][2], s[m][3]))}};
-    *reinterpret_cast<Words2*>(weights + m * kFragmentBytes + 8 * lane_index()) = w;
-  }
-}
-
 // What a warp works with: B of the queries, room for B of its weights, and its ring.
 struct WarpMemory {
   const unsigned char* queries;
   unsigned char *weights, *ring;
 };
 
-// One tile: scores slab by slab, weights, outputs slab by slab.
+// One piece: scores, weights, outputs.
 template <int kDim, class Stages>
-EW_DEVICE void attend_halves_tile(const AttentionView& view, const Columns& columns, const WarpMemory& memory,
-                                  const HalvesTile& tile, Stages& ring, HalvesSource<kDim>& source,
-                                  Running<kDim>& running) {
-  Scores s;
+EW_DEVICE void attend_piece(const AttentionView& view, const Columns& columns, const unsigned char* queries,
+                            const Piece& piece, Stages& ring, HalvesSource<kDim>& source, Running<kDim>& running) {
+  Scores<kPieceSlabs> s;
   EW_UNROLL
-  for (int m = 0; m < kTileSlabs; ++m) EW_UNROLL
-  for (int e = 0; e < 4; ++e) s[m][e] = kNothing;
-  const int slabs = tile.slabs();
-  for (int slab = 0; slab < slabs; ++slab) {
-    float one[4];
-    score_slab<kDim>(one, ring.take(source), memory.queries, tile.is_fresh);
+  for (int m = 0; m < kPieceSlabs; ++m) {
+    if (m < piece.slabs()) score_slab<kDim>(s[m], ring.take(source), queries, piece.is_fresh);
     EW_UNROLL
     for (int e = 0; e < 4; ++e) {
-      const int slot = kSlab * slab + fragment_row() + 8 * (e / 2);
-      const bool seen = slot < tile.count && columns.sees(e % 2, tile.first + slot);
-      one[e] = seen ? logit_of(view, one[e]) : kNothing;  // what is not stored may be NaN
+      const int slot = kSlab * m + fragment_row() + 8 * (e / 2);
+      const bool seen = slot < piece.count && columns.sees(e % 2, piece.first + slot);
+      s[m][e] = seen ? logit_of(view, s[m][e]) : kNothing;  // what is not stored may be NaN
     }
-    EW_UNROLL
-    for (int m = 0; m < kTileSlabs; ++m)  // selects: registers have no index
-      EW_UNROLL
-    for (int e = 0; e < 4; ++e) s[m][e] = m == slab ? one[e] : s[m][e];
   }
   float fade[2];
   weigh(s, running, fade);
-  store_weights(memory.weights, s);
   EW_UNROLL
-  for (int n = 0; n < kDim / kSlab; ++n) EW_UNROLL
-  for (int e = 0; e < 4; ++e) running.output[n][e] *= fade[e % 2];
-  for (int slab = 0; slab < slabs; ++slab) {
-    std::uint32_t b[2];
-    const unsigned char* stage = ring.take(source);
-    load_fragment(b, memory.weights, slab);
-    mix_slab<kDim>(running.output, stage, b);
+  for (int n = 0; n < kDim / kSlab; ++n) {
+    EW_UNROLL
+    for (int e = 0; e < 4; ++e) running.output[n][e] *= fade[e % 2];
+  }
+  EW_UNROLL
+  for (int m = 0; m < kPieceSlabs; ++m) {
+    const std::uint32_t weights[2] = {transpose_matrix(pack_half2(s[m][0], s[m][1])),
+                                      transpose_matrix(pack_half2(s[m][2], s[m][3]))};
+    if (m < piece.slabs()) mix_slab<kDim>(running.output, ring.take(source), weights);
   }
 }
 
-// The tiles index, index + step, ... of a share.
+// The pieces index, index + step, ... of a share.
 template <int kDim, int kStages>
 EW_DEVICE void attend_halves(const AttentionView& view, const RowTokens& tokens, const Columns& columns,
                              const WarpMemory& memory, const HalvesShare& share, int index, int step,
@@ -231,7 +220,7 @@ EW_DEVICE void attend_halves(const AttentionView& view, const RowTokens& tokens,
   HalvesSource<kDim> source(view, tokens, share, index, step);
   Ring<kStages, HalvesStage<kDim>::bytes> ring(memory.ring, source);
   for (; index < share.count(); index += step)
-    attend_halves_tile(view, columns, memory, share.at(tokens, index), ring, source, running);
+    attend_piece(view, columns, memory.queries, share.at(tokens, index), ring, source, running);
   sync_warp();  // before the ring's memory is used for something else
 }
 

@@ -29,20 +29,12 @@ struct OutputTable {
 template <class Channels, int kDim>
 EW_DEVICE void store_outputs(float* table, const Running<kDim>& running) {
   EW_UNROLL
-  for (int m = 0; m < kDim / kSlab; ++m) EW_UNROLL
-  for (int e = 0; e < 4; ++e) {
-    const int column = 2 * fragment_pair() + e % 2;
-    table[column * OutputTable<kDim>::row_floats + Channels::template at<kDim>(m, e / 2)] = running.output[m][e];
-  }
-}
-
-template <class Channels, int kDim>
-EW_DEVICE void load_outputs(const float* table, Running<kDim>& running) {
-  EW_UNROLL
-  for (int m = 0; m < kDim / kSlab; ++m) EW_UNROLL
-  for (int e = 0; e < 4; ++e) {
-    const int column = 2 * fragment_pair() + e % 2;
-    running.output[m][e] = table[column * OutputTable<kDim>::row_floats + Channels::template at<kDim>(m, e / 2)];
+  for (int m = 0; m < kDim / kSlab; ++m) {
+    EW_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const int column = 2 * fragment_pair() + e % 2;
+      table[column * OutputTable<kDim>::row_floats + Channels::template at<kDim>(m, e / 2)] = running.output[m][e];
+    }
   }
 }
 
