@@ -52,7 +52,7 @@ struct PairSight {
   template <class Shape>
   EW_DEVICE bool is_all(const AttentionView& view, const TokenBlock& block) const {
     const int first = shuffle(high[0], 0), last = shuffle(high[1], kWarp - 1), end = block.begin + Shape::tokens;
-    return block.begin >= low_of(view, last) && end <= first && end <= block.end;
+    return block.begin >= low_of(view, last) && end <= first && (!Shape::has_records || end <= block.end);
   }
 };
 
@@ -145,7 +145,7 @@ EW_DEVICE void mask(const AttentionView& view, const PairSight& sight, const Tok
   for (int i = 0; i < 2; ++i) {
     const int begin = block.begin + 2 * (lane_index() % 4);  // of the lane's tokens
     const int low = low_of(view, sight.high[i]) - begin;
-    const int high = (sight.high[i] < block.end ? sight.high[i] : block.end) - begin;
+    const int end = Shape::has_records && block.end < sight.high[i] ? block.end : sight.high[i], high = end - begin;
     EW_UNROLL
     for (int n = 0; n < Shape::tokens / 8; ++n) {
       EW_UNROLL
