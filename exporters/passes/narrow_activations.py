@@ -67,7 +67,7 @@ class _Narrowing:
         follows_projection = any(value in self._logits for value in node.inputs if value is not None)
         wide = follows_projection or self._stays_wide(node)
         if follows_projection or node is self._projection:
-            self._logits.update(node.outputs)
+            self._logits.update(value for value in node.outputs if value.dtype is ir.DataType.FLOAT)
         for i, value in enumerate(node.inputs):
             if value is None or not _is_float(value, self._narrow):
                 continue

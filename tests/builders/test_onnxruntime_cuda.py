@@ -13,6 +13,7 @@ from families import save_checkpoint
 
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
+from enginewright.plugins.ops import CLP_EMIT
 from enginewright.runtime import artifact
 from enginewright.runtime.errors import BuildError
 
@@ -69,6 +70,16 @@ def test_the_manifest_says_what_it_is(checkpoint: Path, tmp_path: Path) -> None:
     assert (engine.backend, engine.compute) == ("onnxruntime-cuda", "cuda-sm_80+")
     assert engine.plugins == {"GreedySample": 1, "KVarNAttention": 1, "SplitQkv": 1}
     assert manifest.weights == {"kind": "bfloat16"}
+
+
+def test_heads_read_narrow_states(tmp_path: Path) -> None:
+    examples = Path(__file__).resolve().parent.parent.parent / "examples"
+    apply = (parse_method(f"clp:heads={examples / 'tiny-reasoner-clp'}"),)
+    model = make(examples / "tiny-reasoner", tmp_path / "engine", dtype="float16", apply=apply)
+    (node,) = (node for node in model.graph if node.op_type == "ClpEmit")
+    types = {port.name: None if v is None else v.dtype for port, v in zip(CLP_EMIT.inputs, node.inputs, strict=False)}
+    assert types["hidden"] is types["up_weight"] is types["out_bias"] is ir.DataType.FLOAT16
+    assert types["classifier_weight"] is types["classifier_bias"] is ir.DataType.FLOAT
 
 
 @pytest.mark.parametrize(
