@@ -20,8 +20,9 @@ from enginewright.plugins.oracles.kvarn import decode, from_record
 DIMS = (32, 64, 128, 256)
 BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
 
-ROWS = (Row(255, 1), Row(0, 0), Row(300, 1), Row(200, 190), Row(254, 3, 1), Row(256, 1, 0, 1))
-"""A tile completed by a decode step, nothing, an open tile, a chunk over two ends, a draft, a tile encoded late."""
+ROWS = (Row(255, 1), Row(0, 0), Row(300, 1), Row(200, 190), Row(254, 3, 1), Row(256, 1, 0, 1), Row(256, 0, 0, 1))
+"""A tile completed by a decode step, nothing, an open tile, a chunk over two ends, a draft, a tile encoded late, and one
+that is not, for its row has no new tokens."""
 
 
 def small(name: str, **given: object) -> Case:
