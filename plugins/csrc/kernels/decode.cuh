@@ -146,8 +146,14 @@ EW_DEVICE void attend_encoded(const AttentionView& view, const RowTokens& tokens
   leave_running<OwnChannels>(running);
 }
 
+// Blocks that a multiprocessor shall hold; codes of eight bits and 128 channels would spill registers with four.
+template <int kDim, int kKeyBits>
+constexpr int kRecordBlocks = kDim > 128                     ? 2
+                              : kDim == 128 && kKeyBits == 8 ? 3
+                                                             : 4;
+
 template <int kDim, int kKeyBits, int kValueBits>
-EW_KERNEL(kDecodeThreads, kDim > 128 ? 2 : 4)
+EW_KERNEL(kDecodeThreads, (kRecordBlocks<kDim, kKeyBits>))
 decode_kvarn_kernel(EW_CONSTANT DecodeArguments args) {
   if (block_x() == 0)
     decode_columns<kDim>(

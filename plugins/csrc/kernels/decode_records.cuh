@@ -26,7 +26,7 @@
 //
 // Registers are what is short, 128 for four blocks a multiprocessor: scores and outputs are 64 of them, hence copies
 // through shared memory, words of codes loaded one at a time, and no exact tile in a block with records. Nothing is
-// spilled but on sm_80 with codes of eight bits and 128 channels (24 bytes).
+// spilled.
 #pragma once
 
 #include "decode_codes.cuh"
