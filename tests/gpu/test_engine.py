@@ -18,7 +18,10 @@ from families import FAMILIES, save_checkpoint
 
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.plugins.cuda import CudaLibrary
+from enginewright.plugins.library import LibraryError
 from enginewright.runtime import LLM, Sampling, cuda_session, load
+from enginewright.runtime.errors import RequestError, UnsupportedError
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 MODEL = EXAMPLES / "tiny-reasoner"
@@ -115,3 +118,31 @@ def test_sampling_and_reuse_of_prompts(engine: Build, on_device: Open) -> None:
         first, again = (llm.generate([prompt], sampling)[0] for _ in range(2))
     assert again.token_ids == first.token_ids
     assert again.reused_tokens > 0
+
+
+def test_without_the_library(engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> CudaLibrary:
+        raise LibraryError("plugins: got no libenginewright_cuda.so, expected the library that nvcc builds; do: ...")
+
+    monkeypatch.setattr(cuda_session, "open_cuda_library", missing)
+    with pytest.raises(
+        UnsupportedError, match=r"got no libenginewright_cuda\.so, expected the library that nvcc builds"
+    ):
+        load(engine("float16", ""))
+
+
+def test_without_the_provider(engine: Build, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_session, "open_library", lambda: device.library)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = r"for onnxruntime's CUDAExecutionProvider, and the installed .* has CPUExecutionProvider; pip install "
+    with pytest.raises(UnsupportedError, match=message):
+        load(engine("float16", ""))
+
+
+def test_without_enough_memory(engine: Build, on_device: Open, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int, *, host: bool = False) -> int:
+        raise MemoryError(f"memory: device memory: got 5 MiB free, expected {size} bytes")
+
+    monkeypatch.setattr(device.library, "allocate", refuse)
+    with pytest.raises(RequestError, match=r"load: memory: device memory: got 5 MiB free, .* take \d+ MiB in all"):
+        on_device(engine("float16", ""))
