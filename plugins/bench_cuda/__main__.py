@@ -1,6 +1,6 @@
 """Measures the GPU kernels: times, bandwidths, and ratios to torch's best, each with the target that it must reach.
 
-    python -m enginewright.plugins.bench_cuda [--only decode,prefill] [--json FILE] [--quick]
+    python -m enginewright.plugins.bench_cuda [--only decode,prefill,flush,mix,emit,linear,split,greedy] [--json FILE] [--quick]
 
 Needs one NVIDIA GPU, the library (`python -m enginewright.plugins.build --cuda`) and torch with CUDA; flash-attn takes
 part where it is installed. Our call and torch's alternate within one run, as CUDA graphs, on sets of memory that together
@@ -102,7 +102,7 @@ def measure_all(
 def main(arguments: list[str]) -> int:
     """Measure what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="groups, comma-separated: decode, prefill, flush, mix, emit, linear")
+    parser.add_argument("--only", help="groups, comma-separated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write facts and results there too")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds, no rivals of torch.compile")
     options = parser.parse_args(arguments)

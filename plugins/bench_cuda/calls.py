@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from enginewright.plugins.cuda import HALF, Attention, ClpEmit, DepthMix, Int4Linear, KVarNAttention, PagedAttention
+from enginewright.plugins.cuda import (
+    HALF,
+    Attention,
+    ClpEmit,
+    DepthMix,
+    GreedySample,
+    Int4Linear,
+    KVarNAttention,
+    PagedAttention,
+    SplitQkv,
+)
 from enginewright.plugins.ops import TILE_TOKENS, kvarn_tile_bytes, tile_bytes
 
 
@@ -285,3 +295,58 @@ def int4_linear(device: str, shape: LinearShape) -> Call:
         type=HALF,
     )
     return Call(structure=structure, outputs=(out,), moved=bytes_of(*tensors), kept=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitShape:
+    """Packed projections of `tokens` tokens; all of a head is rotated, query and key heads are normalised."""
+
+    query_heads: int
+    kv_heads: int
+    dim: int
+    tokens: int
+
+    @property
+    def packed(self) -> int:
+        """Numbers of a token."""
+        return (self.query_heads + 2 * self.kv_heads) * self.dim
+
+
+def split_inputs(device: str, shape: SplitShape) -> list[Tensor]:
+    """packed, cos, sin, query_norm and key_norm."""
+    angles = torch.rand(shape.tokens, shape.dim // 2, device=device) * 6.28
+    norms = (1 + halves(device, shape.dim, size=0.1) for _ in range(2))
+    return [halves(device, shape.tokens, shape.packed), angles.cos().half(), angles.sin().half(), *norms]
+
+
+def split_qkv(device: str, shape: SplitShape) -> Call:
+    """SplitQkv."""
+    inputs = split_inputs(device, shape)
+    heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
+    outputs = tuple(torch.full_like(inputs[0][:, : count * shape.dim], float("nan")).contiguous() for count in heads)
+    structure = SplitQkv(
+        *(tensor.data_ptr() for tensor in (*inputs, *outputs)),
+        tokens=shape.tokens,
+        query_heads=shape.query_heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.dim,
+        value_dim=shape.dim,
+        half=shape.dim // 2,
+        epsilon=1e-6,
+        type=HALF,
+    )
+    kept = (*inputs, *outputs)
+    return Call(structure=structure, outputs=outputs, moved=bytes_of(*kept), kept=kept)
+
+
+def logits(device: str, rows: int, vocab: int) -> Tensor:
+    """Of a vocabulary, in float32."""
+    return torch.randn(rows, vocab, device=device)
+
+
+def greedy_sample(device: str, rows: int, vocab: int) -> Call:
+    """GreedySample."""
+    given = logits(device, rows, vocab)
+    tokens = torch.full((rows,), -7, dtype=torch.int64, device=device)
+    structure = GreedySample(logits=given.data_ptr(), tokens=tokens.data_ptr(), rows=rows, vocab=vocab)
+    return Call(structure=structure, outputs=(tokens,), moved=bytes_of(given, tokens), kept=(given, tokens))

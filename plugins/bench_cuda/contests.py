@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from enginewright.plugins.bench_cuda import calls, rivals
-from enginewright.plugins.bench_cuda.calls import AttentionShape, Call, HeadsShape, LinearShape, MixShape
+from enginewright.plugins.bench_cuda.calls import AttentionShape, Call, HeadsShape, LinearShape, MixShape, SplitShape
 from enginewright.plugins.bench_cuda.rivals import Family
 
 BITS = ((4, 2), (4, 4), (2, 2))
@@ -26,7 +26,8 @@ class Sizes:
     contexts: tuple[int, ...] = (2048, 8192, 32768)
     prefill: int = 8192
     chunk: int = 512
-    mixed_tokens: tuple[int, ...] = (1, 64, 4096)
+    tokens: tuple[int, ...] = (1, 64, 4096)
+    """Of calls that take each token by itself."""
     hidden: int = 896
     vocab: int = 151_936
     k: int = 3
@@ -42,7 +43,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(contexts=(2048, 32768), mixed_tokens=(1, 4096), linears=((896, 9728), (14336, 4096)))
+QUICK = Sizes(contexts=(2048, 32768), tokens=(1, 4096), linears=((896, 9728), (14336, 4096)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +114,12 @@ def contests(sizes: Sizes) -> Iterator[Contest | FlushContest]:
     yield from _prefills(sizes)
     for batch in sizes.batches:
         yield _flush(sizes, batch)
-    yield from (_mix(sizes, tokens) for tokens in sizes.mixed_tokens)
+    yield from (_mix(sizes, tokens) for tokens in sizes.tokens)
     yield from (_emit(sizes, rows, length) for rows in sizes.emitting_rows for length in (0, sizes.k - 1))
     for size, outputs in sizes.linears:
         yield from (_linear(LinearShape(rows=rows, size=size, outputs=outputs)) for rows in sizes.linear_rows)
+    yield from (_split(sizes, tokens) for tokens in sizes.tokens)
+    yield from (_greedy(rows, sizes.vocab) for rows in sizes.emitting_rows)
 
 
 def groups(sizes: Sizes) -> list[str]:
@@ -196,7 +199,7 @@ def _mix(sizes: Sizes, tokens: int) -> Contest:
     heads = {"query_heads": sizes.query_heads, "kv_heads": sizes.kv_heads, "dim": sizes.dim}
     shape = MixShape(**heads, sources=2, tokens=tokens)
     # fewer tokens than the most are too few bytes for any bandwidth
-    targets = (Target(figure="copy_share", bound=0.7),) if tokens == max(sizes.mixed_tokens) else ()
+    targets = (Target(figure="copy_share", bound=0.7),) if tokens == max(sizes.tokens) else ()
     return Contest(
         group="mix",
         name=f"{tokens} tokens, {shape.sources} sources",
@@ -222,4 +225,23 @@ def _linear(shape: LinearShape) -> Contest:
         name=f"{shape.rows} rows, {shape.size} to {shape.outputs}",
         entries={"Int4Linear": Entry(make=lambda device: calls.int4_linear(device, shape))},
         family=lambda compiled: rivals.linear(shape),
+    )
+
+
+def _split(sizes: Sizes, tokens: int) -> Contest:
+    shape = SplitShape(query_heads=sizes.query_heads, kv_heads=sizes.kv_heads, dim=sizes.dim, tokens=tokens)
+    return Contest(
+        group="split",
+        name=f"{tokens} tokens",
+        entries={"SplitQkv": Entry(make=lambda device: calls.split_qkv(device, shape))},
+        family=lambda compiled: rivals.split_qkv(shape, compiled=compiled),
+    )
+
+
+def _greedy(rows: int, vocab: int) -> Contest:
+    return Contest(
+        group="greedy",
+        name=f"{rows} rows, {vocab} tokens known",
+        entries={"GreedySample": Entry(make=lambda device: calls.greedy_sample(device, rows, vocab))},
+        family=lambda compiled: rivals.greedy_sample(rows, vocab),
     )

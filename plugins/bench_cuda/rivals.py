@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention
 
 from enginewright.plugins.bench_cuda.calls import (
     AttentionShape,
     HeadsShape,
     LinearShape,
     MixShape,
+    SplitShape,
     halves,
     head_weights,
+    logits,
     mix_inputs,
+    split_inputs,
 )
 
 Rival = Callable[..., Any]
@@ -183,3 +186,27 @@ def linear(shape: LinearShape) -> Family:
         inputs=lambda device: [halves(device, shape.rows, shape.size), halves(device, shape.outputs, shape.size)],
         rivals={"torch.matmul of halves": lambda x, weight: x @ weight.T},
     )
+
+
+def split_qkv(shape: SplitShape, *, compiled: bool) -> Family:
+    """Norms and rotations in torch."""
+
+    def run(packed: Tensor, cos: Tensor, sin: Tensor, query_norm: Tensor, key_norm: Tensor) -> tuple[Tensor, ...]:
+        heads = packed.view(shape.tokens, -1, shape.dim)
+        query, key, value = heads.tensor_split([shape.query_heads, shape.query_heads + shape.kv_heads], 1)
+        turned = []
+        for x, norm in ((query, query_norm), (key, key_norm)):
+            left, right = rms_norm(x, (shape.dim,), norm, 1e-6).chunk(2, 2)
+            c, s = cos.unsqueeze(1), sin.unsqueeze(1)
+            turned.append(torch.cat([left * c - right * s, right * c + left * s], 2))
+        return turned[0], turned[1], value.contiguous()
+
+    rivals: dict[str, Rival] = {"torch": run}
+    if compiled:
+        rivals["torch.compile"] = torch.compile(run)
+    return Family(inputs=lambda device: split_inputs(device, shape), rivals=rivals)
+
+
+def greedy_sample(rows: int, vocab: int) -> Family:
+    """The index of the largest."""
+    return Family(inputs=lambda device: [logits(device, rows, vocab)], rivals={"torch.argmax": lambda x: x.argmax(1)})

@@ -37,7 +37,7 @@ TINY = Sizes(
     contexts=(300, 512),
     prefill=150,
     chunk=106,
-    mixed_tokens=(1, 5),
+    tokens=(1, 5),
     hidden=64,
     vocab=300,
     emitting_rows=(1, 3),
@@ -138,14 +138,25 @@ def test_rivals_agree(make_family: Callable[[], Family]) -> None:
         torch.testing.assert_close(result, wanted, atol=5e-3, rtol=5e-3)
 
 
-def test_depth_mix_and_its_rival_agree(device: Device) -> None:
-    shape = calls.MixShape(query_heads=4, kv_heads=2, dim=32, sources=2, tokens=5)
-    call = calls.depth_mix(torch_device(device), shape)
+MIX = calls.MixShape(query_heads=4, kv_heads=2, dim=32, sources=2, tokens=5)
+SPLIT = calls.SplitShape(query_heads=4, kv_heads=2, dim=32, tokens=5)
+SAME_INPUTS: list[tuple[Callable[[str], calls.Call], Family]] = [
+    (lambda device: calls.depth_mix(device, MIX), rivals.depth_mix(MIX, compiled=False)),
+    (lambda device: calls.split_qkv(device, SPLIT), rivals.split_qkv(SPLIT, compiled=False)),
+    (lambda device: calls.greedy_sample(device, 3, 300), rivals.greedy_sample(3, 300)),
+]
+
+
+@pytest.mark.parametrize(("make", "family"), SAME_INPUTS, ids=["DepthMix", "SplitQkv", "GreedySample"])
+def test_a_call_and_its_rival_agree(make: Callable[[str], calls.Call], family: Family, device: Device) -> None:
+    call = make(torch_device(device))
     launches(device.library, [call], torch_device(device))[0]()
     device.synchronize()
-    inputs = call.kept[: 3 + 2 * shape.sources]
-    wanted = rivals.depth_mix(shape, compiled=False).rivals["torch"](*inputs)
-    torch.testing.assert_close(call.outputs[0], wanted, atol=2e-3, rtol=2e-3)
+    inputs = call.kept[: len(family.inputs("cpu"))]
+    (rival,) = family.rivals.values()
+    wanted = rival(*inputs)
+    for output, expected in zip(call.outputs, wanted if isinstance(wanted, tuple) else [wanted], strict=True):
+        torch.testing.assert_close(output.flatten(), expected.flatten(), atol=8e-3, rtol=8e-3)
 
 
 @pytest.mark.parametrize("group", groups(TINY))
