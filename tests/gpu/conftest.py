@@ -18,7 +18,7 @@ if any(find_spec(name) is None for name in ("onnxruntime", "onnx_ir")):
 
 from device import CudaDevice, Device, EmulatedDevice  # noqa: E402
 
-from enginewright.plugins.build import build, build_emulation  # noqa: E402
+from enginewright.plugins.build import OBJECTS, build, build_emulation  # noqa: E402
 from enginewright.plugins.cuda import CudaLibrary, open_cuda_library  # noqa: E402
 
 
@@ -26,7 +26,7 @@ from enginewright.plugins.cuda import CudaLibrary, open_cuda_library  # noqa: E4
 def open_device(name: str) -> Device:
     if name == "emulated":
         return EmulatedDevice(CudaLibrary(build_emulation()))
-    build(ort=False, cuda=True)
+    build(OBJECTS / "cuda", ort=False, cuda=True)
     library = open_cuda_library()
     library.check_device()
     return CudaDevice(library)
