@@ -32,7 +32,8 @@ class Kernel:
     @property
     def name(self) -> str:
         """Without its template arguments: decode_paged_kernel, clp_emit::out_kernel."""
-        return "::".join(part for part in identifiers(self.symbol) if part != "ew")
+        parts = identifiers(self.symbol)
+        return "::".join(part for part in parts if part != "ew" and not part.startswith("_GLOBAL__N_"))
 
 
 def identifiers(symbol: str) -> list[str]:

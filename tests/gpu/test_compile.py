@@ -22,8 +22,10 @@ from enginewright.plugins.cuda import CALLS, CudaLibrary
 from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, file_name
 
 KERNELS = ROOT / "plugins" / "csrc"
-MAY_SPILL: dict[str, str] = {}
-"""Kernel -> why it may keep something on the stack."""
+MAY_SPILL = {
+    "prefill_kernel": 24,  # heads of 64 and of 256: their sums and fragments take all registers that their blocks leave
+}
+"""Kernel -> bytes that it may keep on the stack. None that decodes may."""
 
 
 def has_nvcc() -> bool:
@@ -71,7 +73,8 @@ def test_every_kernel_is_compiled_for_every_architecture(kernels: list[Kernel]) 
 @needs_nvcc
 @pytest.mark.slow
 def test_no_kernel_spills(kernels: list[Kernel]) -> None:
-    spilling = [k for k in kernels if (k.stack or k.spills) and k.name not in MAY_SPILL]
+    spilling = [k for k in kernels if max(k.stack, k.spills) > MAY_SPILL.get(k.name, 0)]
+    assert not any("decode" in name for name in MAY_SPILL)
     assert not spilling, "registers do not suffice; give the launch bounds fewer blocks, or the kernel less to hold"
 
 
