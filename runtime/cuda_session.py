@@ -56,9 +56,10 @@ class CudaSession:
         self.run_seconds = 0.0
         self._library = library
         self._device = device
-        self._memory = DeviceMemory(self._library)
-        self._session = _open(root, graph, self._library, self._memory, provider)
+        memory = DeviceMemory(library)
+        self._session = _open(root, graph, library, memory, provider)
         self._binding = self._session.io_binding()
+        self._memory = memory  # behind the session, which goes first when all of this goes: it works on the stream
         self._tables = tables
         self._uploaded_changes = -1  # of the tile table
         shapes, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
