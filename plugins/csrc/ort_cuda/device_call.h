@@ -28,6 +28,14 @@ DeclaredOp declare_on_device(const Declaration& declaration) {
   return op;
 }
 
+// The op for graphs of `type`, half or bfloat16.
+template <template <ElementType> class Kernel>
+const DeclaredOp& op_of(ElementType type) {
+  static const DeclaredOp half = declare_on_device<Kernel<kFloat16>>(Kernel<kFloat16>::declaration);
+  static const DeclaredOp bfloat16 = declare_on_device<Kernel<kBfloat16>>(Kernel<kBfloat16>::declaration);
+  return type == kFloat16 ? half : bfloat16;
+}
+
 // The provider's own allocator, of which workspaces come. What is freed while kernels that use it are under way is
 // given to none but later work of the same stream.
 class DeviceMemory {

@@ -43,10 +43,6 @@ struct Kernel {
 
 }  // namespace
 
-const DeclaredOp& split_qkv_op(ElementType type) {
-  static const DeclaredOp half = declare_on_device<Kernel<kFloat16>>(kDeclaration<kFloat16>);
-  static const DeclaredOp bfloat16 = declare_on_device<Kernel<kBfloat16>>(kDeclaration<kBfloat16>);
-  return type == kFloat16 ? half : bfloat16;
-}
+const DeclaredOp& split_qkv_op(ElementType type) { return op_of<Kernel>(type); }
 
 }  // namespace ew::ort
