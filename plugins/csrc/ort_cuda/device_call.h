@@ -28,9 +28,10 @@ DeclaredOp declare_on_device(const Declaration& declaration) {
   return op;
 }
 
-// The op for graphs of `type`, half or bfloat16.
+// The op for graphs of `type`, half or bfloat16. `static`: every file has a Kernel of its own, and GCC 12 takes the
+// instances for one.
 template <template <ElementType> class Kernel>
-const DeclaredOp& op_of(ElementType type) {
+static const DeclaredOp& op_of(ElementType type) {
   static const DeclaredOp half = declare_on_device<Kernel<kFloat16>>(Kernel<kFloat16>::declaration);
   static const DeclaredOp bfloat16 = declare_on_device<Kernel<kBfloat16>>(Kernel<kBfloat16>::declaration);
   return type == kFloat16 ? half : bfloat16;
