@@ -14,14 +14,11 @@ from onnx_ir.passes import common
 
 from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
-from enginewright.plugins.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS
+from enginewright.plugins.cuda import KVARN_BITS, KVARN_DIMS, ORT_BACKEND, ORT_COMPUTE, PAGED_ATTENTION_DIMS
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
-
-BACKEND = "onnxruntime-cuda"
-COMPUTE = "cuda-sm_80+"  # what runtime/cuda_session.py asks for
 
 
 def build(root: Path, manifest: Manifest) -> Manifest:
@@ -37,7 +34,7 @@ def build(root: Path, manifest: Manifest) -> Manifest:
 
 
 def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
-    source, target = root / graph.files[0].path, root / "engines" / f"{name}.{BACKEND}.onnx"
+    source, target = root / graph.files[0].path, root / "engines" / f"{name}.{ORT_BACKEND}.onnx"
     model = ir.load(source)
     for node in model.graph:
         if node.domain == DOMAIN:
@@ -47,13 +44,13 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     target.parent.mkdir(exist_ok=True)
     ir.save(model, target)  # its initializers go on pointing into the exported weights
     engine = Engine(
-        backend=BACKEND,
+        backend=ORT_BACKEND,
         version=ort.__version__,
-        compute=COMPUTE,
+        compute=ORT_COMPUTE,
         files=(artifact.describe_file(root, target),),
         plugins=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
     )
-    others = tuple(e for e in graph.engines if e.backend != BACKEND)
+    others = tuple(e for e in graph.engines if e.backend != ORT_BACKEND)
     return dataclasses.replace(graph, engines=(*others, engine))
 
 
@@ -62,7 +59,7 @@ def _check_node(node: ir.Node) -> None:
     first = node.inputs[0]
     if node.op_type != "GreedySample" and (first is None or first.dtype is ir.DataType.FLOAT):
         raise BuildError(
-            f"--backend {BACKEND}: got a graph that computes in float32, expected float16 or bfloat16; build with "
+            f"--backend {ORT_BACKEND}: got a graph that computes in float32, expected float16 or bfloat16; build with "
             "--dtype float16 or --dtype bfloat16"
         )
     if node.op_type not in ("PagedAttention", "KVarNAttention"):
@@ -71,13 +68,15 @@ def _check_node(node: ir.Node) -> None:
     found = (dims[0], dims[2])
     if node.op_type == "PagedAttention" and found not in PAGED_ATTENTION_DIMS:
         known = ", ".join(f"{k} and {v}" for k, v in PAGED_ATTENTION_DIMS)
-        raise BuildError(f"--backend {BACKEND}: got heads of {found[0]} and {found[1]}, expected one of {known}")
+        raise BuildError(f"--backend {ORT_BACKEND}: got heads of {found[0]} and {found[1]}, expected one of {known}")
     if node.op_type != "KVarNAttention":
         return
     if found[0] not in KVARN_DIMS:
         known = ", ".join(map(str, KVARN_DIMS))
-        raise BuildError(f"--backend {BACKEND}: kvarn: got heads of {found[0]}, expected one of {known}")
+        raise BuildError(f"--backend {ORT_BACKEND}: kvarn: got heads of {found[0]}, expected one of {known}")
     bits = (node.attributes.get_int("k_bits", 4), node.attributes.get_int("v_bits", 2))
     if bits not in KVARN_BITS:
         known = ", ".join(f"k_bits={k},v_bits={v}" for k, v in KVARN_BITS)
-        raise BuildError(f"--backend {BACKEND}: kvarn: got k_bits={bits[0]},v_bits={bits[1]}, expected one of {known}")
+        raise BuildError(
+            f"--backend {ORT_BACKEND}: kvarn: got k_bits={bits[0]},v_bits={bits[1]}, expected one of {known}"
+        )

@@ -14,6 +14,8 @@ from typing import Any
 from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, library_path
 
 ABI = 1
+# How the manifest calls engines for ONNX Runtime's CUDA provider, and what they run on.
+ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1
 # What is instantiated, as csrc/cuda/configurations.h lists it; a test compares the two.
 PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))

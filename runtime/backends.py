@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.session import Session
@@ -71,4 +72,4 @@ def choose_backend(manifest: Manifest, threads: int | None) -> Backend:
         UnsupportedError: there is no library or no GPU for such an engine.
     """
     built = {engine.backend for engine in manifest.graphs["decoder"].engines}
-    return CudaBackend() if "onnxruntime-cuda" in built else CpuBackend(threads)
+    return CudaBackend() if ORT_BACKEND in built else CpuBackend(threads)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from enginewright.plugins.cuda import CudaLibrary, open_cuda_library
+from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.library import LibraryError
 from enginewright.runtime.artifact import Graph, Manifest
 from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
@@ -28,8 +28,6 @@ from enginewright.runtime.ort_graph import (
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
 
-BACKEND = "onnxruntime-cuda"
-COMPUTE = "cuda-sm_80+"
 PROVIDER = "CUDAExecutionProvider"
 
 
@@ -171,4 +169,6 @@ def _open(root: Path, graph: Graph, library: CudaLibrary, memory: DeviceMemory, 
     options.register_custom_ops_library(str(library.path))
     options.log_severity_level = 3
     settings = {"user_compute_stream": str(memory.stream)} if provider == PROVIDER else {}
-    return open_graph(root, graph, options, [(provider, settings)], backend=BACKEND, compute=COMPUTE)
+    return open_graph(
+        root, graph, options, [(provider, settings)], backend=ORT_BACKEND, compute=ORT_COMPUTE, optimized=False
+    )

@@ -109,9 +109,18 @@ def check_ops(root: Path, graph: Graph) -> None:
 
 
 def open_graph(
-    root: Path, graph: Graph, options: ort.SessionOptions, providers: list[Any], *, backend: str, compute: str
+    root: Path,
+    graph: Graph,
+    options: ort.SessionOptions,
+    providers: list[Any],
+    *,
+    backend: str,
+    compute: str,
+    optimized: bool,
 ) -> ort.InferenceSession:
     """Open the engine built for `backend` and this machine, `compute`, else the graph itself.
+
+    optimized: whether such an engine was optimised offline, so that ONNX Runtime need not do it again.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load it.
@@ -131,8 +140,8 @@ def open_graph(
         break
     # The graph comes as bytes, because an engine's weights lie beside the exported graph, in another folder.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.parent))
-    if path is not weights and backend == "onnxruntime":
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # done offline
+    if path is not weights and optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(path.read_bytes(), options, providers=providers)
     except LOAD_ERRORS as e:

@@ -151,4 +151,6 @@ def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # one plan per shape, and a ragged batch has a new shape in every other step
     options.log_severity_level = 3
-    return open_graph(root, graph, options, ["CPUExecutionProvider"], backend=BACKEND, compute=compute_name())
+    return open_graph(
+        root, graph, options, ["CPUExecutionProvider"], backend=BACKEND, compute=compute_name(), optimized=True
+    )
