@@ -57,7 +57,8 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     weights = _take_weights(model)
     optimized = _optimize(model, root)
     after = (SplitQkvPass(), common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
-    ir.passes.Sequential(*after)(optimized)  # splits are only found by now
+    if graph.ops:  # otherwise it was asked for without our ops
+        ir.passes.Sequential(*after)(optimized)  # splits are only found by now
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = Engine(

@@ -16,7 +16,7 @@ from enginewright import builders
 from enginewright.exporters.export import export
 from enginewright.exporters.methods import METHODS
 from enginewright.exporters.passes.narrow_activations import DTYPES
-from enginewright.exporters.recipe import Recipe, parse_method, parse_weights, read_recipe
+from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import ExportError
@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(DTYPES),
         help="what the graph computes in; half types are for devices (default float32)",
     )
-    parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.kv_bits})")
+    parser.add_argument(
+        "--plugins",
+        choices=PLUGINS,
+        help="none: a graph of standard ops, for backends without our plugins (default all)",
+    )
+    parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.cache_bits})")
     parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens of a request (default: the model's)")
     parser.add_argument("--overwrite", action="store_true", help="replace the engine at --output")
@@ -79,7 +84,7 @@ def build(model: str, output: Path, recipe: Recipe, backend: str, *, overwrite: 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     fields: dict[str, Any] = read_recipe(arguments.recipe) if arguments.recipe else {}
-    for name in ("dtype", "kv_bits", "max_batch", "max_context"):
+    for name in ("dtype", "plugins", "kv_bits", "max_batch", "max_context"):
         if getattr(arguments, name) is not None:
             fields[name] = getattr(arguments, name)
     if arguments.weights is not None:

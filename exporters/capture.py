@@ -267,6 +267,23 @@ def _dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
     return ({0: tokens}, {0: tokens}, {0: dim("B1")}, {0: dim("N")}, tables, pools)
 
 
+_SIZES = {"input_ids": ("T",), "query_starts": ("B1",), "sample_rows": ("N",), "tile_table": ("L", "B", "H", "M")}
+
+
+def _name_sizes(graph: ir.Graph) -> None:
+    """Give the sizes that torch has numbered their names, wherever they stand."""
+    names: dict[str | None, str] = {}
+    for value in graph.inputs:
+        assert value.shape is not None
+        for size, name in zip(value.shape, _SIZES.get(value.name or "", ()), strict=False):
+            if isinstance(size, ir.SymbolicDim):
+                names[size.value] = name
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            sizes = [d if isinstance(d, int) else ir.SymbolicDim(names.get(d.value, d.value)) for d in value.shape]
+            value.shape = ir.Shape(sizes)
+
+
 def _name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[str]) -> None:
     """Give inputs, outputs and sizes the names of the decoder graph's contract; parameters lose the wrapper's prefix.
 
@@ -276,6 +293,7 @@ def _name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list
     pools = [name for name in names if "." in name]
     for value, name in zip(graph.inputs[4:], names, strict=True):
         value.name = name
+    _name_sizes(graph)
     for value, name in zip(graph.outputs[2:], pools, strict=True):
         value.name = f"{name}.out"
     for name, *values in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):

@@ -14,11 +14,12 @@ from typing import Any
 import onnx_ir as ir
 from tqdm import tqdm
 
-from enginewright.exporters.caches import PagedCache
+from enginewright.exporters.caches import CacheFormat, PagedCache
 from enginewright.exporters.capture import ATTENTION, Captured, capture
 from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.methods import check_model, choose_cache, choose_decoding, extend_graph, transform_weights
 from enginewright.exporters.parameters import bind_parameters
+from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
@@ -28,7 +29,7 @@ from enginewright.exporters.weights import to_initializers
 from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model, TensorSpec
-from enginewright.runtime.errors import ExportError
+from enginewright.runtime.errors import ExportError, UnsupportedError
 
 DECODER = "graphs/decoder.onnx"
 
@@ -41,7 +42,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     Raises:
         ExportError, UnsupportedError: before anything is written, unless a tensor turns out to be unreadable.
     """
-    cache = choose_cache(recipe.apply, PagedCache(recipe.kv_bits))
+    cache = _choose_cache(recipe)
     decoding = choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
     check_model(recipe.apply, checkpoint)
@@ -55,6 +56,10 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     extend_graph(recipe.apply, captured.model.graph)
     QuantizeWeightsPass(recipe.weights)(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
+    described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
+    if recipe.plugins == "none":
+        LowerToStandardPass(limits.max_context)(captured.model)
+        described = _dense(described, limits.max_context)
     to_initializers(captured.model.graph)
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
@@ -62,7 +67,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         created_by=f"enginewright {_version()}",
         model=_describe_model(checkpoint, captured),
         limits=limits,
-        cache=Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers),
+        cache=described,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
         weights=_describe_weights(recipe),
@@ -71,6 +76,18 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     )
     artifact.save(manifest, root)
     return manifest
+
+
+def _choose_cache(recipe: Recipe) -> CacheFormat:
+    cache = choose_cache(recipe.apply, PagedCache(recipe.kv_bits or 16))
+    if recipe.plugins == "all":
+        return cache
+    if cache.kind != "paged":
+        raise UnsupportedError(
+            f"plugins none: got a {cache.kind} cache, which standard ops do not express; build without what adds it, or with "
+            "plugins all"
+        )
+    return PagedCache(recipe.cache_bits)
 
 
 def _announce(stage: str) -> None:
@@ -87,6 +104,15 @@ def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
     if longest and context > longest:
         raise ExportError(f"max_context: got {context}, expected at most {longest}, which the model was made for")
     return Limits(max_batch=recipe.max_batch, max_context=context)
+
+
+def _dense(cache: Cache, length: int) -> Cache:
+    """The same layers with one tile a row, of `length` tokens; windows are the graph's own affair."""
+    layers = (
+        dataclasses.replace(layer, window=0, tile_bytes=length * (layer.key_dim + layer.value_dim) * cache.kv_bits // 8)
+        for layer in cache.layers
+    )
+    return dataclasses.replace(cache, kind="dense", tile_tokens=length, layers=tuple(layers))
 
 
 def _save_graph(model: ir.Model, path: Path) -> None:

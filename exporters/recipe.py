@@ -13,34 +13,52 @@ from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.precision import Precision
 from enginewright.runtime.errors import ExportError
 
+PLUGINS = ("all", "none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what an export writes.
 
     apply: methods with their configs, in order. weights: their storage. dtype: float32, or for devices float16 or
-    bfloat16: what the graph computes in and what its unquantised weights are. kv_bits: 16 or 32, width of a cached element.
+    bfloat16: what the graph computes in and what its unquantised weights are. plugins: all, or none for a graph of standard
+    ops. kv_bits: 16 or 32, width of a cached element; None: 16, and with plugins none what the graph computes in.
     max_batch: rows in one step. max_context: tokens of one request; None: what the model was made for.
     """
 
     apply: tuple[Applied, ...] = ()
     weights: Precision = dataclasses.field(default_factory=Precision)
     dtype: str = "float32"
-    kv_bits: int = 16
+    plugins: str = "all"
+    kv_bits: int | None = None
     max_batch: int = 32
     max_context: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ExportError(f"dtype: got {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if self.dtype != "float32" and self.kv_bits != 16:
+        if self.plugins not in PLUGINS:
+            raise ExportError(f"plugins: got {self.plugins!r}, expected {' or '.join(PLUGINS)}")
+        if self.dtype != "float32" and self.kv_bits not in (None, 16):
             raise ExportError(f"kv_bits: got {self.kv_bits}, expected 16 with dtype {self.dtype}")
-        if self.kv_bits not in (16, 32):
+        if self.kv_bits not in (None, 16, 32):
             raise ExportError(f"kv_bits: got {self.kv_bits}, expected 16 or 32")
+        if self.plugins == "none" and self.kv_bits not in (None, self.cache_bits):
+            raise ExportError(
+                f"kv_bits: got {self.kv_bits}, expected {self.cache_bits}: with plugins none the cache has the graph's own "
+                f"type, {self.dtype}"
+            )
         if self.max_batch < 1:
             raise ExportError(f"max_batch: got {self.max_batch}, expected at least 1")
         if self.max_context is not None and self.max_context < 1:
             raise ExportError(f"max_context: got {self.max_context}, expected at least 1")
+
+    @property
+    def cache_bits(self) -> int:
+        """Width of a cached element."""
+        if self.plugins == "none":
+            return 32 if self.dtype == "float32" else 16
+        return self.kv_bits or 16
 
 
 def parse_method(spec: str | dict[str, Any]) -> Applied:
@@ -93,7 +111,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if "apply" in raw:
         fields["apply"] = tuple(parse_method(entry) for entry in _methods(raw["apply"], path))
     for name in ("kv_bits", "max_batch", "max_context"):
-        if name in fields and not _is_whole(fields[name], optional=name == "max_context"):
+        if name in fields and not _is_whole(fields[name], optional=name != "max_batch"):
             raise ExportError(f"{path}: {name}: got {fields[name]!r}, expected a whole number")
     return fields
 

@@ -101,7 +101,8 @@ class Cache:
     """The buffers the decoder graph works on, per layer.
 
     `kv.<l>.tiles` int8 [tiles, tile_bytes]; `kv.<l>.exact` float16 [rows, kv_heads, tiles of a row, exact_bytes / 2] where
-    the layer has them. kind: "paged" or "kvarn". kv_bits: width of an element that is not encoded.
+    the layer has them. kind: "paged" or "kvarn"; "dense": each row has one tile as long as a request may be, which are
+    `kv.<l>.key` and `kv.<l>.value` [rows, kv_heads, tile_tokens, dim]. kv_bits: width of an element that is not encoded.
     """
 
     kind: str

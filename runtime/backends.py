@@ -7,6 +7,7 @@ from typing import Protocol
 
 from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.dense_session import DenseSession
 from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.session import Session
 from enginewright.runtime.tiles import Capacity, TileTables
@@ -41,6 +42,10 @@ class CpuBackend:
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """As Backend says."""
+        if manifest.cache.kind == "dense":
+            from enginewright.runtime.ort_dense import OrtDenseGraph
+
+            return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
         from enginewright.runtime.ort_session import OrtSession
 
         return OrtSession(root, manifest, tables, capacity, threads=self._threads)

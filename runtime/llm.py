@@ -108,12 +108,15 @@ def plan_capacity(
     if any(layer.exact_bytes for layer in cache.layers):
         chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
     step_tokens = chunk + rows * width if chunk else max(prefill_chunk, rows * width)
+    is_dense = cache.kind == "dense"
     if cache_tokens is None:
         budget = int(free_bytes * _MEMORY_SHARE)
         cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget)
+    if is_dense:  # each row has its place whether or not it is used
+        rows = min(rows, max(cache_tokens // cache.tile_tokens, 1))
     tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
     scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), cache.tile_tokens if chunk else 1)
-    can_reuse = prefix_reuse and not any(layer.window for layer in cache.layers)
+    can_reuse = prefix_reuse and not is_dense and not any(layer.window for layer in cache.layers)
     return Capacity(
         rows=rows,
         context=context,
@@ -372,6 +375,7 @@ def _check_manifest(root: Path, manifest: Manifest) -> None:
     if "decoder" not in manifest.graphs:
         known = ", ".join(manifest.graphs) or "none"
         raise ArtifactError(f"{root}: got graphs {known}, expected one named 'decoder'; build the engine again")
-    if manifest.cache.tile_tokens != TILE_TOKENS:
+    expected = manifest.limits.max_context if manifest.cache.kind == "dense" else TILE_TOKENS
+    if manifest.cache.tile_tokens != expected:
         got = manifest.cache.tile_tokens
-        raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {TILE_TOKENS}; build the engine again")
+        raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {expected}; build the engine again")

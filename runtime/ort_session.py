@@ -42,7 +42,7 @@ class OrtSession:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
         self.run_seconds = 0.0
-        self._session = _open(root, graph, threads)
+        self._session = open_on_cpu(root, graph, threads)
         self._binding = self._session.io_binding()
         self._buffers = _allocate(manifest, tables, capacity)
         self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
@@ -119,7 +119,7 @@ def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dic
     """Return every input's buffer at its full size; pages that nobody writes cost no memory."""
     shapes = input_shapes(manifest, tables, capacity)
     buffers: dict[str, NDArray[np.generic]] = {
-        name: _aligned_zeros(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in TABLES
+        name: aligned_zeros(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in TABLES
     }
     buffers |= {name: getattr(tables, name) for name in TABLES}
     buffers["slots"] = np.arange(capacity.rows, dtype=np.int32)
@@ -132,7 +132,7 @@ def _allocate_outputs(manifest: Manifest, capacity: Capacity) -> Outputs:
     return Outputs(*arrays)
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:
     """Zeros that begin at a page."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + _ALIGNMENT, np.int8)
@@ -140,11 +140,12 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.g
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _open(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
-    """Open the engine built for this machine, else the graph itself."""
+def open_on_cpu(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
+    """Open the engine built for this machine, else the graph itself; a graph of standard ops needs no library of ours."""
     options = ort.SessionOptions()
     try:
-        options.register_custom_ops_library(str(ort_library()))
+        if graph.ops:
+            options.register_custom_ops_library(str(ort_library()))
     except LibraryError as e:
         raise UnsupportedError(str(e)) from e
     options.intra_op_num_threads = threads

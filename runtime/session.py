@@ -52,12 +52,12 @@ class Outputs:
 
 
 class Session(Protocol):
-    """A decoder graph bound to its cache tables and tile pools.
+    """A decoder graph bound to its cache tables and tile pools."""
 
-    run_seconds: time spent inside the backend so far.
-    """
-
-    run_seconds: float
+    @property
+    def run_seconds(self) -> float:
+        """Seconds spent inside the backend so far."""
+        ...
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; the new tokens' keys and values are cached."""

@@ -101,6 +101,11 @@ def test_bad_weights(spec: Any, message: str) -> None:
     ("fields", "message"),
     [
         ({"kv_bits": 8}, "kv_bits: got 8, expected 16 or 32"),
+        ({"plugins": "some"}, "plugins: got 'some', expected all or none"),
+        (
+            {"plugins": "none", "kv_bits": 16},
+            "kv_bits: got 16, expected 32: with plugins none the cache has .* float32",
+        ),
         ({"max_batch": 0}, "max_batch: got 0, expected at least 1"),
         ({"max_context": 0}, "max_context: got 0, expected at least 1"),
     ],
@@ -176,7 +181,10 @@ def test_harmless_files(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"kvbits: 16", r"r.yaml: unknown key 'kvbits'; known: apply, weights, dtype, kv_bits, max_batch, max_context"),
+        (
+            b"kvbits: 16",
+            r"r.yaml: unknown key 'kvbits'; known: apply, weights, dtype, plugins, kv_bits, max_batch, max_context",
+        ),
         (b"1: 2\nx: 3", r"r.yaml: unknown key"),
         (b"[1, 2]", r"r.yaml: got list, expected a mapping with apply"),
         (b"", r"r.yaml: got NoneType, expected a mapping"),

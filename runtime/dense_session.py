@@ -1,0 +1,131 @@
+"""Packed steps on a graph of standard ops, whose rows lie side by side with as many new tokens each.
+
+Such a graph would pad every row to the longest. Instead a step is a few runs: one for all rows that bring a single token,
+and one for each row that brings more, so that nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.artifact import Manifest, TensorSpec
+from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.tiles import Capacity, TileTables
+
+Ints = NDArray[np.int64]
+PER_CALL = ("input_ids", "position_ids", "past_lens", "sample_rows")
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # of caches; numpy has no bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class DenseCall:
+    """One run of the graph, on rows first .. first + b of the caches.
+
+    input_ids, position_ids: int64 [b, t]. past_lens: int64 [b], tokens that each row holds. sample_rows: int64 [n], at least
+    one, of the flattened tokens. at: the first of their rows in the outputs.
+    """
+
+    first: int
+    input_ids: Ints
+    position_ids: Ints
+    past_lens: Ints
+    sample_rows: Ints
+    at: int
+
+
+class DenseGraph(Protocol):
+    """The graph bound to its caches. longest: tokens of a row in one run; run_seconds: spent inside the backend so far."""
+
+    longest: int
+    run_seconds: float
+
+    def run(self, call: DenseCall) -> None:
+        """Start a run whose outputs go to rows `at` .. `at + n`; one more row than a step samples is there for them."""
+        ...
+
+    def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
+        """Wait, and return the first `rows` rows, writable and valid until the next run."""
+        ...
+
+
+class DenseSession:
+    """A Session over a graph of standard ops.
+
+    A run takes rows 0 .. b, where b - 1 is the last of those that bring one token. The others of these write a token that
+    nobody asked for behind what they hold, where their next token goes anyway.
+    """
+
+    def __init__(self, graph: DenseGraph, tables: TileTables, capacity: Capacity) -> None:
+        self._graph = graph
+        self._tables = tables
+        self._spare = capacity.logit_rows  # the outputs' row for runs of which nothing is wanted
+        self._last = capacity.context - 1
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds inside the backend so far."""
+        return self._graph.run_seconds
+
+    def run(self, step: PackedStep) -> Outputs:
+        """Return the outputs, writable and valid until the next run; the logits may be old unless the step reads them."""
+        order: list[Ints] = []  # of sample_rows, as the runs bring them
+        at = 0
+        for call, wanted in self._calls(step):
+            samples = call.sample_rows if len(wanted) else np.zeros(1, np.int64)
+            start = at if len(wanted) else self._spare
+            self._graph.run(DenseCall(call.first, call.input_ids, call.position_ids, call.past_lens, samples, start))
+            order.append(wanted)
+            at += len(wanted)
+        outputs = self._graph.outputs(at, reads_logits=step.reads_logits)
+        came = np.concatenate(order)
+        if (came == np.arange(at)).all():
+            return outputs
+        places = np.empty(at, np.int64)
+        places[came] = np.arange(at)
+        return Outputs(outputs.logits[places] if step.reads_logits else outputs.logits, outputs.greedy[places])
+
+    def _calls(self, step: PackedStep) -> Iterator[tuple[DenseCall, Ints]]:
+        """Each run, and which of the step's samples it brings; `at` is not set yet."""
+        starts = step.query_starts
+        counts = np.diff(starts)
+        single = np.flatnonzero(counts == 1)
+        if len(single):
+            yield self._decode(step, single)
+        for row in np.flatnonzero(counts > 1).tolist():
+            for begin in range(int(starts[row]), int(starts[row + 1]), self._graph.longest):
+                end = min(begin + self._graph.longest, int(starts[row + 1]))
+                wanted = np.flatnonzero((step.sample_rows >= begin) & (step.sample_rows < end))
+                ids, positions = step.input_ids[None, begin:end], step.position_ids[None, begin:end]
+                samples = step.sample_rows[wanted] - begin
+                yield DenseCall(row, ids, positions, positions[:, 0], samples, 0), wanted
+
+    def _decode(self, step: PackedStep, single: Ints) -> tuple[DenseCall, Ints]:
+        rows = int(single[-1]) + 1
+        tokens = step.query_starts[single]
+        past = np.minimum(self._tables.held[:rows], self._last)
+        past[single] = step.position_ids[tokens]
+        ids = np.zeros((rows, 1), np.int64)
+        ids[single, 0] = step.input_ids[tokens]
+        row_of = dict(zip(tokens.tolist(), single.tolist(), strict=True))
+        wanted = np.flatnonzero(np.isin(step.sample_rows, tokens))
+        samples = np.array([row_of[token] for token in step.sample_rows[wanted].tolist()], np.int64)
+        return DenseCall(0, ids, past[:, None], past, samples, 0), wanted
+
+
+def cache_shapes(manifest: Manifest, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Every cache of the graph for `rows` rows; bfloat16 as uint16."""
+    shapes = {}
+    for spec in manifest.graphs["decoder"].inputs:
+        if spec.name.startswith("kv."):
+            shapes[spec.name] = _cache_shape(spec, rows)
+    return shapes
+
+
+def _cache_shape(spec: TensorSpec, rows: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
+    return (rows, *sizes), np.dtype(DTYPES[spec.dtype])
