@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.library import LibraryError
 from enginewright.runtime.artifact import Graph, Manifest
 from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
-from enginewright.runtime.errors import RequestError, UnsupportedError
-from enginewright.runtime.ort_graph import (
-    PER_STEP,
-    TABLES,
-    check_ops,
-    check_signature,
-    input_shapes,
-    open_graph,
-    output_shapes,
-)
+from enginewright.runtime.errors import UnsupportedError
+from enginewright.runtime.ort_graph import open_graph
+from enginewright.runtime.packed_buffers import PackedBuffers
 from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.signature import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.tiles import Capacity, TileTables
 
 PROVIDER = "CUDAExecutionProvider"
@@ -52,92 +42,52 @@ class CudaSession:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
         self.run_seconds = 0.0
-        self._library = library
         self._device = device
         memory = DeviceMemory(library)
         self._session = _open(root, graph, library, memory, provider)
         self._binding = self._session.io_binding()
         self._memory = memory  # behind the session, which goes first when all of this goes: it works on the stream
-        self._tables = tables
-        self._uploaded_changes = -1  # of the tile table
-        shapes, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
-        try:
-            self._buffers = {name: self._memory.buffer(*spec) for name, spec in shapes.items()}
-            self._results = {name: self._memory.buffer(*spec) for name, spec in results.items()}
-        except MemoryError as e:
-            needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in [*shapes.values(), *results.values()])
-            raise RequestError(f"load: {e}; cache and buffers take {needed / 2**20:.0f} MiB in all") from e
-        self._staged = {name: self._memory.pinned(*shapes[name]) for name in (*PER_STEP, *TABLES, "slots")}
-        self._read = {name: self._memory.pinned(*spec) for name, spec in results.items()}
-        self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
+        inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
+        self._buffers = PackedBuffers(memory, tables, inputs, results)
         self._bound: dict[str, int] = {}  # lengths
         self._bind_all(root, graph)
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
         start = time.perf_counter()
-        for source, target in step.sink_copies:
-            for exact in self._exact:
-                self._copy_sink(exact, source, target)
-        for name in PER_STEP:
-            self._write(name, getattr(step, name))
-        self._upload_tables()
+        self._buffers.write(step)
         rows = len(step.sample_rows)
-        self._expect(rows)
+        self._expect(step, rows)
         self._session.run_with_iobinding(self._binding)
-        outputs = {name: array[:rows] for name, array in self._read.items()}
-        for name, array in outputs.items():
-            if name != "logits" or step.reads_logits:
-                self._memory.download(array, self._results[name])
-        self._memory.synchronize()
+        outputs = self._buffers.read(rows, reads_logits=step.reads_logits)
         self.run_seconds += time.perf_counter() - start
-        return Outputs(*outputs.values())
+        return outputs
 
-    def _copy_sink(self, exact: DeviceBuffer, source: int, target: int) -> None:
-        """Copy the first exact tile of each KV head from one row to another."""
-        _, heads, tiles, size = exact.shape
-        tile = size * exact.dtype.itemsize
-        head, row = tiles * tile, heads * tiles * tile
-        at = exact.address
-        self._library.copy_pieces(at + target * row, head, at + source * row, head, tile, heads, self._memory.stream)
-
-    def _write(self, name: str, array: NDArray[Any]) -> None:
-        self._upload(name, array)
-        if self._bound.get(name) != len(array):
-            self._bound[name] = len(array)
-            self._bind(name, self._buffers[name], (len(array),), is_input=True)
-
-    def _upload_tables(self) -> None:
-        self._upload("kv_lens", self._tables.kv_lens)
-        self._upload("encoded_lens", self._tables.encoded_lens)
-        if self._uploaded_changes != self._tables.tile_changes:  # large, and seldom changes
-            self._uploaded_changes = self._tables.tile_changes
-            self._upload("tile_table", self._tables.tile_table)
-
-    def _upload(self, name: str, array: NDArray[Any]) -> None:
-        staged = self._staged[name][: len(array)]
-        staged[...] = array
-        self._memory.upload(self._buffers[name], staged)
-
-    def _expect(self, rows: int) -> None:
-        """Bind the outputs that the next run writes, `rows` rows of each."""
+    def _expect(self, step: PackedStep, rows: int) -> None:
+        """Bind as much of the step's inputs as it has, and of the outputs the `rows` rows that the next run writes."""
+        for name in PER_STEP:
+            length = len(getattr(step, name))
+            if self._bound.get(name) != length:
+                self._bound[name] = length
+                self._bind(name, self._buffers.inputs[name], (length,), is_input=True)
         if self._bound.get("logits") == rows:
             return
         self._bound["logits"] = rows
-        for name, buffer in self._results.items():
+        for name, buffer in self._buffers.results.items():
             self._bind(name, buffer, (rows, *buffer.shape[1:]), is_input=False)
 
     def _bind_all(self, root: Path, graph: Graph) -> None:
         """Bind what never moves, after checking that the graph asks for nothing this runtime does not know."""
-        types = {name: buffer.dtype.name for name, buffer in self._buffers.items()}
-        check_signature(root, graph, self._session, types, drafts="clp_tokens" in self._results)
+        buffers = self._buffers.inputs
+        types = {name: buffer.dtype.name for name, buffer in buffers.items()}
+        taken = [each.name for each in self._session.get_inputs()]
+        check_signature(root, graph, taken, types, drafts="clp_tokens" in self._buffers.results)
         for spec in graph.inputs:
             if spec.name not in PER_STEP:
-                self._bind(spec.name, self._buffers[spec.name], is_input=True)
+                self._bind(spec.name, buffers[spec.name], is_input=True)
         for spec in graph.outputs:
             if spec.alias is not None:
-                self._bind(spec.name, self._buffers[spec.alias], is_input=False)
-        self._upload("slots", np.arange(len(self._staged["slots"]), dtype=np.int32))
+                self._bind(spec.name, buffers[spec.alias], is_input=False)
 
     def _bind(self, name: str, buffer: DeviceBuffer, shape: tuple[int, ...] | None = None, *, is_input: bool) -> None:
         bind = self._binding.bind_input if is_input else self._binding.bind_output

@@ -6,12 +6,48 @@ import ctypes
 import math
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.cuda import CudaLibrary
+
+class DeviceLibrary(Protocol):
+    """Memory, streams and copies of a device: `plugins.cuda.CudaLibrary`, or `runtime.cuda_runtime.CudaRuntime`."""
+
+    def allocate(self, bytes: int, *, host: bool = False) -> int:
+        """The address of zeros on the device, or in pinned memory of the host; MemoryError where there is not as much."""
+        ...
+
+    def free(self, address: int, *, host: bool = False) -> None:
+        """Give memory back."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes of device memory that nobody has."""
+        ...
+
+    def create_stream(self) -> int:
+        """A stream."""
+        ...
+
+    def destroy_stream(self, stream: int) -> None:
+        """End a stream."""
+        ...
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for what was started on `stream`."""
+        ...
+
+    def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
+        """Copy, in order with what else is on `stream`."""
+        ...
+
+    def copy_pieces(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
+    ) -> None:
+        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +67,7 @@ class DeviceBuffer:
 class DeviceMemory:
     """A stream and what is allocated for it; everything is given back together, by `close` or when it is collected."""
 
-    def __init__(self, library: CudaLibrary) -> None:
+    def __init__(self, library: DeviceLibrary) -> None:
         self.library = library
         self.stream = library.create_stream()
         self._addresses: list[tuple[int, bool]] = []
@@ -75,7 +111,7 @@ class DeviceMemory:
         return address
 
 
-def _give_back(library: CudaLibrary, stream: int, addresses: list[tuple[int, bool]]) -> None:
+def _give_back(library: DeviceLibrary, stream: int, addresses: list[tuple[int, bool]]) -> None:
     library.synchronize(stream)
     for address, host in addresses:
         library.free(address, host=host)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.dense_session import PER_CALL, DenseCall, cache_shapes
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.ort_graph import check_signature, output_shapes
 from enginewright.runtime.ort_session import aligned_zeros, open_on_cpu
 from enginewright.runtime.session import Outputs
+from enginewright.runtime.signature import check_signature, output_shapes
 from enginewright.runtime.tiles import Capacity
 
 
@@ -36,7 +36,8 @@ class OrtDenseGraph:
         self._results = {name: np.zeros((sizes[0] + 1, *sizes[1:]), dtype) for name, (sizes, dtype) in shapes.items()}
         self._session = open_on_cpu(root, graph, threads)
         types = {name: array.dtype.name for name, array in self._caches.items()}
-        check_signature(root, graph, self._session, types | dict.fromkeys(PER_CALL, "int64"), drafts=False)
+        taken = [each.name for each in self._session.get_inputs()]
+        check_signature(root, graph, taken, types | dict.fromkeys(PER_CALL, "int64"), drafts=False)
         self._binding = self._session.io_binding()
 
     def run(self, call: DenseCall) -> None:

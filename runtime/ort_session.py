@@ -15,16 +15,9 @@ from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.runtime.artifact import Graph, Manifest
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.host import compute_name
-from enginewright.runtime.ort_graph import (
-    PER_STEP,
-    TABLES,
-    check_ops,
-    check_signature,
-    input_shapes,
-    open_graph,
-    output_shapes,
-)
+from enginewright.runtime.ort_graph import open_graph
 from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.signature import PER_STEP, TABLES, check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.tiles import Capacity, TileTables
 
 BACKEND = "onnxruntime"
@@ -100,7 +93,8 @@ class OrtSession:
     def _bind_all(self, root: Path, graph: Graph) -> None:
         """Bind what never moves, after checking that the graph asks for nothing this runtime does not know."""
         types = {name: array.dtype.name for name, array in self._buffers.items()}
-        check_signature(root, graph, self._session, types, drafts=self._outputs.drafts is not None)
+        taken = [each.name for each in self._session.get_inputs()]
+        check_signature(root, graph, taken, types, drafts=self._outputs.drafts is not None)
         for spec in graph.inputs:
             if spec.name not in PER_STEP:
                 self._bind_input(spec.name, self._buffers[spec.name])
