@@ -53,12 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the checkpoint it was built from")
     parser.add_argument("--new-tokens", type=int, default=200, metavar="N", help="greedy tokens per prompt (200)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write reports/parity.json, and return 1 beyond tolerance."""
-    with load(arguments.engine, arguments.threads) as llm:
+    with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
         tolerance = _tolerance(llm.manifest)
         reference = load_reference(arguments.model, _applied(llm.manifest))
         parity = compare(llm, reference, new_tokens=arguments.new_tokens)

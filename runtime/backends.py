@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from enginewright.plugins.cuda import ORT_BACKEND
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import Engine, Manifest
 from enginewright.runtime.dense_session import DenseSession
+from enginewright.runtime.errors import RequestError, UnsupportedError
 from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.session import Session
 from enginewright.runtime.tiles import Capacity, TileTables
+
+DENSE = "dense"
+"""The kind of cache that graphs of standard ops have."""
 
 
 class Backend(Protocol):
@@ -42,7 +47,7 @@ class CpuBackend:
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """As Backend says."""
-        if manifest.cache.kind == "dense":
+        if manifest.cache.kind == DENSE:
             from enginewright.runtime.ort_dense import OrtDenseGraph
 
             return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
@@ -70,11 +75,96 @@ class CudaBackend:
         return CudaSession(root, manifest, tables, capacity, library=self._library)
 
 
-def choose_backend(manifest: Manifest, threads: int | None) -> Backend:
-    """The GPU for an engine that was built for it, else the CPU.
+class TensorRtBackend:
+    """TensorRT or TensorRT-RTX on the current GPU. name: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        UnsupportedError: there is no library or no GPU for such an engine.
+        UnsupportedError: a package, the driver or the device is missing.
+    """
+
+    def __init__(self, name: str) -> None:
+        from enginewright.runtime.cuda_runtime import open_cuda_runtime
+        from enginewright.runtime.trt_plan import EXTRAS, open_module
+
+        self._name = name
+        open_module(name)
+        self._cuda = open_cuda_runtime(EXTRAS[name])
+
+    def free_bytes(self, manifest: Manifest) -> int:
+        """As Backend says."""
+        return self._cuda.free_bytes() - sum(file.size for file in self._engine(manifest).files)
+
+    def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
+        """As Backend says."""
+        from enginewright.runtime.trt_dense import TensorRtDenseGraph
+        from enginewright.runtime.trt_plan import open_plan
+        from enginewright.runtime.trt_session import TensorRtSession
+
+        plan = open_plan(root, manifest.graphs["decoder"], self._engine(manifest), self._cuda)
+        if manifest.cache.kind != DENSE:
+            return TensorRtSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
+        graph = TensorRtDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
+        return DenseSession(graph, tables, capacity)
+
+    def _engine(self, manifest: Manifest) -> Engine:
+        return next(engine for engine in manifest.graphs["decoder"].engines if engine.backend == self._name)
+
+
+CPU = "onnxruntime"
+OPENERS: dict[str, Callable[[int | None], Backend]] = {
+    "tensorrt": lambda _: TensorRtBackend("tensorrt"),
+    "tensorrt-rtx": lambda _: TensorRtBackend("tensorrt-rtx"),
+    ORT_BACKEND: lambda _: CudaBackend(),
+    CPU: CpuBackend,
+}
+"""Backend -> what opens it, given the threads of a CPU; those are preferred that come first."""
+
+
+def choose_backend(manifest: Manifest, threads: int | None, name: str | None = None) -> Backend:
+    """The backend called `name`; else the first of OPENERS that an engine was built for and that can run here.
+
+    A directory without engines runs its graph on the CPU.
+
+    Raises:
+        RequestError: no backend is called so, or the directory has no engine for it.
+        UnsupportedError: what the chosen one needs is missing, or all of them.
     """
     built = {engine.backend for engine in manifest.graphs["decoder"].engines}
-    return CudaBackend() if ORT_BACKEND in built else CpuBackend(threads)
+    if name is not None:
+        _check_name(manifest, built, name)
+        return OPENERS[name](threads)
+    reasons: dict[str, UnsupportedError] = {}
+    for candidate in OPENERS:
+        if candidate in built:
+            try:
+                return OPENERS[candidate](threads)
+            except UnsupportedError as e:
+                reasons[candidate] = e
+    if not reasons:
+        return CpuBackend(threads)
+    *_, last = reasons.values()
+    why = str(last) if len(reasons) == 1 else "; ".join(f"{each}: {error}" for each, error in reasons.items())
+    hint = f", or pass --backend {CPU} to run the graph on the CPU" if runs_on_cpu(manifest) else ""
+    raise UnsupportedError(f"{why}{hint}") from last
+
+
+def runs_on_cpu(manifest: Manifest) -> bool:
+    """Whether ONNX Runtime can run the graph itself on a CPU, where our ops compute in float32 alone."""
+    graph = manifest.graphs["decoder"]
+    dtype = manifest.weights.get("dtype", manifest.weights.get("kind"))
+    return dtype != "bfloat16" and (not graph.ops or dtype != "float16")
+
+
+def _check_name(manifest: Manifest, built: set[str], name: str) -> None:
+    if name not in OPENERS:
+        raise RequestError(f"load: backend: got {name!r}, expected one of {', '.join(OPENERS)}")
+    if name not in built and name != CPU:
+        raise RequestError(
+            f"load: backend: got {name!r}, but {manifest.name} has engines for {', '.join(sorted(built)) or 'none'}; "
+            f"`enginewright compile DIR --backend {name}` builds one"
+        )
+    if name == CPU and not runs_on_cpu(manifest):
+        raise UnsupportedError(
+            f"load: backend: got {name!r}, but the graph of {manifest.name} computes in half precision, which our ops do "
+            "not do on a CPU; choose another backend, or build with --dtype float32"
+        )

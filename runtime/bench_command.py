@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="per request (default: 64)")
     parser.add_argument("--batch", default="1,8", metavar="N,N", help="requests at once (default: 1,8)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
+    )
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs, the best counts (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 
@@ -67,7 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.new_tokens < 4 + _WARM_UP:
         raise RequestError(f"--new-tokens: got {arguments.new_tokens}, expected {4 + _WARM_UP} or more")
     results = []
-    with load(arguments.engine, arguments.threads, max_batch=max(batches), prefix_reuse=False, verify=False) as llm:
+    with load(
+        arguments.engine,
+        arguments.threads,
+        max_batch=max(batches),
+        prefix_reuse=False,
+        verify=False,
+        backend=arguments.backend,
+    ) as llm:
         runs = [batch for batch in batches for _ in range(arguments.repeat)]
         threads = arguments.threads or physical_cores()
         llm.generate([0] * arguments.prompt_tokens, Sampling(max_tokens=2, ignore_eos=True))  # first runs allocate

@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-report", action="store_true", help=f"write no DIR/{REPORTS}/eval-SUITE-LEVEL.json")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument("--max-batch", type=int, metavar="N", help="requests at once (default: the engine's limit)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="engine of each directory to run (default: the first that can)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         window=arguments.window,
         threads=arguments.threads,
         max_batch=arguments.max_batch,
+        backend=arguments.backend,
     )
     _check_outputs(arguments)
     contenders = open_contenders(arguments.engine, arguments.reference)

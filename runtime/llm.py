@@ -42,6 +42,7 @@ def load(
     prefill_chunk: int = 512,
     prefix_reuse: bool = True,
     verify: bool = True,
+    backend: str | None = None,
 ) -> LLM:
     """Open the engine directory at `path`.
 
@@ -50,7 +51,9 @@ def load(
     available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
     other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
     has computed, while that is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk; layers
-    with sliding windows rule it out. verify: compare every file with its sha256.
+    with sliding windows rule it out. verify: compare every file with its sha256. backend: which of the directory's engines
+    runs, "onnxruntime" the graph itself where there is none for it; default: the first that can run on this machine of
+    tensorrt, tensorrt-rtx, onnxruntime-cuda and onnxruntime.
 
     Raises:
         ArtifactError: no engine, a damaged one, or one that this version cannot run.
@@ -65,10 +68,10 @@ def load(
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
             raise RequestError(f"load: {name}: got {value}, expected 1 or more")
-    backend = choose_backend(manifest, threads)
+    chosen = choose_backend(manifest, threads, backend)
     capacity = plan_capacity(
         manifest,
-        backend.free_bytes(manifest),
+        chosen.free_bytes(manifest),
         max_batch=max_batch,
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
@@ -77,7 +80,7 @@ def load(
     )
     tables = TileTables(manifest.cache, capacity)
     try:
-        session = backend.open(root, manifest, tables, capacity)
+        session = chosen.open(root, manifest, tables, capacity)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, default=default, metavar="X", help=f"sampling (default: {default})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object when done")
 
 
@@ -39,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop),
     )
-    with load(arguments.engine, arguments.threads, max_batch=1) as llm:
+    with load(arguments.engine, arguments.threads, max_batch=1, backend=arguments.backend) as llm:
         prompt = _read_prompt(llm, arguments)
         if arguments.json:
             print(json.dumps(dataclasses.asdict(llm.generate([prompt], sampling)[0])))

@@ -18,7 +18,7 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 ARROWS = {
     "exporters": {"plugins.ops", "runtime.artifact", "runtime.errors", "runtime.records", "runtime.host"},
     "builders": {"plugins", "runtime.artifact", "runtime.errors", "runtime.host", "runtime.ort_errors"},
-    "runtime": {"plugins.library", "plugins.cuda", "plugins.ops"},
+    "runtime": {"plugins.library", "plugins.cuda", "plugins.tensorrt", "plugins.ops"},
     "plugins": set[str](),
 }
 # Commands compose packages; parity compares an engine, run, with the model it came from.
@@ -92,8 +92,13 @@ def test_functions_are_short() -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("runtime", ["torch", "transformers", "onnx", "onnx_ir", "tensorrt", "onnxruntime", "numpy"]),
-        ("runtime.llm", ["torch", "transformers", "onnx", "onnx_ir", "tensorrt"]),
+        (
+            "runtime",
+            ["torch", "transformers", "onnx", "onnx_ir", "tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "numpy"],
+        ),
+        ("runtime.llm", ["torch", "transformers", "onnx", "onnx_ir", "tensorrt", "tensorrt_rtx", "cuda"]),
+        ("runtime.trt_session", ["torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"]),
+        ("runtime.trt_dense", ["torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"]),
         ("runtime.artifact", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
         ("runtime.cli", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
         ("builders", ["torch", "transformers", "onnx_ir", "tensorrt"]),

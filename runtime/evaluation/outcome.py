@@ -118,7 +118,9 @@ class Beside(NamedTuple):
 
 
 def _load(task: Task, contender: Contender) -> LLM:
-    return load(contender.root, task.threads, max_batch=task.max_batch, verify=False)  # verified when it was opened
+    return load(  # verified when it was opened
+        contender.root, task.threads, max_batch=task.max_batch, verify=False, backend=task.backend
+    )
 
 
 def _measure(task: Task, llm: LLM, contender: Contender, work: Work, beside: Beside | None) -> Outcome:

@@ -31,7 +31,7 @@ class Task:
 
     level: how hard the problems are. limit: problems, or windows of a data file; None: 200 problems, or all windows.
     seed: of the problems and of the intervals. data: a file to score instead of the worked solutions; window: tokens of
-    it scored at a time, None: as many as every engine's context holds. threads, max_batch: of the engines.
+    it scored at a time, None: as many as every engine's context holds. threads, max_batch, backend: of the engines.
     """
 
     suite: str
@@ -42,6 +42,7 @@ class Task:
     window: int | None = None
     threads: int | None = None
     max_batch: int | None = None
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("suite", self.suite, SUITES), ("level", self.level, LEVELS)):

@@ -35,7 +35,7 @@ def _cache_layer(window: int, encoded: bool) -> CacheLayer:
 def _buffers(index: int, layer: CacheLayer) -> list[TensorSpec]:
     """A layer's cache: its pool, and the exact tiles where others are encoded."""
     pool = TensorSpec(name=f"kv.{index}.tiles", dtype="int8", shape=(f"tiles{index}", layer.tile_bytes))
-    shape = ("B", KV_HEADS, "F", layer.exact_bytes // 2)
+    shape = ("slots", KV_HEADS, "F", layer.exact_bytes // 2)
     exact = TensorSpec(name=f"kv.{index}.exact", dtype="float16", shape=shape)
     return [pool, exact] if layer.exact_bytes else [pool]
 

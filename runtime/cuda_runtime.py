@@ -1,0 +1,159 @@
+"""The CUDA runtime for Python: memory, streams, copies and graphs, through NVIDIA's own package `cuda-bindings`.
+
+TensorRT takes addresses and streams; this is where they come from. The package is imported when a runtime is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from typing import Any
+
+from enginewright.runtime.errors import UnsupportedError
+
+_MEBIBYTE = 2**20
+
+
+class CudaRuntime:
+    """A `DeviceLibrary` on the current device; `open_cuda_runtime` creates it. api: the module `cuda.bindings.runtime`.
+
+    Raises:
+        UnsupportedError: there is no driver, or no device.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        status, count = api.cudaGetDeviceCount()
+        if status != api.cudaError_t.cudaSuccess or not count:
+            reason = "no device" if status == api.cudaError_t.cudaSuccess else self._text(status)
+            raise UnsupportedError(
+                f"cuda: got no GPU that CUDA can use ({reason}), expected one with NVIDIA's driver; install the driver, or "
+                "run the engine where there is one"
+            )
+        self._device = self._get("device", api.cudaGetDevice())
+
+    def compute_capability(self) -> str:
+        """Of the device: "sm_90"."""
+        names = self._api.cudaDeviceAttr
+        attributes = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
+        major, minor = (
+            self._get("device", self._api.cudaDeviceGetAttribute(each, self._device)) for each in attributes
+        )
+        return f"sm_{major}{minor}"
+
+    def allocate(self, bytes: int, *, host: bool = False) -> int:
+        """The address of zeros on the device, or in pinned memory of the host; `free` gives them back.
+
+        Raises:
+            MemoryError: there is not as much; says what was needed and what is free.
+        """
+        size, api = max(bytes, 1), self._api
+        status, address = api.cudaMallocHost(size) if host else api.cudaMalloc(size)
+        if status == api.cudaError_t.cudaErrorMemoryAllocation:
+            api.cudaGetLastError()  # forget it
+            what = "pinned memory" if host else "device memory"
+            free = "less" if host else f"{self.free_bytes() // _MEBIBYTE} MiB free"
+            raise MemoryError(
+                f"cuda: {what}: got {free}, expected {-(-size // _MEBIBYTE)} MiB; use a smaller cache or batch"
+            )
+        self._check("memory", status)
+        if host:
+            ctypes.memset(int(address), 0, size)
+        else:
+            self._do("memory", api.cudaMemset(address, 0, size))
+            self._do("memory", api.cudaDeviceSynchronize())  # streams that do not block would not wait for it
+        return int(address)
+
+    def free(self, address: int, *, host: bool = False) -> None:
+        """Give memory back."""
+        self._do("memory", self._api.cudaFreeHost(address) if host else self._api.cudaFree(address))
+
+    def free_bytes(self) -> int:
+        """Bytes of device memory that nobody has."""
+        status, free, _ = self._api.cudaMemGetInfo()
+        self._check("memory", status)
+        return int(free)
+
+    def create_stream(self) -> int:
+        """A stream; `destroy_stream` ends it."""
+        return int(self._get("stream", self._api.cudaStreamCreateWithFlags(self._api.cudaStreamNonBlocking)))
+
+    def destroy_stream(self, stream: int) -> None:
+        """End a stream."""
+        self._do("stream", self._api.cudaStreamDestroy(stream))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for what was started on `stream`."""
+        self._do("stream", self._api.cudaStreamSynchronize(stream))
+
+    def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
+        """Copy, in order with what else is on `stream`; between device and pinned memory without waiting for it."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDefault
+        self._do("copy", self._api.cudaMemcpyAsync(to, source, bytes, kind, stream))
+
+    def copy_pieces(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
+    ) -> None:
+        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDefault
+        self._do("copy", self._api.cudaMemcpy2DAsync(to, to_pitch, source, source_pitch, width, count, kind, stream))
+
+    def begin_capture(self, stream: int) -> None:
+        """Record what is started on `stream` from now on, instead of starting it."""
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._do("capture", self._api.cudaStreamBeginCapture(stream, mode))
+
+    def end_capture(self, stream: int) -> int:
+        """What was recorded, ready for `launch_graph`; `destroy_graph` ends it.
+
+        Raises:
+            UnsupportedError: something was started that cannot be recorded.
+        """
+        graph = self._get("capture", self._api.cudaStreamEndCapture(stream))
+        try:
+            return int(self._get("graph", self._api.cudaGraphInstantiate(graph, 0)))
+        finally:
+            self._do("graph", self._api.cudaGraphDestroy(graph))
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Start what was recorded, on `stream`."""
+        self._do("graph", self._api.cudaGraphLaunch(graph, stream))
+
+    def destroy_graph(self, graph: int) -> None:
+        """End a graph."""
+        self._do("graph", self._api.cudaGraphExecDestroy(graph))
+
+    def _get(self, where: str, result: tuple[Any, Any]) -> Any:
+        status, value = result
+        self._check(where, status)
+        return value
+
+    def _do(self, where: str, result: tuple[Any]) -> None:
+        self._check(where, result[0])
+
+    def _check(self, where: str, status: Any) -> None:
+        if status != self._api.cudaError_t.cudaSuccess:
+            raise UnsupportedError(
+                f"cuda: {where}: got {self._text(status)}, expected success; look for other processes on the GPU and at "
+                "the driver's version"
+            )
+
+    def _text(self, status: Any) -> str:
+        _, text = self._api.cudaGetErrorString(status)
+        return f"{status.name}: {text.decode() if isinstance(text, bytes) else text}"
+
+
+def open_cuda_runtime(extra: str) -> CudaRuntime:
+    """The runtime of the current device. extra: of this package, which brings the bindings.
+
+    Raises:
+        UnsupportedError: the bindings, the driver or the device is missing.
+    """
+    try:
+        api = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as e:
+        raise UnsupportedError(
+            f"cuda: got no Python package cuda.bindings ({e}), expected NVIDIA's bindings of CUDA; "
+            f"pip install 'enginewright[{extra}]'"
+        ) from e
+    return CudaRuntime(api)

@@ -1,0 +1,186 @@
+"""What runs a TensorRT plan: execution contexts for the shapes that come, and captured ones for shapes that come often."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+
+from enginewright.runtime.cuda_runtime import CudaRuntime
+from enginewright.runtime.device_memory import DeviceMemory
+from enginewright.runtime.errors import UnsupportedError
+from enginewright.runtime.trt_plan import Plan, Profile, Shape
+
+ALIGNMENT = 256
+"""Of every address that TensorRT takes, in bytes."""
+
+
+class Context:
+    """An execution context of one profile; addresses and shapes stay until others are set.
+
+    workspace: memory for what lies between the tensors, which contexts on one stream share.
+    """
+
+    def __init__(self, plan: Plan, profile: Profile, memory: DeviceMemory, workspace: int) -> None:
+        self.plan = plan
+        self.stream = memory.stream
+        strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.context = plan.engine.create_execution_context(strategy)
+        if self.context is None:
+            raise plan.fail("makes no execution context")
+        if size := plan.engine.device_memory_size_v2:
+            self.context.set_device_memory(workspace, size)
+        if not self.context.set_optimization_profile_async(profile.index, self.stream):
+            raise plan.fail(f"does not take profile {profile.index}")
+        self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, Shape] = {}
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        """Read and write tensors there from now on."""
+        for name, address in addresses.items():
+            if self._addresses.get(name) == address:
+                continue
+            assert address % ALIGNMENT == 0, name
+            if not self.context.set_tensor_address(name, address):
+                raise self.plan.fail(f"does not take an address for {name}")
+            self._addresses[name] = address
+
+    def reshape(self, shapes: Mapping[str, Shape]) -> None:
+        """Take inputs of these shapes from now on."""
+        for name, shape in shapes.items():
+            if self._shapes.get(name) == shape:
+                continue
+            if not self.context.set_input_shape(name, shape):
+                raise self.plan.fail(f"does not take {name} of shape {list(shape)}")
+            self._shapes[name] = shape
+
+    def run(self) -> None:
+        """Start a run."""
+        if not self.context.execute_async_v3(self.stream):
+            raise self.plan.fail("could not run the engine")
+
+
+class Replay:
+    """Runs of one context whose shapes and addresses nobody changes: the first is captured as a CUDA graph, others launch it.
+
+    A context belongs to one graph, because changing it would change the graph. launches: of the graph so far.
+    """
+
+    def __init__(self, context: Context, cuda: CudaRuntime, on_failure: Callable[[str], None]) -> None:
+        self._context = context
+        self._cuda = cuda
+        self._on_failure = on_failure
+        self._graph: int | None = None
+        self.launches = 0
+
+    def run(self, *, captures: bool) -> None:
+        """Start a run; captures: whether to capture what has not been."""
+        if self._graph is not None:
+            self._cuda.launch_graph(self._graph, self._context.stream)
+            self.launches += 1
+            return
+        self._context.run()  # TensorRT prepares itself for new shapes in a run that is not captured
+        if captures:
+            self._capture()
+
+    def _capture(self) -> None:
+        capturable = getattr(self._context.context, "is_stream_capturable", None)  # TensorRT-RTX alone has it
+        if capturable is not None and not capturable(self._context.stream):
+            self._on_failure("TensorRT-RTX says that it cannot be captured")
+            return
+        try:
+            graph = self._record()
+        except UnsupportedError as e:
+            self._on_failure(str(e))
+            return
+        self._graph = graph
+        weakref.finalize(self, self._cuda.destroy_graph, graph)
+
+    def _record(self) -> int:
+        failure = None
+        self._cuda.begin_capture(self._context.stream)
+        try:
+            self._context.run()
+        except UnsupportedError as e:
+            failure = e
+        try:
+            graph = self._cuda.end_capture(self._context.stream)
+        except UnsupportedError as e:
+            raise failure or e from None
+        if failure is not None:
+            self._cuda.destroy_graph(graph)
+            raise failure
+        return graph
+
+
+class Contexts:
+    """A plan's contexts on the stream of `memory`: one for each profile, and one for each set of shapes that is replayed.
+
+    addresses: of tensors that never move. replays: by the key of `replay`. captures: False leaves everything to contexts.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cuda: CudaRuntime,
+        memory: DeviceMemory,
+        addresses: Mapping[str, int],
+        *,
+        captures: bool = True,
+    ) -> None:
+        self.plan = plan
+        self.replays: dict[int, Replay] = {}
+        self._cuda = cuda
+        self._memory = memory
+        self._addresses = addresses
+        self._captures = captures
+        self._workspace = memory.buffer((plan.engine.device_memory_size_v2,), "int8").address
+        self._contexts: dict[int, Context] = {}
+
+    def run(self, shapes: Mapping[str, Shape], moving: Mapping[str, int] | None = None) -> None:
+        """Start a run on inputs of these shapes. moving: addresses of this run.
+
+        Raises:
+            UnsupportedError: no profile admits them.
+        """
+        profile = self._profile(shapes)
+        if profile.index not in self._contexts:
+            self._contexts[profile.index] = self._open(profile)
+        context = self._contexts[profile.index]
+        context.bind(moving or {})
+        context.reshape(shapes)
+        context.run()
+
+    def replay(self, key: int, shapes: Mapping[str, Shape], moving: Mapping[str, int] | None = None) -> None:
+        """As `run`, for shapes and addresses that are the same whenever `key` is."""
+        if key not in self.replays:
+            context = self._open(self._profile(shapes))
+            context.bind(moving or {})
+            context.reshape(shapes)
+            self.replays[key] = Replay(context, self._cuda, self._stop_capturing)
+        self.replays[key].run(captures=self._captures)
+
+    def _profile(self, shapes: Mapping[str, Shape]) -> Profile:
+        profile = self.plan.find(shapes)
+        if profile is None:
+            refusal = self.plan.describe_refusal(shapes)
+            raise UnsupportedError(f"{refusal}; build an engine with larger limits, or ask for less at once")
+        return profile
+
+    def _open(self, profile: Profile) -> Context:
+        context = Context(self.plan, profile, self._memory, self._workspace)
+        context.bind(self._addresses)
+        return context
+
+    def _stop_capturing(self, reason: str) -> None:
+        self._captures = False
+        warnings.warn(
+            f"{self.plan.path}: its runs cannot be captured as CUDA graphs ({reason}), so each is started kernel by kernel; "
+            "this is said once",
+            stacklevel=2,
+        )
+
+
+def buckets(most: int) -> list[int]:
+    """Sizes that others are padded to: powers of two below `most`, and `most`."""
+    return [*(1 << i for i in range(most.bit_length()) if 1 << i < most), most]

@@ -1,0 +1,223 @@
+"""A TensorRT plan, opened: what it was built for is compared with what is here, and its profiles are read."""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from enginewright.plugins.library import LibraryError
+from enginewright.plugins.tensorrt import MODULES
+from enginewright.runtime.artifact import Engine, Graph
+from enginewright.runtime.cuda_runtime import CudaRuntime
+from enginewright.runtime.errors import ArtifactError, UnsupportedError
+
+Shape = tuple[int, ...]
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+"""Backend -> what of this package's optional dependencies brings its module."""
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that a plan is prepared for. ranges: input -> its least and its largest shape."""
+
+    index: int
+    ranges: dict[str, tuple[Shape, Shape]]
+
+    def refused(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """The inputs whose shapes it does not admit."""
+        return [name for name in self.ranges if name in shapes and not _admits(self.ranges[name], shapes[name])]
+
+
+def _admits(limits: tuple[Shape, Shape], shape: Shape) -> bool:
+    least, most = limits
+    return len(shape) == len(most) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+
+
+class Plan:
+    """A deserialised plan; created by `open_plan`. inputs: of those that the graph has, the ones that are left in it."""
+
+    def __init__(self, path: Path, trt: Any, engine: Any, runtime: Any, log: Any) -> None:
+        self.path = path
+        self.trt = trt
+        self.engine = engine
+        self._held = runtime, log  # behind the engine, which does not keep them
+        self._log = log
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if name not in self.inputs]
+        self.profiles = [self._profile(i) for i in range(engine.num_optimization_profiles)]
+
+    def find(self, shapes: Mapping[str, Shape]) -> Profile | None:
+        """The first profile that admits the shapes of all inputs."""
+        return next((profile for profile in self.profiles if not profile.refused(shapes)), None)
+
+    def describe_refusal(self, shapes: Mapping[str, Shape]) -> str:
+        """Which input no profile admits, and what each would; of those that some profile admits, none does together."""
+        refused = [profile.refused(shapes) for profile in self.profiles]
+        name = next((n for n in refused[0] if all(n in each for each in refused)), min(refused, key=len)[0])
+        known = " or ".join(
+            f"{_text(least)} to {_text(most)} (profile {profile.index})"
+            for profile in self.profiles
+            for least, most in [profile.ranges[name]]
+        )
+        return f"{self.path}: {name}: got {_text(shapes[name])}, expected {known}"
+
+    def fail(self, what: str) -> UnsupportedError:
+        """The error for a call that TensorRT refused, with its own words."""
+        return UnsupportedError(
+            f"{self.path}: TensorRT {what} ({self._log.take()}); look at its log and at the GPU's memory"
+        )
+
+    def check(self, root: Path, graph: Graph, backend: str) -> None:
+        """Raise ArtifactError where the plan's inputs and outputs are not those that the manifest gives the graph."""
+        again = f"run {_command(root, backend)}"
+        specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+        if unknown := [name for name in (*self.inputs, *self.outputs) if name not in specs]:
+            raise ArtifactError(f"{self.path}: got a tensor {unknown[0]!r} that the manifest does not have; {again}")
+        if missing := [spec.name for spec in graph.outputs if spec.name not in self.outputs]:
+            raise ArtifactError(f"{self.path}: got no output {missing[0]!r}, which the manifest has; {again}")
+        for name in (*self.inputs, *self.outputs):
+            dtype = self.engine.get_tensor_dtype(name).name
+            if _DTYPES.get(dtype, dtype) != specs[name].dtype:
+                raise ArtifactError(
+                    f"{self.path}: {name}: got {_DTYPES.get(dtype, dtype)}, expected {specs[name].dtype}; {again}"
+                )
+            if self.engine.get_tensor_location(name) != self.trt.TensorLocation.DEVICE:
+                raise ArtifactError(f"{self.path}: {name}: got a tensor in host memory, expected the device's; {again}")
+            alias = self.engine.get_aliased_input_tensor(name)
+            if alias and alias != specs[name].alias:
+                raise ArtifactError(
+                    f"{self.path}: {name}: got an update of {alias}, expected one of {specs[name].alias}; {again}"
+                )
+
+    def _profile(self, index: int) -> Profile:
+        return Profile(index, {name: self._range(name, index) for name in self.inputs})
+
+    def _range(self, name: str, index: int) -> tuple[Shape, Shape]:
+        shape = tuple(self.engine.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape, shape
+        least, _, most = self.engine.get_tensor_profile_shape(name, index)
+        return tuple(least), tuple(most)
+
+
+def open_module(backend: str) -> Any:
+    """Import and return the backend's Python module.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    name = MODULES[backend]
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise UnsupportedError(
+            f"{backend}: got no Python package {name} ({e}), expected the one that runs its engines; "
+            f"pip install 'enginewright[{EXTRAS[backend]}]'"
+        ) from e
+
+
+def open_plan(root: Path, graph: Graph, engine: Engine, cuda: CudaRuntime) -> Plan:
+    """Deserialise the plan of `engine` on the current device.
+
+    Raises:
+        ArtifactError: it was built for another version, GPU or plugin library, or is damaged.
+        UnsupportedError: the plugin library is missing, or TensorRT does not load it.
+    """
+    trt, path = open_module(engine.backend), root / engine.files[0].path
+    _check(root, engine, path, trt, cuda)
+    log = _open_log(trt)
+    log.take()
+    runtime = trt.Runtime(log)
+    if engine.plugins:
+        _load_plugins(root, engine, path, runtime, log)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        opened = runtime.deserialize_cuda_engine(content)
+    if opened is None:
+        raise ArtifactError(
+            f"{path}: {MODULES[engine.backend]} {trt.__version__} cannot load it ({log.take()}); "
+            f"run {_command(root, engine.backend)}"
+        )
+    plan = Plan(path, trt, opened, runtime, log)
+    plan.check(root, graph, engine.backend)
+    return plan
+
+
+def _check(root: Path, engine: Engine, path: Path, trt: Any, cuda: CudaRuntime) -> None:
+    again = f"run {_command(root, engine.backend)} on this machine"
+    if engine.version != trt.__version__:
+        raise ArtifactError(
+            f"{path}: built for {MODULES[engine.backend]} {engine.version}, installed is {trt.__version__}; {again}, or "
+            "install the version it was built for"
+        )
+    device = cuda.compute_capability()
+    if not _runs_on(engine.compute, device):
+        raise ArtifactError(f"{path}: built for {engine.compute}, this machine's GPU is {device}; {again}")
+
+
+def _runs_on(compute: str, device: str) -> bool:
+    """Whether a plan for `compute`, such as "sm_90", "sm_86+sm_89" or "sm_80+" for that and later ones, runs on `device`."""
+    if compute.endswith("+"):
+        return int(device.removeprefix("sm_")) >= int(compute.removeprefix("sm_").removesuffix("+"))
+    return device in compute.split("+")
+
+
+def _load_plugins(root: Path, engine: Engine, path: Path, runtime: Any, log: Any) -> None:
+    from enginewright.plugins.tensorrt import open_tensorrt_library  # type: ignore[attr-defined]
+
+    try:
+        library = open_tensorrt_library()
+    except LibraryError as e:
+        raise UnsupportedError(str(e)) from e
+    for op, version in engine.plugins.items():
+        installed = library.op_versions.get(op, "none")
+        if installed != version:
+            raise ArtifactError(
+                f"{path}: built with {op} version {version}, the installed {library.path.name} has {installed}; "
+                f"run {_command(root, engine.backend)}, or install the enginewright that built it"
+            )
+    if runtime.get_plugin_registry().load_library(str(library.path)) is None:
+        raise UnsupportedError(
+            f"{library.path}: TensorRT does not load it ({log.take()}); build the library again for this TensorRT"
+        )
+
+
+@cache
+def _open_log(trt: Any) -> Any:
+    """The one logger of `trt`, which keeps the first that it sees for good. take(): the errors since the last call."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self._errors.append(message.strip())
+
+        def take(self) -> str:
+            errors, self._errors = self._errors, []
+            return "; ".join(errors) or "it says nothing"
+
+    return Log()
+
+
+def _command(root: Path, backend: str) -> str:
+    return f"`enginewright compile {root} --backend {backend}`"
+
+
+def _text(shape: Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -1,0 +1,115 @@
+"""The packed decoder graph under TensorRT: cache and buffers on the device, decoding as launches of CUDA graphs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.cuda_runtime import CudaRuntime
+from enginewright.runtime.device_memory import DeviceMemory
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.packed_buffers import PackedBuffers
+from enginewright.runtime.padded_buffers import PaddedBuffers, Spec, with_spares
+from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.signature import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.tiles import Capacity, TileTables
+from enginewright.runtime.trt_context import Contexts, buckets
+from enginewright.runtime.trt_plan import Plan, Shape
+
+
+class TensorRtSession:
+    """A Session whose graph is a TensorRT plan.
+
+    A step of few tokens is filled up to one of a few sizes, each of which is captured once as a CUDA graph. Where the plan's
+    profiles leave no room for the spare tiles that this takes, every size has a graph of its own.
+    captures: False runs everything without CUDA graphs; for tests.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        tables: TileTables,
+        capacity: Capacity,
+        *,
+        plan: Plan,
+        cuda: CudaRuntime,
+        captures: bool = True,
+    ) -> None:
+        graph = manifest.graphs["decoder"]
+        check_ops(root, graph)
+        self.run_seconds = 0.0
+        self._plan = plan
+        inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
+        types = {name: dtype.name for name, (_, dtype) in inputs.items()}
+        check_signature(root, graph, (spec.name for spec in graph.inputs), types, drafts="clp_tokens" in results)
+        _check_capacity(plan, inputs, capacity)
+        pads = plan.find(_full(plan, with_spares(inputs), capacity)) is not None
+        memory = DeviceMemory(cuda)
+        self._buffers: PackedBuffers = (
+            PaddedBuffers(memory, tables, inputs, results, capacity)
+            if pads
+            else PackedBuffers(memory, tables, inputs, results)
+        )
+        most = capacity.rows * capacity.width
+        self._sizes = buckets(most) if pads else list(range(1, most + 1))
+        self.contexts = Contexts(plan, cuda, memory, _addresses(graph, plan, self._buffers), captures=captures)
+        self._fixed = {name: self._buffers.inputs[name].shape for name in plan.inputs if name not in PER_STEP}
+
+    def run(self, step: PackedStep) -> Outputs:
+        """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
+        start = time.perf_counter()
+        size = next((each for each in self._sizes if each >= len(step.input_ids)), None)
+        if size is not None and self._write_padded(step, size):
+            self.contexts.replay(size, self._shapes(size, size, len(step.query_starts)))
+        else:
+            self._buffers.write(step)
+            self.contexts.run(self._shapes(len(step.input_ids), len(step.sample_rows), len(step.query_starts)))
+        outputs = self._buffers.read(len(step.sample_rows), reads_logits=step.reads_logits)
+        self.run_seconds += time.perf_counter() - start
+        return outputs
+
+    def _write_padded(self, step: PackedStep, size: int) -> bool:
+        """Start copying the step, filled up to `size` tokens and samples; False, and nothing done, where that cannot be."""
+        if isinstance(self._buffers, PaddedBuffers):
+            return self._buffers.write_padded(step, size)
+        if len(step.sample_rows) != size:
+            return False
+        self._buffers.write(step)
+        return True
+
+    def _shapes(self, tokens: int, samples: int, starts: int) -> dict[str, Shape]:
+        return _sized(self._plan, self._fixed, tokens, samples, starts)
+
+
+def _sized(plan: Plan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
+    """The shape of every input in a step of so many tokens and samples."""
+    sizes = {"input_ids": tokens, "position_ids": tokens, "query_starts": starts, "sample_rows": samples}
+    return {name: (sizes[name],) if name in sizes else fixed[name] for name in plan.inputs}
+
+
+def _full(plan: Plan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
+    """The shapes of the largest step."""
+    fixed = {name: shape for name, (shape, _) in inputs.items()}
+    tokens = capacity.step_tokens
+    return _sized(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
+
+
+def _check_capacity(plan: Plan, inputs: dict[str, Spec], capacity: Capacity) -> None:
+    """Raise RequestError where no profile admits the largest step."""
+    shapes = _full(plan, inputs, capacity)
+    if plan.find(shapes) is None:
+        raise RequestError(
+            f"load: {plan.describe_refusal(shapes)}; pass a smaller prefill_chunk, max_batch or cache_tokens, or build an "
+            "engine with larger limits"
+        )
+
+
+def _addresses(graph: Graph, plan: Plan, buffers: PackedBuffers) -> dict[str, int]:
+    """Where every tensor of the plan lies; what updates an input lies where that does."""
+    addresses = {name: buffers.inputs[name].address for name in plan.inputs}
+    for spec in graph.outputs:
+        buffer = buffers.results[spec.name] if spec.alias is None else buffers.inputs[spec.alias]
+        addresses[spec.name] = buffer.address
+    return addresses
