@@ -143,9 +143,9 @@ def choose_backend(manifest: Manifest, threads: int | None, name: str | None = N
     if not reasons:
         return CpuBackend(threads)
     *_, last = reasons.values()
-    why = str(last) if len(reasons) == 1 else "; ".join(f"{each}: {error}" for each, error in reasons.items())
+    told = [str(e) if str(e).startswith(each) or len(reasons) == 1 else f"{each}: {e}" for each, e in reasons.items()]
     hint = f", or pass --backend {CPU} to run the graph on the CPU" if runs_on_cpu(manifest) else ""
-    raise UnsupportedError(f"{why}{hint}") from last
+    raise UnsupportedError(f"{'; '.join(told)}{hint}") from last
 
 
 def runs_on_cpu(manifest: Manifest) -> bool:

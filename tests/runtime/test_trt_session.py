@@ -1,0 +1,244 @@
+"""Packed graphs as TensorRT plans, run by a fake that executes them: tokens, padding, CUDA graphs, and what they leave."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda
+from trt_engines import add_plan, install
+
+from enginewright.plugins.library import ort_library
+from enginewright.runtime import Sampling, load, trt_session
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.padded_buffers import PaddedBuffers, pad
+from enginewright.runtime.session import PackedStep
+from enginewright.runtime.trt_context import buckets
+from enginewright.runtime.trt_session import TensorRtSession
+
+pytestmark = pytest.mark.native
+
+ROWS = 8  # of the tiny engines
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A device, with TensorRT and our ops on it."""
+    cuda = FakeCuda()
+    install(monkeypatch, cuda, ort_library())
+    return cuda
+
+
+@pytest.fixture(scope="module")
+def plain(make_engine: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Windowed and full layers."""
+    return add_plan(make_engine(), tmp_path_factory.mktemp("trt") / "plain")
+
+
+@pytest.fixture(scope="module")
+def encoded(make_engine: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of three layers encode their tiles."""
+    root = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
+    return add_plan(root, tmp_path_factory.mktemp("trt") / "encoded", chunk=128)
+
+
+def prompts_of(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, 290, length).tolist() for length in lengths]
+
+
+def session_of(llm: LLM) -> TensorRtSession:
+    session = llm.engine.session
+    assert isinstance(session, TensorRtSession)
+    return session
+
+
+def tokens_of(llm: LLM, prompts: list[list[int]], sampling: Sampling) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in llm.generate(prompts, sampling)]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(max_tokens=70, ignore_eos=True), Sampling(max_tokens=70, ignore_eos=True, temperature=0.9, seed=3)],
+    ids=["greedy", "sampled"],
+)
+def test_tokens_are_those_of_the_cpu(sampling: Sampling, plain: Path, cuda: FakeCuda) -> None:
+    """More requests than rows, prompts in chunks and of one token, rows that leave one by one."""
+    prompts = prompts_of(1, 5, 127, 128, 129, 200, 64, 30, 255, 3)
+    with load(plain, 1, prefill_chunk=48, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(plain, prefill_chunk=48) as llm:
+        assert tokens_of(llm, prompts, sampling) == wanted
+        assert set(session_of(llm).contexts.replays) <= {1, 2, 4, 8}
+        assert cuda.launches == sum(each.launches for each in session_of(llm).contexts.replays.values()) > 50
+
+
+def test_logits_are_those_of_the_cpu(plain: Path, cuda: FakeCuda) -> None:
+    (prompt,) = prompts_of(301)
+    with load(plain, 1, backend="onnxruntime") as llm:
+        wanted = llm.logits(prompt)
+    with load(plain, prefill_chunk=37) as llm:
+        np.testing.assert_allclose(llm.logits(prompt), wanted, atol=2e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("prompt", [[7], list(range(1, 40))], ids=["one token", "a prompt"])
+def test_decoding_is_captured_once_and_replayed(prompt: list[int], plain: Path, cuda: FakeCuda) -> None:
+    with load(plain) as llm:
+        llm.generate([prompt], Sampling(max_tokens=30, ignore_eos=True))
+        decodes = 30 if len(prompt) == 1 else 29  # a prompt of one token is a step like those that follow
+        assert cuda.launches == decodes - 1
+        assert len(cuda.graphs) == 1
+        llm.generate([prompt], Sampling(max_tokens=30, ignore_eos=True))
+        assert cuda.launches == 2 * decodes - 1 and len(cuda.graphs) == 1
+
+
+def test_steps_are_filled_up_to_a_bucket(plain: Path, cuda: FakeCuda) -> None:
+    """Three and five rows run as four and eight, in tokens that are those of each prompt alone."""
+    prompts, sampling = prompts_of(20, 30, 40, 50, 60), Sampling(max_tokens=40, ignore_eos=True)
+    with load(plain, 1, max_batch=1, backend="onnxruntime") as llm:
+        alone = tokens_of(llm, prompts, sampling)
+    with load(plain) as llm:
+        assert tokens_of(llm, prompts[:3], sampling) == alone[:3]
+        assert set(session_of(llm).contexts.replays) == {4}
+        assert tokens_of(llm, prompts, sampling) == alone
+        assert set(session_of(llm).contexts.replays) == {4, 8}
+
+
+def test_padding_touches_no_one(encoded: Path, cuda: FakeCuda) -> None:
+    """Prompts whose rows are free stay in the cache for others to take over; padding of later steps leaves them alone.
+
+    Nor does it touch rows that run: padding would land in the first tile of an idle row's table, which is someone's.
+    """
+    first, *others = prompts_of(300, 290, 280, 17)
+    sampling = Sampling(max_tokens=60, ignore_eos=True)
+    with load(encoded, 1, prefill_chunk=128, backend="onnxruntime") as llm:
+        wanted = [
+            tokens_of(llm, [first], sampling),
+            tokens_of(llm, others, sampling),
+            tokens_of(llm, [first], sampling),
+        ]
+    with load(encoded, prefill_chunk=128) as llm:
+        assert isinstance(session_of(llm)._buffers, PaddedBuffers)
+        assert tokens_of(llm, [first], sampling) == wanted[0]
+        assert tokens_of(llm, others, sampling) == wanted[1]  # three rows, as four
+        (again,) = llm.generate([first], sampling)
+        assert [again.token_ids] == wanted[2] and again.reused_tokens == 256
+        assert set(session_of(llm).contexts.replays) >= {1, 4}
+
+
+def test_a_first_tile_is_copied_to_another_row(encoded: Path, cuda: FakeCuda) -> None:
+    """A prompt is taken over while its holder runs: the exact first tile goes to the other row."""
+    (prompt,), sampling = prompts_of(300), Sampling(max_tokens=140, ignore_eos=True)
+    with load(encoded, prefill_chunk=128) as llm:
+        handle = llm.submit(prompt, sampling)
+        next(iter(handle))
+        done = [llm.generate([prompt], sampling)[0], handle.result()]
+    assert [each.reused_tokens for each in done] == [256, 0]
+    assert done[0].token_ids == done[1].token_ids
+    with load(encoded, 1, prefill_chunk=128, backend="onnxruntime") as llm:
+        assert tokens_of(llm, [prompt], sampling) == [done[0].token_ids]
+
+
+def test_an_encoded_cache_gives_the_tokens_of_the_cpu(encoded: Path, cuda: FakeCuda) -> None:
+    prompts, sampling = prompts_of(1, 127, 128, 129, 300, 5, 260), Sampling(max_tokens=150, ignore_eos=True)
+    with load(encoded, 1, prefill_chunk=128, max_batch=4, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(encoded, prefill_chunk=128, max_batch=4) as llm:
+        assert tokens_of(llm, prompts, sampling) == wanted
+
+
+def test_without_room_for_padding_every_size_has_its_graph(
+    make_engine: Callable[..., Path], cuda: FakeCuda, tmp_path: Path
+) -> None:
+    root = add_plan(make_engine(), tmp_path / "tight", spare=False)
+    prompts, sampling = prompts_of(20, 30, 40), Sampling(max_tokens=40, ignore_eos=True)
+    with load(root, 1, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(root, cache_tokens=ROWS * 1024) as llm:
+        assert not isinstance(session_of(llm)._buffers, PaddedBuffers)
+        assert tokens_of(llm, prompts, sampling) == wanted
+        assert list(session_of(llm).contexts.replays) == [3] and cuda.launches == 38
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"syncs": True}, "cudaErrorStreamCaptureInvalidated"),
+        ({"capturable": False}, "TensorRT-RTX says that it cannot be captured"),
+    ],
+    ids=["a run that waits", "a context that says so"],
+)
+def test_what_cannot_be_captured_runs_without_and_says_so_once(
+    options: dict[str, bool], reason: str, make_engine: Callable[..., Path], cuda: FakeCuda, tmp_path: Path
+) -> None:
+    root = add_plan(make_engine(), tmp_path / "engine", **options)
+    prompts, sampling = prompts_of(20, 30, 40), Sampling(max_tokens=20, ignore_eos=True)
+    with load(root, 1, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(root) as llm, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert tokens_of(llm, prompts, sampling) == wanted
+        assert tokens_of(llm, prompts[:1], sampling) == wanted[:1]
+    assert cuda.launches == 0
+    (message,) = (str(each.message) for each in said)
+    assert "cannot be captured as CUDA graphs" in message and reason in message
+
+
+def test_a_context_that_says_it_can_be_captured_is(
+    make_engine: Callable[..., Path], cuda: FakeCuda, tmp_path: Path
+) -> None:
+    with load(add_plan(make_engine(), tmp_path / "engine", capturable=True)) as llm:
+        llm.generate([[1, 2, 3]], Sampling(max_tokens=12, ignore_eos=True))
+    assert cuda.launches == 10
+
+
+def test_captures_can_be_left_out(plain: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_session, "TensorRtSession", partial(TensorRtSession, captures=False))
+    prompts, sampling = prompts_of(20, 30), Sampling(max_tokens=20, ignore_eos=True)
+    with load(plain, 1, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(plain) as llm:
+        assert tokens_of(llm, prompts, sampling) == wanted
+    assert cuda.launches == 0 and not cuda.graphs
+
+
+def test_preemption_changes_nothing(plain: Path, cuda: FakeCuda) -> None:
+    prompts, sampling = prompts_of(120, 120, 120), Sampling(max_tokens=150, ignore_eos=True)
+    with load(plain, 1, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(plain, cache_tokens=640) as tight:
+        scheduler, preempted = tight.engine.scheduler, []
+        tight.engine.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        assert tokens_of(tight, prompts, sampling) == wanted
+        assert preempted
+
+
+def test_everything_is_given_back(plain: Path, cuda: FakeCuda) -> None:
+    with load(plain) as llm:
+        llm.generate(prompts_of(20, 3), Sampling(max_tokens=8, ignore_eos=True))
+        assert cuda.blocks and cuda.streams and cuda.graphs
+    del llm
+    gc.collect()
+    assert not cuda.blocks and not cuda.streams and not cuda.graphs
+
+
+def test_buckets() -> None:
+    assert [buckets(most) for most in (1, 2, 3, 8, 9, 32)] == [
+        [1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16, 32]
+    ]  # fmt: skip
+
+
+def test_padding_lies_in_the_row_that_takes_it() -> None:
+    starts = np.array([0, 1, 1, 3], np.int32)
+    step = PackedStep(np.array([5, 6, 7]), np.array([9, 3, 4]), starts, np.array([2, 0]), ((0, 2),), False)
+    padded = pad(step, 1, 2)
+    assert padded.input_ids.tolist() == [5, 0, 0, 6, 7]
+    assert padded.position_ids.tolist() == [9, 0, 1, 3, 4]
+    assert padded.query_starts.tolist() == [0, 1, 3, 5] and padded.query_starts.dtype == np.int32
+    assert padded.sample_rows.tolist() == [4, 0, 0, 0, 0]
+    assert padded.sink_copies == ((0, 2),) and not padded.reads_logits
