@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,8 +90,8 @@ def install(
     **options: Any,
 ) -> None:
     """Make `cuda` and a fake TensorRT on it what the runtime imports. plugins: the library that has our ops."""
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", cuda)
-    monkeypatch.setitem(__import__("sys").modules, name, make_module(cuda, name, **options))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, name, make_module(cuda, name, **options))
     if plugins is not None:
         versions = {op: declaration.version for op, declaration in OPS.items()}
         library = SimpleNamespace(path=plugins, version="0.1.0", op_versions=versions)

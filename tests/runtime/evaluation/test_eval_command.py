@@ -168,7 +168,7 @@ def script(
     engines: dict[str, Any] = {}
 
     def load(root: Path, threads: int | None, **options: object) -> Any:
-        assert (threads, options) == (1, {"max_batch": 5, "verify": False})
+        assert (threads, options) == (1, {"max_batch": 5, "verify": False, "backend": "onnxruntime"})
         return engines[root.name]
 
     monkeypatch.setattr(outcome, "load", load)
@@ -195,7 +195,7 @@ def test_right_answers_are_counted(
         shutil.copytree(asked_engine, tmp_path / name)
         script[name] = scripted(byte_tokenizer, _answering(problems, numbers), flavour=0.01 * len(numbers))
     roots = [tmp_path / name for name in wrong]
-    command = ["--suite", "reasoning", "--limit", 30, "--seed", 5, "--max-batch", 5]
+    command = ["--suite", "reasoning", "--limit", 30, "--seed", 5, "--max-batch", 5, "--backend", "onnxruntime"]
     report = _evaluate(capsys, *roots[1:], *command, "--reference", roots[0])
     perfect, fair, poor = report["engines"]
     assert [engine["accuracy"]["overall"]["value"] for engine in report["engines"]] == [1, 25 / 30, 3 / 30]
