@@ -18,6 +18,8 @@ set(EW_CUDA_SOURCES
   split_qkv.cu)
 # And what hands them to ONNX Runtime.
 set(EW_CUDA_ADAPTERS
+  ../ops/declaration.cpp
+  ../ops/tensor.cpp
   ../ort/declaration.cpp
   ../ort/host.cpp
   ../ort/register.cpp

@@ -1,6 +1,8 @@
 // ClpEmit for ONNX Runtime: tensors and attributes in, ClpEmitArgs out.
 #include "../cpu/clp_emit.h"
-#include "clp_emit_signature.h"
+#include "../ops/clp_emit.h"
+#include "declaration.h"
+#include "host.h"
 
 namespace ew::ort {
 namespace {
@@ -14,7 +16,7 @@ struct Kernel {
   Attributes attributes;
   mutable Pool<ClpScratch> pool;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info) {}
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
 
   void compute(KernelContext* context) const {
     Tensor in[kInputCount];

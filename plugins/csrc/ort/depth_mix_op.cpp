@@ -2,7 +2,9 @@
 #include <vector>
 
 #include "../cpu/row_ops.h"
-#include "depth_mix_signature.h"
+#include "../ops/depth_mix.h"
+#include "declaration.h"
+#include "host.h"
 
 namespace ew::ort {
 namespace {
@@ -13,9 +15,9 @@ using namespace depth;
 struct Kernel {
   static constexpr const Declaration& declaration = kDeclaration<kFloat>;
   const Api& api;
-  float scale;
+  Attributes attributes;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), scale(read_scale(host, info)) {}
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
 
   void compute(KernelContext* context) const {
     const std::size_t count = input_count(api, context);
@@ -35,7 +37,7 @@ struct Kernel {
     args.head_dim = in[kQuery].shape[2];
     args.value_dim = in[kValue].shape[2];
     args.source_count = static_cast<std::int64_t>(count - kSources) / 2;
-    args.scale = scale;
+    args.scale = attributes.scale;
     args.mixed = static_cast<float*>(output(api, context, 0, {args.tokens, args.kv_heads, args.value_dim}).data);
     depth_mix(args, HostThreads(api, context));
   }

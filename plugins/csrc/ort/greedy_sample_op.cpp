@@ -1,14 +1,13 @@
 // GreedySample for ONNX Runtime.
 #include "../cpu/row_ops.h"
+#include "../ops/greedy_sample.h"
 #include "declaration.h"
 #include "host.h"
 
 namespace ew::ort {
 namespace {
 
-const Port kInputs[] = {{"logits", kFloat}};
-const Port kOutputs[] = {{"tokens", kInt64}};
-const Declaration kDeclaration = {"GreedySample", 1, kInputs, 1, kOutputs, 1, nullptr, 0};
+using namespace greedy;
 
 struct Kernel {
   static constexpr const Declaration& declaration = kDeclaration;
@@ -18,9 +17,8 @@ struct Kernel {
 
   void compute(KernelContext* context) const {
     const Tensor logits = input(api, context, 0);
-    expect_shape("logits", logits, {-1, -1}, "[N, V]");
+    expect_shapes(&logits);
     const std::int64_t rows = logits.shape[0], vocab = logits.shape[1];
-    if (vocab < 1) fail("logits", "V = 0", "1 or more");
     auto* tokens = static_cast<std::int64_t*>(output(api, context, 0, {rows}).data);
     greedy_sample(static_cast<const float*>(logits.data), rows, vocab, tokens, HostThreads(api, context));
   }

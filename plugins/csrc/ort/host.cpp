@@ -20,14 +20,6 @@ bool answered(const Api& api, Status* status) {
   return !status;
 }
 
-std::string text(const Tensor& tensor) {
-  if (tensor.rank < 0) return "nothing";
-  if (tensor.rank > Tensor::kMaxRank) return std::to_string(tensor.rank) + " axes";
-  std::string shape;
-  for (int axis = 0; axis < tensor.rank; ++axis) shape += (axis ? ", " : "") + std::to_string(tensor.shape[axis]);
-  return "[" + shape + "]";
-}
-
 }  // namespace
 
 std::size_t input_count(const Api& api, KernelContext* context) {
@@ -58,32 +50,20 @@ Tensor output(const Api& api, KernelContext* context, std::size_t index, std::in
   return tensor;
 }
 
-void expect_shape(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape,
-                  const char* names) {
-  bool agrees = tensor.rank == static_cast<int>(shape.size());
-  std::string sizes;
-  int axis = 0;
-  for (std::int64_t size : shape) {
-    agrees = agrees && (size < 0 || size == tensor.shape[axis]);
-    sizes += (axis++ ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
-  }
-  if (!agrees) fail(name, "shape " + text(tensor), std::string(names) + " = [" + sizes + "]");
-}
-
-std::int64_t attribute(const Api& api, const KernelInfo* info, const char* name, const std::int64_t* fallback) {
+std::int64_t NodeAttributes::read(const char* name, const std::int64_t* fallback) const {
   std::int64_t value = 0;
-  if (answered(api, KernelInfoGetAttribute_int64(api)(info, name, &value))) return value;
+  if (answered(api_, KernelInfoGetAttribute_int64(api_)(info_, name, &value))) return value;
   float other = 0;
-  if (answered(api, KernelInfoGetAttribute_float(api)(info, name, &other))) fail(name, "a float", "an int");
+  if (answered(api_, KernelInfoGetAttribute_float(api_)(info_, name, &other))) fail(name, "a float", "an int");
   if (!fallback) fail(name, "no attribute", "an int");
   return *fallback;
 }
 
-float attribute(const Api& api, const KernelInfo* info, const char* name, const float* fallback) {
+float NodeAttributes::read(const char* name, const float* fallback) const {
   float value = 0;
-  if (answered(api, KernelInfoGetAttribute_float(api)(info, name, &value))) return value;
+  if (answered(api_, KernelInfoGetAttribute_float(api_)(info_, name, &value))) return value;
   std::int64_t other = 0;
-  if (answered(api, KernelInfoGetAttribute_int64(api)(info, name, &other))) fail(name, "an int", "a float");
+  if (answered(api_, KernelInfoGetAttribute_int64(api_)(info_, name, &other))) fail(name, "an int", "a float");
   if (!fallback) fail(name, "no attribute", "a float");
   return *fallback;
 }

@@ -8,6 +8,8 @@
 #include <string>
 
 #include "../cpu/parallel.h"
+#include "../ops/attributes.h"
+#include "../ops/tensor.h"
 #include "ort_abi.h"
 
 namespace ew::ort {
@@ -36,28 +38,21 @@ Status* guarded(const Api& api, const char* op, Body body) noexcept {
   }
 }
 
-[[noreturn]] inline void fail(const std::string& name, const std::string& got, const std::string& expected) {
-  throw std::invalid_argument(name + ": got " + got + ", expected " + expected);
-}
-
-// A tensor of the call; absent optional inputs have no data and rank -1.
-struct Tensor {
-  static constexpr int kMaxRank = 4;
-  void* data = nullptr;
-  int rank = -1;
-  std::int64_t shape[kMaxRank] = {};
-};
-
 std::size_t input_count(const Api& api, KernelContext* context);
 Tensor input(const Api& api, KernelContext* context, std::size_t index);
 Tensor output(const Api& api, KernelContext* context, std::size_t index, std::initializer_list<std::int64_t> shape);
 
-// Throw unless the tensor has this shape, in which -1 takes any size; `names` is the shape in words.
-void expect_shape(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape, const char* names);
+// The attributes of a node.
+class NodeAttributes : public AttributeReader {
+ public:
+  NodeAttributes(const Api& api, const KernelInfo* info) : api_(api), info_(info) {}
+  std::int64_t read(const char* name, const std::int64_t* fallback) const override;
+  float read(const char* name, const float* fallback) const override;
 
-// An attribute of the node, or `fallback`; without a fallback its absence is an error.
-std::int64_t attribute(const Api& api, const KernelInfo* info, const char* name, const std::int64_t* fallback);
-float attribute(const Api& api, const KernelInfo* info, const char* name, const float* fallback);
+ private:
+  const Api& api_;
+  const KernelInfo* info_;
+};
 
 // The host's own intra-op threads.
 class HostThreads : public ew::Parallel {

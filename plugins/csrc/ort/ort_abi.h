@@ -8,7 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../ops/declaration.h"
+
 namespace ew::ort {
+
+using namespace ops;  // its ElementType and Presence have the values that ONNX Runtime gives them
 
 constexpr std::uint32_t kApiVersion = 21;  // ONNX Runtime 1.21 and later
 
@@ -23,8 +27,6 @@ struct CustomOp;
 struct Allocator;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
-enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
-enum Presence : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
 // X(index in OrtApi, name, result, arguments)

@@ -3,7 +3,9 @@
 #include <string>
 
 #include "../cpu/paged_attention.h"
-#include "paged_attention_signature.h"
+#include "../ops/paged_attention.h"
+#include "declaration.h"
+#include "host.h"
 
 namespace ew::ort {
 namespace {
@@ -16,7 +18,7 @@ struct Kernel {
   const Api& api;
   Attributes attributes;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info) {}
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
 
   void compute(KernelContext* context) const;
 };

@@ -11,8 +11,6 @@ namespace {
 
 using namespace ew::ort;
 
-constexpr const char* kDomain = "enginewright";
-
 // One domain for the process: sessions keep pointers into it, so it is never released.
 CustomOpDomain* domain(const Api& api) {
   static std::mutex mutex;
@@ -23,46 +21,6 @@ CustomOpDomain* domain(const Api& api) {
   check(CreateCustomOpDomain(api)(kDomain, &fresh));
   for (const DeclaredOp* const* op = ops(); *op; ++op) check(CustomOpDomain_Add(api)(fresh, *op));
   return made = fresh;
-}
-
-std::string quoted(const char* text) { return "\"" + std::string(text) + "\""; }
-
-const char* name_of(ElementType type) {
-  switch (type) {
-    case kFloat:
-      return "float32";
-    case kInt8:
-      return "int8";
-    case kInt32:
-      return "int32";
-    case kInt64:
-      return "int64";
-    case kFloat16:
-      return "float16";
-    case kBfloat16:
-      return "bfloat16";
-  }
-  return "";
-}
-
-std::string ports(const Port* port, std::size_t count) {
-  std::string json;
-  for (std::size_t i = 0; i < count; ++i) {
-    json += (i ? ", " : "") + ("{\"name\": " + quoted(port[i].name)) + ", \"type\": " + quoted(name_of(port[i].type)) +
-            ", \"optional\": " + (port[i].presence == kOptional ? "true" : "false") +
-            ", \"variadic\": " + (port[i].presence == kVariadic ? "true" : "false") + "}";
-  }
-  return "[" + json + "]";
-}
-
-std::string json(const Declaration& op) {
-  std::string attributes;
-  for (std::size_t i = 0; i < op.attribute_count; ++i)
-    attributes += (i ? ", " : "") + ("{\"name\": " + quoted(op.attributes[i].name)) +
-                  ", \"type\": " + quoted(op.attributes[i].type) + ", \"default\": " + op.attributes[i].fallback + "}";
-  return "{\"name\": " + quoted(op.name) + ", \"version\": " + std::to_string(op.version) +
-         ", \"inputs\": " + ports(op.inputs, op.input_count) + ", \"outputs\": " + ports(op.outputs, op.output_count) +
-         ", \"attributes\": [" + attributes + "]}";
 }
 
 }  // namespace
@@ -83,7 +41,7 @@ EW_EXPORT const char* ew_op_declarations() {
   static const std::string all = [] {
     std::string list;
     for (const DeclaredOp* const* op = ops(); *op; ++op) list += (list.empty() ? "" : ", ") + json(*(*op)->declaration);
-    return "{\"domain\": " + quoted(kDomain) + ", \"ops\": [" + list + "]}";
+    return json_of_library(list);
   }();
   return all.c_str();
 }

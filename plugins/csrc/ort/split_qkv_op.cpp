@@ -1,6 +1,8 @@
 // SplitQkv for ONNX Runtime: tensors and attributes in, SplitQkvArgs out.
 #include "../cpu/row_ops.h"
-#include "split_qkv_signature.h"
+#include "../ops/split_qkv.h"
+#include "declaration.h"
+#include "host.h"
 
 namespace ew::ort {
 namespace {
@@ -13,7 +15,7 @@ struct Kernel {
   const Api& api;
   Attributes attributes;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info) {}
+  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
 
   void compute(KernelContext* context) const {
     Tensor in[kInputCount];

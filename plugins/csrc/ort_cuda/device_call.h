@@ -2,10 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include "../cuda/calls.h"
+#include "../ops/refusal.h"
 #include "../ort/declaration.h"
 #include "../ort/host.h"
 
@@ -82,13 +81,6 @@ inline void* stream_of(const Api& api, const KernelContext* context) {
   check(KernelContext_GetGPUComputeStream(api)(context, &stream));
 #endif
   return stream;
-}
-
-// The library's message without the op's name, which the host's begins with.
-[[noreturn]] inline void fail_as_library() {
-  const std::string message = ew_cuda_error();
-  const std::size_t colon = message.find(": ");
-  throw std::invalid_argument(colon == std::string::npos ? message : message.substr(colon + 2));
 }
 
 template <class Call>

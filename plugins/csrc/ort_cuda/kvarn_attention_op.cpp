@@ -1,6 +1,5 @@
 // KVarNAttention for ONNX Runtime's CUDA provider.
-#include "../ort/kvarn_attention_signature.h"
-#include "attention_call.h"
+#include "../ops/kvarn_attention_call.h"
 #include "device_call.h"
 
 namespace ew::ort {
@@ -15,33 +14,14 @@ struct Kernel {
   Attributes attributes;
   DeviceMemory memory;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info), memory(host, info) {}
-
-  EwKVarNAttention call_of(const Tensor* in) const {
-    EwKVarNAttention call{};
-    call.attention = attention_call(
-        attributes, {in[kQuery], in[kKey], in[kValue], in[kQueryStarts], in[kKvLens], in[kTileTable], in[kSinks]},
-        kCallType<kType>);
-    const std::int64_t layers = in[kKvLens].shape[0], lens = call.attention.rows * call.attention.kv_heads;
-    call.slots = static_cast<const std::int32_t*>(in[kSlots].data);
-    call.encoded_before = static_cast<const std::int32_t*>(in[kEncodedLens].data) + attributes.layer * lens;
-    call.encoded_after = call.encoded_before + layers * lens;
-    call.record_count = in[kTiles].shape[0];
-    call.slot_count = in[kExact].shape[0];
-    call.exact_tiles = in[kExact].shape[2];
-    call.iterations = attributes.iterations;
-    call.k_bits = attributes.k_bits;
-    call.v_bits = attributes.v_bits;
-    call.robust = attributes.robust;
-    call.rotate_values = attributes.rotate_values;
-    return call;
-  }
+  Kernel(const Api& host, const KernelInfo* info)
+      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
 
   void compute(KernelContext* context) const {
     Tensor in[kInputCount];
     for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
     expect_shapes(attributes, in);
-    EwKVarNAttention call = call_of(in);
+    EwKVarNAttention call = call_of(attributes, in, kCallType<kType>);
     EwAttention& a = call.attention;
     a.output = output(api, context, 0, {a.tokens, a.query_heads, a.value_dim}).data;
     const std::int64_t *pool = in[kTiles].shape, *kept = in[kExact].shape;

@@ -1,6 +1,5 @@
 // PagedAttention for ONNX Runtime's CUDA provider.
-#include "../ort/paged_attention_signature.h"
-#include "attention_call.h"
+#include "../ops/paged_attention_call.h"
 #include "device_call.h"
 
 namespace ew::ort {
@@ -15,23 +14,19 @@ struct Kernel {
   Attributes attributes;
   DeviceMemory memory;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info), memory(host, info) {}
+  Kernel(const Api& host, const KernelInfo* info)
+      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
 
   void compute(KernelContext* context) const {
     Tensor in[kInputCount];
     for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
     expect_shapes(attributes, in);
-    EwPagedAttention call{};
-    call.attention = attention_call(
-        attributes, {in[kQuery], in[kKey], in[kValue], in[kQueryStarts], in[kKvLens], in[kTileTable], in[kSinks]},
-        kCallType<kType>);
+    EwPagedAttention call = call_of(attributes, in, kCallType<kType>);
     EwAttention& a = call.attention;
     a.output = output(api, context, 0, {a.tokens, a.query_heads, a.value_dim}).data;
     const Tensor tiles = output(api, context, 1, {in[kTiles].shape[0], in[kTiles].shape[1]});
     expect_in_place("tiles_out", in[kTiles], tiles);
     call.tiles = tiles.data;
-    call.tile_count = tiles.shape[0];
-    call.kv_bits = attributes.kv_bits;
     start(api, context, memory, call, ew_cuda_paged_attention_workspace, ew_cuda_paged_attention);
   }
 };

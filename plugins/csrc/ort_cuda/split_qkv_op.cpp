@@ -1,5 +1,5 @@
 // SplitQkv for ONNX Runtime's CUDA provider.
-#include "../ort/split_qkv_signature.h"
+#include "../ops/split_qkv_call.h"
 #include "device_call.h"
 
 namespace ew::ort {
@@ -14,26 +14,14 @@ struct Kernel {
   Attributes attributes;
   DeviceMemory memory;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(host, info), memory(host, info) {}
+  Kernel(const Api& host, const KernelInfo* info)
+      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
 
   void compute(KernelContext* context) const {
     Tensor in[kInputCount];
     for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
     expect_shapes(attributes, in);
-    EwSplitQkv call{};
-    call.packed = in[kPacked].data;
-    call.cos = in[kCos].data;
-    call.sin = in[kSin].data;
-    call.query_norm = in[kQueryNorm].data;
-    call.key_norm = in[kKeyNorm].data;
-    call.tokens = in[kPacked].shape[1];
-    call.query_heads = attributes.query_heads;
-    call.kv_heads = attributes.kv_heads;
-    call.head_dim = attributes.head_dim;
-    call.value_dim = attributes.value_dim;
-    call.half = in[kCos].rank >= 0 ? in[kCos].shape[2] : 0;
-    call.epsilon = attributes.epsilon;
-    call.type = kCallType<kType>;
+    EwSplitQkv call = call_of(attributes, in, kCallType<kType>);
     call.query = output(api, context, 0, {call.tokens, call.query_heads, call.head_dim}).data;
     call.key = output(api, context, 1, {call.tokens, call.kv_heads, call.head_dim}).data;
     call.value = output(api, context, 2, {call.tokens, call.kv_heads, call.value_dim}).data;

@@ -1,13 +1,14 @@
-// What SplitQkv's adapters have in common: ports, attributes and the shapes that a call must have.
+// SplitQkv for every host: ports, attributes and the shapes that a call must have.
 #pragma once
 
 #include <string>
 #include <utility>
 
+#include "attributes.h"
 #include "declaration.h"
-#include "host.h"
+#include "tensor.h"
 
-namespace ew::ort::split {
+namespace ew::ops::split {
 
 enum Input { kPacked, kCos, kSin, kQueryNorm, kKeyNorm, kInputCount };
 
@@ -32,15 +33,14 @@ struct Attributes {
   std::int64_t query_heads, kv_heads, head_dim, value_dim;
   float epsilon;
 
-  Attributes(const Api& api, const KernelInfo* info) {
-    const float smallest = 1e-6f;
+  explicit Attributes(const AttributeReader& node) {
     const std::pair<const char*, std::int64_t*> sizes[] = {
         {"query_heads", &query_heads}, {"kv_heads", &kv_heads}, {"head_dim", &head_dim}, {"value_dim", &value_dim}};
     for (const auto& [name, size] : sizes) {
-      *size = attribute(api, info, name, static_cast<const std::int64_t*>(nullptr));
+      *size = node.integer(name);
       if (*size < 1) fail(name, std::to_string(*size), "1 or more");
     }
-    epsilon = attribute(api, info, "epsilon", &smallest);
+    epsilon = node.number("epsilon", 1e-6f);
     if (!(epsilon >= 0.0f)) fail("epsilon", std::to_string(epsilon), "0 or more");
   }
 
@@ -63,4 +63,4 @@ inline void expect_shapes(const Attributes& a, const Tensor* in) {
     if (in[norm].rank >= 0) expect_shape(kInputs<kFloat>[norm].name, in[norm], {a.head_dim}, "[D]");
 }
 
-}  // namespace ew::ort::split
+}  // namespace ew::ops::split

@@ -1,13 +1,14 @@
-// What ClpEmit's adapters have in common: ports, attributes and the shapes that a call must have.
+// ClpEmit for every host: ports, attributes and the shapes that a call must have.
 #pragma once
 
 #include <cmath>
 #include <string>
 
+#include "attributes.h"
 #include "declaration.h"
-#include "host.h"
+#include "tensor.h"
 
-namespace ew::ort::clp {
+namespace ew::ops::clp {
 
 enum Input {
   kHidden,
@@ -51,19 +52,19 @@ struct Attributes {
   float tau;
   bool silu, residual;
 
-  Attributes(const Api& api, const KernelInfo* info) {
-    const std::int64_t k = attribute(api, info, "k", static_cast<const std::int64_t*>(nullptr));
+  explicit Attributes(const AttributeReader& node) {
+    const std::int64_t k = node.integer("k");
     if (k < 2 || k > kMostTokens) fail("k", std::to_string(k), "2 to " + std::to_string(kMostTokens));
     extra = k - 1;
-    tau = attribute(api, info, "tau", static_cast<const float*>(nullptr));
+    tau = node.number("tau");
     if (std::isnan(tau)) fail("tau", "NaN", "a number");
-    silu = flag(api, info, "activation");
-    residual = flag(api, info, "residual");
+    silu = flag(node, "activation");
+    residual = flag(node, "residual");
   }
 
  private:
-  static bool flag(const Api& api, const KernelInfo* info, const char* name) {
-    const std::int64_t off = 0, value = attribute(api, info, name, &off);
+  static bool flag(const AttributeReader& node, const char* name) {
+    const std::int64_t value = node.integer(name, 0);
     if (value != 0 && value != 1) fail(name, std::to_string(value), "0 or 1");
     return value == 1;
   }
@@ -104,4 +105,4 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   }
 }
 
-}  // namespace ew::ort::clp
+}  // namespace ew::ops::clp

@@ -1,13 +1,14 @@
-// What PagedAttention's adapters have in common: ports, attributes and the shapes that a call must have.
+// PagedAttention for every host: ports, attributes and the shapes that a call must have.
 #pragma once
 
 #include <string>
 
 #include "../cpu/tile.h"
+#include "attributes.h"
 #include "declaration.h"
-#include "host.h"
+#include "tensor.h"
 
-namespace ew::ort::paged {
+namespace ew::ops::paged {
 
 enum Input { kQuery, kKey, kValue, kTiles, kQueryStarts, kKvLens, kTileTable, kSinks, kInputCount };
 
@@ -17,7 +18,7 @@ inline constexpr Port kInputs[] = {
     {"query", kType},         {"key", kType},      {"value", kType},       {"tiles", kInt8},
     {"query_starts", kInt32}, {"kv_lens", kInt32}, {"tile_table", kInt32}, {"sinks", kFloat, kOptional}};
 template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"output", kType}, {"tiles_out", kInt8}};
+inline constexpr Port kOutputs[] = {{"output", kType}, {"tiles_out", kInt8, kRequired, kTiles}};
 inline constexpr AttributeDeclaration kAttributes[] = {{"layer", "int", "null"},
                                                        {"scale", "float", "null"},
                                                        {"window", "int", "0"},
@@ -31,14 +32,12 @@ struct Attributes {
   std::int64_t layer, window, kv_bits;
   float scale, softcap;
 
-  Attributes(const Api& api, const KernelInfo* info) {
-    const std::int64_t everything = 0, half = 16;
-    const float off = 0.0f;
-    layer = attribute(api, info, "layer", static_cast<const std::int64_t*>(nullptr));
-    scale = attribute(api, info, "scale", static_cast<const float*>(nullptr));
-    window = attribute(api, info, "window", &everything);
-    softcap = attribute(api, info, "softcap", &off);
-    kv_bits = attribute(api, info, "kv_bits", &half);
+  explicit Attributes(const AttributeReader& node) {
+    layer = node.integer("layer");
+    scale = node.number("scale");
+    window = node.integer("window", 0);
+    softcap = node.number("softcap", 0.0f);
+    kv_bits = node.integer("kv_bits", 16);
     if (layer < 0) fail("layer", std::to_string(layer), "0 or more");
     if (window < 0) fail("window", std::to_string(window), "0 (all) or more");
     if (!(softcap >= 0.0f)) fail("softcap", std::to_string(softcap), "0 (off) or more");
@@ -70,4 +69,4 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   if (in[kSinks].rank >= 0) expect(in, kSinks, {query_heads}, "[Hq]");
 }
 
-}  // namespace ew::ort::paged
+}  // namespace ew::ops::paged

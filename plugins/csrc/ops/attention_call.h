@@ -1,12 +1,12 @@
-// What the adapters of both attention ops fill in alike.
+// What both attention ops' calls of the kernels have in common, whatever the host.
 #pragma once
 
 #include <cstdint>
 
 #include "../cuda/calls.h"
-#include "../ort/host.h"
+#include "tensor.h"
 
-namespace ew::ort {
+namespace ew::ops {
 
 struct AttentionTensors {
   const Tensor &query, &key, &value, &query_starts, &kv_lens, &tile_table, &sinks;
@@ -37,4 +37,4 @@ EwAttention attention_call(const Attributes& attributes, const AttentionTensors&
   return call;
 }
 
-}  // namespace ew::ort
+}  // namespace ew::ops

@@ -1,13 +1,14 @@
-// What DepthMix's adapters have in common: ports, the attribute and the shapes that a call must have.
+// DepthMix for every host: ports, the attribute and the shapes that a call must have.
 #pragma once
 
 #include <cmath>
 #include <string>
 
+#include "attributes.h"
 #include "declaration.h"
-#include "host.h"
+#include "tensor.h"
 
-namespace ew::ort::depth {
+namespace ew::ops::depth {
 
 enum Input { kQuery, kKey, kValue, kSources };
 
@@ -20,11 +21,13 @@ inline constexpr AttributeDeclaration kAttributes[] = {{"scale", "float", "null"
 template <ElementType kType>
 inline constexpr Declaration kDeclaration = {"DepthMix", 1, kInputs<kType>, 4, kOutputs<kType>, 1, kAttributes, 1};
 
-inline float read_scale(const Api& api, const KernelInfo* info) {
-  const float scale = attribute(api, info, "scale", static_cast<const float*>(nullptr));
-  if (!std::isfinite(scale)) fail("scale", std::to_string(scale), "a finite number");
-  return scale;
-}
+struct Attributes {
+  float scale;
+
+  explicit Attributes(const AttributeReader& node) : scale(node.number("scale")) {
+    if (!std::isfinite(scale)) fail("scale", std::to_string(scale), "a finite number");
+  }
+};
 
 inline void expect_shapes(const Tensor* in, std::size_t count) {
   expect_shape("query", in[kQuery], {-1, -1, -1}, "[T, Hq, D]");
@@ -46,4 +49,4 @@ inline void expect_shapes(const Tensor* in, std::size_t count) {
   }
 }
 
-}  // namespace ew::ort::depth
+}  // namespace ew::ops::depth

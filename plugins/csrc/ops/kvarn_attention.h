@@ -1,13 +1,14 @@
-// What KVarNAttention's adapters have in common: ports, attributes and the shapes that a call must have.
+// KVarNAttention for every host: ports, attributes and the shapes that a call must have.
 #pragma once
 
 #include <string>
 
 #include "../cpu/kvarn.h"
+#include "attributes.h"
 #include "declaration.h"
-#include "host.h"
+#include "tensor.h"
 
-namespace ew::ort::kvarn {
+namespace ew::ops::kvarn {
 
 enum Input {
   kQuery,
@@ -38,7 +39,8 @@ inline constexpr Port kInputs[] = {{"query", kType},
                                    {"encoded_lens", kInt32},
                                    {"sinks", kFloat, kOptional}};
 template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"output", kType}, {"tiles_out", kInt8}, {"exact_out", kFloat16}};
+inline constexpr Port kOutputs[] = {
+    {"output", kType}, {"tiles_out", kInt8, kRequired, kTiles}, {"exact_out", kFloat16, kRequired, kExact}};
 inline constexpr AttributeDeclaration kAttributes[] = {
     {"layer", "int", "null"},    {"scale", "float", "null"}, {"window", "int", "0"},
     {"softcap", "float", "0.0"}, {"k_bits", "int", "4"},     {"v_bits", "int", "2"},
@@ -53,36 +55,31 @@ struct Attributes {
   int k_bits, v_bits;
   bool robust, rotate_values;
 
-  Attributes(const Api& api, const KernelInfo* info) {
-    const float off = 0.0f;
-    layer = attribute(api, info, "layer", static_cast<const std::int64_t*>(nullptr));
-    scale = attribute(api, info, "scale", static_cast<const float*>(nullptr));
-    softcap = attribute(api, info, "softcap", &off);
+  explicit Attributes(const AttributeReader& node) {
+    layer = node.integer("layer");
+    scale = node.number("scale");
+    softcap = node.number("softcap", 0.0f);
     if (layer < 0) fail("layer", std::to_string(layer), "0 or more");
     if (!(softcap >= 0.0f)) fail("softcap", std::to_string(softcap), "0 (off) or more");
-    window = number(api, info, "window", 0);
+    window = node.integer("window", 0);
     if (window < 0) fail("window", std::to_string(window), "0 (all) or more");
-    k_bits = bits(api, info, "k_bits", 4);
-    v_bits = bits(api, info, "v_bits", 2);
-    iterations = number(api, info, "iterations", 8);
+    k_bits = bits(node, "k_bits", 4);
+    v_bits = bits(node, "v_bits", 2);
+    iterations = node.integer("iterations", 8);
     if (iterations < 0) fail("iterations", std::to_string(iterations), "0 or more");
-    robust = flag(api, info, "robust", 0);
-    rotate_values = flag(api, info, "rotate_values", 1);
+    robust = flag(node, "robust", 0);
+    rotate_values = flag(node, "rotate_values", 1);
   }
 
  private:
-  static std::int64_t number(const Api& api, const KernelInfo* info, const char* name, std::int64_t fallback) {
-    return attribute(api, info, name, &fallback);
-  }
-
-  static int bits(const Api& api, const KernelInfo* info, const char* name, std::int64_t fallback) {
-    const std::int64_t width = number(api, info, name, fallback);
+  static int bits(const AttributeReader& node, const char* name, std::int64_t fallback) {
+    const std::int64_t width = node.integer(name, fallback);
     if (width != 2 && width != 4 && width != 8) fail(name, std::to_string(width), "2, 4 or 8");
     return static_cast<int>(width);
   }
 
-  static bool flag(const Api& api, const KernelInfo* info, const char* name, std::int64_t fallback) {
-    const std::int64_t value = number(api, info, name, fallback);
+  static bool flag(const AttributeReader& node, const char* name, std::int64_t fallback) {
+    const std::int64_t value = node.integer(name, fallback);
     if (value != 0 && value != 1) fail(name, std::to_string(value), "0 or 1");
     return value == 1;
   }
@@ -125,4 +122,4 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   if (in[kSinks].rank >= 0) expect(in, kSinks, {query_heads}, "[Hq]");
 }
 
-}  // namespace ew::ort::kvarn
+}  // namespace ew::ops::kvarn
