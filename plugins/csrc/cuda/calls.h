@@ -115,6 +115,8 @@ EW_EXPORT const char* ew_cuda_error(void);
 EW_EXPORT const char* ew_cuda_configurations(void);
 // 0, or a negative number and an error where this machine's driver or device cannot run the library.
 EW_EXPORT int ew_cuda_check_device(void);
+// Of the current device, or a negative number and an error; workspaces grow with it.
+EW_EXPORT int ew_cuda_multiprocessors(void);
 
 EW_EXPORT int64_t ew_cuda_paged_attention_workspace(const EwPagedAttention* call);
 EW_EXPORT int ew_cuda_paged_attention(const EwPagedAttention* call, void* workspace, int64_t bytes, void* stream);

@@ -49,6 +49,10 @@ const char* ew_cuda_error(void) { return last_error().c_str(); }
 
 const char* ew_cuda_configurations(void) { return configurations_json(); }
 
+int ew_cuda_multiprocessors(void) {
+  return guarded(-1, [] { return multiprocessor_count(); });
+}
+
 int ew_cuda_check_device(void) {
 #ifdef EW_EMULATED
   return 0;
