@@ -1,10 +1,11 @@
 """Builds the native libraries of a checkout, for tests and development.
 
-    python -m enginewright.plugins.build [--cuda] [--emulation]
+    python -m enginewright.plugins.build [--cuda] [--tensorrt SDK] [--emulation]
 
 Without options the ops for ONNX Runtime on the CPU, into `plugins/lib`, which is what `pip install` runs without the
-install. --cuda: the kernels for GPUs as well (needs nvcc and some minutes). --emulation: those kernels for a CPU, for
-tests, into `build/emulation` alone.
+install. --cuda: the kernels for GPUs as well (needs nvcc and some minutes). --tensorrt: these and the plugins for
+TensorRT; SDK is its folder, or that of its headers. --emulation: the kernels for a CPU, for tests, into
+`build/emulation` alone.
 """
 
 from __future__ import annotations
@@ -21,16 +22,22 @@ PLUGINS = Path(__file__).resolve().parent
 OBJECTS = PLUGINS.parent / "build"
 
 
-def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False) -> Path:
+def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False, tensorrt: Path | None = None) -> Path:
     """Configure, build and install; returns `plugins/lib`.
 
-    build_dir: where objects go; `build/plugins` in the checkout when not given.
+    build_dir: where objects go; `build/plugins` in the checkout when not given. tensorrt: TensorRT's SDK, or the folder
+    of its headers; with it the plugins are built, and the CUDA kernels that they start.
 
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
     """
     objects = build_dir or OBJECTS / "plugins"
-    _make(objects, f"-DENGINEWRIGHT_ORT={_on(ort)}", f"-DENGINEWRIGHT_CUDA={_on(cuda)}")
+    options = [f"-DENGINEWRIGHT_ORT={_on(ort)}", f"-DENGINEWRIGHT_CUDA={_on(cuda or tensorrt is not None)}"]
+    options.append(f"-DENGINEWRIGHT_TENSORRT={_on(tensorrt is not None)}")
+    if tensorrt is not None:
+        is_headers = (tensorrt / "NvInferRuntime.h").exists()
+        options.append(f"-DTENSORRT_INCLUDE_DIR={(tensorrt if is_headers else tensorrt / 'include').resolve()}")
+    _make(objects, *options)
     _run(_cmake(), "--install", str(objects))
     return PLUGINS / "lib"
 
@@ -42,8 +49,19 @@ def build_emulation(build_dir: Path | None = None) -> Path:
         LibraryError: CMake or the sources are missing, or the build fails.
     """
     objects = build_dir or OBJECTS / "emulation"
-    _make(objects, "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_EMULATION=ON")
+    _make(objects, "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_EMULATION=ON", "-DENGINEWRIGHT_TENSORRT_TESTS=OFF")
     return objects / "csrc" / "emulation" / file_name("enginewright_cuda_emulated")
+
+
+def build_tensorrt_tests(build_dir: Path | None = None) -> Path:
+    """Build the plugins for TensorRT over the emulated kernels, and what tests them; returns their folder.
+
+    Raises:
+        LibraryError: CMake or the sources are missing, or the build fails.
+    """
+    objects = build_dir or OBJECTS / "emulation"  # where the kernels are compiled already
+    _make(objects, "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_EMULATION=ON", "-DENGINEWRIGHT_TENSORRT_TESTS=ON")
+    return objects / "csrc" / "tensorrt_tests"
 
 
 def _on(wanted: bool) -> str:
@@ -77,10 +95,11 @@ def main() -> None:
     """Build what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", action="store_true", help="build the GPU kernels too")
+    parser.add_argument("--tensorrt", metavar="SDK", type=Path, help="build the GPU kernels and TensorRT's plugins too")
     parser.add_argument("--emulation", action="store_true", help="build the GPU kernels for a CPU, and nothing else")
     options = parser.parse_args()
     try:
-        print(build_emulation() if options.emulation else build(cuda=options.cuda))
+        print(build_emulation() if options.emulation else build(cuda=options.cuda, tensorrt=options.tensorrt))
     except LibraryError as error:
         sys.exit(str(error))
 

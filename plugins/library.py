@@ -15,10 +15,13 @@ from typing import Any
 
 ORT_LIBRARY = "enginewright_ort"
 CUDA_LIBRARY = "enginewright_cuda"
+TENSORRT_LIBRARY = "enginewright_trt"
 _HOW_TO_BUILD = {
     ORT_LIBRARY: "install a C++ compiler (Debian: apt-get install g++) and reinstall with `pip install --force-reinstall "
     "enginewright`, or in a checkout run `python -m enginewright.plugins.build`",
     CUDA_LIBRARY: "install CUDA 13's nvcc, then in a checkout run `python -m enginewright.plugins.build --cuda`",
+    TENSORRT_LIBRARY: "install CUDA 13's nvcc and unpack TensorRT's SDK, then in a checkout run "
+    "`python -m enginewright.plugins.build --tensorrt SDK`",
 }
 
 
@@ -49,7 +52,7 @@ def ort_library() -> Path:
 
 
 def library_path(name: str) -> Path:
-    """Path of the library `name`, ORT_LIBRARY or CUDA_LIBRARY.
+    """Path of the library `name`: ORT_LIBRARY, CUDA_LIBRARY or TENSORRT_LIBRARY.
 
     Raises:
         LibraryError: the library was not built.
@@ -60,7 +63,9 @@ def library_path(name: str) -> Path:
         if path.exists():
             return path
     looked = ", ".join(map(str, folders))
-    needs = {ORT_LIBRARY: "a C++ compiler", CUDA_LIBRARY: "nvcc"}[name]
+    needs = {ORT_LIBRARY: "a C++ compiler", CUDA_LIBRARY: "nvcc", TENSORRT_LIBRARY: "nvcc with TensorRT's headers"}[
+        name
+    ]
     raise LibraryError(
         f"plugins: got no {file_name(name)} in {looked}, expected the library that {needs} builds; do: "
         f"{_HOW_TO_BUILD[name]}"

@@ -10,7 +10,9 @@ import pytest
 
 from enginewright.plugins.library import set_cpu_isa
 
-sys.path.insert(0, str(Path(__file__).parent))  # attention_case, attention_cases, op_session
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # attention_case, attention_cases, op_session
+sys.path.append(str(HERE.parent / "gpu"))  # device, attention_calls: the plugins' kernels are those of its tests
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
