@@ -105,6 +105,7 @@ def test_functions_are_short() -> None:
         ("plugins.ops", ["torch", "transformers", "onnx", "onnxruntime"]),
         ("plugins.library", ["torch", "transformers", "onnx", "onnxruntime"]),
         ("plugins.cuda", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
+        ("plugins.tensorrt", ["torch", "transformers", "onnx", "onnxruntime", "numpy", "tensorrt", "tensorrt_rtx"]),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:

@@ -58,9 +58,10 @@ def test_our_declaration_is_nvidias(tmp_path: Path) -> None:
     assert report(["-I", str(OURS)], tmp_path / "ours") == report(nvidias(), tmp_path / "nvidias")
 
 
-@pytest.mark.parametrize("source", ADAPTERS, ids=lambda path: path.name)
-def test_adapters_compile_against_nvidias_headers(source: Path) -> None:
-    subprocess.run([compiler(), *STRICT, *nvidias(), "-fsyntax-only", str(source)], check=True)
+@pytest.mark.parametrize("headers", ["ours", "nvidias"])
+def test_adapters_compile_without_warnings(headers: str) -> None:
+    options = nvidias() if headers == "nvidias" else ["-I", str(OURS)]
+    subprocess.run([compiler(), *STRICT, *options, "-fsyntax-only", *map(str, ADAPTERS)], check=True)
 
 
 def test_the_declaration_is_for_tests_alone() -> None:

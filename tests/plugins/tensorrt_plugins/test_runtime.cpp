@@ -53,6 +53,17 @@ TEST(wrong_shapes_are_refused) {
   CHECK_EQUAL(clp.refusal(), "ClpEmit: out_weight: got shape 5 axes, expected [k - 1, V, h] = [2, 90, 24]");
 }
 
+TEST(sizes_without_kernels_are_refused) {
+  Running paged("paged");
+  for (std::size_t i : {0, 1, 2}) paged.one.inputs[i].dims[2] = 24;
+  paged.one.inputs[3].dims[1] = 128 * 48 * 2;
+  CHECK_EQUAL(
+      paged.refusal().rfind("PagedAttention: head sizes: got 24 and 24, expected of keys and values, one of", 0), 0u);
+  Running clp("clp");
+  for (std::size_t i : {0, 1}) clp.one.inputs[i].dims[0] = 1025;
+  CHECK_EQUAL(clp.refusal(), "ClpEmit: rows: got 1025, expected 0 to 1024");
+}
+
 TEST(a_pool_in_another_buffer_is_refused) {
   alignas(256) unsigned char other[256];
   Running paged("paged");
