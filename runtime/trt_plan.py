@@ -151,6 +151,8 @@ def open_plan(root: Path, graph: Graph, engine: Engine, cuda: CudaRuntime) -> Pl
             f"{path}: {MODULES[engine.backend]} {trt.__version__} cannot load it ({log.take()}); "
             f"run {_command(root, engine.backend)}"
         )
+    if len(engine.files) > 1:
+        _load_weights(root, engine, path, trt, opened, log)
     plan = Plan(path, trt, opened, runtime, log)
     plan.check(root, graph, engine.backend)
     return plan
@@ -192,6 +194,18 @@ def _load_plugins(root: Path, engine: Engine, path: Path, runtime: Any, log: Any
     if runtime.get_plugin_registry().load_library(str(library.path)) is None:
         raise UnsupportedError(
             f"{library.path}: TensorRT does not load it ({log.take()}); build the library again for this TensorRT"
+        )
+
+
+def _load_weights(root: Path, engine: Engine, path: Path, trt: Any, opened: Any, log: Any) -> None:
+    """Give a plan that was built without weights those of the graph that is its second file."""
+    graph = root / engine.files[1].path
+    refitter = trt.Refitter(opened, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+        raise ArtifactError(
+            f"{path}: {MODULES[engine.backend]} {trt.__version__} cannot load the weights of {graph} ({log.take()}); "
+            f"run {_command(root, engine.backend)}"
         )
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import fake_tensorrt
+import fake_trt_runtime
 import numpy as np
 import onnx
 import pytest
 from fake_cuda import FakeCuda, Misuse
-from fake_tensorrt import make_module, write_plan
+from fake_trt_runtime import make_module, write_plan
 from onnx import TensorProto, helper
 
 
@@ -32,17 +32,22 @@ def documented(function: Any) -> list[list[str]]:
     return found
 
 
-FAKES = ("Runtime", "ICudaEngine", "IExecutionContext", "CapturableContext", "IPluginRegistry", "ILogger")
+FAKES = (
+    "Runtime", "ICudaEngine", "IExecutionContext", "CapturableContext", "IPluginRegistry", "ILogger", "Refitter",
+    "OnnxParserRefitter",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAKES)
 def test_names_and_parameters_are_those_of_tensorrt(name: str) -> None:
     """TensorRT-RTX has the same Python API, and imports without a GPU."""
     trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
-    fake = getattr(fake_tensorrt, name)
+    fake = getattr(fake_trt_runtime, name)
     real = getattr(trt, "IExecutionContext" if name == "CapturableContext" else name)
     methods = [each for each in dir(fake) if not each.startswith("_")]
     assert methods
+    if name in ("Runtime", "Refitter", "OnnxParserRefitter"):
+        methods.append("__init__")
     for method in methods:
         assert hasattr(real, method), method
         if inspect.isfunction(getattr(fake, method)):
@@ -54,8 +59,8 @@ def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
     for attribute in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(trt.ICudaEngine, attribute)
     for name in ("DataType", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"):
-        assert set(getattr(fake_tensorrt, name).__members__) <= set(getattr(trt, name).__members__), name
-    assert set(fake_tensorrt.ILogger.Severity.__members__) == set(trt.ILogger.Severity.__members__)
+        assert set(getattr(fake_trt_runtime, name).__members__) <= set(getattr(trt, name).__members__), name
+    assert set(fake_trt_runtime.ILogger.Severity.__members__) == set(trt.ILogger.Severity.__members__)
 
 
 def test_a_damaged_plan_is_none_for_tensorrt_too() -> None:
@@ -206,10 +211,11 @@ def test_a_run_happens_when_it_is_waited_for(trt: tuple[FakeCuda, ModuleType, An
         (lambda s: s.cuda.cudaFree(s.at["x"]), "bytes that are not allocated"),
         (lambda s: s.cuda.cudaFree(s.workspace), "bytes that are not allocated"),
         (lambda s: s.context.set_tensor_address("x", s.cuda.cudaMallocHost(64)[1]), "host memory where the device's"),
-        (lambda s: s.context.set_tensor_address("sum", s.at["sum"] + 256), "bytes that are not allocated"),
+        (lambda s: s.context.set_tensor_address("sum", 256), "bytes that are not allocated"),
         (lambda s: setattr(s, "stream", s.cuda.cudaStreamCreateWithFlags(1)[1]), "on another stream"),
         (lambda s: setattr(s, "stream", 5), "on another stream"),
         (lambda s: setattr(s.context, "_workspace", None), "a context without memory"),
+        (lambda s: setattr(s.engine, "_has_weights", False), "an engine without weights"),
     ],
 )
 def test_misuse_fails(change: Callable[[Session], Any], message: str, trt: tuple[FakeCuda, ModuleType, Any]) -> None:

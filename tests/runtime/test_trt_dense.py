@@ -116,8 +116,9 @@ def test_decoding_is_captured_once_and_replayed(engine: Path, cuda: FakeCuda) ->
         for times in (1, 2):
             llm.generate([list(range(3, 30))], Sampling(max_tokens=30, ignore_eos=True))
             assert cuda.launches == 29 * times - 1 and len(cuda.graphs) == 1
-        prefills = graph_of(llm).contexts._contexts
-        assert list(prefills) == [1], "prompts have the second profile, and no graph"
+        contexts = graph_of(llm).contexts
+        assert [replay._context.context._profile for replay in contexts.replays.values()] == [0]
+        assert list(contexts._contexts) == [1], "prompts have the second profile, and no graph"
 
 
 def test_captures_can_be_left_out(engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

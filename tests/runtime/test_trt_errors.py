@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, Misuse
 from trt_engines import add_plan, install
 
 from enginewright.plugins import tensorrt as plugins_tensorrt
@@ -20,7 +20,7 @@ from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, artifact, load
 from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
 from enginewright.runtime.trt_context import Contexts
-from enginewright.runtime.trt_plan import Plan, Profile
+from enginewright.runtime.trt_plan import Plan, Profile, open_plan
 
 pytestmark = pytest.mark.native
 
@@ -88,6 +88,29 @@ def test_an_engine_for_this_gpu_among_others_is_taken(
 ) -> None:
     with load(add_plan(exported, tmp_path / "engine", compute=compute)) as llm:
         assert llm.generate([1], Sampling(max_tokens=2, ignore_eos=True))[0].token_ids
+
+
+def test_a_plan_without_weights(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
+    """Its second file is the graph that has them."""
+    options = {"stripped": True, "weights": "graphs/decoder.onnx"}
+    with load(add_plan(exported, tmp_path / "engine", **options)) as llm:
+        assert llm.generate([1], Sampling(max_tokens=2, ignore_eos=True))[0].token_ids
+    with (
+        load(add_plan(exported, tmp_path / "lost", stripped=True)) as llm,
+        pytest.raises(Misuse, match="without weights"),
+    ):
+        llm.generate([1], Sampling(max_tokens=2))
+    message = (
+        r"plan: tensorrt 11\.1\.0 cannot load the weights of \S+/manifest\.json \(weights of another graph\); "
+        r"run `enginewright compile \S+ --backend tensorrt`"
+    )
+    other = add_plan(exported, tmp_path / "other", stripped=True)
+    manifest = artifact.load(other)
+    graph = manifest.graphs["decoder"]
+    files = (*graph.engines[0].files, artifact.File(path="manifest.json", size=0, sha256=""))
+    engine = dataclasses.replace(graph.engines[0], files=files)
+    with pytest.raises(ArtifactError, match=message):
+        open_plan(other, graph, engine, CudaRuntime(cuda))
 
 
 def test_a_damaged_plan(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,11 @@ def test_decoding_is_captured_once_and_replayed(prompt: list[int], plain: Path, 
         assert len(cuda.graphs) == 1
         llm.generate([prompt], Sampling(max_tokens=30, ignore_eos=True))
         assert cuda.launches == 2 * decodes - 1 and len(cuda.graphs) == 1
+        contexts = session_of(llm).contexts
+        assert [replay._context.context._profile for replay in contexts.replays.values()] == [0]
+        assert list(contexts._contexts) == ([] if len(prompt) == 1 else [1]), (
+            "prompts have the second profile, no graph"
+        )
 
 
 def test_steps_are_filled_up_to_a_bucket(plain: Path, cuda: FakeCuda) -> None:
@@ -129,6 +135,50 @@ def test_padding_touches_no_one(encoded: Path, cuda: FakeCuda) -> None:
         (again,) = llm.generate([first], sampling)
         assert [again.token_ids] == wanted[2] and again.reused_tokens == 256
         assert set(session_of(llm).contexts.replays) >= {1, 4}
+
+
+def test_padding_leaves_the_first_tiles_of_free_rows_alone(encoded: Path, cuda: FakeCuda) -> None:
+    """Every free row keeps the exact first tile of a prompt for others; three requests take as many, and pad in the fourth."""
+    kept, others = prompts_of(300, 290, 280, 270), prompts_of(17, 18, 19)
+    sampling = Sampling(max_tokens=40, ignore_eos=True)
+    done = {}
+    for backend in ("onnxruntime", "tensorrt"):
+        with load(encoded, 1, prefill_chunk=128, max_batch=4, backend=backend) as llm:
+            llm.generate(kept, sampling)
+            llm.generate(others, sampling)
+            again = [llm.generate([prompt], sampling)[0] for prompt in kept]
+            done[backend] = [(each.token_ids, each.reused_tokens) for each in again]
+    assert done["tensorrt"] == done["onnxruntime"]
+    assert sum(reused > 0 for _, reused in done["tensorrt"]) == 1
+
+
+def test_a_row_that_begins_gets_its_own_tiles_back(encoded: Path, cuda: FakeCuda) -> None:
+    """Even where the tables stay as they are, which the scheduler's never do then."""
+    with load(encoded, prefill_chunk=128, max_batch=3) as llm:
+        buffers = session_of(llm)._buffers
+        assert isinstance(buffers, PaddedBuffers)
+
+        def tables_for(*counts: int) -> tuple[np.ndarray, list[int]]:
+            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+            tokens = np.zeros(starts[-1], np.int64)
+            buffers.write(PackedStep(tokens, tokens, starts, tokens[:1]))
+            buffers.read(1, reads_logits=False)
+            found = []
+            for name in ("tile_table", "slots"):
+                buffer = buffers.inputs[name]
+                found.append(
+                    np.frombuffer(ctypes.string_at(buffer.address, buffer.nbytes), np.int32).reshape(buffer.shape)
+                )
+            return found[0], found[1].tolist()
+
+        tiles, slots = tables_for(1, 0, 2)
+        spare = np.array(llm.capacity.tiles)[:, None, None]
+        assert (tiles[:, 1] == spare).all() and not tiles[:, [0, 2]].any() and slots == [0, 3, 2]
+        tiles, slots = tables_for(1, 1, 0)
+        assert (tiles[:, 2] == spare).all() and not tiles[:, :2].any() and slots == [0, 1, 3]
+        buffers._tables.held[0] = 5  # a row that waits is not free
+        tiles, slots = tables_for(0, 0, 1)
+        assert (tiles[:, 1] == spare).all() and not tiles[:, [0, 2]].any() and slots == [0, 3, 2]
 
 
 def test_a_first_tile_is_copied_to_another_row(encoded: Path, cuda: FakeCuda) -> None:

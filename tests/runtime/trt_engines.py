@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt import make_module, write_plan
+from fake_trt_runtime import make_module, write_plan
 
 from enginewright.plugins import tensorrt as plugins_tensorrt
 from enginewright.plugins.ops import OPS
@@ -27,12 +27,13 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     """Copy the engine directory `root` to `target` and give it a plan.
 
     chunk: most tokens of a step of a prompt. spare: whether profiles admit a tile and a slot more than rows can fill.
-    changes: of the Engine (backend, version, compute, plugins, written) or of the plan (see `write_plan`).
+    changes: of the Engine (backend, version, compute, plugins) or of the plan (see `write_plan`). weights: the file that a
+    plan without weights takes them from.
     """
     shutil.copytree(root, target)
     manifest = artifact.load(target)
     graph = manifest.graphs["decoder"]
-    backend = changes.pop("backend", "tensorrt")
+    backend, weights = changes.pop("backend", "tensorrt"), changes.pop("weights", None)
     fields = {name: changes.pop(name) for name in ("version", "compute", "plugins") if name in changes}
     sizes = (dense_sizes if manifest.cache.kind == "dense" else packed_sizes)(manifest, chunk, spare)
     changes.setdefault("profiles", [{s.name: shapes(s, own) for s in graph.inputs} for own in sizes])
@@ -40,7 +41,8 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     (target / "engines").mkdir(exist_ok=True)
     path = target / f"engines/decoder.{backend}.plan"
     write_plan(path, target / graph.files[0].path, changes.pop("profiles"), **changes)
-    files = (artifact.describe_file(target, path),)
+    written = (path, target / weights) if weights is not None else (path,)
+    files = tuple(artifact.describe_file(target, each) for each in written)
     engine = Engine(backend=backend, version=VERSION, compute="sm_90", files=files, plugins=graph.ops)
     others = tuple(each for each in graph.engines if each.backend != backend)
     graph = dataclasses.replace(graph, engines=(*others, dataclasses.replace(engine, **fields)))

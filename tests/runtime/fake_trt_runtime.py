@@ -43,7 +43,7 @@ def write_plan(path: Path, graph: Path, profiles: Sequence[dict[str, Any]], **op
 
     profiles: input -> [least, likeliest, largest]. options: aliases, output -> input that it updates; capturable: what
     contexts say of CUDA graphs; syncs: whether a run waits for the stream, which no graph can hold; workspace: bytes;
-    host: tensors in host memory.
+    host: tensors in host memory; stripped: whether it has no weights of its own.
     """
     about = {"graph": str(graph), "profiles": list(profiles), **options}
     path.write_bytes(MAGIC + json.dumps(about).encode())
@@ -112,6 +112,7 @@ class ICudaEngine:
         self._tensors = self._inputs | self._outputs
         self._session = self._open(Path(about["graph"]), runtime._registry._libraries)
         self._contexts: list[IExecutionContext] = []
+        self._has_weights = not about.get("stripped")
         self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(about["profiles"])
         self.device_memory_size_v2 = about.get("workspace", 4096)
@@ -153,6 +154,27 @@ class ICudaEngine:
     @property
     def _context_class(self) -> type[IExecutionContext]:
         return CapturableContext if "capturable" in self._about else IExecutionContext
+
+
+class Refitter:
+    def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
+        self._engine, self._log = engine, logger
+        self._read = False
+
+    def refit_cuda_engine(self) -> bool:
+        self._engine._has_weights = self._read
+        return self._read
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+        self._refitter, self._log = refitter, logger
+
+    def refit_from_file(self, model: str) -> bool:
+        self._refitter._read = Path(model).read_bytes() == Path(self._refitter._engine._about["graph"]).read_bytes()
+        if not self._refitter._read:
+            self._log.log(ILogger.Severity.ERROR, "weights of another graph")
+        return self._refitter._read
 
 
 class IExecutionContext:
@@ -227,6 +249,8 @@ class IExecutionContext:
 
     def _check(self, stream: int) -> dict[str, tuple[int, ...]]:
         """The shapes of all tensors, when everything is set as it has to be."""
+        if not self._engine._has_weights:
+            raise Misuse("an engine without weights is run")
         if self._workspace is None:
             raise Misuse("a context without memory is run")
         if self._profile_stream not in (None, stream):
@@ -284,7 +308,8 @@ def make_module(cuda: FakeCuda, name: str = "tensorrt", version: str = "11.1.0")
     module = types.ModuleType(name)
     module.__version__ = version  # type: ignore[attr-defined]
     for each in (
-        ILogger, DataType, TensorIOMode, TensorLocation, ExecutionContextAllocationStrategy, ICudaEngine, IExecutionContext
+        ILogger, DataType, TensorIOMode, TensorLocation, ExecutionContextAllocationStrategy, ICudaEngine, IExecutionContext,
+        Refitter, OnnxParserRefitter,
     ):  # fmt: skip
         setattr(module, each.__name__, each)
     setattr(module, "Runtime", type("Runtime", (Runtime,), {"cuda": cuda}))  # noqa: B010
