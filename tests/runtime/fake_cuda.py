@@ -47,11 +47,19 @@ class Block:
 
 
 @dataclass
+class Action:
+    """Something to do, and addresses that it reads and writes."""
+
+    do: Callable[[], None]
+    touches: tuple[int, ...]
+
+
+@dataclass
 class Stream:
     """pending: what has been started. captured: what is being recorded, None when nothing is; broken: in vain."""
 
-    pending: list[Callable[[], None]] = field(default_factory=list)
-    captured: list[Callable[[], None]] | None = None
+    pending: list[Action] = field(default_factory=list)
+    captured: list[Action] | None = None
     broken: bool = False
 
 
@@ -73,7 +81,7 @@ class FakeCuda:
         self.launches = 0
         self.blocks: dict[int, Block] = {}
         self.streams: dict[int, Stream] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.graphs: dict[int, list[Action]] = {}
         self._next = 1000
 
     # ---- what the fakes ask
@@ -87,12 +95,12 @@ class FakeCuda:
                 return
         raise Misuse(f"{address:#x}: {size} bytes that are not allocated")
 
-    def start(self, stream: int, action: Callable[[], None]) -> None:
-        """Do `action` in order on `stream`, or record it."""
+    def start(self, stream: int, do: Callable[[], None], *touches: int) -> None:
+        """Do something in order on `stream`, or record it. touches: addresses that it reads and writes."""
         if stream not in self.streams:
             raise Misuse(f"stream {stream} is none")
         own = self.streams[stream]
-        (own.pending if own.captured is None else own.captured).append(action)
+        (own.pending if own.captured is None else own.captured).append(Action(do, touches))
 
     def is_capturing(self, stream: int) -> bool:
         return self.streams[stream].captured is not None
@@ -156,8 +164,9 @@ class FakeCuda:
         block = self.blocks.pop(address, None)
         if block is None or block.host != host:
             raise Misuse(f"{address:#x}: given back, but not allocated so")
-        if any(stream.pending for stream in self.streams.values()):
-            raise Misuse(f"{address:#x}: given back while something is under way")
+        under_way = [address for stream in self.streams.values() for each in stream.pending for address in each.touches]
+        if any(block.address <= each < block.address + block.size for each in under_way):
+            raise Misuse(f"{address:#x}: given back while something that uses it is under way")
         ctypes.memset(address, POISON, block.size)
         self.free += 0 if host else block.size
         return (OK,)
@@ -183,7 +192,7 @@ class FakeCuda:
         own = self.streams[stream]
         actions, own.pending = own.pending, []
         for action in actions:
-            action()
+            action.do()
         return (OK,)
 
     def cudaDeviceSynchronize(self) -> tuple[Any]:
@@ -208,7 +217,7 @@ class FakeCuda:
                 self.check(src + row * spitch, width)
                 ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
 
-        self.start(stream, copy)
+        self.start(stream, copy, dst, src)
         return (OK,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
@@ -243,5 +252,5 @@ class FakeCuda:
             raise Misuse("a graph is launched that is none")
         self.launches += 1
         for action in self.graphs[graphExec]:
-            self.start(stream, action)
+            self.start(stream, action.do, *action.touches)
         return (OK,)

@@ -244,7 +244,7 @@ class IExecutionContext:
                 raise Misuse("a context was changed after a graph had been captured of it")
             self._run(shapes, addresses)
 
-        self._cuda.start(stream_handle, run)
+        self._cuda.start(stream_handle, run, *addresses.values(), self._workspace or 0)
         return True
 
     def _check(self, stream: int) -> dict[str, tuple[int, ...]]:

@@ -277,7 +277,7 @@ def test_memory_under_way_is_not_given_back() -> None:
     (_, to), (_, source) = cuda.cudaMalloc(8), cuda.cudaMallocHost(8)
     assert to is not None and source is not None
     cuda.cudaMemcpyAsync(to, source, 8, 4, stream)
-    with pytest.raises(Misuse, match="while something is under way"):
+    with pytest.raises(Misuse, match="while something that uses it is under way"):
         cuda.cudaFree(to)
     with pytest.raises(Misuse, match="while something is under way"):
         cuda.cudaStreamDestroy(stream)
