@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.plugins.library import LibraryError
-from enginewright.plugins.tensorrt import MODULES
+from enginewright.plugins.tensorrt import MODULES, open_tensorrt_library
 from enginewright.runtime.artifact import Engine, Graph
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
@@ -178,19 +178,14 @@ def _runs_on(compute: str, device: str) -> bool:
 
 
 def _load_plugins(root: Path, engine: Engine, path: Path, runtime: Any, log: Any) -> None:
-    from enginewright.plugins.tensorrt import open_tensorrt_library  # type: ignore[attr-defined]
-
     try:
         library = open_tensorrt_library()
     except LibraryError as e:
         raise UnsupportedError(str(e)) from e
-    for op, version in engine.plugins.items():
-        installed = library.op_versions.get(op, "none")
-        if installed != version:
-            raise ArtifactError(
-                f"{path}: built with {op} version {version}, the installed {library.path.name} has {installed}; "
-                f"run {_command(root, engine.backend)}, or install the enginewright that built it"
-            )
+    try:
+        library.check_versions(engine.plugins)
+    except LibraryError as e:
+        raise ArtifactError(f"{path}: {e}; run {_command(root, engine.backend)}") from e
     if runtime.get_plugin_registry().load_library(str(library.path)) is None:
         raise UnsupportedError(
             f"{library.path}: TensorRT does not load it ({log.take()}); build the library again for this TensorRT"

@@ -8,16 +8,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda, Misuse
 from trt_engines import add_plan, install
 
-from enginewright.plugins import tensorrt as plugins_tensorrt
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, artifact, load
+from enginewright.plugins.tensorrt import TensorRTLibrary
+from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, artifact, load, trt_plan
 from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
 from enginewright.runtime.trt_context import Contexts
 from enginewright.runtime.trt_plan import Plan, Profile, open_plan
@@ -60,10 +59,10 @@ def profiles_with(exported: Path, tmp_path: Path, name: str, shapes: list[Any]) 
         ({"compute": "sm_100+"}, r"built for sm_100\+, this machine's GPU is sm_90"),
         (
             {"plugins": {"PagedAttention": 7}},
-            r"built with PagedAttention version 7, the installed libenginewright_ort\.\w+ has 1; "
-            r"run `enginewright compile \S+ --backend tensorrt`, or install the enginewright that built it",
+            r"decoder\.tensorrt\.plan: plugins: libenginewright_ort\.\w+ 0\.1\.0: got PagedAttention version 1, expected "
+            r"PagedAttention version 7; .*; run `enginewright compile \S+ --backend tensorrt`$",
         ),
-        ({"plugins": {"Magic": 1}}, r"built with Magic version 1, the installed libenginewright_ort\.\w+ has none"),
+        ({"plugins": {"Magic": 1}}, r"libenginewright_ort\.\w+ 0\.1\.0: got no Magic, expected Magic version 1; "),
         (
             {"plugins": {}},
             r"tensorrt 11\.1\.0 cannot load it \(a plugin creator is not registered\); run `enginewright compile",
@@ -163,8 +162,9 @@ def test_a_plan_that_is_not_the_manifests(
 
 def test_the_plugin_library(exported: Path, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = add_plan(exported, tmp_path / "engine")
-    library = SimpleNamespace(path=tmp_path / "libgone.so", op_versions={"PagedAttention": 1, "GreedySample": 1})
-    monkeypatch.setattr(plugins_tensorrt, "open_tensorrt_library", lambda: library, raising=False)
+    versions = {"PagedAttention": 1, "GreedySample": 1}
+    library = TensorRTLibrary(path=tmp_path / "libgone.so", version="0.1.0", op_versions=versions)
+    monkeypatch.setattr(trt_plan, "open_tensorrt_library", lambda: library)
     message = r"libgone\.so: TensorRT does not load it \(cannot open libgone\.so\); build the library again"
     with pytest.raises(UnsupportedError, match=message):
         load(root)
@@ -172,7 +172,7 @@ def test_the_plugin_library(exported: Path, cuda: FakeCuda, tmp_path: Path, monk
     def missing() -> None:
         raise LibraryError("plugins: got no libenginewright_trt.so, expected ...")
 
-    monkeypatch.setattr(plugins_tensorrt, "open_tensorrt_library", missing, raising=False)
+    monkeypatch.setattr(trt_plan, "open_tensorrt_library", missing)
     with pytest.raises(UnsupportedError, match=r"^plugins: got no libenginewright_trt\.so"):
         load(root)
 

@@ -6,16 +6,15 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
 from fake_trt_runtime import make_module, write_plan
 
-from enginewright.plugins import tensorrt as plugins_tensorrt
 from enginewright.plugins.ops import OPS
-from enginewright.runtime import artifact
+from enginewright.plugins.tensorrt import TensorRTLibrary
+from enginewright.runtime import artifact, trt_plan
 from enginewright.runtime.artifact import Engine, Manifest, TensorSpec
 from enginewright.runtime.tiles import plan_tiles
 
@@ -96,5 +95,5 @@ def install(
     monkeypatch.setitem(sys.modules, name, make_module(cuda, name, **options))
     if plugins is not None:
         versions = {op: declaration.version for op, declaration in OPS.items()}
-        library = SimpleNamespace(path=plugins, version="0.1.0", op_versions=versions)
-        monkeypatch.setattr(plugins_tensorrt, "open_tensorrt_library", lambda: library, raising=False)
+        library = TensorRTLibrary(path=plugins, version="0.1.0", op_versions=versions)
+        monkeypatch.setattr(trt_plan, "open_tensorrt_library", lambda: library)
