@@ -33,7 +33,7 @@ def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False
     """
     objects = build_dir or OBJECTS / "plugins"
     options = [f"-DENGINEWRIGHT_ORT={_on(ort)}", f"-DENGINEWRIGHT_CUDA={_on(cuda or tensorrt is not None)}"]
-    options.append(f"-DENGINEWRIGHT_TENSORRT={_on(tensorrt is not None)}")
+    options += [f"-DENGINEWRIGHT_TENSORRT={_on(tensorrt is not None)}", "-DENGINEWRIGHT_TENSORRT_TESTS=OFF"]
     if tensorrt is not None:
         is_headers = (tensorrt / "NvInferRuntime.h").exists()
         options.append(f"-DTENSORRT_INCLUDE_DIR={(tensorrt if is_headers else tensorrt / 'include').resolve()}")
@@ -53,14 +53,17 @@ def build_emulation(build_dir: Path | None = None) -> Path:
     return objects / "csrc" / "emulation" / file_name("enginewright_cuda_emulated")
 
 
-def build_tensorrt_tests(build_dir: Path | None = None) -> Path:
-    """Build the plugins for TensorRT over the emulated kernels, and what tests them; returns their folder.
+def build_tensorrt_tests(*, cuda: bool = False) -> Path:
+    """Build what tests the plugins for TensorRT, without its SDK; returns the folder.
+
+    cuda: over the kernels for GPUs, not those for a CPU.
 
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
     """
-    objects = build_dir or OBJECTS / "emulation"  # where the kernels are compiled already
-    _make(objects, "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_EMULATION=ON", "-DENGINEWRIGHT_TENSORRT_TESTS=ON")
+    objects = OBJECTS / ("cuda" if cuda else "emulation")  # where the kernels are compiled already
+    kernels = "-DENGINEWRIGHT_CUDA=ON" if cuda else "-DENGINEWRIGHT_EMULATION=ON"
+    _make(objects, "-DENGINEWRIGHT_ORT=OFF", kernels, "-DENGINEWRIGHT_TENSORRT_TESTS=ON")
     return objects / "csrc" / "tensorrt_tests"
 
 

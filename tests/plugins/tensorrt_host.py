@@ -1,4 +1,7 @@
-"""The plugins for TensorRT over the emulated kernels, called as TensorRT calls them (`tensorrt_plugins/run.cpp`)."""
+"""The plugins for TensorRT, called as TensorRT calls them (`tensorrt_plugins/run.cpp`), without it.
+
+kernels: what they start: "emulated", or "cuda" for those that a GPU runs.
+"""
 
 from __future__ import annotations
 
@@ -51,21 +54,21 @@ class _Tensor(ctypes.Structure):
 
 
 @cache
-def built_folder() -> Path:
+def built_folder(kernels: str = "emulated") -> Path:
     """Where `enginewright_trt_test` and the libraries are, built."""
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
-    return build_tensorrt_tests()
+    return build_tensorrt_tests(cuda=kernels == "cuda")
 
 
 def plugin_library() -> Path:
     """The plugins over the emulated kernels."""
-    return built_folder() / file_name("enginewright_trt_emulated")
+    return built_folder() / file_name("enginewright_trt_tested")
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(built_folder() / file_name("enginewright_trt_run")))
+def _library(kernels: str = "emulated") -> ctypes.CDLL:
+    library = ctypes.CDLL(str(built_folder(kernels) / file_name("enginewright_trt_run")))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.ew_trt_test_run.argtypes = [ctypes.c_char_p, pointer, integer, pointer, integer, pointer, integer]
     library.ew_trt_test_workspace.argtypes = [ctypes.c_char_p, pointer, integer, pointer, integer]
@@ -138,7 +141,7 @@ def _in_order(op: str, arrays: Arrays) -> list[str]:
 
 
 def run_node(
-    op: str, arrays: Arrays, attributes: Mapping[str, Any], type: str, outputs: Sequence[Output]
+    kernels: str, op: str, arrays: Arrays, attributes: Mapping[str, Any], type: str, outputs: Sequence[Output]
 ) -> list[np.ndarray]:
     """The outputs of a node whose activations are of `type`; float32 arrays become and were activations.
 
@@ -158,7 +161,7 @@ def run_node(
     fields = fields_of(op, arrays, attributes)
     given = (_Tensor * len(names))(*(buffers[name].tensor(types[name]) for name in names))
     wanted = (_Tensor * len(outputs))(*(results[out.name].tensor(out.type) for out in outputs))
-    library = _library()
+    library = _library(kernels)
     if library.ew_trt_test_run(op.encode(), fields, len(fields), given, len(given), wanted, len(wanted)) != 0:
         raise ValueError(library.ew_trt_test_message().decode())
     for name in names:

@@ -1,4 +1,4 @@
-"""The plugins for TensorRT, from node to results, over the emulated kernels: against the oracles, on all of the cases."""
+"""The plugins for TensorRT, from node to results: against the oracles, on all of the cases."""
 
 from __future__ import annotations
 
@@ -36,49 +36,55 @@ UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """Largest relative error of one rounding: that of an output."""
 
 
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.gpu])])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """What the plugins start."""
+    return str(request.param)
+
+
 def shape_of(arrays: Arrays, name: str) -> tuple[int, ...]:
     return tuple(arrays[name].shape)
 
 
-def paged_attention(arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
+def paged_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
     tokens, heads, _ = shape_of(arrays, "query")
     output = Output("output", type, (tokens, heads, shape_of(arrays, "value")[2]))
     tiles = Output("tiles_out", "int8", shape_of(arrays, "tiles"), alias="tiles")
-    return run_node("PagedAttention", arrays, attributes, type, [output, tiles])
+    return run_node(kernels, "PagedAttention", arrays, attributes, type, [output, tiles])
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", PAGED_CASES, ids=lambda case: case.name)
-def test_paged_attention(case: attention_case.Case, type: str) -> None:
+def test_paged_attention(case: attention_case.Case, type: str, kernels: str) -> None:
     arrays = typed(attention_case.make_inputs(case), type)
     if case.kv_bits != 16 or (case.dim, case.value_dim) not in PAGED_ATTENTION_DIMS:
         with pytest.raises(ValueError, match=r"^PagedAttention: (head sizes|kv_bits): got .*, expected "):
-            paged_attention(arrays, case.attributes, type)
+            paged_attention(kernels, arrays, case.attributes, type)
         return
-    output, tiles = paged_attention(arrays, case.attributes, type)
+    output, tiles = paged_attention(kernels, arrays, case.attributes, type)
     wanted, wanted_tiles = attention_case.expected(case, arrays)
     np.testing.assert_array_equal(tiles, wanted_tiles)
     check_output(output, wanted, relative_tolerance(type, min(case.magnitude**2, case.softcap or np.inf)))
 
 
-def kvarn_attention(arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
+def kvarn_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
     outputs = [
         Output("output", type, shape_of(arrays, "query")),
         Output("tiles_out", "int8", shape_of(arrays, "tiles"), alias="tiles"),
         Output("exact_out", "float16", shape_of(arrays, "exact"), alias="exact"),
     ]
-    return run_node("KVarNAttention", arrays, attributes, type, outputs)
+    return run_node(kernels, "KVarNAttention", arrays, attributes, type, outputs)
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", KVARN_CASES, ids=lambda case: case.name)
-def test_kvarn_attention(case: Any, type: str) -> None:
+def test_kvarn_attention(case: Any, type: str, kernels: str) -> None:
     arrays = typed(make_kvarn_inputs(case), type)
     if case.dim not in KVARN_DIMS or (case.k_bits, case.v_bits) not in KVARN_BITS:
         with pytest.raises(ValueError, match=r"^KVarNAttention: (head_dim|k_bits and v_bits): got .*, expected "):
-            kvarn_attention(arrays, case.attributes, type)
+            kvarn_attention(kernels, arrays, case.attributes, type)
         return
-    output, *caches = kvarn_attention(arrays, case.attributes, type)
+    output, *caches = kvarn_attention(kernels, arrays, case.attributes, type)
     wanted = KVARN_ATTENTION.load_oracle()(**arrays, **case.attributes)
     size = min(case.magnitude**2, case.softcap or np.inf)
     check_output(output, wanted[0], relative_tolerance(type, size, roundings=3))
@@ -87,50 +93,50 @@ def test_kvarn_attention(case: Any, type: str) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", split_qkv_cases.CASES, ids=lambda case: case.name)
-def test_split_qkv(case: split_qkv_cases.Case, type: str) -> None:
+def test_split_qkv(case: split_qkv_cases.Case, type: str, kernels: str) -> None:
     arrays = {name: rounded(array, type) for name, array in split_qkv_cases.make_inputs(case).items()}
     outputs = [
         Output("query", type, (case.tokens, case.query_heads, case.head_dim)),
         Output("key", type, (case.tokens, case.kv_heads, case.head_dim)),
         Output("value", type, (case.tokens, case.kv_heads, case.value_dim)),
     ]
-    got = run_node("SplitQkv", arrays, case.attributes, type, outputs)
+    got = run_node(kernels, "SplitQkv", arrays, case.attributes, type, outputs)
     for mine, wanted in zip(got, SPLIT_QKV.load_oracle()(**arrays, **case.attributes), strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=1.01 * UNIT[type], atol=2e-6)
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", depth_mix_cases.CASES, ids=lambda case: case.name)
-def test_depth_mix(case: depth_mix_cases.Case, type: str) -> None:
+def test_depth_mix(case: depth_mix_cases.Case, type: str, kernels: str) -> None:
     arrays = {name: rounded(array, type) for name, array in depth_mix_cases.make_inputs(case).items()}
     outputs = [Output("mixed", type, (case.tokens, case.kv_heads, case.value_dim))]
     if any(size % 8 for size in (case.dim, case.value_dim)):
         with pytest.raises(ValueError, match=r"^DepthMix: head_dim: got \d, expected a multiple of 8 up to 512$"):
-            run_node("DepthMix", arrays, case.attributes, type, outputs)
+            run_node(kernels, "DepthMix", arrays, case.attributes, type, outputs)
         return
-    (got,) = run_node("DepthMix", arrays, case.attributes, type, outputs)
+    (got,) = run_node(kernels, "DepthMix", arrays, case.attributes, type, outputs)
     np.testing.assert_allclose(got, depth_mix_cases.expected(case, arrays), rtol=UNIT[type], atol=case.tolerance)
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(0, 5), (1, 1), (5, 513), (3, 4097)])
-def test_greedy_sample(rows: int, vocab: int) -> None:
+def test_greedy_sample(rows: int, vocab: int, kernels: str) -> None:
     logits = np.random.default_rng(vocab).standard_normal((rows, vocab)).astype(np.float32)
-    (got,) = run_node("GreedySample", {"logits": logits}, {}, "float32", [Output("tokens", "int64", (rows,))])
+    (got,) = run_node(kernels, "GreedySample", {"logits": logits}, {}, "float32", [Output("tokens", "int64", (rows,))])
     np.testing.assert_array_equal(got, GREEDY_SAMPLE.load_oracle()(logits))
 
 
 CLP_TYPED = ("hidden", "up_weight", "up_bias", "out_bias", "out_weight")
 
 
-def emit(arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
+def emit(kernels: str, arrays: Arrays, attributes: dict[str, Any], type: str) -> list[np.ndarray]:
     rows = len(arrays["hidden"])
     outputs = [Output("tokens", "int64", (rows, attributes["k"])), Output("counts", "int64", (rows,))]
-    return run_node("ClpEmit", arrays, attributes, type, outputs)
+    return run_node(kernels, "ClpEmit", arrays, attributes, type, outputs)
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("case", clp_cases.CASES, ids=lambda case: case.name)
-def test_clp_emit(case: clp_cases.Case, type: str) -> None:
+def test_clp_emit(case: clp_cases.Case, type: str, kernels: str) -> None:
     arrays = clp_cases.make_inputs(case)
     if case.rows == 7:  # with rows of which only the last token emits
         arrays |= {"query_starts": np.array([0, 1, 4, 4, 9, 12], np.int32)}
@@ -138,7 +144,7 @@ def test_clp_emit(case: clp_cases.Case, type: str) -> None:
     for given in (arrays, clp_cases.always(arrays, case.k - 1)):
         held = {name: rounded(x, type) if name in CLP_TYPED else x for name, x in given.items()}
         wanted = CLP_EMIT.load_oracle()(**held, **case.attributes)
-        for mine, its in zip(emit(held, case.attributes, type), wanted, strict=True):
+        for mine, its in zip(emit(kernels, held, case.attributes, type), wanted, strict=True):
             np.testing.assert_array_equal(mine, its)
 
 

@@ -196,7 +196,8 @@ std::size_t workspace(IPluginV3& plugin, const std::vector<Tensor>& most) {
   return build(plugin).getWorkspaceSize(in.data(), count_of(most), nullptr, build(plugin).getNbOutputs());
 }
 
-int enqueue(IPluginV3& plugin, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs, void* workspace) {
+int enqueue(IPluginV3& plugin, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs, void* workspace,
+            void* stream) {
   const std::vector<PluginTensorDesc> in = descs_of(inputs), out = descs_of(outputs);
   std::vector<const void*> read;
   std::vector<void*> written;
@@ -204,7 +205,8 @@ int enqueue(IPluginV3& plugin, const std::vector<Tensor>& inputs, const std::vec
   for (const Tensor& tensor : outputs) written.push_back(tensor.data);
   IPluginV3OneRuntime& running = runtime(plugin);
   if (running.onShapeChange(in.data(), count_of(inputs), out.data(), count_of(outputs)) != 0) return 1;
-  return running.enqueue(in.data(), out.data(), read.data(), written.data(), workspace, nullptr);
+  return running.enqueue(in.data(), out.data(), read.data(), written.data(), workspace,
+                         static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace host

@@ -101,6 +101,6 @@ int first_refused(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& inputs
 int configure(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& least, const std::vector<Tensor>& most);
 std::size_t workspace(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& most);
 int enqueue(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
-            void* workspace);
+            void* workspace, void* stream = nullptr);
 
 }  // namespace host

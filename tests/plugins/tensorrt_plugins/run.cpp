@@ -1,7 +1,9 @@
 // A node from creation to its results, through C for pytest: as a builder, an engine and an execution context call it.
+// Tensors are the caller's, on the host; the kernels have copies where they run.
 #include <algorithm>
-#include <cstring>
+#include <map>
 
+#include "../../../plugins/csrc/cuda/calls.h"
 #include "host.h"
 
 #define EW_TEST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -10,7 +12,7 @@ using namespace host;
 
 namespace {
 
-constexpr std::size_t kGuard = 4096;
+constexpr std::ptrdiff_t kGuard = 4096;  // as the caller has behind its arrays
 constexpr unsigned char kPoison = 0xff;
 
 std::string message;
@@ -44,22 +46,89 @@ std::unique_ptr<nvinfer1::IPluginV3> created(const char* op, const Field* fields
   return plugin;
 }
 
-// Memory of just this size, full of NaNs and with more of them behind it.
-class Workspace {
+class Stream {
  public:
-  explicit Workspace(std::size_t bytes) : memory_(bytes + kGuard + 256, kPoison), bytes_(bytes) {}
-  unsigned char* start() {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-    return memory_.data() + (256 - address % 256) % 256;
+  Stream() : stream_(ew_cuda_create_stream()) { expect(stream_ != nullptr, ew_cuda_error()); }
+  Stream(const Stream&) = delete;
+  ~Stream() { ew_cuda_destroy_stream(stream_); }
+  void* get() const { return stream_; }
+  void wait() const { expect(ew_cuda_synchronize(stream_) == 0, ew_cuda_error()); }
+
+ private:
+  void* stream_;
+};
+
+// Memory where the kernels run, and kGuard bytes behind it.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes) : bytes_(static_cast<std::int64_t>(bytes + std::size_t{kGuard})) {
+    address_ = ew_cuda_allocate(bytes_);
+    expect(address_ != nullptr, ew_cuda_error());
   }
-  bool is_intact() {
-    return std::all_of(start() + bytes_, memory_.data() + memory_.size(), [](unsigned char x) { return x == kPoison; });
+  Memory(const Memory&) = delete;
+  ~Memory() { ew_cuda_free(address_); }
+  void* address() const { return address_; }
+  // Both with the guard.
+  void read(const void* host, const Stream& stream) const { copy(address_, host, stream); }
+  void write(void* host, const Stream& stream) const { copy(host, address_, stream); }
+
+ private:
+  void copy(void* to, const void* from, const Stream& stream) const {
+    expect(ew_cuda_copy(to, bytes_, from, bytes_, bytes_, 1, stream.get()) == 0, ew_cuda_error());
+    stream.wait();
+  }
+
+  void* address_;
+  std::int64_t bytes_;
+};
+
+std::size_t bytes_of(const Tensor& tensor) {
+  std::size_t bytes = tensor.type == DataType::kINT64                                      ? 8
+                      : tensor.type == DataType::kFLOAT || tensor.type == DataType::kINT32 ? 4
+                      : tensor.type == DataType::kINT8                                     ? 1
+                                                                                           : 2;
+  for (std::int64_t size : tensor.dims) bytes *= static_cast<std::size_t>(size);
+  return bytes;
+}
+
+// The caller's arrays, each with its guard, where the kernels run; two tensors of one array stay of one.
+class Arrays {
+ public:
+  explicit Arrays(const Stream& stream) : stream_(stream) {}
+
+  std::vector<Tensor> there(std::vector<Tensor> tensors) {
+    for (Tensor& tensor : tensors) {
+      const auto [place, added] = memory_.try_emplace(tensor.data, bytes_of(tensor));
+      if (added) place->second.read(tensor.data, stream_);
+      tensor.data = place->second.address();
+    }
+    return tensors;
+  }
+  void bring_back() const {
+    for (const auto& [host, memory] : memory_) memory.write(host, stream_);
   }
 
  private:
-  std::vector<unsigned char> memory_;
-  std::size_t bytes_;
+  const Stream& stream_;
+  std::map<void*, Memory> memory_;
 };
+
+// Runs with a workspace of just the size that was asked for, full of NaNs and with more of them behind it.
+void run_with_workspace(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& inputs,
+                        const std::vector<Tensor>& outputs, std::size_t bytes) {
+  const Stream stream;
+  Arrays arrays(stream);
+  const std::vector<Tensor> in = arrays.there(inputs), out = arrays.there(outputs);
+  std::vector<unsigned char> nans(bytes + std::size_t{kGuard}, kPoison);
+  const Memory memory(bytes);
+  memory.read(nans.data(), stream);
+  expect(enqueue(plugin, in, out, memory.address(), stream.get()) == 0);
+  stream.wait();
+  memory.write(nans.data(), stream);
+  arrays.bring_back();
+  expect(std::all_of(nans.end() - kGuard, nans.end(), [](unsigned char x) { return x == kPoison; }),
+         "a kernel wrote behind its workspace");
+}
 
 void run(const char* op, const Field* fields, int field_count, const std::vector<Tensor>& inputs,
          const std::vector<Tensor>& outputs) {
@@ -73,15 +142,14 @@ void run(const char* op, const Field* fields, int field_count, const std::vector
            "output " + std::to_string(i) + " has another type or shape");
   expect(first_refused(*plugin, inputs, outputs) == -1, "a format is refused");
   expect(configure(*plugin, inputs, inputs) == 0);
-  Workspace memory(workspace(*plugin, inputs));
+  const std::size_t bytes = workspace(*plugin, inputs);
   const auto loaded = deserialized(op, *plugin);
   expect(loaded != nullptr);
   Recorder recorder;
   Context context(&recorder);
   const std::unique_ptr<nvinfer1::IPluginV3> attached(runtime(*loaded).attachToContext(&context));
   expect(attached != nullptr);
-  expect(enqueue(*attached, inputs, outputs, memory.start()) == 0);
-  expect(memory.is_intact(), "a kernel wrote behind its workspace");
+  run_with_workspace(*attached, inputs, outputs, bytes);
 }
 
 }  // namespace
