@@ -87,11 +87,6 @@ def check_versions(needed: Mapping[str, int]) -> None:
     open_tensorrt_library().check_versions(needed)
 
 
-def plugin_error() -> str:
-    """The installed library's last message in this thread; TensorRT itself does not say why a creator made no plugin."""
-    return _text(ctypes.CDLL(str(open_tensorrt_library().path)), "ew_trt_error")
-
-
 def _text(library: ctypes.CDLL, name: str) -> str:
     """What the C function `name` of a plugin library returns.
 
