@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from enginewright.runtime.decoder import open_decoder
 from enginewright.runtime.detokenizer import Detokenizer
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.request import Completion, Generation, Request, Scoring, TakeLogits, Token
+from enginewright.runtime.request import Completion, Event, Generation, Request, Scoring, TakeLogits, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
 from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
@@ -172,9 +172,24 @@ class LLM:
         handle = self.submit(prompt, sampling)
         return _cancelling(handle)
 
-    def submit(self, prompt: Prompt, sampling: Sampling | None = None) -> Handle:
-        """Queue a prompt and return at once."""
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        priority: int = 0,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Handle:
+        """Queue a prompt and return at once.
+
+        priority: of the requests that wait, lower numbers run first. on_event: takes each Token, then the Completion or the
+        error, in place of iteration over the handle; called on the engine's thread, it must not wait and not raise.
+        """
         request = self._generation(prompt, sampling)
+        request.priority = priority
+        if on_event is not None:
+            request.deliver = on_event
+            request.events.put(RequestError("Handle: got an iteration, but the tokens go to on_event; use either"))
         self.engine.submit(request)
         return Handle(self, request)
 

@@ -18,6 +18,7 @@ from enginewright.runtime.sampler import Draws, Logprobs
 from enginewright.runtime.sampling import Sampling
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+Event: TypeAlias = "Token | Completion | Exception"
 Ints = NDArray[np.int64]
 TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
 
@@ -61,8 +62,11 @@ class Request:
 
     tokens[:length] int64: prompt and generated tokens; a view of the scheduler's table while the request has a slot.
     slot: its row, set by the scheduler; None while it waits. reserve: tokens it holds in the cache at most.
+    priority: of those that wait, lower numbers get slots first; set before submission.
     done: set when it has ended, after `error` or the result.
     """
+
+    priority = 0
 
     def __init__(self, prompt: Ints, reserve: int) -> None:
         self.tokens = prompt
@@ -114,7 +118,8 @@ class Scoring(Request):
 
 
 class Generation(Request):
-    """Asks for new tokens. events: each Token as it comes, then the Completion or the error.
+    """Asks for new tokens. deliver: takes each Token as it comes, then the Completion or the error; fills `events` unless
+    another taker is set before submission.
 
     spans: keys of the prompt's spans; published: how many of them others can find. Both are the scheduler's.
     """
@@ -128,7 +133,8 @@ class Generation(Request):
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.draws = Draws(self.seed)
         self.generated: list[int] = []
-        self.events: SimpleQueue[Token | Completion | Exception] = SimpleQueue()
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.deliver: Callable[[Event], None] = self.events.put
         self.completion: Completion | None = None
         self.spans: list[bytes] = []
         self.published = 0
@@ -169,7 +175,7 @@ class Generation(Request):
             if reason is not None:
                 text += self._flush()
             self._text.append(text)
-            self.events.put(Token(token, text, logprobs))
+            self.deliver(Token(token, text, logprobs))
             if reason is not None:
                 self._finish(reason)
                 return True
@@ -208,7 +214,7 @@ class Generation(Request):
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
-        self.events.put(error)
+        self.deliver(error)
 
     def _flush(self) -> str:
         """Return the text still held back, up to a stop string in it."""
@@ -229,5 +235,5 @@ class Generation(Request):
             guessed_tokens=self._guessed,
             agreed_tokens=self._agreed,
         )
-        self.events.put(self.completion)
+        self.deliver(self.completion)
         self.done.set()

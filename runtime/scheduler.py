@@ -70,15 +70,23 @@ class Scheduler:
         """Whether there is nothing to run."""
         return not self.running and not self.waiting
 
+    @property
+    def cache_use(self) -> float:
+        """Share of the cache's tiles that running requests hold, of the layers where it is largest."""
+        return self._tables.use
+
     def live(self) -> list[Request]:
         """Every request that has not ended, oldest first."""
         return [*self.running, *self.waiting]
 
     def submit(self, request: Request) -> None:
-        """Queue `request`; it has been checked to fit when alone."""
+        """Queue `request` behind those of its priority; it has been checked to fit when alone."""
         if self._capacity.span and isinstance(request, Generation):  # a Scoring wants every logit
             request.spans = span_keys(request.tokens, self._capacity.span)
-        self.waiting.append(request)
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].priority > request.priority:
+            place -= 1
+        self.waiting.insert(place, request)
 
     def remove(self, request: Request) -> None:
         """Forget `request`, wherever it is; its slot and tiles are free for the next step."""

@@ -115,6 +115,7 @@ class TileTables:
         self._room = self._rooms()  # tokens that each row's tiles hold
         self._prefixes = Prefixes(len(self._groups))
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
+        self._tiles = self.free_tiles
 
     @property
     def longest(self) -> int:
@@ -125,6 +126,11 @@ class TileTables:
     def free_tiles(self) -> tuple[int, ...]:
         """Tiles that no row uses, per group of layers that advance alike."""
         return tuple(group.free_count + self._prefixes.idle_tiles[i] for i, group in enumerate(self._groups))
+
+    @property
+    def use(self) -> float:
+        """Share of the tiles that rows use, of the group that has the fewest left."""
+        return max(1 - free / total for free, total in zip(self.free_tiles, self._tiles, strict=True))
 
     def grow(self, share: Ints) -> bool:
         """Give each row tiles for `share[row]` more tokens; False, and nothing changed, when too few are free."""

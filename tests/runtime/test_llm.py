@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from toy_model import reference_logits
 from toy_session import VOCAB
 
-from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling
+from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling, Token
 from enginewright.runtime.session import Outputs
 
 Make = Callable[..., LLM]
@@ -139,6 +140,45 @@ def test_cancel_frees_slot_and_tiles_by_the_next_step(make_toy: Make) -> None:
     last.cancel()
     assert last.result().finish_reason == "cancelled"
     last.cancel()
+
+
+def test_events_go_to_whoever_submits(make_toy: Make) -> None:
+    llm = make_toy(eos=())
+    events: list[object] = []
+    ended = threading.Event()
+
+    def take(event: object) -> None:
+        events.append(event)
+        if not isinstance(event, Token):
+            ended.set()
+
+    handle = llm.submit([1, 2], Sampling(max_tokens=5), on_event=take)
+    assert ended.wait(60)
+    *tokens, end = events
+    assert [token.id for token in tokens if isinstance(token, Token)] == _greedy([1, 2], 5)
+    assert end == handle.result()
+    with pytest.raises(RequestError, match="go to on_event"):
+        next(iter(handle))
+    llm.engine.session.failures.append(OSError("lost"))
+    llm.submit([1], on_event=take)
+    while isinstance(events[-1], (Token, Completion)):
+        time.sleep(0.001)
+    assert str(events[-1]) == "lost"
+
+
+def test_a_waiting_request_of_a_lower_number_runs_first(make_toy: Make) -> None:
+    llm = make_toy(eos=(), rows=1, context=4096, cache_tokens=4096)
+    order: list[int] = []
+    running = llm.submit([1], Sampling(max_tokens=4000))
+    next(iter(running))
+    handles = [
+        llm.submit([i], Sampling(max_tokens=2), priority=priority, on_event=lambda _, i=i: order.append(i))
+        for i, priority in ((2, 1), (3, 0), (4, -3))
+    ]
+    running.cancel()
+    for handle in handles:
+        handle.result()
+    assert order == [4, 4, 4, 3, 3, 3, 2, 2, 2]
 
 
 def test_many_threads_submit_and_cancel(make_toy: Make) -> None:

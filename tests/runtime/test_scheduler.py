@@ -169,3 +169,33 @@ def test_first_come_first_served(rows: int) -> None:
         llm.engine.step()
         ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
     assert ended == list(range(7))
+
+
+def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
+    llm = make_llm(rows=1, eos=())
+    priorities = [0, 5, 0, -1, 5, -1]
+    requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(6)]
+    for request, priority in zip(requests, priorities, strict=True):
+        request.priority = priority
+        llm.engine.scheduler.submit(request)
+        if request is requests[0]:
+            llm.engine.step()  # it runs, and stays
+    ended: list[int] = []
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
+    assert ended == [0, 3, 5, 2, 1, 4]
+    assert [request.generated for request in requests] == [greedy([i + 1], 3) for i in range(6)]
+
+
+def test_cache_use_counts_what_requests_hold() -> None:
+    llm = make_llm(rows=2, eos=(), windows=(0, 0, 0, 0))
+    scheduler = llm.engine.scheduler
+    assert scheduler.cache_use == 0
+    request = _request(llm, range(32), Sampling(max_tokens=2))
+    scheduler.submit(request)
+    llm.engine.step()
+    assert scheduler.cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
+    while not scheduler.is_idle:
+        llm.engine.step()
+    assert scheduler.cache_use == 0
