@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Tokenizer:
         core.no_padding()
         config = _read_object(paths["tokenizer_config.json"]) if "tokenizer_config.json" in paths else {}
         return cls(core, _find_template(config, paths))
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._core.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with the special tokens that the tokenizer adds around it."""

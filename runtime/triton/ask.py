@@ -1,0 +1,148 @@
+"""What one Triton request asks for, checked: tensors and parameters to a prompt and how to go on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.llm import LLM, Prompt
+from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.triton.signature import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
+
+_PORTS = {port.name: port for port in INPUTS}
+_KINDS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "STRING": (str,), "FP32": (float, int)}
+_KIND_NAMES = {"BOOL": "true or false", "STRING": "text", "FP32": "a number"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request. stream: a response for each piece, not one for all. timeout: seconds from arrival, None for no limit."""
+
+    prompt: Prompt
+    sampling: Sampling
+    stream: bool = False
+    priority: int = 0
+    timeout: float | None = None
+
+
+def decode(llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], timeout_us: int = 0) -> Ask:
+    """Return what is asked of `llm`.
+
+    tensors: the request's inputs by name, texts as bytes. parameters: other values of the same names, as `generate` passes
+    what it is given in "parameters". timeout_us: Triton's own field; 0 where it is not set.
+
+    Raises:
+        RequestError: an unknown name, a wrong type or shape, a value out of range, or a prompt that cannot be served.
+    """
+    values = _read_all(tensors, parameters)
+    if values.get("steering"):
+        raise RequestError(
+            f"steering: got {values['steering']!r}, but this version has no function vectors; leave the input out"
+        )
+    sampling = Sampling(**{name: values[name] for name in SAMPLING if name in values})
+    limits = [timeout_us / 1e6] if timeout_us else []
+    if "timeout_ms" in values:
+        if values["timeout_ms"] < 1:
+            raise RequestError(f"timeout_ms: got {values['timeout_ms']}, expected 1 or more milliseconds")
+        limits.append(values["timeout_ms"] / 1e3)
+    return Ask(
+        prompt=_read_prompt(llm, values),
+        sampling=sampling,
+        stream=values.get("stream", False),
+        priority=values.get("priority", 0),
+        timeout=min(limits, default=None),
+    )
+
+
+def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every value by our own name for it."""
+    values: dict[str, Any] = {}
+    for name, value in (*tensors.items(), *parameters.items()):
+        port = _PORTS.get(name)
+        if port is None:
+            raise RequestError(f"{_shown(name)}: unknown parameter; known: {', '.join(_PORTS)}")
+        own = ALIASES.get(name, name)
+        if own in values:
+            raise RequestError(f"{name}: given twice, as {own} and by another name or way; give it once")
+        values[own] = _from_tensor(port, value) if isinstance(value, np.ndarray) else _from_parameter(port, value)
+    return values
+
+
+def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
+    if array.ndim != 1 or (port.dims == (1,) and len(array) != 1):
+        expected = "one value" if port.dims == (1,) else "a list"
+        raise RequestError(f"{port.name}: got shape {list(array.shape)}, expected {expected}")
+    values = [_plain(port, value) for value in array.tolist()] if port.type != "FP32" else _shortest(array)
+    return values[0] if port.dims == (1,) else values
+
+
+def _from_parameter(port: Port, value: Any) -> Any:
+    kinds = _KINDS.get(port.type, (int,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and port.type != "BOOL"):
+        expected = _KIND_NAMES.get(port.type, "a whole number")
+        raise RequestError(f"{port.name}: got {_shown(value)} as a parameter, expected {expected}")
+    return value if port.dims == (1,) else [value]
+
+
+def _plain(port: Port, value: Any) -> Any:
+    if port.type != "STRING":
+        return value
+    raw = value if isinstance(value, bytes) else str(value).encode()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as e:
+        raise RequestError(
+            f"{port.name}: got byte 0x{raw[e.start]:02x} at position {e.start}, expected text in UTF-8"
+        ) from e
+
+
+def _shortest(array: NDArray[Any]) -> list[float]:
+    """The shortest decimals that are these single-precision numbers: 0.7 comes as 0.7, as it would in this process."""
+    return [float(str(value)) for value in array.astype(np.float32)]
+
+
+def _read_prompt(llm: LLM, values: Mapping[str, Any]) -> Prompt:
+    given = [name for name in PROMPTS if name in values]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise RequestError(f"prompt: got {got}, expected one of {', '.join(PROMPTS)}")
+    (name,) = given
+    value = values[name]
+    if not value:
+        raise RequestError(f"{name}: got nothing, expected a prompt")
+    if name == "input_ids":
+        return list(value)
+    if llm.tokenizer is None:
+        raise RequestError(f"{name}: got text, but the engine has no tokenizer; send input_ids instead")
+    longest = llm.capacity.context * llm.tokenizer.longest_token
+    if len(value) > longest:  # so that reading a text takes no longer than a prompt that fits may
+        raise RequestError(
+            f"{name}: got {len(value)} characters, more than {llm.capacity.context} tokens, the context limit, can hold; "
+            "shorten the prompt"
+        )
+    return value if name == "text_input" else _render(llm, value)
+
+
+def _render(llm: LLM, text: str) -> list[int]:
+    """Return the token ids of a conversation, given as JSON."""
+    try:
+        messages = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise RequestError(
+            f'messages: not valid JSON ({e}); expected text such as [{{"role": "user", "content": "Hello"}}]'
+        ) from e
+    if not isinstance(messages, list):
+        raise RequestError(f"messages: got {type(messages).__name__}, expected a JSON list of messages")
+    return llm.apply_chat_template(messages)
+
+
+def _shown(value: object) -> str:
+    """The value as an error message shows it, cut where it is long."""
+    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,112 @@
+"""What a serving instance counts, and how it reads as metrics."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from enginewright.runtime.engine import StepTiming
+
+Outcome: TypeAlias = Literal["completed", "cancelled", "refused", "timed_out", "failed"]
+Key: TypeAlias = tuple[str, tuple[str, str] | None]
+"""A metric's name and label."""
+Values: TypeAlias = dict[Key, float]
+OUTCOMES: tuple[Outcome, ...] = ("completed", "cancelled", "refused", "timed_out", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of an instance. kind: counters only grow. labels: beside those that tell instances apart."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    description: str
+    label: tuple[str, str] | None = None
+
+
+_REQUESTS = "enginewright_requests_total"
+METRICS = (
+    Metric("enginewright_tokens_total", "counter", "Tokens generated"),
+    Metric("enginewright_steps_total", "counter", "Steps of the in-flight batch"),
+    Metric("enginewright_first_tokens_total", "counter", "Requests that got a first token"),
+    Metric("enginewright_first_token_seconds_total", "counter", "Time from arrival to first token, over all requests"),
+    *(Metric(_REQUESTS, "counter", "Requests that ended, by outcome", ("outcome", outcome)) for outcome in OUTCOMES),
+    Metric("enginewright_tokens_per_second", "gauge", "Tokens generated per second, since the last report"),
+    Metric(
+        "enginewright_first_token_seconds", "gauge", "Mean time to first token of the requests since the last report"
+    ),
+    Metric("enginewright_batch_size", "gauge", "Requests that got a token in a step, mean since the last report"),
+    Metric("enginewright_cache_use_ratio", "gauge", "Share of the cache that requests hold"),
+    Metric("enginewright_running", "gauge", "Requests that have a slot"),
+    Metric("enginewright_waiting", "gauge", "Requests that wait for one"),
+    Metric("enginewright_cancel_steps_max", "gauge", "Most steps between a cancellation and the free slot, so far"),
+)
+
+
+class Publisher(Protocol):
+    """Shows metrics to whoever reads them."""
+
+    def publish(self, values: Values) -> None:
+        """Take the value of every metric, by name and label."""
+        ...
+
+
+class Silent:
+    """Shows nothing, where the server has no metrics."""
+
+    def publish(self, values: Values) -> None:
+        """As Publisher says."""
+
+
+class Meters:
+    """Counts of one instance: steps by the engine's thread, requests by any; created by the Server."""
+
+    def __init__(self) -> None:
+        self.steps = self.tokens = self.first_tokens = self.cancel_steps = 0
+        self.first_token_seconds = 0.0
+        self._sampled = 0
+        self._outcomes: Counter[Outcome] = Counter()
+        self._lock = threading.Lock()
+        self._last = (0.0, 0, 0, 0, 0.0, 0)
+
+    def step(self, timing: StepTiming) -> None:
+        """Count one step; the engine's observer."""
+        self.steps += 1
+        self.tokens += timing.decided
+        self._sampled += timing.sampled
+
+    def first_token(self, seconds: float) -> None:
+        """Count a request's first token; called on the engine's thread."""
+        self.first_tokens += 1
+        self.first_token_seconds += seconds
+
+    def end(self, outcome: Outcome) -> None:
+        """Count the end of a request."""
+        with self._lock:
+            self._outcomes[outcome] += 1
+
+    def report(self, now: float, *, cache_use: float, running: int, waiting: int) -> Values:
+        """Return the value of every metric; rates are those since the last report."""
+        counts = (now, self.steps, self.tokens, self.first_tokens, self.first_token_seconds, self._sampled)
+        seconds, steps, tokens, firsts, first_seconds, sampled = (
+            new - old for new, old in zip(counts, self._last, strict=True)
+        )
+        self._last = counts
+        values: Values = {(_REQUESTS, ("outcome", outcome)): self._outcomes[outcome] for outcome in OUTCOMES}
+        plain = {
+            "tokens_total": counts[2],
+            "steps_total": counts[1],
+            "first_tokens_total": counts[3],
+            "first_token_seconds_total": counts[4],
+            "tokens_per_second": tokens / seconds if seconds else 0,
+            "first_token_seconds": first_seconds / firsts if firsts else 0,
+            "batch_size": sampled / steps if steps else 0,
+            "cache_use_ratio": cache_use,
+            "running": running,
+            "waiting": waiting,
+            "cancel_steps_max": self.cancel_steps,
+        }
+        values.update({(f"enginewright_{name}", None): value for name, value in plain.items()})
+        return values

@@ -1,0 +1,119 @@
+"""The class that Triton's Python backend runs: Triton's requests and responses around a Server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.host import physical_cores
+from enginewright.runtime.llm import load
+from enginewright.runtime.triton.ask import decode
+from enginewright.runtime.triton.metrics import open_publisher
+from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
+from enginewright.runtime.triton.signature import ENGINE, LOAD_OPTIONS, MAX_QUEUE
+
+# Triton completes the module pb_utils only after it has imported the model, so nothing here may look inside before.
+_CODES = (
+    (QueueFullError, "UNAVAILABLE"),
+    (CancelledError, "CANCELLED"),
+    (TimedOutError, "UNAVAILABLE"),
+    (RequestError, "INVALID_ARG"),
+)
+
+
+class TritonPythonModel:
+    """One instance: loads the engine beside model.py, and serves it until it is unloaded."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engine; what it lacks, or needs, is Triton's error for the model."""
+        config = json.loads(args["model_config"])
+        options = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
+        instances = max(sum(group.get("count", 1) for group in config.get("instance_group", [])), 1)
+        numbers = {name: int(options[name]) for name in LOAD_OPTIONS if name in options}
+        root = Path(args["model_repository"]) / args["model_version"] / ENGINE
+        try:
+            llm = load(
+                root,
+                numbers.get("threads", max(physical_cores() // instances, 1)),
+                max_batch=numbers.get("max_batch"),
+                cache_tokens=numbers.get("cache_tokens"),
+                prefill_chunk=numbers.get("prefill_chunk", 512),
+            )
+        except EnginewrightError as e:
+            raise pb_utils.TritonModelException(str(e)) from e
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+        }
+        self._server = Server(llm, max_queue=int(options[MAX_QUEUE]), publisher=open_publisher(labels))
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Queue the requests and return at once; their clients are answered as tokens come."""
+        for request in requests:
+            client = _Client(request.get_response_sender(), request.requested_output_names())
+            try:
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                parameters = json.loads(request.parameters() or "{}")
+                ask = decode(self._server.llm, tensors, parameters, request.timeout())
+                self._server.submit(ask, client)
+            except EnginewrightError as e:
+                self._server.refuse(client, e)
+
+    def finalize(self) -> None:
+        """Stop serving; nobody is left without an answer."""
+        self._server.close()
+        del self._server
+
+
+class _Client:
+    """Sends one request's responses. It keeps Triton's sender alone: the request itself must be free to go."""
+
+    def __init__(self, sender: Any, wanted: Iterable[str]) -> None:
+        self._sender = sender
+        self._wanted = frozenset(wanted)
+
+    def send(self, piece: Piece) -> None:
+        """As Client says."""
+        tensors = [pb_utils.Tensor(name, value) for name, value in _outputs(piece).items() if name in self._wanted]
+        self._respond(pb_utils.InferenceResponse(tensors), is_last=piece.end is not None)
+
+    def fail(self, error: Exception) -> None:
+        """As Client says."""
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), "INTERNAL")
+        known = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))
+        self._respond(pb_utils.InferenceResponse([], known), is_last=True)
+
+    def is_cancelled(self) -> bool:
+        """As Client says."""
+        return bool(self._sender.is_cancelled())
+
+    def _respond(self, response: Any, *, is_last: bool) -> None:
+        try:
+            self._sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0)
+        except pb_utils.TritonModelException as e:
+            raise GoneError(f"response: not sent ({e})") from e
+
+
+def _outputs(piece: Piece) -> dict[str, Any]:
+    """Return a response's tensors by name."""
+    tensors: dict[str, Any] = {
+        "text_output": np.array([piece.text.encode()], np.object_),
+        "token_ids": np.array(piece.token_ids, np.int64),
+    }
+    if piece.logprobs:
+        tensors["logprobs"] = np.array([each.chosen for each in piece.logprobs], np.float32)
+        if piece.logprobs[0].top:
+            tensors["top_token_ids"] = np.array([[id for id, _ in each.top] for each in piece.logprobs], np.int64)
+            tensors["top_logprobs"] = np.array([[p for _, p in each.top] for each in piece.logprobs], np.float32)
+    if piece.end is not None:
+        tensors["finish_reason"] = np.array([piece.end.finish_reason.encode()], np.object_)
+        tensors["num_input_tokens"] = np.array([piece.end.prompt_tokens], np.int64)
+        tensors["num_output_tokens"] = np.array([len(piece.end.token_ids)], np.int64)
+    return tensors

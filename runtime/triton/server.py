@@ -1,0 +1,266 @@
+"""Many clients' requests in one in-flight batch: who gets which response, and when a request is given up.
+
+One thread answers all clients. The engine's thread puts what it decides into one queue, and goes on; whatever has gathered
+there for a client while the others were answered leaves as one response.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeAlias
+
+from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.llm import LLM, Handle
+from enginewright.runtime.request import Completion, Event, Token
+from enginewright.runtime.sampler import Logprobs
+from enginewright.runtime.triton.ask import Ask
+from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent
+
+_WATCH_SECONDS = 0.01
+_WATCH_SHARE = 0.05
+_REPORT_SECONDS = 0.5
+
+
+class QueueFullError(RequestError):
+    """As many requests wait as may."""
+
+
+class CancelledError(RequestError):
+    """The client has cancelled its request, or the model is being unloaded."""
+
+
+class TimedOutError(RequestError):
+    """A request did not end in the time that it was given."""
+
+
+class GoneError(EnginewrightError):
+    """A response could not be sent; nobody waits for it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One response: what is new since the one before it. logprobs: one per token, when asked for. end: in the last one."""
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Logprobs] = ()
+    end: Completion | None = None
+
+
+class Client(Protocol):
+    """Who asked: takes responses until the last one or an error, from one thread at a time."""
+
+    def send(self, piece: Piece) -> None:
+        """Send a response, the last one where `piece` has an end; GoneError where nobody takes it."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Send an error as the last response; GoneError where nobody takes it."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has lost interest."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Live:
+    """A request that has not been answered to its end.
+
+    handle: set once it is submitted. given_up: why it ends early, and the step at which that was found out.
+    """
+
+    client: Client
+    ask: Ask
+    began: float
+    handle: Handle | None = None
+    has_token: bool = False
+    given_up: tuple[Exception, Outcome, int] | None = None
+    tokens: list[Token] = field(default_factory=list)
+    end: Completion | Exception | None = None
+
+
+Message: TypeAlias = tuple[_Live, Event] | None
+
+
+class Server:
+    """Serves `llm` until closed; max_queue: requests that may wait for a slot."""
+
+    def __init__(self, llm: LLM, *, max_queue: int, publisher: Publisher | None = None) -> None:
+        self.llm = llm
+        self.meters = Meters()
+        self._most = llm.capacity.rows + max_queue
+        self._max_queue = max_queue
+        self._publisher = publisher or Silent()
+        self._live: dict[int, _Live] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._events: SimpleQueue[Message] = SimpleQueue()
+        self._next_watch = self._next_report = 0.0
+        llm.engine.observer = self.meters.step
+        self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
+        self._thread.start()
+
+    def submit(self, ask: Ask, client: Client) -> None:
+        """Queue a request, whose client is answered from now on.
+
+        Raises:
+            RequestError: it cannot be served, or too many wait; then `client` has been sent nothing.
+        """
+        live = _Live(client, ask, time.perf_counter())
+        with self._lock:
+            if self._closed:
+                raise CancelledError("model: is being unloaded, so it takes no more requests")
+            if len(self._live) >= self._most:
+                raise QueueFullError(
+                    f"queue: full, {self.llm.capacity.rows} requests run and {self._max_queue} wait; try again later"
+                )
+            self._live[id(live)] = live
+        try:
+            live.handle = self.llm.submit(
+                ask.prompt, ask.sampling, priority=ask.priority, on_event=lambda event: self._take(live, event)
+            )
+        except BaseException:
+            with self._lock:
+                del self._live[id(live)]
+            raise
+        self._events.put(None)  # so that the new request is watched
+
+    def refuse(self, client: Client, error: Exception) -> None:
+        """Answer a request that was not taken."""
+        self.meters.end("refused")
+        _try_fail(client, error)
+        self._events.put(None)
+
+    def close(self) -> None:
+        """Cancel what runs, answer it, and stop; may be called again."""
+        with self._lock:
+            self._closed = True
+        self.llm.close()
+        self._events.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _take(self, live: _Live, event: Event) -> None:
+        """Note what a step decided for `live`; called on the engine's thread."""
+        if isinstance(event, Token):
+            if not live.has_token:
+                live.has_token = True
+                self.meters.first_token(time.perf_counter() - live.began)
+            if not live.ask.stream:
+                return
+        elif live.given_up is not None and live.given_up[1] == "cancelled":
+            self.meters.cancel_steps = max(self.meters.cancel_steps, self.meters.steps - live.given_up[2])
+        self._events.put((live, event))
+
+    def _answer_all(self) -> None:
+        """Send what the engine decides, until closed and everyone is answered."""
+        while self._live or not self._closed:
+            touched: dict[int, _Live] = {}
+            for message in self._gather():
+                if message is None:
+                    continue
+                live, event = message
+                touched[id(live)] = live
+                if isinstance(event, Token):
+                    live.tokens.append(event)
+                else:
+                    live.end = event
+            for live in touched.values():
+                self._answer(live)
+            now = time.perf_counter()
+            if now >= self._next_watch and not self._closed:
+                self._watch(now)
+            if now >= self._next_report or not self._live:
+                self._report(now)
+        self._report(time.perf_counter())
+
+    def _gather(self) -> list[Message]:
+        """Return what has come, waiting for something until the next request is to be looked after."""
+        wait = max(self._next_watch - time.perf_counter(), 0.001) if self._live else None
+        messages: list[Message] = []
+        try:
+            messages.append(self._events.get(timeout=wait))
+            while True:
+                messages.append(self._events.get_nowait())
+        except Empty:
+            return messages
+
+    def _answer(self, live: _Live) -> None:
+        """Send what has gathered for one client."""
+        tokens, live.tokens = live.tokens, []
+        error = live.end if isinstance(live.end, Exception) else None
+        outcome: Outcome = "completed" if error is None else "failed"
+        if live.end is not None and live.given_up is not None:
+            error, outcome, _ = live.given_up
+        try:
+            if error is not None:
+                live.client.fail(error)
+            elif isinstance(live.end, Completion):
+                if live.end.finish_reason == "cancelled":
+                    outcome = "cancelled"
+                    live.client.fail(CancelledError("request: cancelled, because the model is being unloaded"))
+                else:
+                    live.client.send(_piece(tokens, live.end) if live.ask.stream else _whole(live.end))
+            elif live.given_up is None:
+                live.client.send(_piece(tokens))
+        except GoneError as gone:
+            self._give_up(live, gone, "cancelled")
+        if live.end is not None:
+            self.meters.end(outcome)
+            with self._lock:
+                del self._live[id(live)]
+
+    def _watch(self, now: float) -> None:
+        """Give up requests whose client or time is gone. It takes a small share of the time, however many there are."""
+        with self._lock:
+            lives = list(self._live.values())
+        for live in lives:
+            if live.given_up is not None or live.handle is None:
+                continue
+            if live.ask.timeout is not None and now - live.began > live.ask.timeout:
+                self._give_up(
+                    live,
+                    TimedOutError(f"request: not done after {live.ask.timeout:g} seconds, the time it was given"),
+                    "timed_out",
+                )
+            elif live.client.is_cancelled():
+                self._give_up(live, CancelledError("request: cancelled by its client"), "cancelled")
+        spent = time.perf_counter() - now
+        self._next_watch = now + spent + max(_WATCH_SECONDS, spent / _WATCH_SHARE)
+
+    def _give_up(self, live: _Live, error: Exception, outcome: Outcome) -> None:
+        """Let the engine end `live` before its next step; its client hears of it when that is done."""
+        if live.given_up is None and live.handle is not None:
+            live.given_up = (error, outcome, self.meters.steps)
+            live.handle.cancel()
+
+    def _report(self, now: float) -> None:
+        """Publish the metrics."""
+        self._next_report = now + _REPORT_SECONDS
+        scheduler = self.llm.engine.scheduler
+        running = len(scheduler.running)
+        waiting = max(len(self._live) - running, 0)
+        self._publisher.publish(
+            self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
+        )
+
+
+def _piece(tokens: Sequence[Token], end: Completion | None = None) -> Piece:
+    logprobs = [token.logprobs for token in tokens if token.logprobs is not None]
+    return Piece("".join(token.text for token in tokens), [token.id for token in tokens], logprobs, end)
+
+
+def _whole(end: Completion) -> Piece:
+    return Piece(end.text, end.token_ids, end.logprobs or (), end)
+
+
+def _try_fail(client: Client, error: Exception) -> None:
+    try:
+        client.fail(error)
+    except GoneError:
+        return

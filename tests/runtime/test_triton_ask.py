@@ -1,0 +1,165 @@
+"""What a Triton request asks for: every input, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+
+from enginewright.runtime import LLM, RequestError, Sampling
+from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.triton.ask import Ask, decode
+from enginewright.runtime.triton.signature import INPUTS, SAMPLING
+
+Make = Callable[..., LLM]
+TEXT = {"text_input": np.array([b"the cat"], np.object_)}
+
+
+@pytest.fixture
+def llm(make_toy: Make) -> LLM:
+    return make_toy()
+
+
+def ask(llm: LLM, parameters: dict[str, Any] | None = None, **tensors: Any) -> Ask:
+    return decode(llm, {**TEXT, **tensors}, parameters or {})
+
+
+def texts(*values: bytes) -> np.ndarray:
+    return np.array(values, np.object_)
+
+
+def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
+    wanted = Sampling(
+        temperature=0.7,
+        top_k=5,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        presence_penalty=-0.3,
+        frequency_penalty=0.2,
+        seed=2**64 - 1,
+        max_tokens=7,
+        stop=["a", "ö"],
+        stop_token_ids=[3, 4],
+        logprobs=2,
+        ignore_eos=True,
+    )
+    kinds = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}
+    tensors = {}
+    for port in INPUTS:
+        if port.name in SAMPLING:
+            value = getattr(wanted, port.name)
+            values = list(value) if isinstance(value, tuple) else [value]
+            tensors[port.name] = np.array([v.encode() if isinstance(v, str) else v for v in values], kinds[port.type])
+    assert set(tensors) == {*vars(wanted)} - {"logit_bias"}
+    assert ask(llm, **tensors).sampling == wanted, "0.7 is 0.7, though it came in single precision"
+    assert ask(llm) == Ask(prompt="the cat", sampling=Sampling())
+
+
+def test_parameters_stand_for_inputs(llm: LLM) -> None:
+    got = ask(llm, {"temperature": 1, "stream": True, "stop": "x", "max_tokens": 3, "priority": -2, "timeout_ms": 250})
+    assert got.sampling == Sampling(temperature=1, stop=["x"], max_tokens=3)
+    assert (got.stream, got.priority, got.timeout) == (True, -2, 0.25)
+
+
+def test_names_of_other_backends(llm: LLM) -> None:
+    got = ask(llm, stop_words=texts(b"x"), end_id=np.array([3]), random_seed=np.array([5], np.uint64))
+    assert got.sampling == Sampling(stop=["x"], stop_token_ids=[3], seed=5)
+
+
+def test_the_shorter_of_two_time_outs_counts(llm: LLM) -> None:
+    assert decode(llm, TEXT, {}, 2_500_000).timeout == 2.5
+    assert decode(llm, TEXT, {"timeout_ms": 100}, 2_500_000).timeout == 0.1
+
+
+def test_token_ids_and_conversations(llm: LLM) -> None:
+    assert decode(llm, {"input_ids": np.array([5, 6])}, {}).prompt == [5, 6]
+    with pytest.raises(RequestError, match="no chat template"):
+        decode(llm, {"messages": texts(b'[{"role": "user", "content": "hi"}]')}, {})
+
+
+def test_a_conversation_goes_through_the_template(tiny_chat: LLM) -> None:
+    messages = [{"role": "user", "content": "the cat"}]
+    got = decode(tiny_chat, {"messages": texts(json.dumps(messages).encode())}, {})
+    assert got.prompt == tiny_chat.apply_chat_template(messages)
+
+
+@pytest.fixture
+def tiny_chat(make_toy: Make, byte_tokenizer: tokenizers.Tokenizer, tmp_path: Path) -> LLM:
+    """A toy whose template writes the messages one after another."""
+    from enginewright.runtime.chat_template import ChatTemplate
+
+    llm = make_toy()
+    source = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    llm.tokenizer = Tokenizer(byte_tokenizer, ChatTemplate(source, {}, where="test"))
+    return llm
+
+
+BAD = [
+    ({"foo": np.array([1])}, {}, "foo: unknown parameter; known: text_input, "),
+    ({}, {"foo bar": 1}, "'foo bar': unknown parameter"),
+    ({"text_input": texts(b"")}, {}, "text_input: got nothing, expected a prompt"),
+    ({"text_input": texts()}, {}, r"text_input: got shape \[0\], expected one value"),
+    ({"text_input": texts(b"a", b"b")}, {}, r"text_input: got shape \[2\], expected one value"),
+    ({"text_input": texts(b"ab\xff")}, {}, "text_input: got byte 0xff at position 2, expected text in UTF-8"),
+    ({"text_input": texts(b"\xed\xa0\x80")}, {}, "text_input: got byte 0xed"),  # a lone surrogate
+    ({"text_input": texts(b"a " * 9999)}, {}, "more than 64 tokens, the context limit, can hold; shorten the prompt"),
+    ({"stop": texts(b"a\xff")}, {}, "stop: got byte 0xff"),
+    ({"stop": texts(b"")}, {}, "Sampling.stop: got ''"),
+    ({"max_tokens": np.array([[1]])}, {}, r"max_tokens: got shape \[1, 1\], expected one value"),
+    ({"max_tokens": np.array([0])}, {}, "Sampling.max_tokens: got 0, expected None or a whole number from 1 up"),
+    ({"temperature": np.array([np.nan], np.float32)}, {}, "Sampling.temperature: got nan"),
+    ({"temperature": np.array([np.inf], np.float32)}, {}, "Sampling.temperature: got inf"),
+    ({"top_p": np.array([0], np.float32)}, {}, "Sampling.top_p: got 0.0"),
+    (
+        {"seed": np.array([1], np.uint64), "random_seed": np.array([1], np.uint64)},
+        {},
+        "random_seed: given twice, as seed",
+    ),
+    ({"seed": np.array([1], np.uint64)}, {"seed": 1}, "seed: given twice"),
+    ({}, {"temperature": "hot"}, "temperature: got hot as a parameter, expected a number"),
+    ({}, {"temperature": True}, "temperature: got True as a parameter"),
+    ({}, {"max_tokens": 1.5}, "max_tokens: got 1.5 as a parameter, expected a whole number"),
+    ({}, {"stream": 1}, "stream: got 1 as a parameter, expected true or false"),
+    ({}, {"timeout_ms": 0}, "timeout_ms: got 0, expected 1 or more"),
+    ({}, {"x" * 500: 1}, "unknown parameter"),
+    ({"steering": texts(b"calm")}, {}, r"steering: got \['calm'\], but this version has no function vectors"),
+    ({"input_ids": np.array([1])}, {}, "prompt: got text_input and input_ids, expected one of"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "parameters", "message"), BAD, ids=range(len(BAD)))
+def test_what_is_refused(llm: LLM, tensors: dict[str, Any], parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        ask(llm, parameters, **tensors)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[", "messages: not valid JSON"),
+        (b'{"role": "user"}', "messages: got dict, expected a JSON list of messages"),
+        (b"[" * 50_000, "messages: "),
+        (b"[1]", r"messages\[0\]: got 1"),
+    ],
+)
+def test_conversations_that_are_refused(tiny_chat: LLM, text: bytes, message: str) -> None:
+    tiny_chat.capacity = type(tiny_chat.capacity)(rows=1, context=10**6, step_tokens=8, logit_rows=4, tiles=(64,))
+    with pytest.raises(RequestError, match=message):
+        decode(tiny_chat, {"messages": texts(text)}, {})
+
+
+def test_no_prompt_and_no_tokenizer(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="prompt: got none, expected one of text_input, input_ids, messages"):
+        decode(llm, {}, {})
+    with pytest.raises(RequestError, match="input_ids: got nothing"):
+        decode(llm, {"input_ids": np.array([], np.int64)}, {})
+    llm.tokenizer = None
+    with pytest.raises(RequestError, match="no tokenizer; send input_ids instead"):
+        ask(llm)
