@@ -213,16 +213,17 @@ def load(root: Path, *, verify: bool = True) -> Manifest:
 
 
 @contextmanager
-def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
+def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[Path]:
     """Yield an empty directory beside `output` that becomes `output` when the block ends well.
 
     Until then an engine that stands at `output` stays whole; when the block fails, nothing of the new one is left.
+    mark: the file by which a directory is known as one that may be replaced.
 
     Raises:
-        ArtifactError: `output` exists and may not be overwritten, or is not an engine directory.
+        ArtifactError: `output` exists and may not be overwritten, or is not such a directory.
     """
     output = Path(output).resolve()  # a link to an engine stays a link
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, mark=mark)
     missing = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -241,16 +242,15 @@ def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise ArtifactError unless an engine may be written to `output`."""
+def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
+    """Raise ArtifactError unless an engine, or what else has the file `mark`, may be written to `output`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
         raise ArtifactError(f"{output}: exists; pass --overwrite to replace it, or choose another --output")
-    if not (output / MANIFEST).is_file():
-        raise ArtifactError(
-            f"{output}: exists and is no engine directory, so it is not overwritten; remove it yourself"
-        )
+    if not (output / mark).is_file():
+        reason = "is no engine directory" if mark == MANIFEST else f"has no {mark}"
+        raise ArtifactError(f"{output}: exists and {reason}, so it is not overwritten; remove it yourself")
 
 
 def _swap(stage: Path, output: Path) -> None:

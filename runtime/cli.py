@@ -37,6 +37,7 @@ COMMANDS = {
     "run": ("enginewright.runtime.run_command", "answer one prompt"),
     "inspect": ("enginewright.runtime.inspect_command", "show what an engine is"),
     "bench": ("enginewright.runtime.bench_command", "measure an engine's speed and memory"),
+    "triton": ("enginewright.builders.triton_command", "make an engine a model that Triton Inference Server serves"),
     "eval": ("enginewright.runtime.eval_command", "measure what an engine gets right, beside others"),
 }
 
