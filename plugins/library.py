@@ -83,6 +83,7 @@ def load_ort_library() -> ctypes.CDLL:
         "ew_read_sum": (ctypes.c_float, [pointer, size]),
         "ew_op_declarations": (ctypes.c_char_p, []),
         "ew_ort_entries": (ctypes.c_char_p, []),
+        "ew_sweep_scales": (None, [pointer]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

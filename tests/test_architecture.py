@@ -16,7 +16,14 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 
 # What each package may import from the others; a name allows its submodules as well.
 ARROWS = {
-    "exporters": {"plugins.ops", "runtime.artifact", "runtime.errors", "runtime.records", "runtime.host"},
+    "exporters": {
+        "plugins.ops",
+        "plugins.scales",
+        "runtime.artifact",
+        "runtime.errors",
+        "runtime.records",
+        "runtime.host",
+    },
     "builders": {
         "plugins",
         "runtime.artifact",

@@ -1,0 +1,196 @@
+"""Exact quantisation scales: the best scale of a row of weights under a quadratic error, and the codes that go with it.
+
+Between two neighbouring transition scales, at which one weight changes its code, the codes are constant and the error is a
+parabola in the scale. A sweep (`piso_sweep.py`) visits all these cells and takes the best point of the best cell.
+
+Source: PiSO, arXiv 2606.10890, Algorithm 1 (sections 3.1, 3.2 and appendix A), with cells as (t_next, t) below each
+transition t, and the scale kept inside its cell by a few units of the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from enginewright.exporters.methods.piso_sweep import sweep_in_chunks, sweep_on_cpu
+from enginewright.runtime.errors import ExportError
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights w are about scale * code.
+
+    scales[C, groups]; codes[C, D], values of the grid; errors[C]: (w - s q)' H (w - s q), all groups together; None where a
+    cross term G was given, because the error then depends on the float model's own inputs.
+    """
+
+    scales: Array
+    codes: Array
+    errors: Array | None
+
+
+def int_grid(bits: int, narrow: bool = False) -> Array:
+    """The integers of `bits` bits in two's complement, ascending, as float64; narrow: without the lowest.
+
+    Raises:
+        ExportError: fewer than 2 bits, or more than 8.
+    """
+    if not 2 <= bits <= 8:
+        raise ExportError(f"piso: got {bits} bits, expected 2 to 8")
+    half = 1 << (bits - 1)
+    return np.arange(-half + narrow, half, dtype=np.float64)
+
+
+def solve(
+    W: Array | torch.Tensor,
+    H: Array | torch.Tensor,
+    G: Array | torch.Tensor | None = None,
+    *,
+    grid: Array,
+    group_size: int | None = None,
+    sequential: bool = False,
+    signed: bool = False,
+    refit: bool = False,
+) -> Solution:
+    """Return each row's scales s and codes q that minimise (w - s q)' H (w - s q) with q = w / s rounded to `grid`.
+
+    W[C, D]: weights. H[D, D] symmetric, or its diagonal [D]: sum of x~ x~' over the layer's inputs, any positive multiple.
+    G[D, D]: sum of x~ x', where the float model's inputs x differ from x~; then (X w - s X~ q)^2 is minimised.
+    grid: ascending values, 0 among them. group_size: weights of a row that share a scale; None: all D.
+    sequential: a group's scale accounts for the errors of the groups before it, which come in descending order of their part
+    of H's diagonal. signed: negative scales too, which an asymmetric grid may gain from. refit: the scale is the best for its
+    codes, which then need not be the nearest.
+
+    Rows of zeros, and rows whose best code is 0 everywhere, get the scale max |w| / max |grid|, or 1. float64 throughout, or
+    float32 with float64 sums, as W is. Runs where the tensors lie.
+
+    Raises:
+        ExportError: shapes, a grid or a group size that do not fit, or numbers that are not finite.
+    """
+    weights = torch.as_tensor(W)
+    work = weights.dtype if weights.dtype in (torch.float32, torch.float64) else torch.float32
+    weights = weights.to(work)
+    h = torch.as_tensor(H).to(weights)
+    g = None if G is None else torch.as_tensor(G).to(weights)
+    _check(weights, h, g, grid, group_size)
+    values = torch.as_tensor(np.asarray(grid, np.float64), device=weights.device)
+    size = group_size or weights.shape[1]
+    groups = [slice(begin, begin + size) for begin in range(0, weights.shape[1], size)]
+    scales = weights.new_empty(len(weights), len(groups))
+    codes = torch.empty_like(weights)
+    for index, target in _targets(weights, h, g, groups, scales, codes, sequential=sequential):
+        part = groups[index]
+        block = h[part] if h.ndim == 1 else h[part, part]
+        best = _best_cells(weights[:, part], target, block, values, refit=refit)
+        if signed:
+            best = best.better(_best_cells(-weights[:, part], -target, block, values, refit=refit).negated())
+        scales[:, index], codes[:, part] = best.scales, best.codes
+    errors = None if g is not None else _errors(weights, h, scales.repeat_interleave(size, 1) * codes)
+    return Solution(scales.cpu().numpy(), codes.cpu().numpy(), None if errors is None else errors.cpu().numpy())
+
+
+def _check(weights: torch.Tensor, h: torch.Tensor, g: torch.Tensor | None, grid: Array, group_size: int | None) -> None:
+    if weights.ndim != 2 or not weights.shape[1]:
+        raise ExportError(f"piso: W: got shape {list(weights.shape)}, expected [rows, columns]")
+    columns = weights.shape[1]
+    if h.shape not in ((columns,), (columns, columns)):
+        raise ExportError(f"piso: H: got shape {list(h.shape)}, expected [{columns}, {columns}] or [{columns}]")
+    if g is not None and g.shape != h.shape:
+        raise ExportError(f"piso: G: got shape {list(g.shape)}, expected H's, {list(h.shape)}")
+    for name, tensor in (("W", weights), ("H", h), ("G", g)):
+        if tensor is not None and not tensor.isfinite().all():
+            raise ExportError(f"piso: {name}: got numbers that are not finite, expected finite ones")
+    if (h if h.ndim == 1 else h.diagonal()).min() < 0:
+        raise ExportError("piso: H: got a negative diagonal, expected a sum of x x'")
+    steps = np.diff(np.asarray(grid, np.float64))
+    if np.ndim(grid) != 1 or not len(steps) or not (steps > 0).all() or 0.0 not in np.asarray(grid, np.float64):
+        raise ExportError("piso: grid: got other than two or more ascending values with 0 among them")
+    if group_size is not None and (group_size < 1 or columns % group_size):
+        raise ExportError(f"piso: group_size: got {group_size}, expected a divisor of the {columns} columns")
+
+
+def _targets(
+    weights: torch.Tensor,
+    h: torch.Tensor,
+    g: torch.Tensor | None,
+    groups: list[slice],
+    scales: torch.Tensor,
+    codes: torch.Tensor,
+    *,
+    sequential: bool,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each group, in order, and its linear term p [C, group]; scales and codes of a group are set before the next."""
+    cross = h if g is None else g
+    diagonal = h if h.ndim == 1 else h.diagonal()
+    is_apart = h.ndim == 1 or not sequential or len(groups) == 1
+    mass = torch.stack([diagonal[part].sum() for part in groups])
+    order = range(len(groups)) if is_apart else torch.argsort(mass, descending=True, stable=True).tolist()
+    done: list[int] = []
+    for index in order:
+        part = groups[index]
+        target = weights[:, part] * cross[part] if h.ndim == 1 else weights[:, part] @ cross[part, part].T
+        if not is_apart:
+            for other in done:
+                before = groups[other]
+                target = target + weights[:, before] @ cross[part, before].T
+                target -= (scales[:, other : other + 1] * codes[:, before]) @ h[part, before].T
+            done.append(index)
+        yield index, target
+
+
+@dataclass
+class _Best:
+    """For each row the best scale, its codes, and its error without the constant term."""
+
+    scales: torch.Tensor
+    codes: torch.Tensor
+    errors: torch.Tensor
+
+    def negated(self) -> _Best:
+        return _Best(-self.scales, self.codes, self.errors)
+
+    def better(self, other: _Best) -> _Best:
+        """Row by row the one of smaller error, this one among equals."""
+        swap = other.errors < self.errors
+        return _Best(
+            torch.where(swap, other.scales, self.scales),
+            torch.where(swap[:, None], other.codes, self.codes),
+            torch.where(swap, other.errors, self.errors),
+        )
+
+
+def _best_cells(
+    weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor, grid: torch.Tensor, *, refit: bool
+) -> _Best:
+    """The best cell of each row; rows without one fall back to the largest weight's scale."""
+    largest = weights.abs().amax(1)
+    unit = torch.where(largest > 0, largest, torch.ones_like(largest))  # so that margins are relative
+    scaled = weights / unit[:, None]
+    sweep = sweep_on_cpu if weights.device.type == "cpu" else sweep_in_chunks
+    error, scale, codes = sweep(scaled, (target / unit[:, None]).double(), block, grid, refit=refit)
+    is_found = error < torch.inf
+    scale = torch.where(is_found, scale, 1 / grid.abs().max()).to(weights)
+    if not is_found.all():
+        codes = torch.where(is_found[:, None], codes, _nearest(scaled / scale[:, None], grid))
+    scale = torch.where(largest > 0, scale * unit, torch.ones_like(scale))
+    return _Best(scale, codes, error * unit.double().square())
+
+
+def _nearest(ratio: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """The nearest values of the grid, the higher one among equals."""
+    middle = ((grid[1:] + grid[:-1]) / 2).to(ratio)
+    return grid.to(ratio)[torch.bucketize(ratio, middle, right=True)]
+
+
+def _errors(weights: torch.Tensor, h: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """(w - v)' H (w - v) of each row, in float64."""
+    rest = (weights.double() - restored.double()).to(weights)
+    product = rest * h if h.ndim == 1 else rest @ h
+    return (rest.double() * product.double()).sum(1)
