@@ -32,6 +32,10 @@ class CudaRuntime:
             )
         self._device = self._get("device", api.cudaGetDevice())
 
+    def enter_thread(self) -> None:
+        """Let this thread use the device: the current one is each thread's own, and the first where nothing was said."""
+        self._do("device", self._api.cudaSetDevice(self._device))
+
     def compute_capability(self) -> str:
         """Of the device: "sm_90"."""
         names = self._api.cudaDeviceAttr

@@ -45,6 +45,7 @@ class TensorRtDenseGraph:
         graph = manifest.graphs["decoder"]
         self.run_seconds = 0.0
         self._plan = plan
+        self._cuda = cuda
         self._tables = tables
         self._last = capacity.context - 1
         caches = cache_shapes(manifest, capacity.rows)
@@ -75,6 +76,7 @@ class TensorRtDenseGraph:
     def run(self, call: DenseCall) -> None:
         """As DenseGraph says."""
         start = time.perf_counter()
+        self._cuda.enter_thread()
         rows, tokens = call.input_ids.shape
         size = next((each for each in self._sizes if each >= rows), 0)
         if tokens == 1 and call.first == 0 and size:

@@ -41,6 +41,7 @@ class TensorRtSession:
         check_ops(root, graph)
         self.run_seconds = 0.0
         self._plan = plan
+        self._cuda = cuda
         inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
         types = {name: dtype.name for name, (_, dtype) in inputs.items()}
         check_signature(root, graph, (spec.name for spec in graph.inputs), types, drafts="clp_tokens" in results)
@@ -60,6 +61,7 @@ class TensorRtSession:
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
         start = time.perf_counter()
+        self._cuda.enter_thread()
         size = next((each for each in self._sizes if each >= len(step.input_ids)), None)
         if size is not None and self._write_padded(step, size):
             self.contexts.replay(size, self._shapes(size, size, len(step.query_starts)))

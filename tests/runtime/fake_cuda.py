@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -64,7 +65,10 @@ class Stream:
 
 
 class FakeCuda:
-    """The module, and behind it the device. launches: of graphs so far. free: bytes that the device says are left."""
+    """The module, and behind it the device, current in the thread that makes it; in others the current one is the first, 0.
+
+    launches: of graphs so far. free: bytes that the device says are left.
+    """
 
     cudaError_t = cudaError_t
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
@@ -74,8 +78,11 @@ class FakeCuda:
     )
     cudaStreamNonBlocking = 1
 
-    def __init__(self, capability: tuple[int, int] = (9, 0), free: int = 1 << 30) -> None:
+    def __init__(self, capability: tuple[int, int] = (9, 0), free: int = 1 << 30, device: int = 1) -> None:
         self.capability = capability
+        self.device = device
+        self._thread = threading.local()
+        self._thread.device = device
         self.free = free
         self.devices = 1
         self.launches = 0
@@ -99,6 +106,8 @@ class FakeCuda:
         """Do something in order on `stream`, or record it. touches: addresses that it reads and writes."""
         if stream not in self.streams:
             raise Misuse(f"stream {stream} is none")
+        if getattr(self._thread, "device", 0) != self.device:
+            raise Misuse(f"stream {stream} is another device's than this thread's")
         own = self.streams[stream]
         (own.pending if own.captured is None else own.captured).append(Action(do, touches))
 
@@ -122,7 +131,11 @@ class FakeCuda:
         return (OK, self.devices) if self.devices else (cudaError_t.cudaErrorInsufficientDriver, None)
 
     def cudaGetDevice(self) -> tuple[Any, int]:
-        return OK, 0
+        return OK, getattr(self._thread, "device", 0)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        self._thread.device = device
+        return (OK,)
 
     def cudaDeviceGetAttribute(self, attr: Any, device: int) -> tuple[Any, int]:
         return OK, self.capability[("major", "minor").index(attr)]

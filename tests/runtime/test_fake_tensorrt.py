@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,7 @@ def test_the_real_cuda_says_what_is_missing() -> None:
     runtime = CudaRuntime.__new__(CudaRuntime)
     runtime._api, runtime._device = api, 0
     calls: list[Callable[[], Any]] = [
+        runtime.enter_thread,
         runtime.compute_capability,
         lambda: runtime.allocate(8),
         lambda: runtime.allocate(8, host=True),
@@ -269,6 +271,26 @@ def test_a_capture_cannot_wait(wait: str) -> None:
     status, *_ = getattr(cuda, wait)(*([] if wait == "cudaDeviceSynchronize" else [stream]))
     assert status.name == "cudaErrorStreamCaptureUnsupported"
     assert cuda.cudaStreamEndCapture(stream)[0].name == "cudaErrorStreamCaptureInvalidated"
+
+
+def test_a_thread_has_its_own_current_device() -> None:
+    cuda, said = FakeCuda(device=1), list[str]()
+    _, stream = cuda.cudaStreamCreateWithFlags(1)
+
+    def work() -> None:
+        try:
+            cuda.start(stream, lambda: None)
+        except Misuse as e:
+            said.append(str(e))
+        cuda.cudaSetDevice(1)
+        cuda.start(stream, lambda: None)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert (
+        said == [f"stream {stream} is another device's than this thread's"] and len(cuda.streams[stream].pending) == 1
+    )
 
 
 def test_memory_under_way_is_not_given_back() -> None:

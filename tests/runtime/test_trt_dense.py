@@ -21,6 +21,8 @@ from enginewright.runtime.dense_session import DenseSession
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.trt_dense import TensorRtDenseGraph
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).resolve().parents[2] / "examples/tiny-reasoner"
 ROWS, CONTEXT, CHUNK = 6, 256, 32
 LENGTHS = (1, 5, 100, 33, 2, 64, 7, 180, 32, 65)
