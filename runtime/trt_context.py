@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.device_memory import DeviceMemory
@@ -66,35 +66,31 @@ class Replay:
     A context belongs to one graph, because changing it would change the graph. launches: of the graph so far.
     """
 
-    def __init__(self, context: Context, cuda: CudaRuntime, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, context: Context, cuda: CudaRuntime) -> None:
         self._context = context
         self._cuda = cuda
-        self._on_failure = on_failure
         self._graph: int | None = None
         self.launches = 0
 
-    def run(self, *, captures: bool) -> None:
-        """Start a run; captures: whether to capture what has not been."""
+    def run(self, *, captures: bool) -> str | None:
+        """Start a run, and capture what has not been where `captures` says so; returns why that cannot be, if it cannot."""
         if self._graph is not None:
             self._cuda.launch_graph(self._graph, self._context.stream)
             self.launches += 1
-            return
+            return None
         self._context.run()  # TensorRT prepares itself for new shapes in a run that is not captured
-        if captures:
-            self._capture()
+        return self._capture() if captures else None
 
-    def _capture(self) -> None:
+    def _capture(self) -> str | None:
         capturable = getattr(self._context.context, "is_stream_capturable", None)  # TensorRT-RTX alone has it
         if capturable is not None and not capturable(self._context.stream):
-            self._on_failure("TensorRT-RTX says that it cannot be captured")
-            return
+            return "TensorRT-RTX says so"
         try:
-            graph = self._record()
+            self._graph = self._record()
         except UnsupportedError as e:
-            self._on_failure(str(e))
-            return
-        self._graph = graph
-        weakref.finalize(self, self._cuda.destroy_graph, graph)
+            return str(e)
+        weakref.finalize(self, self._cuda.destroy_graph, self._graph)
+        return None
 
     def _record(self) -> int:
         failure = None
@@ -157,8 +153,10 @@ class Contexts:
             context = self._open(self._profile(shapes))
             context.bind(moving or {})
             context.reshape(shapes)
-            self.replays[key] = Replay(context, self._cuda, self._stop_capturing)
-        self.replays[key].run(captures=self._captures)
+            self.replays[key] = Replay(context, self._cuda)
+        reason = self.replays[key].run(captures=self._captures)
+        if reason is not None:
+            self._stop_capturing(reason)
 
     def _profile(self, shapes: Mapping[str, Shape]) -> Profile:
         profile = self.plan.find(shapes)
