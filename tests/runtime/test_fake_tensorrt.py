@@ -18,6 +18,9 @@ from fake_cuda import FakeCuda, Misuse
 from fake_trt_runtime import make_module, write_plan
 from onnx import TensorProto, helper
 
+from enginewright.runtime import ArtifactError, UnsupportedError, artifact, trt_plan
+from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
+
 
 def parameters(function: Any) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name != "self"]
@@ -67,12 +70,30 @@ def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
 def test_a_damaged_plan_is_none_for_tensorrt_too() -> None:
     """The session's own way to open a plan, with the real module, and no GPU."""
     trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
-    from enginewright.runtime.trt_plan import _open_log
-
-    log = _open_log(trt)
+    log = trt_plan._open_log(trt)
     log.take()
     assert trt.Runtime(log).deserialize_cuda_engine(memoryview(b"\x00" * 4096)) is None
     assert "rror" in log.take() and log.take() == "it says nothing"
+
+
+def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None:
+    """The session's own code with the real module and a real plan; without a GPU TensorRT says that there is none."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
+    api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
+    if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
+        pytest.skip("needs a machine without a GPU")
+    log = trt_plan._open_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    network.mark_output(network.add_identity(network.add_input("x", trt.float32, (4,))).get_output(0))
+    path = tmp_path / "plan"
+    path.write_bytes(memoryview(builder.build_serialized_network(network, builder.create_builder_config())))
+    files = (artifact.describe_file(tmp_path, path),)
+    engine = artifact.Engine(backend="tensorrt-rtx", version=trt.__version__, compute="sm_80+", files=files)
+    graph = artifact.Graph(files=(), inputs=(), outputs=())
+    message = r"plan: tensorrt_rtx \S+ cannot load it \(.*cudaError.*\); run `enginewright compile \S+ --backend tensorrt-rtx`"
+    with pytest.raises(ArtifactError, match=message):
+        trt_plan.open_plan(tmp_path, graph, engine, CudaRuntime(FakeCuda((8, 6))))
 
 
 def test_names_and_parameters_are_those_of_cuda() -> None:
@@ -99,9 +120,6 @@ def test_the_real_cuda_says_what_is_missing() -> None:
     api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
     if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
         pytest.skip("needs a machine without a GPU")
-    from enginewright.runtime import UnsupportedError
-    from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
-
     with pytest.raises(
         UnsupportedError, match=r"^cuda: got no GPU that CUDA can use \(cudaError\w+: .*\), expected one"
     ):
