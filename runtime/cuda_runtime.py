@@ -54,7 +54,7 @@ class CudaRuntime:
         size, api = max(bytes, 1), self._api
         status, address = api.cudaMallocHost(size) if host else api.cudaMalloc(size)
         if status == api.cudaError_t.cudaErrorMemoryAllocation:
-            api.cudaGetLastError()  # forget it
+            api.cudaGetLastError()
             what = "pinned memory" if host else "device memory"
             free = "less" if host else f"{self.free_bytes() // _MEBIBYTE} MiB free"
             raise MemoryError(
@@ -137,6 +137,7 @@ class CudaRuntime:
 
     def _check(self, where: str, status: Any) -> None:
         if status != self._api.cudaError_t.cudaSuccess:
+            self._api.cudaGetLastError()  # forget it, or TensorRT takes it for its own
             raise UnsupportedError(
                 f"cuda: {where}: got {self._text(status)}, expected success; look for other processes on the GPU and at "
                 "the driver's version"

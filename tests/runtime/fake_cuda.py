@@ -85,6 +85,7 @@ class FakeCuda:
         self._thread.device = device
         self.free = free
         self.devices = 1
+        self.last: Any = OK  # the error that nobody has asked for yet
         self.launches = 0
         self.blocks: dict[int, Block] = {}
         self.streams: dict[int, Stream] = {}
@@ -121,14 +122,18 @@ class FakeCuda:
             each.broken = True
         return bool(capturing)
 
+    def _fail(self, error: Any, *values: Any) -> tuple[Any, ...]:
+        self.last = error
+        return error, *values
+
     def _id(self) -> int:
         self._next += 1
         return self._next
 
     # ---- the module
 
-    def cudaGetDeviceCount(self) -> tuple[Any, Any]:
-        return (OK, self.devices) if self.devices else (cudaError_t.cudaErrorInsufficientDriver, None)
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        return (OK, self.devices) if self.devices else self._fail(cudaError_t.cudaErrorInsufficientDriver, None)
 
     def cudaGetDevice(self) -> tuple[Any, int]:
         return OK, getattr(self._thread, "device", 0)
@@ -144,7 +149,8 @@ class FakeCuda:
         return OK, f"text of {error.name}".encode()
 
     def cudaGetLastError(self) -> tuple[Any]:
-        return (OK,)
+        last, self.last = self.last, OK
+        return (last,)
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:
         return OK, self.free, 1 << 40
@@ -157,9 +163,9 @@ class FakeCuda:
 
     def _allocate(self, size: int, *, host: bool) -> tuple[Any, int | None]:
         if self._refuse():
-            return REFUSED, None
+            return self._fail(REFUSED, None)
         if not host and size > self.free:
-            return cudaError_t.cudaErrorMemoryAllocation, None
+            return self._fail(cudaError_t.cudaErrorMemoryAllocation, None)
         raw = (ctypes.c_byte * (size + ALIGNMENT))()
         address = ctypes.addressof(raw) + -ctypes.addressof(raw) % ALIGNMENT
         ctypes.memset(address, POISON, size)
@@ -201,7 +207,7 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
         if self._refuse():
-            return (REFUSED,)
+            return self._fail(REFUSED)
         own = self.streams[stream]
         actions, own.pending = own.pending, []
         for action in actions:
@@ -222,7 +228,7 @@ class FakeCuda:
         self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: Any, stream: int
     ) -> tuple[Any]:
         if min(dpitch, spitch) < width:
-            return (cudaError_t.cudaErrorInvalidValue,)
+            return self._fail(cudaError_t.cudaErrorInvalidValue)
 
         def copy() -> None:
             for row in range(height):
@@ -236,16 +242,16 @@ class FakeCuda:
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
         own = self.streams[stream]
         if own.captured is not None:
-            return (REFUSED,)
+            return self._fail(REFUSED)
         own.captured, own.broken = [], False
         return (OK,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         own = self.streams[stream]
         if own.captured is None:
-            return cudaError_t.cudaErrorInvalidValue, None
+            return self._fail(cudaError_t.cudaErrorInvalidValue, None)
         captured, own.captured = own.captured, None
-        return (cudaError_t.cudaErrorStreamCaptureInvalidated, None) if own.broken else (OK, captured)
+        return self._fail(cudaError_t.cudaErrorStreamCaptureInvalidated, None) if own.broken else (OK, captured)
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, int]:
         handle = self._id()

@@ -229,6 +229,8 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         shapes = self._check(stream_handle)
+        if self._cuda.last.value:
+            return self._refuse(f"{self._cuda.last.name} before the run")
         captured = self._cuda.is_capturing(stream_handle)
         if captured:
             if self._prepared != self._changes:

@@ -252,6 +252,10 @@ def test_what_tensorrt_refuses(trt: tuple[FakeCuda, ModuleType, Any]) -> None:
     assert not session.context.set_input_shape("sum", (2,)), "no input"
     assert not session.context.set_tensor_address("x", session.at["x"] + 8), "not aligned"
     assert not session.context.set_optimization_profile_async(1, session.stream), "no such profile"
+    session.cuda.cudaMalloc(1 << 40)
+    assert not session.context.execute_async_v3(session.stream), "an error that nobody has taken"
+    assert session.cuda.cudaGetLastError()[0].name == "cudaErrorMemoryAllocation"
+    assert session.context.execute_async_v3(session.stream)
     with pytest.raises(Misuse, match="too small"):
         session.context.set_device_memory(session.workspace, 100)
 
