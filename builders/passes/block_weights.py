@@ -1,0 +1,151 @@
+"""Weights in blocks of 4 or 8 bits as TensorRT reads them: DequantizeLinear before a product, and tables that Gather reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from enginewright.builders.rows_tensor import RowsTensor
+
+MICROSOFT = "com.microsoft"
+STORED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
+SIGN = {4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
+
+
+class BlockWeightsPass(ir.passes.InPlacePass):
+    """Replace ONNX Runtime's ops on blocks of codes by standard ones.
+
+    1. MatMulNBits(x, codes [n, blocks, bytes], scales) -> MatMul(x, Transpose(DequantizeLinear(codes [n, k], scales))),
+       and an Add of the bias behind it. TensorRT keeps such a weight at its bits.
+    2. A k that does not fill its last block: x is padded with zeros, for which the padding codes stand.
+    3. 8 bits: the parser takes no negative scale from a file, but one from a node: they are stored negated, before a Neg.
+    4. GatherBlockQuantized(codes, ids, scales) -> Gather(table, ids), the table in the type of its scales; a tied weight
+       is stored once as codes for 1 and once as a table.
+    5. A MatMulNBits with zero points or an order of groups, and a GatherBlockQuantized along other axes, stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        changed = False
+        for node in list(model.graph):
+            if node.domain == MICROSOFT and node.op_type == "MatMulNBits":
+                changed |= _replace_product(model.graph, node)
+            elif node.domain == MICROSOFT and node.op_type == "GatherBlockQuantized":
+                changed |= _replace_gather(model.graph, node)
+        if not any(node.domain == MICROSOFT for node in model.graph):
+            model.opset_imports.pop(MICROSOFT, None)
+        return ir.passes.PassResult(model, modified=changed)
+
+
+def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
+    source, codes, scales, zeros, order, bias = (*node.inputs, *[None] * 3)[:6]
+    bits, block, k = (node.attributes.get_int(name, 0) for name in ("bits", "block_size", "K"))
+    if source is None or zeros is not None or order is not None or bits not in STORED:
+        return False
+    stored, steps = _constant(codes), _constant(scales)
+    if stored is None or steps is None or codes is None or scales is None:
+        return False
+    n, blocks = stored.shape.numpy()[:2]
+    width, dtype, made = blocks * block, steps.dtype, list[ir.Node]()
+    weight = _add(graph, f"{codes.name}.signed", STORED[bits], (n, width), lambda a, b: _signed(stored, bits, a, b))
+    if bits == 4:
+        scale = _add(graph, f"{scales.name}.blocks", dtype, (n, blocks), lambda a, b: _rows(steps, n)[a:b])
+    else:
+        opposite = _add(graph, f"{scales.name}.negated", dtype, (n, blocks), lambda a, b: -_rows(steps, n)[a:b])
+        made.append(_node("Neg", [opposite], dtype, (n, blocks)))
+        scale = made[-1].outputs[0]
+    made.append(_node("DequantizeLinear", [weight, scale], dtype, (n, width), axis=1, block_size=block))
+    made.append(_node("Transpose", [made[-1].outputs[0]], dtype, (width, n), perm=[1, 0]))
+    matrix = made[-1].outputs[0]
+    if width != k:
+        rank = len(node.outputs[0].shape or source.shape or ())
+        ends = _add_small(graph, f"{codes.name}.pads", np.array([0] * (2 * rank - 1) + [width - k], np.int64))
+        made.append(_node("Pad", [source, ends], dtype, None))
+        source = made[-1].outputs[0]
+    made.append(_node("MatMul", [source, matrix], dtype, None))
+    if bias is not None:
+        made[-1].outputs[0].shape = node.outputs[0].shape
+        made.append(_node("Add", [made[-1].outputs[0], bias], dtype, None))
+    _take_place(graph, node, made)
+    return True
+
+
+def _replace_gather(graph: ir.Graph, node: ir.Node) -> bool:
+    data, ids, scales = node.inputs[:3]
+    bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 128)
+    axes = node.attributes.get_int("gather_axis", 0), node.attributes.get_int("quantize_axis", 1)
+    reshape = data.producer() if data is not None else None
+    codes = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else data
+    stored, steps = _constant(codes), _constant(scales)
+    if stored is None or steps is None or codes is None or axes != (0, 1) or bits not in STORED or len(node.inputs) > 3:
+        return False
+    n = stored.shape.numpy()[0]
+    k = stored.size * 8 // bits // n
+    table = _add(
+        graph, f"{codes.name}.table", steps.dtype, (n, k), lambda a, b: _dequantized(stored, steps, bits, block, a, b)
+    )
+    _take_place(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
+    return True
+
+
+def _rows(tensor: ir.TensorProtocol, n: int) -> np.ndarray:
+    """The values as [n, ...]; of a tensor in a file a view of it, so that only rows in use are read."""
+    values: np.ndarray = tensor.numpy()
+    return values.reshape(n, -1)
+
+
+def _signed(codes: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.ndarray:
+    """Codes of some rows in two's complement."""
+    return _rows(codes, codes.shape.numpy()[0])[begin:end] ^ np.uint8(SIGN[bits])
+
+
+def _dequantized(
+    codes: ir.TensorProtocol, scales: ir.TensorProtocol, bits: int, block: int, begin: int, end: int
+) -> np.ndarray:
+    """Some rows in the type of `scales`."""
+    n = codes.shape.numpy()[0]
+    packed, steps = _rows(codes, n)[begin:end], _rows(scales, n)[begin:end]
+    q = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    blocks = (q.astype(np.float32) - (1 << (bits - 1))).reshape(len(q), -1, block)
+    rows: np.ndarray = (blocks * steps.astype(np.float32)[..., None]).reshape(len(q), -1).astype(steps.dtype)
+    return rows
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None else value.const_value
+
+
+def _add(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, int], rows: object) -> ir.Value:
+    """The initializer `name`; two products of one weight share it."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = RowsTensor(name, dtype, shape, rows)  # type: ignore[arg-type]
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _add_small(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64), const_value=ir.tensor(array)
+    )
+    graph.initializers.setdefault(name, value)
+    return graph.initializers[name]
+
+
+def _node(
+    op_type: str, inputs: list[ir.Value | None], dtype: ir.DataType, shape: tuple[int, ...] | None, **attributes: object
+) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes=attributes)  # type: ignore[arg-type]
+    node.outputs[0].type = ir.TensorType(dtype)
+    node.outputs[0].shape = None if shape is None else ir.Shape(shape)
+    return node
+
+
+def _take_place(graph: ir.Graph, old: ir.Node, made: list[ir.Node]) -> None:
+    """Put `made`, whose last computes what `old` does, in its place."""
+    result, value = old.outputs[0], made[-1].outputs[0]
+    value.type, value.shape, name = result.type or value.type, result.shape, result.name
+    graph.insert_before(old, made)
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    value.name = name
