@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
+from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.library import LibraryError, ort_library
@@ -28,7 +29,7 @@ BACKEND = "onnxruntime"
 HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def build(root: Path, manifest: Manifest) -> Manifest:
+def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
     """Optimise every graph for ONNX Runtime on this machine's CPU; return the manifest that names the engines.
 
     Writes engines/<name>.onnxruntime.onnx and the new manifest, atomically; an engine of this backend that was there

@@ -12,16 +12,17 @@ import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
+from enginewright.builders.kernels import check_graph
+from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
-from enginewright.plugins.cuda import KVARN_BITS, KVARN_DIMS, ORT_BACKEND, ORT_COMPUTE, PAGED_ATTENTION_DIMS
+from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Graph, Manifest
-from enginewright.runtime.errors import BuildError
 
 
-def build(root: Path, manifest: Manifest) -> Manifest:
+def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
     """Write engines/<name>.onnxruntime-cuda.onnx and the manifest that names them, atomically.
 
     Raises:
@@ -36,9 +37,7 @@ def build(root: Path, manifest: Manifest) -> Manifest:
 def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     source, target = root / graph.files[0].path, root / "engines" / f"{name}.{ORT_BACKEND}.onnx"
     model = ir.load(source)
-    for node in model.graph:
-        if node.domain == DOMAIN:
-            _check_node(node)
+    check_graph(model.graph, ORT_BACKEND)
     passes = (SimplifiedNormsPass(), SplitQkvPass(), common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
     ir.passes.Sequential(*passes)(model)
     target.parent.mkdir(exist_ok=True)
@@ -52,31 +51,3 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     )
     others = tuple(e for e in graph.engines if e.backend != ORT_BACKEND)
     return dataclasses.replace(graph, engines=(*others, engine))
-
-
-def _check_node(node: ir.Node) -> None:
-    """Raise BuildError where the kernels for devices do not take `node`; csrc/cuda/configurations.h lists what they do."""
-    first = node.inputs[0]
-    if node.op_type != "GreedySample" and (first is None or first.dtype is ir.DataType.FLOAT):
-        raise BuildError(
-            f"--backend {ORT_BACKEND}: got a graph that computes in float32, expected float16 or bfloat16; build with "
-            "--dtype float16 or --dtype bfloat16"
-        )
-    if node.op_type not in ("PagedAttention", "KVarNAttention"):
-        return
-    dims = [value.shape[2] for value in node.inputs[:3] if value is not None and value.shape is not None]
-    found = (dims[0], dims[2])
-    if node.op_type == "PagedAttention" and found not in PAGED_ATTENTION_DIMS:
-        known = ", ".join(f"{k} and {v}" for k, v in PAGED_ATTENTION_DIMS)
-        raise BuildError(f"--backend {ORT_BACKEND}: got heads of {found[0]} and {found[1]}, expected one of {known}")
-    if node.op_type != "KVarNAttention":
-        return
-    if found[0] not in KVARN_DIMS:
-        known = ", ".join(map(str, KVARN_DIMS))
-        raise BuildError(f"--backend {ORT_BACKEND}: kvarn: got heads of {found[0]}, expected one of {known}")
-    bits = (node.attributes.get_int("k_bits", 4), node.attributes.get_int("v_bits", 2))
-    if bits not in KVARN_BITS:
-        known = ", ".join(f"k_bits={k},v_bits={v}" for k, v in KVARN_BITS)
-        raise BuildError(
-            f"--backend {ORT_BACKEND}: kvarn: got k_bits={bits[0]},v_bits={bits[1]}, expected one of {known}"
-        )

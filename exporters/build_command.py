@@ -6,6 +6,7 @@ A command composes packages, so it alone may import the builders from here.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from enginewright import builders
+from enginewright.builders import options
+from enginewright.builders.options import BackendOptions
 from enginewright.exporters.export import export
 from enginewright.exporters.methods import METHODS
 from enginewright.exporters.passes.narrow_activations import DTYPES
@@ -55,31 +58,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens of a request (default: the model's)")
     parser.add_argument("--overwrite", action="store_true", help="replace the engine at --output")
+    options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the engine; on failure --output is what it was."""
     begin = time.perf_counter()
     recipe = _recipe(arguments)
-    manifest = build(arguments.model, arguments.output, recipe, arguments.backend, overwrite=arguments.overwrite)
+    chosen, overwrite = options.from_arguments(arguments), arguments.overwrite
+    manifest = build(arguments.model, arguments.output, recipe, arguments.backend, chosen, overwrite=overwrite)
     size = sum(file.size for file in manifest.files())
     tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
     return 0
 
 
-def build(model: str, output: Path, recipe: Recipe, backend: str, *, overwrite: bool = False) -> Manifest:
+def build(
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    backend: str,
+    chosen: BackendOptions | None = None,
+    *,
+    overwrite: bool = False,
+) -> Manifest:
     """Write the engine of `model` to `output` and return its manifest.
+
+    Where only the machine that runs the engine can build it, what is written is complete but for that, and a message on
+    standard error gives the command to run there.
 
     Raises:
         EnginewrightError: with the reason; `output` is then what it was before.
     """
-    builders.check_backend(backend)
+    builders.check_backend(backend, chosen)
     artifact.check_output(output, overwrite=overwrite)
     try:
         with artifact.staged(output, overwrite=overwrite) as root:
-            return builders.build(root, export(model, root, recipe), backend)
+            manifest = export(model, root, recipe)
+            try:
+                return builders.build(root, manifest, backend, chosen)
+            except builders.TargetError as e:
+                print(_advise(e, output, backend, chosen), file=sys.stderr)
+                return manifest
     except OSError as e:
         raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
+
+
+def _advise(error: builders.TargetError, output: Path, backend: str, chosen: BackendOptions | None) -> str:
+    flags = options.to_arguments(chosen or BackendOptions())
+    command = " ".join(["enginewright", "compile", "DIR", "--backend", backend, *flags])
+    return (
+        f"{error}\n{output}: written without that engine; copy it to the machine that will run it, and there, with DIR "
+        f"its place:\n  {command}"
+    )
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:

@@ -32,6 +32,7 @@ class Command(Protocol):
 
 COMMANDS = {
     "build": ("enginewright.exporters.build_command", "write an engine directory from a checkpoint"),
+    "compile": ("enginewright.builders.compile_command", "build an engine directory for the machine at hand"),
     "tune": ("enginewright.exporters.tune_command", "train what a method needs beside the checkpoint"),
     "check": ("enginewright.exporters.check_command", "compare an engine with its PyTorch model"),
     "run": ("enginewright.runtime.run_command", "answer one prompt"),

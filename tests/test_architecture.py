@@ -27,9 +27,11 @@ ARROWS = {
     "builders": {
         "plugins",
         "runtime.artifact",
+        "runtime.cuda_runtime",
         "runtime.errors",
         "runtime.host",
         "runtime.ort_errors",
+        "runtime.tiles",
         "runtime.triton.signature",
     },
     "runtime": {"plugins.library", "plugins.cuda", "plugins.tensorrt", "plugins.ops"},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "exporters"))  # families
+sys.path.insert(0, str(Path(__file__).parent))  # fake_tensorrt
 
 from families import save_checkpoint
 

@@ -1,0 +1,154 @@
+"""Engine directory -> TensorRT engines, for the GPU at hand, or with TensorRT-RTX ahead of time for any of its GPUs.
+
+A dense graph (`--plugins none`) has standard ops alone and goes to both; a packed one has ours, which become plugins, and
+goes to TensorRT. The graph is rewritten beside the exported weights, which nothing copies: TensorRT maps their file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from enginewright.builders.kernels import check_graph
+from enginewright.builders.options import BackendOptions
+from enginewright.builders.passes.block_weights import BlockWeightsPass
+from enginewright.builders.passes.plugin_nodes import PluginNodesPass
+from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.rows_tensor import data_path, move_rewritten, save_rewritten
+from enginewright.builders.tensorrt_module import PORTABLE, device_compute, open_module
+from enginewright.builders.tensorrt_network import PlanBuilder, plugins_loaded
+from enginewright.builders.tensorrt_profiles import Profile, plan_profiles
+from enginewright.plugins.library import LibraryError
+from enginewright.plugins.ops import DOMAIN, op_versions
+from enginewright.runtime import artifact
+from enginewright.runtime.artifact import Engine, Manifest
+from enginewright.runtime.errors import BuildError
+
+RTX = "tensorrt-rtx"
+
+
+def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
+    """Write engines/<name>.<backend>.plan and the manifest that names them, atomically.
+
+    An engine has two profiles, "decode" and "prefill". With weights left out of the plan, its second file is the graph that
+    they are loaded with.
+
+    Raises:
+        TargetError: TensorRT or its GPU is missing; the graphs are fit for it.
+        BuildError: the graph is not for this backend, or TensorRT does not take it.
+    """
+    models = {name: _read(root / graph.files[0].path, backend) for name, graph in manifest.graphs.items()}
+    plans = {name: plan_profiles(manifest, graph, options.chunk) for name, graph in manifest.graphs.items()}
+    trt = open_module(backend)
+    compute = "+".join(options.compute) or PORTABLE if backend == RTX else device_compute()
+    graphs = {}
+    for name, graph in manifest.graphs.items():
+        files, plugins = _build_graph(root, name, models.pop(name), plans[name], trt, backend, options)
+        engine = Engine(backend=backend, version=trt.__version__, compute=compute, files=files, plugins=plugins)
+        others = tuple(e for e in graph.engines if e.backend != backend)
+        graphs[name] = dataclasses.replace(graph, engines=(*others, engine))
+    built = dataclasses.replace(manifest, graphs=graphs)
+    artifact.save(built, root)
+    return built
+
+
+def rewrite(model: ir.Model) -> None:
+    """Turn an exported graph into the one that TensorRT's parser gets."""
+    passes = (
+        SplitQkvPass(), BlockWeightsPass(), PluginNodesPass(),
+        common.RemoveUnusedNodesPass(), common.TopologicalSortPass(),
+    )  # fmt: skip
+    ir.passes.Sequential(*passes)(model)
+
+
+def _read(path: Path, backend: str) -> ir.Model:
+    """The exported graph, after what can be said against it without TensorRT."""
+    model = ir.load(path)
+    if backend == RTX and (ours := sorted({node.op_type for node in model.graph if node.domain == DOMAIN})):
+        raise BuildError(
+            f"--backend {backend}: got a graph with {', '.join(ours)}, expected standard ops alone, for TensorRT-RTX takes "
+            "no plugins; build with --plugins none"
+        )
+    check_graph(model.graph, backend)
+    return model
+
+
+def _build_graph(
+    root: Path,
+    name: str,
+    model: ir.Model,
+    profiles: tuple[Profile, ...],
+    trt: Any,
+    backend: str,
+    options: BackendOptions,
+) -> tuple[tuple[artifact.File, ...], dict[str, int]]:
+    """Build one graph; return the engine's files and its plugins' versions."""
+    engines, graphs = root / "engines", root / "graphs"
+    engines.mkdir(exist_ok=True)
+    target = engines / f"{name}.{backend}.plan"
+    timing = None if backend == RTX else options.timing_cache or engines / f"{backend}.timing"
+    rewrite(model)
+    used = op_versions(node.op_type for node in model.graph if node.domain == DOMAIN)
+    library = _open_library(used) if used else None
+    with _scratch(graphs) as scratch:
+        save_rewritten(model, scratch)
+        with nullcontext() if library is None else plugins_loaded(trt, backend, library):
+            builder = PlanBuilder(trt, backend, name)
+            network = builder.parse(scratch)
+            config = builder.configure(options, profiles, aliases=library is not None, timing_cache=timing)
+            with _replacing(target) as file:
+                builder.build(network, config, file)
+            if timing is not None:
+                with _replacing(timing) as file:
+                    file.write(memoryview(config.get_timing_cache().serialize()))
+        kept = move_rewritten(model, scratch, graphs / f"{name}.{backend}.onnx") if options.strip_weights else []
+    return tuple(artifact.describe_file(root, path) for path in (target, *kept)), used
+
+
+def _open_library(used: dict[str, int]) -> Path:
+    """The plugin library, which has to have the ops of the graph in their versions."""
+    try:
+        library = importlib.import_module("enginewright.plugins.tensorrt").open_tensorrt_library()
+    except LibraryError as e:
+        raise BuildError(str(e)) from e
+    for op, version in used.items():
+        if library.op_versions.get(op) != version:
+            raise BuildError(
+                f"{library.path}: got {op} version {library.op_versions.get(op, 'none')}, expected {version}; build it again"
+            )
+    return Path(library.path)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A path for a graph in `folder`, where its weights lie; what lies there at the end is removed."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".tensorrt-", suffix=".onnx")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        for path in (Path(name), data_path(Path(name))):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `target` when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,148 @@
+"""TensorRT's Python module and what it calls back: found when a build begins, never at import."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from enginewright.builders import TargetError
+from enginewright.plugins.tensorrt import MODULES
+from enginewright.runtime.errors import BuildError
+
+PORTABLE = "sm_80+"
+"""What TensorRT-RTX builds for where nothing is asked for: compute capability 8.0 and what came after."""
+
+
+def open_module(backend: str) -> Any:
+    """Import and return the backend's module.
+
+    Raises:
+        TargetError: TensorRT is missing, which its machine has to have anyway.
+        BuildError: TensorRT-RTX is missing, which builds anywhere.
+    """
+    try:
+        return importlib.import_module(MODULES[backend])
+    except ImportError as e:
+        extra = "rtx" if backend == "tensorrt-rtx" else "tensorrt"
+        message = (
+            f"--backend {backend}: got no Python package {MODULES[backend]} ({e}); pip install 'enginewright[{extra}]'"
+        )
+        raise BuildError(message) if backend == "tensorrt-rtx" else TargetError(message) from e
+
+
+def device_compute() -> str:
+    """The compute capability of the current GPU, such as "sm_90".
+
+    Raises:
+        TargetError: there is none that CUDA can use.
+    """
+    try:
+        api = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as e:
+        raise TargetError(
+            f"--backend tensorrt: got no Python package cuda.bindings ({e}); pip install 'enginewright[tensorrt]'"
+        ) from e
+    status, count = api.cudaGetDeviceCount()
+    if status != api.cudaError_t.cudaSuccess or not count:
+        raise TargetError(
+            f"--backend tensorrt: got no GPU that CUDA can use ({status.name}), expected the one that the engine will run "
+            "on: TensorRT times its kernels there"
+        )
+    _, device = api.cudaGetDevice()
+    names = api.cudaDeviceAttr
+    _, major = api.cudaDeviceGetAttribute(names.cudaDevAttrComputeCapabilityMajor, device)
+    _, minor = api.cudaDeviceGetAttribute(names.cudaDevAttrComputeCapabilityMinor, device)
+    return f"sm_{major}{minor}"
+
+
+class Held:
+    """Keeps what a callback raises until TensorRT has returned, which must see no Python exception."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Hold what the block raises when a signal comes or a disk is full."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, OSError) as e:
+            self.error = self.error or e
+
+    def release(self) -> None:
+        """Raise what was held."""
+        if self.error is not None:
+            raise self.error
+
+
+@cache
+def open_logger(trt: Any) -> Any:
+    """The one logger of `trt`: TensorRT keeps the first it sees for good. `errors` lists messages since it was cleared."""
+
+    class Messages(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.errors.append(message.strip())
+
+    return Messages()
+
+
+def open_progress(trt: Any, held: Held) -> Any:
+    """A monitor that shows TensorRT's phases where a person watches, and stops the build after an interrupt."""
+
+    class Progress(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.bars: dict[str, tqdm[Any]] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            with held.guard():
+                self.bars[phase] = tqdm(total=steps, desc=phase, disable=None, leave=False, unit="step")
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            with held.guard():
+                self.bars[phase].update(step + 1 - self.bars[phase].n)
+            return held.error is None
+
+        def phase_finish(self, phase: str) -> None:
+            with held.guard():
+                self.bars.pop(phase).close()
+                _give_memory_back()
+
+        def close(self) -> None:
+            for bar in self.bars.values():
+                bar.close()
+
+    return Progress()
+
+
+def _give_memory_back() -> None:
+    """Hand freed memory to the system: glibc would keep what a phase of the build frees, half as much as the weights."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+def open_writer(trt: Any, file: BinaryIO, held: Held) -> Any:
+    """A stream into `file`: the plan is never whole in memory."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data: bytes) -> int:
+            with held.guard():
+                file.write(data)
+                return len(data)
+            return -1
+
+    return Writer()

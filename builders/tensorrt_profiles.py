@@ -1,0 +1,132 @@
+"""The shapes a TensorRT engine is prepared for: one profile for steps in which every row decodes, one for prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from enginewright.runtime.artifact import Cache, Graph, Manifest, TensorSpec
+from enginewright.runtime.errors import BuildError
+from enginewright.runtime.tiles import EXACT_TILES, plan_tiles
+
+Range = tuple[int, int, int]
+Shape = tuple[int, ...]
+DENSE = "dense"
+LOGIT_BYTES = 64 * 2**20
+"""What the logits of one step of a prompt take at most, as `runtime.llm.plan_capacity` has it."""
+
+AXES: dict[str, dict[int, str]] = {
+    "input_ids": {0: "T"},
+    "position_ids": {0: "T"},
+    "query_starts": {0: "B1"},
+    "sample_rows": {0: "N"},
+    "kv_lens": {1: "B"},
+    "tile_table": {1: "B", 3: "M"},
+    "slots": {0: "B"},
+    "encoded_lens": {2: "B"},
+}
+"""Input of a packed graph -> axis -> the size it has there; DESIGN.md, section 4."""
+DENSE_AXES: dict[str, dict[int, str]] = {
+    "input_ids": {0: "B", 1: "T"},
+    "position_ids": {0: "B", 1: "T"},
+    "past_lens": {0: "B"},
+    "sample_rows": {0: "N"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """name: "decode" or "prefill", in this order in the engine. shapes: input -> its least, likeliest and largest shape."""
+
+    name: str
+    shapes: dict[str, tuple[Shape, Shape, Shape]]
+
+
+def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile, ...]:
+    """Return the profiles of `graph`. chunk: most tokens of one step of a prompt.
+
+    Raises:
+        BuildError: an input that no session feeds, or a size that nothing bounds.
+    """
+    sizes = _dense_sizes(manifest, chunk) if manifest.cache.kind == DENSE else _packed_sizes(manifest, chunk)
+    return tuple(
+        Profile(name=name, shapes={spec.name: _shapes(spec, ranges, manifest.cache) for spec in graph.inputs})
+        for name, ranges in sizes.items()
+    )
+
+
+def _dense_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
+    """Decoding takes rows of one token each; a prompt comes alone, in pieces."""
+    rows, tokens = manifest.limits.max_batch, min(chunk, manifest.limits.max_context)
+    every = (1, rows, rows)
+    return {
+        "decode": {"B": every, "T": (1, 1, 1), "N": every},
+        "prefill": {"B": (1, 1, 1), "T": (1, tokens, tokens), "N": (1, 1, tokens)},
+    }
+
+
+def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
+    """Rows that decode and pieces of prompts share a step; sizes are those of `runtime.llm.plan_capacity`."""
+    cache, rows, context = manifest.cache, manifest.limits.max_batch, manifest.limits.max_context
+    width = int(manifest.decoding.get("k", 1))
+    encodes = any(layer.exact_bytes for layer in cache.layers)
+    if encodes:
+        chunk = max(chunk // cache.tile_tokens, 1) * cache.tile_tokens
+    longest = chunk + rows * width if encodes else max(chunk, rows * width)
+    scored = max(min(LOGIT_BYTES // (4 * manifest.model.vocab_size), longest), cache.tile_tokens if encodes else 1)
+    blocks = -(-context // cache.tile_tokens)
+    held = rows * blocks * cache.tile_tokens
+    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=longest, cache_tokens=held)
+    every: dict[str, Range] = {
+        "B": (1, rows, rows),
+        "B1": (2, rows + 1, rows + 1),
+        "M": (1, blocks, blocks),
+        "slots": (1, rows, rows),
+        "exact": (EXACT_TILES, EXACT_TILES, EXACT_TILES),
+        **{
+            f"tiles_{i}": (layer.kv_heads, most, most)
+            for i, (layer, most) in enumerate(zip(cache.layers, tiles, strict=True))
+        },
+    }
+    logits = min(rows * width + scored, longest)
+    return {
+        "decode": {**every, "T": (1, rows * width, rows * width), "N": (1, rows * width, rows * width)},
+        "prefill": {**every, "T": (1, longest, longest), "N": (1, min(rows, logits), logits)},
+    }
+
+
+def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tuple[Shape, Shape, Shape]:
+    axes = _axes(spec, cache)
+    corners = []
+    for which in range(3):
+        shape = []
+        for axis, size in enumerate(spec.shape):
+            if not isinstance(size, int):
+                if axis not in axes:
+                    raise BuildError(
+                        f"decoder input {spec.name!r}: got a size {size!r} on axis {axis}, expected a number or one of "
+                        f"{', '.join(axes.values()) or 'none'}; upgrade enginewright"
+                    )
+                size = ranges[axes[axis]][which]
+            shape.append(size)
+        corners.append(tuple(shape))
+    return corners[0], corners[1], corners[2]
+
+
+def _axes(spec: TensorSpec, cache: Cache) -> dict[int, str]:
+    """Which named size each axis of an input has."""
+    known = DENSE_AXES if cache.kind == DENSE else AXES
+    if spec.name in known:
+        return known[spec.name]
+    parts = spec.name.split(".")
+    if len(parts) == 3 and parts[0] == "kv":
+        if cache.kind == DENSE and parts[2] in ("key", "value"):
+            return {0: "B"}
+        if parts[2] == "tiles":
+            return {0: f"tiles_{parts[1]}"}
+        if parts[2] == "exact":
+            return {0: "slots", 2: "exact"}
+    raise BuildError(
+        f"decoder input {spec.name!r}: unknown to this builder, expected one of {', '.join(known)} or a cache; "
+        "upgrade enginewright"
+    )
