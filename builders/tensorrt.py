@@ -7,7 +7,6 @@ goes to TensorRT. The graph is rewritten beside the exported weights, which noth
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from enginewright.builders.tensorrt_network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt_profiles import Profile, plan_profiles
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import DOMAIN, op_versions
+from enginewright.plugins.tensorrt import open_tensorrt_library, plugin_error
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Manifest
 from enginewright.runtime.errors import BuildError
@@ -102,7 +102,7 @@ def _build_graph(
     with _scratch(graphs) as scratch:
         save_rewritten(model, scratch)
         with nullcontext() if library is None else plugins_loaded(trt, backend, library):
-            builder = PlanBuilder(trt, backend, name)
+            builder = PlanBuilder(trt, backend, name, more=plugin_error if used else None)
             network = builder.parse(scratch)
             config = builder.configure(options, profiles, aliases=library is not None, timing_cache=timing)
             with _replacing(target) as file:
@@ -117,15 +117,11 @@ def _build_graph(
 def _open_library(used: dict[str, int]) -> Path:
     """The plugin library, which has to have the ops of the graph in their versions."""
     try:
-        library = importlib.import_module("enginewright.plugins.tensorrt").open_tensorrt_library()
+        library = open_tensorrt_library()
+        library.check_versions(used)
     except LibraryError as e:
         raise BuildError(str(e)) from e
-    for op, version in used.items():
-        if library.op_versions.get(op) != version:
-            raise BuildError(
-                f"{library.path}: got {op} version {library.op_versions.get(op, 'none')}, expected {version}; build it again"
-            )
-    return Path(library.path)
+    return library.path
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,11 +19,11 @@ FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "strip_weights": "STRIP_PLAN", 
 class PlanBuilder:
     """Turns one ONNX file into a plan; created for one build of one graph. trt: the backend's module.
 
-    where: what messages begin with.
+    where: what messages begin with. more: what a plugin had to say, which TensorRT does not pass on.
     """
 
-    def __init__(self, trt: Any, backend: str, where: str) -> None:
-        self._trt, self._backend, self._where = trt, backend, where
+    def __init__(self, trt: Any, backend: str, where: str, more: Callable[[], str] | None = None) -> None:
+        self._trt, self._backend, self._where, self._more = trt, backend, where, more or str
         self._logger = open_logger(trt)
         self._logger.errors.clear()
         try:
@@ -98,10 +98,10 @@ class PlanBuilder:
     def _parser_errors(self, parser: Any) -> str:
         found = [parser.get_error(i) for i in range(parser.num_errors)]
         named = [f"node {e.node_name()!r} of {e.node_operator()}: {e.desc()}" for e in found if e.node_operator()]
-        return "; ".join(named or [e.desc() for e in found]) or self._reason()
+        return "; ".join(filter(None, [*(named or [e.desc() for e in found]), self._more()])) or self._reason()
 
     def _reason(self) -> str:
-        return "; ".join(self._logger.errors[:3])
+        return "; ".join(filter(None, [*self._logger.errors[:3], self._more()]))
 
     def _error(self, what: str, reason: str, fix: str) -> BuildError:
         name = f"{self._backend} {self._trt.__version__}"

@@ -22,14 +22,15 @@ from enginewright.builders import tensorrt, tensorrt_module
 from enginewright.builders.options import BackendOptions
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.plugins import tensorrt as plugin
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import OPS, op_versions
+from enginewright.plugins.tensorrt import TensorRTLibrary
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import BuildError
 
 PLAN = "engines/decoder.tensorrt.plan"
+LIBRARY = Path("/lib/libenginewright_trt.so")
 
 
 def make(family: str, tmp_path_factory: pytest.TempPathFactory, **recipe: Any) -> Path:
@@ -63,8 +64,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
     monkeypatch.setitem(sys.modules, "tensorrt", made)  # type: ignore[arg-type]
     monkeypatch.setattr(tensorrt, "device_compute", lambda: "sm_90")
-    library = SimpleNamespace(path=Path("/lib/libenginewright_trt.so"), version="1", op_versions=op_versions(OPS))
-    monkeypatch.setattr(plugin, "open_tensorrt_library", lambda: library, raising=False)
+    library = TensorRTLibrary(path=LIBRARY, version="1", op_versions=op_versions(OPS))
+    monkeypatch.setattr(tensorrt, "open_tensorrt_library", lambda: library)
+    monkeypatch.setattr(tensorrt, "plugin_error", lambda: "")
     return made
 
 
@@ -233,15 +235,22 @@ class TestFailures:
     def test_of_the_library(self, packed: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fake.loads_library = False
         fails(packed, tmp_path, BuildError, r"/lib/libenginewright_trt.so: tensorrt 11.1.0 cannot load it")
-        library = SimpleNamespace(path="lib", version="1", op_versions={**op_versions(OPS), "PagedAttention": 2})
-        monkeypatch.setattr(plugin, "open_tensorrt_library", lambda: library, raising=False)
-        fails(packed, tmp_path / "b", BuildError, "lib: got PagedAttention version 2, expected 1; build it again")
+        library = TensorRTLibrary(path=LIBRARY, version="7", op_versions={**op_versions(OPS), "PagedAttention": 2})
+        monkeypatch.setattr(tensorrt, "open_tensorrt_library", lambda: library)
+        match = r"libenginewright_trt.so 7: got PagedAttention version 2, expected PagedAttention version 1"
+        fails(packed, tmp_path / "b", BuildError, match)
 
         def missing() -> None:
             raise LibraryError("libenginewright_trt.so: not found; build it")
 
-        monkeypatch.setattr(plugin, "open_tensorrt_library", missing, raising=False)
-        fails(packed, tmp_path / "c", BuildError, "libenginewright_trt.so: not found; build it")
+        monkeypatch.setattr(tensorrt, "open_tensorrt_library", missing)
+        fails(packed, tmp_path / "c", BuildError, r"libenginewright_trt\.so: not found; build it")
+
+    def test_of_a_plugin(self, packed: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorRT says that a creator made nothing; why, only the library knows."""
+        monkeypatch.setattr(tensorrt, "plugin_error", lambda: "PagedAttention: heads of 48 have no kernel")
+        fake.errors = [("node_7", "PagedAttention", "no plugin")]
+        fails(packed, tmp_path, BuildError, "no plugin; PagedAttention: heads of 48 have no kernel")
 
     def test_of_a_builder_that_is_not_made(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         def refuse(logger: Any) -> None:
