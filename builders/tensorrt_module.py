@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from enginewright.builders import TargetError
 from enginewright.plugins.tensorrt import MODULES
-from enginewright.runtime.errors import BuildError
+from enginewright.runtime.cuda_runtime import open_cuda_runtime
+from enginewright.runtime.errors import BuildError, UnsupportedError
 
 PORTABLE = "sm_80+"
 """What TensorRT-RTX builds for where nothing is asked for: compute capability 8.0 and what came after."""
@@ -43,22 +44,9 @@ def device_compute() -> str:
         TargetError: there is none that CUDA can use.
     """
     try:
-        api = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as e:
-        raise TargetError(
-            f"--backend tensorrt: got no Python package cuda.bindings ({e}); pip install 'enginewright[tensorrt]'"
-        ) from e
-    status, count = api.cudaGetDeviceCount()
-    if status != api.cudaError_t.cudaSuccess or not count:
-        raise TargetError(
-            f"--backend tensorrt: got no GPU that CUDA can use ({status.name}), expected the one that the engine will run "
-            "on: TensorRT times its kernels there"
-        )
-    _, device = api.cudaGetDevice()
-    names = api.cudaDeviceAttr
-    _, major = api.cudaDeviceGetAttribute(names.cudaDevAttrComputeCapabilityMajor, device)
-    _, minor = api.cudaDeviceGetAttribute(names.cudaDevAttrComputeCapabilityMinor, device)
-    return f"sm_{major}{minor}"
+        return open_cuda_runtime("tensorrt").compute_capability()
+    except UnsupportedError as e:
+        raise TargetError(f"--backend tensorrt: {e}") from e
 
 
 class Held:

@@ -14,6 +14,8 @@ Shape = tuple[int, ...]
 DENSE = "dense"
 LOGIT_BYTES = 64 * 2**20
 """What the logits of one step of a prompt take at most, as `runtime.llm.plan_capacity` has it."""
+SPARE = 1
+"""A tile and a slot that no row has: where the runtime fills a step up to a size it has captured, they are written."""
 
 AXES: dict[str, dict[int, str]] = {
     "input_ids": {0: "T"},
@@ -81,10 +83,10 @@ def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]
         "B": (1, rows, rows),
         "B1": (2, rows + 1, rows + 1),
         "M": (1, blocks, blocks),
-        "slots": (1, rows, rows),
+        "slots": (1, rows + SPARE, rows + SPARE),
         "exact": (EXACT_TILES, EXACT_TILES, EXACT_TILES),
         **{
-            f"tiles_{i}": (layer.kv_heads, most, most)
+            f"tiles_{i}": (layer.kv_heads, most + SPARE, most + SPARE)
             for i, (layer, most) in enumerate(zip(cache.layers, tiles, strict=True))
         },
     }

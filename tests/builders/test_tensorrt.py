@@ -28,6 +28,10 @@ from enginewright.plugins.tensorrt import TensorRTLibrary
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import BuildError
+from enginewright.runtime.llm import plan_capacity
+from enginewright.runtime.padded_buffers import with_spares
+from enginewright.runtime.signature import input_shapes
+from enginewright.runtime.tiles import TileTables
 
 PLAN = "engines/decoder.tensorrt.plan"
 LIBRARY = Path("/lib/libenginewright_trt.so")
@@ -138,8 +142,8 @@ class TestPacked:
         assert decode["input_ids"] == ((1,), (3,), (3,)) and prefill["input_ids"] == ((1,), (131,), (131,))
         assert decode["query_starts"] == ((2,), (4,), (4,)) and decode["sample_rows"] == ((1,), (3,), (3,))
         assert decode["tile_table"] == ((2, 1, 2, 1), (2, 3, 2, 3), (2, 3, 2, 3))
-        assert decode["kv.0.exact"] == ((1, 2, 2, 8192), (3, 2, 2, 8192), (3, 2, 2, 8192))
-        assert decode["kv.0.tiles"] == ((2, 4032), (6, 4032), (6, 4032))
+        assert decode["kv.0.exact"] == ((1, 2, 2, 8192), (4, 2, 2, 8192), (4, 2, 2, 8192))
+        assert decode["kv.0.tiles"] == ((2, 4032), (7, 4032), (7, 4032))
         for shapes in (decode, prefill):
             for name, corners in shapes.items():
                 sizes = np.array(corners)
@@ -361,6 +365,9 @@ class Cuda:
     def cudaDeviceGetAttribute(self, name: int, device: int) -> tuple[Any, int]:
         return self._status, name
 
+    def cudaGetErrorString(self, status: Any) -> tuple[Any, bytes]:
+        return status, b"driver too old"
+
 
 def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def place(module: object) -> None:
@@ -368,10 +375,26 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     place(Cuda("cudaSuccess", 1))
     assert tensorrt_module.device_compute() == "sm_90"
-    for status, count in (("cudaErrorInsufficientDriver", 0), ("cudaSuccess", 0)):
-        place(Cuda(status, count))
-        with pytest.raises(builders.TargetError, match=rf"got no GPU that CUDA can use \({status}\)"):
+    for status, reason in (("cudaErrorInsufficientDriver", "driver too old"), ("cudaSuccess", "no device")):
+        place(Cuda(status, 0))
+        with pytest.raises(builders.TargetError, match=rf"--backend tensorrt: cuda: got no GPU .*{reason}"):
             tensorrt_module.device_compute()
     place(None)
     with pytest.raises(builders.TargetError, match=r"got no Python package cuda\.bindings"):
         tensorrt_module.device_compute()
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 512])
+@pytest.mark.parametrize("source", ["packed", "packed_int4"])
+def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request: pytest.FixtureRequest) -> None:
+    """The runtime's own sizes for that chunk, with the tile and the slot it adds, and not one more of any."""
+    manifest = artifact.load(request.getfixturevalue(source))
+    options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
+    capacity = plan_capacity(manifest, 1 << 40, **options)
+    shapes = with_spares(input_shapes(manifest, TileTables(manifest.cache, capacity), capacity))
+    profile = tensorrt.plan_profiles(manifest, manifest.graphs["decoder"], chunk)[1].shapes
+    for name, (_, _, most) in profile.items():
+        wanted = shapes[name][0]
+        if name == "sample_rows":
+            wanted = (min(capacity.step_tokens, capacity.logit_rows),)
+        assert most == wanted, name
