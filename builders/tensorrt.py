@@ -28,7 +28,7 @@ from enginewright.builders.tensorrt_network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt_profiles import Profile, plan_profiles
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import DOMAIN, op_versions
-from enginewright.plugins.tensorrt import open_tensorrt_library, plugin_error
+from enginewright.plugins.tensorrt import open_tensorrt_library
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Engine, Manifest
 from enginewright.runtime.errors import BuildError
@@ -102,7 +102,7 @@ def _build_graph(
     with _scratch(graphs) as scratch:
         save_rewritten(model, scratch)
         with nullcontext() if library is None else plugins_loaded(trt, backend, library):
-            builder = PlanBuilder(trt, backend, name, more=plugin_error if used else None)
+            builder = PlanBuilder(trt, backend, name)
             network = builder.parse(scratch)
             config = builder.configure(options, profiles, aliases=library is not None, timing_cache=timing)
             with _replacing(target) as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt_module import Held, open_logger, open_progress, open_writer
 from enginewright.builders.tensorrt_profiles import Profile
+from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import MODULES
 from enginewright.runtime.errors import BuildError
 
@@ -19,11 +20,11 @@ FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "strip_weights": "STRIP_PLAN", 
 class PlanBuilder:
     """Turns one ONNX file into a plan; created for one build of one graph. trt: the backend's module.
 
-    where: what messages begin with. more: what a plugin had to say, which TensorRT does not pass on.
+    where: what messages begin with.
     """
 
-    def __init__(self, trt: Any, backend: str, where: str, more: Callable[[], str] | None = None) -> None:
-        self._trt, self._backend, self._where, self._more = trt, backend, where, more or str
+    def __init__(self, trt: Any, backend: str, where: str) -> None:
+        self._trt, self._backend, self._where = trt, backend, where
         self._logger = open_logger(trt)
         self._logger.errors.clear()
         try:
@@ -98,10 +99,13 @@ class PlanBuilder:
     def _parser_errors(self, parser: Any) -> str:
         found = [parser.get_error(i) for i in range(parser.num_errors)]
         named = [f"node {e.node_name()!r} of {e.node_operator()}: {e.desc()}" for e in found if e.node_operator()]
-        return "; ".join(filter(None, [*(named or [e.desc() for e in found]), self._more()])) or self._reason()
+        reports = named or [e.desc() for e in found]
+        ours = tuple(f"{op}: " for op in OPS)  # how plugins begin to say why they were not made
+        plugins = [message for message in self._logger.errors if message.startswith(ours)]
+        return "; ".join([*reports, *plugins]) or self._reason()
 
     def _reason(self) -> str:
-        return "; ".join(filter(None, [*self._logger.errors[:3], self._more()]))
+        return "; ".join(self._logger.errors[:3])
 
     def _error(self, what: str, reason: str, fix: str) -> BuildError:
         name = f"{self._backend} {self._trt.__version__}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,7 +99,8 @@ class _Parser:
     def parse_from_file(self, path: str) -> bool:
         self._fake.events.append(("parse",))
         self._fake.parsed = onnx.load(path)  # with its external data, which has to be found from there
-        self._fake.folder = Path(path).parent
+        if self._fake.errors:
+            self._fake.complain()
         return not self._fake.errors
 
     @property

@@ -70,7 +70,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setattr(tensorrt, "device_compute", lambda: "sm_90")
     library = TensorRTLibrary(path=LIBRARY, version="1", op_versions=op_versions(OPS))
     monkeypatch.setattr(tensorrt, "open_tensorrt_library", lambda: library)
-    monkeypatch.setattr(tensorrt, "plugin_error", lambda: "")
     return made
 
 
@@ -250,11 +249,10 @@ class TestFailures:
         monkeypatch.setattr(tensorrt, "open_tensorrt_library", missing)
         fails(packed, tmp_path / "c", BuildError, r"libenginewright_trt\.so: not found; build it")
 
-    def test_of_a_plugin(self, packed: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """TensorRT says that a creator made nothing; why, only the library knows."""
-        monkeypatch.setattr(tensorrt, "plugin_error", lambda: "PagedAttention: heads of 48 have no kernel")
-        fake.errors = [("node_7", "PagedAttention", "no plugin")]
-        fails(packed, tmp_path, BuildError, "no plugin; PagedAttention: heads of 48 have no kernel")
+    def test_of_a_plugin(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
+        """The parser says that a creator made nothing; why, the plugin has told the logger."""
+        fake.errors, fake.log = [("node_7", "PagedAttention", "no plugin")], ["PagedAttention: heads of 48", "a line"]
+        fails(packed, tmp_path, BuildError, r"PagedAttention: no plugin; PagedAttention: heads of 48\)")
 
     def test_of_a_builder_that_is_not_made(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         def refuse(logger: Any) -> None:
