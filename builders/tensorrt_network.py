@@ -20,7 +20,7 @@ FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "strip_weights": "STRIP_PLAN", 
 class PlanBuilder:
     """Turns one ONNX file into a plan; created for one build of one graph. trt: the backend's module.
 
-    where: what messages begin with.
+    where: what messages begin with. builder: TensorRT's own.
     """
 
     def __init__(self, trt: Any, backend: str, where: str) -> None:
@@ -28,14 +28,14 @@ class PlanBuilder:
         self._logger = open_logger(trt)
         self._logger.errors.clear()
         try:
-            self._builder = trt.Builder(self._logger)
+            self.builder = trt.Builder(self._logger)
         except (TypeError, RuntimeError) as e:  # what the bindings make of a null pointer
             raise self._error("cannot begin a build", self._reason() or str(e), "see that the driver fits it") from e
 
     def parse(self, path: Path) -> Any:
         """Return the strongly typed network of the ONNX file at `path`; weights stay in their file until the build."""
         trt = self._trt
-        network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._logger)
         if not parser.parse_from_file(str(path)):
             raise self._error("does not take the graph", self._parser_errors(parser), "export the model again")
@@ -49,7 +49,7 @@ class PlanBuilder:
         self, options: BackendOptions, profiles: Sequence[Profile], *, aliases: bool, timing_cache: Path | None
     ) -> Any:
         """Return the configuration. aliases: whether a plugin's output shares its input's buffer."""
-        trt, config = self._trt, self._builder.create_builder_config()
+        trt, config = self._trt, self.builder.create_builder_config()
         for field, flag in FLAGS.items():
             if getattr(options, field):
                 config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -75,7 +75,7 @@ class PlanBuilder:
         config.progress_monitor = progress = open_progress(self._trt, held)
         writer = open_writer(self._trt, file, held)
         try:
-            done = self._builder.build_serialized_network_to_stream(network, config, writer)
+            done = self.builder.build_serialized_network_to_stream(network, config, writer)
         finally:
             progress.close()
         held.release()
@@ -84,7 +84,7 @@ class PlanBuilder:
 
     def make_profile(self, profile: Profile) -> Any:
         """Return `profile` as TensorRT's."""
-        made = self._builder.create_optimization_profile()
+        made = self.builder.create_optimization_profile()
         for name, shapes in profile.shapes.items():
             made.set_shape(name, *shapes)
         return made

@@ -7,14 +7,20 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from enginewright.exporters.methods import Applied, find_method
-from enginewright.exporters.options import make_config
-from enginewright.exporters.parity import Parity, compare, is_finite, load_reference
+from enginewright.builders.layer_check import compare_layers
+from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import load
 
+if TYPE_CHECKING:  # --layers needs neither torch nor the checkpoint
+    from enginewright.exporters.methods import Applied
+    from enginewright.exporters.parity import Parity
+
 REPORT = Path("reports/parity.json")
+LAYERS_REPORT = Path("reports/layers.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,8 @@ class Tolerance:
 
     def failures(self, parity: Parity) -> list[str]:
         """What is beyond tolerance, in words."""
+        from enginewright.exporters.parity import is_finite
+
         found = []
         if not is_finite(parity):
             found.append("logits are not finite")
@@ -50,7 +58,13 @@ QUANTIZED = {"int8": Tolerance(error=1.0, kl=1e-2, greedy=False), "int4": Tolera
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("engine", type=Path, metavar="DIR", help="engine directory")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the checkpoint it was built from")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="the checkpoint it was built from")
+    parser.add_argument(
+        "--layers", action="store_true", help="compare the graph with TensorRT's, layer by layer, instead of the model"
+    )
+    parser.add_argument(
+        "--layer-tolerance", type=float, default=0.02, metavar="X", help="mean error over mean magnitude (0.02)"
+    )
     parser.add_argument("--new-tokens", type=int, default=200, metavar="N", help="greedy tokens per prompt (200)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
@@ -60,7 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, write reports/parity.json, and return 1 beyond tolerance."""
+    """Compare, write the report, and return 1 beyond tolerance."""
+    if arguments.layers:
+        return _run_layers(arguments)
+    if arguments.model is None:
+        raise RequestError(
+            "check: got neither --model nor --layers, expected the checkpoint that the engine was built from"
+        )
+    from enginewright.exporters.parity import compare, load_reference
+
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
         tolerance = _tolerance(llm.manifest)
         reference = load_reference(arguments.model, _applied(llm.manifest))
@@ -72,6 +94,18 @@ def run(arguments: argparse.Namespace) -> int:
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report) if arguments.json else _table(parity, failures))
     return 1 if failures else 0
+
+
+def _run_layers(arguments: argparse.Namespace) -> int:
+    """Compare layer by layer, and write reports/layers.json."""
+    report = compare_layers(arguments.engine, artifact.load(arguments.engine))
+    first = report.first_beyond(arguments.layer_tolerance)
+    found = {**dataclasses.asdict(report), "tolerance": arguments.layer_tolerance, "first": first and first.layer}
+    path = arguments.engine / LAYERS_REPORT
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found) if arguments.json else report.table(arguments.layer_tolerance))
+    return 0 if first is None else 1
 
 
 def _tolerance(manifest: Manifest) -> Tolerance:
@@ -90,6 +124,9 @@ def _tolerance_of_numbers(manifest: Manifest) -> Tolerance:
 
 
 def _applied(manifest: Manifest) -> list[Applied]:
+    from enginewright.exporters.methods import Applied, find_method
+    from enginewright.exporters.options import make_config
+
     methods = []
     for record in manifest.applied:
         options = {key: value for key, value in record.items() if key != "name"}

@@ -21,6 +21,7 @@ import onnx_ir as ir
 import tensorrt_rtx as trt
 
 from enginewright.builders.options import BackendOptions
+from enginewright.builders.residual_stream import find_residual_stream
 from enginewright.builders.rows_tensor import save_rewritten
 from enginewright.builders.tensorrt import rewrite
 from enginewright.builders.tensorrt_network import PlanBuilder
@@ -33,6 +34,7 @@ def probe(root: Path) -> dict[str, Any]:
     manifest = artifact.load(root)
     graph = manifest.graphs["decoder"]
     model = ir.load(root / graph.files[0].path)
+    stream = find_residual_stream(model.graph, len(manifest.cache.layers))
     rewrite(model)
     path = root / "graphs" / "probe.onnx"
     save_rewritten(model, path)
@@ -43,6 +45,7 @@ def probe(root: Path) -> dict[str, Any]:
     made = {profile.name: builder.make_profile(profile) for profile in planned}
     names = [spec.name for spec in graph.inputs]
     return {
+        "stream": [str(value.name) for value in stream],
         "ops": sorted({node.op_type for node in model.graph}),
         "domains": sorted({node.domain for node in model.graph}),
         "layers": [network.get_layer(i).type.name for i in range(network.num_layers)],

@@ -133,7 +133,7 @@ def test_every_family_is_parsed(family: str, probes: dict[str, Any], exported: M
     name, _, weights = family.partition(", ")
     manifest = artifact.load(exported(name, weights=weights or "float32"))
     graph, layers = manifest.graphs["decoder"], len(manifest.cache.layers)
-    assert probe["domains"] == [""]
+    assert probe["domains"] == [""] and len(set(probe["stream"])) == layers + 1
     assert probe["inputs"] == {
         spec.name: [size if isinstance(size, int) else -1 for size in spec.shape] for spec in graph.inputs
     }

@@ -1,0 +1,199 @@
+"""The exported graph against what a backend makes of it, layer by layer, so that a difference is seen where it begins.
+
+Polygraphy runs both and brings the values together. The exported graph runs under ONNX Runtime; TensorRT's side is an engine
+of the same graph with the residual stream marked as outputs, and where there is no GPU, the graph that TensorRT's parser gets.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from enginewright.builders import TargetError
+from enginewright.builders.residual_stream import find_residual_stream
+from enginewright.builders.rows_tensor import data_path, save_rewritten
+from enginewright.builders.tensorrt import rewrite
+from enginewright.builders.tensorrt_module import device_compute, open_module
+from enginewright.builders.tensorrt_network import PlanBuilder
+from enginewright.builders.tensorrt_profiles import DENSE, DENSE_AXES
+from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.errors import BuildError, UnsupportedError
+from enginewright.runtime.ort_errors import LOAD_ERRORS
+
+TOKENS = 24
+TYPES = {"int64": np.int64, "float16": np.float16, "float32": np.float32}
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """How far the residual stream behind a layer is off; layer -1: the embeddings.
+
+    max_error: largest absolute difference. relative: mean difference over mean magnitude.
+    """
+
+    layer: int
+    max_error: float
+    relative: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """compared: what stood against the exported graph. layers: in order."""
+
+    compared: str
+    layers: tuple[LayerError, ...]
+
+    def first_beyond(self, tolerance: float) -> LayerError | None:
+        """The first layer whose relative error is beyond `tolerance`, or not a number."""
+        return next((each for each in self.layers if not each.relative <= tolerance), None)
+
+    def table(self, tolerance: float) -> str:
+        """The report to read."""
+        first = self.first_beyond(tolerance)
+        lines = [f"exported graph against {self.compared}", "behind      max |error|  mean error / mean magnitude"]
+        for each in self.layers:
+            lines.append(
+                f"{_name(each.layer):10}  {each.max_error:11.2e}  {each.relative:.2e}{'  <- first' if each is first else ''}"
+            )
+        if first is None:
+            return "\n".join([*lines, f"all within {tolerance:.0e}"])
+        return "\n".join([*lines, f"FAILED: beyond {tolerance:.0e} from here on: {_name(first.layer)}"])
+
+
+def compare_layers(root: Path, manifest: Manifest) -> LayerReport:
+    """Compare one prompt of random tokens in the graph as exported and as TensorRT has it.
+
+    Raises:
+        UnsupportedError: the graph has ops of ours, or a type that ONNX Runtime does not run on a CPU; or no Polygraphy.
+    """
+    graph = manifest.graphs["decoder"]
+    if manifest.cache.kind != DENSE:
+        raise UnsupportedError(
+            f"check --layers: got a {manifest.cache.kind} cache, expected a graph of standard ops; build with --plugins none"
+        )
+    if importlib.util.find_spec("polygraphy") is None:
+        raise UnsupportedError(
+            "check --layers: got no Python package polygraphy, which runs both sides; pip install 'enginewright[tensorrt]'"
+        )
+    feeds = _make_feeds(manifest, graph)
+    with _marked(root / graph.files[0].path, len(manifest.cache.layers)) as (exported, rewritten, names):
+        try:
+            trt, compute = open_module("tensorrt"), device_compute()
+        except TargetError:
+            compared, other = "the graph that TensorRT gets, under ONNX Runtime", _onnxruntime(rewritten)
+        else:
+            compared, other = f"TensorRT {trt.__version__} on {compute}", _tensorrt(trt, rewritten, feeds)
+        expected, got = _run([_onnxruntime(exported), other], feeds)
+    layers = [_measure(i - 1, expected[name], got[name]) for i, name in enumerate(names)]
+    return LayerReport(compared=compared, layers=tuple(layers))
+
+
+def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
+    """One prompt of random tokens before empty caches."""
+    tokens = min(TOKENS, manifest.limits.max_context)
+    rng = np.random.default_rng(0)
+    sizes = {"B": 1, "T": tokens, "N": tokens}
+    feeds = {}
+    for spec in graph.inputs:
+        if spec.dtype not in TYPES:
+            raise UnsupportedError(
+                f"check --layers: got {spec.dtype}, expected float16 or float32, which ONNX Runtime runs on a CPU"
+            )
+        axes = DENSE_AXES.get(spec.name, {0: "B"})
+        shape = [size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(spec.shape)]
+        feeds[spec.name] = np.zeros(shape, TYPES[spec.dtype])
+    feeds["input_ids"][:] = rng.integers(0, manifest.model.vocab_size, (1, tokens))
+    feeds["position_ids"][:] = feeds["sample_rows"][:] = np.arange(tokens)
+    return feeds
+
+
+@contextmanager
+def _marked(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]:
+    """The exported and the rewritten graph with the stream as outputs, and its names; removed when the block ends."""
+    with tempfile.NamedTemporaryFile(dir=source.parent, prefix=".layers-", suffix=".onnx") as file:
+        exported, rewritten = Path(file.name), Path(f"{file.name}.rewritten.onnx")
+        try:
+            _mark(source, exported, layers, change=_compute_exactly)
+            yield exported, rewritten, _mark(source, rewritten, layers, change=rewrite)
+        finally:
+            for path in (rewritten, data_path(rewritten)):
+                path.unlink(missing_ok=True)
+
+
+def _mark(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model], None]) -> list[str]:
+    model = ir.load(source)
+    stream = find_residual_stream(model.graph, layers)
+    model.graph.outputs.extend(stream)
+    names = [str(value.name) for value in stream]
+    change(model)
+    save_rewritten(model, target)
+    return names
+
+
+def _compute_exactly(model: ir.Model) -> None:
+    """Let products with quantised weights keep their inputs as they are; ONNX Runtime may round them to 8 bits."""
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes.add(ir.AttrInt64("accuracy_level", 1))
+
+
+def _onnxruntime(path: Path) -> Any:
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    def load() -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    return OnnxrtRunner(load, name=path.name)
+
+
+def _tensorrt(trt: Any, path: Path, feeds: Arrays) -> Any:
+    """An engine of `path` for the shapes of `feeds`, built on the GPU at hand."""
+    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, Profile, TrtRunner
+
+    def load() -> tuple[Any, Any]:
+        builder = PlanBuilder(trt, "tensorrt", "decoder")
+        return builder.builder, builder.parse(path)
+
+    profile = Profile()
+    for name, array in feeds.items():
+        profile.add(name, array.shape, array.shape, array.shape)
+    return TrtRunner(EngineFromNetwork(load, config=CreateConfig(profiles=[profile])), name="tensorrt")
+
+
+def _run(runners: list[Any], feeds: Arrays) -> list[Arrays]:
+    """What each runner returns for `feeds`."""
+    from polygraphy.comparator import Comparator
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        try:
+            results = Comparator.run(runners, data_loader=[dict(feeds)])
+        except (PolygraphyException, *LOAD_ERRORS) as e:
+            raise BuildError(f"check --layers: a graph cannot be run ({e}); build the engine again") from e
+    return [results[runner.name][0] for runner in runners]
+
+
+def _name(layer: int) -> str:
+    return "embeddings" if layer < 0 else f"layer {layer}"
+
+
+def _measure(layer: int, expected: np.ndarray, got: np.ndarray) -> LayerError:
+    wanted, found = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    difference, magnitude = np.abs(found - wanted), float(np.abs(wanted).mean())
+    mean = float(difference.mean())
+    relative = mean / magnitude if magnitude else (0.0 if mean == 0 else math.inf)
+    return LayerError(layer=layer, max_error=float(difference.max()), relative=relative)
