@@ -113,6 +113,7 @@ class ICudaEngine:
         self._session = self._open(Path(about["graph"]), runtime._registry._libraries)
         self._contexts: list[IExecutionContext] = []
         self._has_weights = not about.get("stripped")
+        self._runs = 0
         self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(about["profiles"])
         self.device_memory_size_v2 = about.get("workspace", 4096)
@@ -285,6 +286,7 @@ class IExecutionContext:
         return size
 
     def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        self._engine._runs += 1
         binding = self._engine._session.io_binding()
         for name, address in addresses.items():
             size = self._check_memory(name, shapes[name], address)

@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="engines are exported first, which needs eng
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, load, trt_dense
-from enginewright.runtime.dense_session import DenseSession
+from enginewright.runtime.dense_session import DenseCall, DenseSession
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.trt_dense import TensorRtDenseGraph
 
@@ -102,6 +102,19 @@ def test_rows_beside_a_run_keep_what_they_hold(engine: Path, cuda: FakeCuda) -> 
         assert {2, 4} <= set(graph_of(llm).contexts.replays)
 
 
+def test_padding_lies_behind_what_a_row_holds(engine: Path, cuda: FakeCuda) -> None:
+    with load(engine) as llm:
+        graph = graph_of(llm)
+        graph._tables.held[:] = 3, 9, 200, CONTEXT, 0, 0
+        ids, past = np.array([[5], [6], [7]]), np.array([3, 9, 150])
+        padded = graph._padded(DenseCall(0, ids, past[:, None], past, np.array([2, 0]), 4), 4)
+        graph._tables.held[:] = 0
+    assert padded.past_lens.tolist() == [3, 9, 150, CONTEXT - 1]
+    assert padded.position_ids.tolist() == [[3], [9], [150], [CONTEXT - 1]]
+    assert padded.input_ids.tolist() == [[5], [6], [7], [0]]
+    assert padded.sample_rows.tolist() == [2, 0, 0, 0] and (padded.first, padded.at) == (0, 4)
+
+
 def test_the_last_place_of_a_row(engine: Path, cuda: FakeCuda) -> None:
     """A request that fills its row to the end, beside one that goes on."""
     prompts = prompts_of(CONTEXT - 20, 9)
@@ -118,6 +131,7 @@ def test_decoding_is_captured_once_and_replayed(engine: Path, cuda: FakeCuda) ->
             llm.generate([list(range(3, 30))], Sampling(max_tokens=30, ignore_eos=True))
             assert cuda.launches == 29 * times - 1 and len(cuda.graphs) == 1
         contexts = graph_of(llm).contexts
+        assert contexts.plan.engine._runs == 2 * 30
         assert [replay._context.context._profile for replay in contexts.replays.values()] == [0]
         assert list(contexts._contexts) == [1], "prompts have the second profile, and no graph"
 

@@ -96,6 +96,7 @@ def test_decoding_is_captured_once_and_replayed(prompt: list[int], plain: Path, 
         llm.generate([prompt], Sampling(max_tokens=30, ignore_eos=True))
         assert cuda.launches == 2 * decodes - 1 and len(cuda.graphs) == 1
         contexts = session_of(llm).contexts
+        assert contexts.plan.engine._runs == 2 * 30
         assert [replay._context.context._profile for replay in contexts.replays.values()] == [0]
         assert list(contexts._contexts) == ([] if len(prompt) == 1 else [1]), (
             "prompts have the second profile, no graph"
