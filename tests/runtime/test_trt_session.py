@@ -115,6 +115,18 @@ def test_steps_are_filled_up_to_a_bucket(plain: Path, cuda: FakeCuda) -> None:
         assert set(session_of(llm).contexts.replays) == {4, 8}
 
 
+def test_a_short_prompt_shares_its_graph_with_rows_that_decode(plain: Path, cuda: FakeCuda) -> None:
+    """Four tokens of one row want one prediction, of four rows as many."""
+    prompts, sampling = [[5, 6, 7, 8], *prompts_of(20, 30, 40)], Sampling(max_tokens=30, ignore_eos=True)
+    with load(plain, 1, backend="onnxruntime") as llm:
+        wanted = tokens_of(llm, prompts, sampling)
+    with load(plain) as llm:
+        assert tokens_of(llm, prompts[:1], Sampling(max_tokens=1, ignore_eos=True)) == [wanted[0][:1]]
+        assert set(session_of(llm).contexts.replays) == {4}
+        assert tokens_of(llm, prompts, sampling) == wanted
+        assert set(session_of(llm).contexts.replays) == {4}
+
+
 def test_padding_touches_no_one(encoded: Path, cuda: FakeCuda) -> None:
     """Prompts whose rows are free stay in the cache for others to take over; padding of later steps leaves them alone.
 
