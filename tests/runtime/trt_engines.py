@@ -1,4 +1,4 @@
-"""Engine directories with a plan for the fake TensorRT, in whose profiles a builder's sizes are."""
+"""Engine directories with a plan for the fake TensorRT, with the profiles that the builder gives it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import pytest
 from fake_cuda import FakeCuda
 from fake_trt_runtime import make_module, write_plan
 
+from enginewright.builders.tensorrt_profiles import plan_profiles
 from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import TensorRTLibrary
 from enginewright.runtime import artifact, trt_plan
-from enginewright.runtime.artifact import Engine, Manifest, TensorSpec
-from enginewright.runtime.tiles import plan_tiles
+from enginewright.runtime.artifact import Engine, Manifest
 
-Range = tuple[int, int]
 VERSION = "11.1.0"
 
 
@@ -34,8 +33,7 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     graph = manifest.graphs["decoder"]
     backend, weights = changes.pop("backend", "tensorrt"), changes.pop("weights", None)
     fields = {name: changes.pop(name) for name in ("version", "compute", "plugins") if name in changes}
-    sizes = (dense_sizes if manifest.cache.kind == "dense" else packed_sizes)(manifest, chunk, spare)
-    changes.setdefault("profiles", [{s.name: shapes(s, own) for s in graph.inputs} for own in sizes])
+    changes.setdefault("profiles", profiles_of(manifest, chunk, spare))
     changes.setdefault("aliases", {spec.name: spec.alias for spec in graph.outputs if spec.alias is not None})
     (target / "engines").mkdir(exist_ok=True)
     path = target / f"engines/decoder.{backend}.plan"
@@ -49,37 +47,17 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     return target
 
 
-def dense_sizes(manifest: Manifest, chunk: int, spare: bool) -> list[dict[str, Range]]:
-    """Decoding: rows of one token each; a prompt comes alone."""
-    rows = manifest.limits.max_batch
-    return [{"B": (1, rows), "T": (1, 1), "N": (1, rows)}, {"B": (1, 1), "T": (1, chunk), "N": (1, chunk)}]
-
-
-def packed_sizes(manifest: Manifest, chunk: int, spare: bool) -> list[dict[str, Range]]:
-    """Decoding: a few tokens; prompts: a chunk, beside rows that decode."""
-    cache, rows, context = manifest.cache, manifest.limits.max_batch, manifest.limits.max_context
-    few = rows * int(manifest.decoding.get("k", 1))
-    encodes = any(layer.exact_bytes for layer in cache.layers)
-    longest = chunk + few if encodes else max(chunk, few)
-    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=longest, cache_tokens=rows * context)
-    every = {
-        "B": (1, rows),
-        "B1": (2, rows + 1),
-        "M": (1, -(-context // cache.tile_tokens)),
-        "F": (2, 2),
-        "exact": (2, 2),
-    }
-    every["slots"] = 1, rows + spare
-    for i, most in enumerate(tiles):
-        every[f"tiles{i}"] = every[f"tiles_{i}"] = 1, most + spare
-    return [{**every, "T": (1, most), "N": (1, most)} for most in (few, longest)]
-
-
-def shapes(spec: TensorSpec, sizes: dict[str, Range]) -> list[list[int]]:
-    """The least, the likeliest and the largest shape of an input."""
-    ranges = [(size, size) if isinstance(size, int) else sizes[size] for size in spec.shape]
-    least, most = ([each[i] for each in ranges] for i in (0, 1))
-    return [least, most, most]
+def profiles_of(manifest: Manifest, chunk: int, spare: bool) -> list[dict[str, Any]]:
+    """The builder's own profiles."""
+    found = []
+    for profile in plan_profiles(manifest, manifest.graphs["decoder"], chunk):
+        shapes = {name: [list(corner) for corner in corners] for name, corners in profile.shapes.items()}
+        for name in () if spare else shapes:
+            if name.startswith("kv.") and manifest.cache.kind != "dense":
+                for corner in shapes[name][1:]:
+                    corner[0] -= 1
+        found.append(shapes)
+    return found
 
 
 def install(
