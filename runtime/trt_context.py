@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.device_memory import DeviceMemory
@@ -18,14 +19,16 @@ ALIGNMENT = 256
 class Context:
     """An execution context of one profile; addresses and shapes stay until others are set.
 
-    workspace: memory for what lies between the tensors, which contexts on one stream share.
+    workspace: memory for what lies between the tensors, which contexts on one stream share. is_settled: whether its shapes
+    are set once.
     """
 
-    def __init__(self, plan: Plan, profile: Profile, memory: DeviceMemory, workspace: int) -> None:
+    def __init__(
+        self, plan: Plan, profile: Profile, memory: DeviceMemory, workspace: int, *, is_settled: bool = False
+    ) -> None:
         self.plan = plan
         self.stream = memory.stream
-        strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.context = plan.engine.create_execution_context(strategy)
+        self.context = _create(plan, is_settled)
         if self.context is None:
             raise plan.fail("makes no execution context")
         if size := plan.engine.device_memory_size_v2:
@@ -58,6 +61,19 @@ class Context:
         """Start a run."""
         if not self.context.execute_async_v3(self.stream):
             raise self.plan.fail("could not run the engine")
+
+
+def _create(plan: Plan, is_settled: bool) -> Any:
+    """TensorRT's own context, whose memory comes from outside."""
+    strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    kernels = getattr(plan.trt, "DynamicShapesKernelSpecializationStrategy", None)  # TensorRT-RTX alone has it
+    if kernels is None or not is_settled:
+        return plan.engine.create_execution_context(strategy)
+    # by default it compiles kernels for new shapes in the background, and a graph would keep those that fill in
+    config = plan.engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+    return plan.engine.create_execution_context(config)
 
 
 class Replay:
@@ -150,7 +166,7 @@ class Contexts:
     def replay(self, key: int, shapes: Mapping[str, Shape], moving: Mapping[str, int] | None = None) -> None:
         """As `run`, for shapes and addresses that are the same whenever `key` is."""
         if key not in self.replays:
-            context = self._open(self._profile(shapes))
+            context = self._open(self._profile(shapes), is_settled=True)
             context.bind(moving or {})
             context.reshape(shapes)
             self.replays[key] = Replay(context, self._cuda)
@@ -165,8 +181,8 @@ class Contexts:
             raise UnsupportedError(f"{refusal}; build an engine with larger limits, or ask for less at once")
         return profile
 
-    def _open(self, profile: Profile) -> Context:
-        context = Context(self.plan, profile, self._memory, self._workspace)
+    def _open(self, profile: Profile, *, is_settled: bool = False) -> Context:
+        context = Context(self.plan, profile, self._memory, self._workspace, is_settled=is_settled)
         context.bind(self._addresses)
         return context
 

@@ -141,7 +141,10 @@ def open_plan(root: Path, graph: Graph, engine: Engine, cuda: CudaRuntime) -> Pl
     _check(root, engine, path, trt, cuda)
     log = _open_log(trt)
     log.take()
-    runtime = trt.Runtime(log)
+    try:
+        runtime = trt.Runtime(log)
+    except (TypeError, RuntimeError) as e:  # what the bindings make of a null pointer
+        raise UnsupportedError(f"{path}: TensorRT does not start ({log.take()}); see that the driver fits it") from e
     if engine.plugins:
         _load_plugins(root, engine, path, runtime, log)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -28,6 +28,7 @@ TensorLocation = enum.Enum("TensorLocation", "DEVICE HOST")
 ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
 )
+DynamicShapesKernelSpecializationStrategy = enum.Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE")
 TYPES = {
     onnx.TensorProto.FLOAT: (DataType.FLOAT, np.float32),
     onnx.TensorProto.FLOAT16: (DataType.HALF, np.float16),
@@ -148,13 +149,29 @@ class ICudaEngine:
         assert name in self._inputs
         return [Dims(shape) for shape in self._about["profiles"][profile_index][name]]
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
     def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> IExecutionContext:
-        self._contexts.append(self._context_class(self, strategy))
+        config = strategy if isinstance(strategy, IRuntimeConfig) else IRuntimeConfig()
+        allocation = config._allocation if config is strategy else strategy
+        self._contexts.append(self._context_class(self, allocation))
+        self._contexts[-1]._kernels = config.dynamic_shapes_kernel_specialization_strategy
         return self._contexts[-1]
 
     @property
     def _context_class(self) -> type[IExecutionContext]:
         return CapturableContext if "capturable" in self._about else IExecutionContext
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self._allocation: Any = ExecutionContextAllocationStrategy.STATIC
+
+    dynamic_shapes_kernel_specialization_strategy: Any = DynamicShapesKernelSpecializationStrategy.LAZY
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._allocation = strategy
 
 
 class Refitter:
@@ -191,6 +208,7 @@ class IExecutionContext:
         self._workspace = None if strategy is ExecutionContextAllocationStrategy.USER_MANAGED else 0
         self._changes = 0
         self._prepared = -1  # changes at its last run that was not captured
+        self._kernels: Any = None
 
     def _refuse(self, message: str) -> bool:
         self._engine._log.log(ILogger.Severity.ERROR, message)
@@ -316,5 +334,7 @@ def make_module(cuda: FakeCuda, name: str = "tensorrt", version: str = "11.1.0")
         Refitter, OnnxParserRefitter,
     ):  # fmt: skip
         setattr(module, each.__name__, each)
+    if name == "tensorrt_rtx":
+        module.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
     setattr(module, "Runtime", type("Runtime", (Runtime,), {"cuda": cuda}))  # noqa: B010
     return module

@@ -138,6 +138,10 @@ def test_the_engine_of_the_other_tensorrt(
     with load(root) as llm:
         wanted = llm.generate([5, 6], Sampling(max_tokens=9, ignore_eos=True))[0].token_ids
         assert rtx.launches == 7 and llm.engine.session._plan.path.name == "decoder.tensorrt-rtx.plan"
+        llm.generate([list(range(3, 30))], Sampling(max_tokens=2, ignore_eos=True))
+        contexts = llm.engine.session.contexts
+        assert [each._context.context._kernels.name for each in contexts.replays.values()] == ["EAGER", "EAGER"]
+        assert [each.context._kernels.name for each in contexts._contexts.values()] == ["LAZY"], "prompts of any length"
     install(monkeypatch, trt, ort_library())
     with load(root) as llm:
         assert llm.generate([5, 6], Sampling(max_tokens=9, ignore_eos=True))[0].token_ids == wanted

@@ -38,7 +38,7 @@ def documented(function: Any) -> list[list[str]]:
 
 FAKES = (
     "Runtime", "ICudaEngine", "IExecutionContext", "CapturableContext", "IPluginRegistry", "ILogger", "Refitter",
-    "OnnxParserRefitter",
+    "OnnxParserRefitter", "IRuntimeConfig",
 )  # fmt: skip
 
 
@@ -62,8 +62,10 @@ def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
     for attribute in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(trt.ICudaEngine, attribute)
-    for name in ("DataType", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"):
+    strategies = ("ExecutionContextAllocationStrategy", "DynamicShapesKernelSpecializationStrategy")
+    for name in ("DataType", "TensorIOMode", "TensorLocation", *strategies):
         assert set(getattr(fake_trt_runtime, name).__members__) <= set(getattr(trt, name).__members__), name
+    assert trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy.fset is not None
     assert set(fake_trt_runtime.ILogger.Severity.__members__) == set(trt.ILogger.Severity.__members__)
 
 

@@ -160,6 +160,19 @@ def test_a_plan_that_is_not_the_manifests(
         load(root)
 
 
+def test_tensorrt_does_not_start(
+    exported: Path, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(log: Any) -> None:
+        log.log(log.Severity.ERROR, "the driver is older than the runtime")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "Runtime", refuse)
+    message = r"plan: TensorRT does not start \(the driver is older than the runtime\); see that the driver fits it$"
+    with pytest.raises(UnsupportedError, match=message):
+        load(add_plan(exported, tmp_path / "engine"))
+
+
 def test_the_plugin_library(exported: Path, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = add_plan(exported, tmp_path / "engine")
     versions = {"PagedAttention": 1, "GreedySample": 1}
