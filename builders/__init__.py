@@ -32,6 +32,38 @@ def check_backend(name: str, options: BackendOptions | None = None) -> None:
         options.check(name)
 
 
+def check_numbers(backend: str, dtype: str, *, is_packed: bool) -> None:
+    """Raise BuildError unless `backend` runs graphs that compute in `dtype`; packed ones have ops of ours.
+
+    Graphs of standard ops run everywhere, as far as a backend has their type.
+    """
+    if backend == "tensorrt-rtx" and is_packed:
+        raise BuildError(
+            f"--backend {backend}: got a graph with ops of ours, expected standard ops alone, for TensorRT-RTX takes no "
+            "plugins; build with --plugins none"
+        )
+    if backend == "onnxruntime" and is_packed and dtype != "float32":
+        raise BuildError(
+            f"--backend {backend}: got a graph that computes in half precision, expected float32, which the kernels for "
+            "CPUs take; build without --dtype, or with --backend onnxruntime-cuda"
+        )
+    if backend == "onnxruntime" and dtype == "bfloat16":
+        raise BuildError(
+            f"--backend {backend}: got a graph in bfloat16, which ONNX Runtime does not run on a CPU; build with --dtype "
+            "float16 or float32"
+        )
+    if backend == "onnxruntime-cuda" and not is_packed:
+        raise BuildError(
+            f"--backend {backend}: got a graph of standard ops, expected one with ops of ours, which are what it runs fast; "
+            "build without --plugins none"
+        )
+    if backend in ("onnxruntime-cuda", "tensorrt") and is_packed and dtype == "float32":
+        raise BuildError(
+            f"--backend {backend}: got a graph that computes in float32, expected float16 or bfloat16; build with "
+            "--dtype float16 or --dtype bfloat16"
+        )
+
+
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions | None = None) -> Manifest:
     """Build the engine directory's graphs for `backend` and return the manifest that names the engines.
 
@@ -41,5 +73,6 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions 
     """
     options = options or BackendOptions()
     check_backend(backend, options)
+    check_numbers(backend, manifest.dtype, is_packed=any(graph.ops for graph in manifest.graphs.values()))
     built: Manifest = importlib.import_module(BACKENDS[backend]).build(root, manifest, backend, options)
     return built

@@ -26,14 +26,13 @@ from enginewright.runtime.host import compute_name
 from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 BACKEND = "onnxruntime"
-HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
     """Optimise every graph for ONNX Runtime on this machine's CPU; return the manifest that names the engines.
 
     Writes engines/<name>.onnxruntime.onnx and the new manifest, atomically; an engine of this backend that was there
-    is replaced.
+    is replaced. A graph in half precision gets none: the CPU runs it as it was exported.
 
     Raises:
         BuildError: ONNX Runtime or our op library is missing, or does not take the graph.
@@ -48,11 +47,9 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     source = root / graph.files[0].path
     target = root / "engines" / f"{name}.{BACKEND}.onnx"
     model = ir.load(source)
-    if any(value.dtype in HALF_TYPES for value in model.graph.initializers.values()):
-        raise BuildError(
-            f"--backend {BACKEND}: got a graph that computes in half precision, expected float32, which the kernels for "
-            "CPUs take; build without --dtype, or with --backend onnxruntime-cuda"
-        )
+    others = tuple(e for e in graph.engines if e.backend != BACKEND)
+    if any(value.dtype is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        return dataclasses.replace(graph, engines=others)  # weights become float32 when the graph itself is loaded
     target.parent.mkdir(exist_ok=True)
     SimplifiedNormsPass()(model)
     weights = _take_weights(model)
@@ -69,7 +66,6 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         files=(artifact.describe_file(root, target),),
         plugins=op_versions(node.op_type for node in optimized.graph if node.domain == DOMAIN),
     )
-    others = tuple(e for e in graph.engines if e.backend != BACKEND)
     return dataclasses.replace(graph, engines=(*others, engine))
 
 

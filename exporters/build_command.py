@@ -90,6 +90,7 @@ def build(
         EnginewrightError: with the reason; `output` is then what it was before.
     """
     builders.check_backend(backend, chosen)
+    builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
     artifact.check_output(output, overwrite=overwrite)
     try:
         with artifact.staged(output, overwrite=overwrite) as root:

@@ -157,6 +157,12 @@ class Manifest:
     tokenizer: tuple[File, ...] = ()
     format: int = FORMAT
 
+    @property
+    def dtype(self) -> str:
+        """What the graphs compute in: float32, float16 or bfloat16."""
+        found = self.weights.get("dtype", self.weights.get("kind"))
+        return found if found in ("float16", "bfloat16") else "float32"
+
     def files(self) -> Iterator[File]:
         """Every file the manifest names."""
         for graph in self.graphs.values():

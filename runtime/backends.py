@@ -150,9 +150,7 @@ def choose_backend(manifest: Manifest, threads: int | None, name: str | None = N
 
 def runs_on_cpu(manifest: Manifest) -> bool:
     """Whether ONNX Runtime can run the graph itself on a CPU, where our ops compute in float32 alone."""
-    graph = manifest.graphs["decoder"]
-    dtype = manifest.weights.get("dtype", manifest.weights.get("kind"))
-    return dtype != "bfloat16" and (not graph.ops or dtype != "float16")
+    return manifest.dtype == "float32" or (manifest.dtype == "float16" and not manifest.graphs["decoder"].ops)
 
 
 def _check_name(manifest: Manifest, built: set[str], name: str) -> None:

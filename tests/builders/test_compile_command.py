@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -100,6 +101,16 @@ def test_build_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main([*words, "--dtype", "float16"]) == 2
     assert "got heads of 16 and 16" in capsys.readouterr().err
     words[2] = str(tmp_path / "no model")
+    for wrong, message in {
+        "--backend tensorrt": "got a graph that computes in float32, expected float16 or bfloat16",
+        "--backend onnxruntime-cuda": "got a graph that computes in float32",
+        "--backend onnxruntime --dtype float16": "computes in half precision, expected float32",
+        "--backend onnxruntime --dtype bfloat16 --plugins none": "bfloat16, which ONNX Runtime does not run on a CPU",
+        "--backend onnxruntime-cuda --dtype float16 --plugins none": "build without --plugins none",
+        "--backend tensorrt-rtx --dtype float16": "takes no plugins; build with --plugins none",
+    }.items():
+        assert cli.main([*words, *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
     assert cli.main([*words, "--optimization-level", "9"]) == 2
     assert "--optimization-level: got 9" in capsys.readouterr().err
     assert cli.main([*words, "--compute", "sm_86"]) == 2
@@ -113,4 +124,4 @@ def test_target_errors_are_for_build_alone(root: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tensorrt, "build", refuse)
     with pytest.raises(builders.TargetError, match="no GPU"):
-        builders.build(root, artifact.load(root), "tensorrt")
+        builders.build(root, dataclasses.replace(artifact.load(root), weights={"kind": "float16"}), "tensorrt")

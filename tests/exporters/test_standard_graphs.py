@@ -12,6 +12,7 @@ import pytest
 from families import FAMILIES, save_checkpoint
 from fixtures import CheckpointMaker, EngineMaker
 
+from enginewright.exporters.build_command import build
 from enginewright.exporters.export import export
 from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
@@ -70,6 +71,15 @@ def test_quantised_weights(weights: str, checkpoint: CheckpointMaker, engine: En
     standard, _ = engine(checkpoint("llama"), Recipe(plugins="none", weights=precision))
     with load(packed, threads=1) as one, load(standard, threads=1) as other:
         np.testing.assert_allclose(other.logits(ids), one.logits(ids), atol=1e-5)
+
+
+def test_a_half_graph_needs_no_engine_on_the_cpu(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    """ONNX Runtime runs the graph as it was exported, and makes weights float32 when it loads it."""
+    recipe = Recipe(plugins="none", dtype="float16", max_context=64)
+    manifest = build(str(checkpoint("llama")), tmp_path / "engine", recipe, "onnxruntime")
+    assert manifest.graphs["decoder"].engines == () and manifest.dtype == "float16"
+    with load(tmp_path / "engine") as llm:
+        assert len(llm.generate([5, 6, 7], Sampling(max_tokens=3, ignore_eos=True))[0].token_ids) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
