@@ -58,6 +58,7 @@ void* ew_cuda_allocate(int64_t bytes) {
       refuse_memory("device memory", bytes, free);
     }
     expect_success(cudaMemset(memory, 0, static_cast<std::size_t>(bytes)), "memory");
+    expect_success(cudaStreamSynchronize(nullptr), "memory");  // our own streams do not wait for the default one
     return memory;
   });
 }
