@@ -18,11 +18,12 @@ from enginewright.runtime.llm import LLM, Handle
 from enginewright.runtime.request import Completion, Event, Token
 from enginewright.runtime.sampler import Logprobs
 from enginewright.runtime.triton.ask import Ask
-from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent
+from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent, Values
 
 _WATCH_SECONDS = 0.01
 _WATCH_SHARE = 0.05
 _REPORT_SECONDS = 0.5
+_SETTLE_SECONDS = 0.05
 
 
 class QueueFullError(RequestError):
@@ -101,6 +102,8 @@ class Server:
         self._closed = False
         self._events: SimpleQueue[Message] = SimpleQueue()
         self._next_watch = self._next_report = 0.0
+        self._reported: Values = {}
+        self._is_settled = True  # whether the last report stays true until something comes
         llm.engine.observer = self.meters.step
         self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
         self._thread.start()
@@ -176,12 +179,16 @@ class Server:
             if now >= self._next_watch and not self._closed:
                 self._watch(now)
             if now >= self._next_report or not self._live:
-                self._report(now)
+                self._report(
+                    now
+                )  # when the last client is answered, the engine's thread may still be busy with the step
         self._report(time.perf_counter())
 
     def _gather(self) -> list[Message]:
         """Return what has come, waiting for something until the next request is to be looked after."""
-        wait = max(self._next_watch - time.perf_counter(), 0.001) if self._live else None
+        wait = None if self._is_settled else _SETTLE_SECONDS
+        if self._live:
+            wait = max(self._next_watch - time.perf_counter(), 0.001)
         messages: list[Message] = []
         try:
             messages.append(self._events.get(timeout=wait))
@@ -245,9 +252,10 @@ class Server:
         scheduler = self.llm.engine.scheduler
         running = len(scheduler.running)
         waiting = max(len(self._live) - running, 0)
-        self._publisher.publish(
-            self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
-        )
+        values = self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
+        self._publisher.publish(values)
+        self._is_settled = values == self._reported and not running
+        self._reported = values
 
 
 def _piece(tokens: Sequence[Token], end: Completion | None = None) -> Piece:

@@ -72,12 +72,13 @@ def as_inputs(values: dict[str, Any]) -> list[grpcclient.InferInput]:
 
 
 class Stream:
-    """One gRPC stream with any number of requests; created in a with block."""
+    """One gRPC stream with any number of requests, none of which may fail while others run."""
 
     def __init__(self, server: Server, model: str = MODEL) -> None:
         self._client = grpcclient.InferenceServerClient(server.grpc)
         self._model = model
         self._queues: dict[str, SimpleQueue[Response]] = {}
+        self._pending: list[str] = []
         self._client.start_stream(callback=self._take)
 
     def __enter__(self) -> Stream:
@@ -87,16 +88,18 @@ class Stream:
         self._client.stop_stream()
         self._client.close()
 
-    def send(self, parameters: dict[str, Any] | None = None, **values: Any) -> str:
-        """Send a request and return its id."""
+    def send(self, parameters: dict[str, Any] | None = None, timeout_us: int | None = None, **values: Any) -> str:
+        """Send a request and return its id; timeout_us is Triton's own field."""
         name = str(len(self._queues))
         self._queues[name] = SimpleQueue()
+        self._pending.append(name)
         self._client.async_stream_infer(
             self._model,
             as_inputs(values),
             request_id=name,
             enable_empty_final_response=True,
             parameters=parameters,
+            timeout=timeout_us,
         )
         return name
 
@@ -123,14 +126,18 @@ class Stream:
     def _take(self, result: grpcclient.InferResult | None, error: Exception | None) -> None:
         at = time.perf_counter()
         answer = None if result is None else result.get_response()
-        if answer is None or result is None:
-            for queue in self._queues.values() if len(self._queues) == 1 else []:
-                queue.put(Response({}, str(error), True, at))
+        if (
+            answer is None or result is None
+        ):  # the client library drops the id of a request that fails, so it is all of them
+            while self._pending:
+                self._queues[self._pending.pop()].put(Response({}, str(error), True, at))
             return
         final = answer.parameters.get("triton_final_response")
         outputs = {output.name: _plain(result.as_numpy(output.name)) for output in answer.outputs}
-        message = None if error is None else str(error)
-        self._queues[answer.id].put(Response(outputs, message, final is None or final.bool_param, at))
+        is_final = final is None or final.bool_param
+        if is_final and answer.id in self._pending:
+            self._pending.remove(answer.id)
+        self._queues[answer.id].put(Response(outputs, None, is_final, at))
 
 
 def ask(server: Server, *, model: str = MODEL, **values: Any) -> Answer:
