@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.runtime import artifact
 from enginewright.runtime.artifact import Manifest
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.triton.signature import ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
+from enginewright.runtime.triton.signature import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CPU = "onnxruntime"
 _MARK = f"1/{ENGINE}/{artifact.MANIFEST}"
 
 _MODEL = '''"""Serves the engine beside this file; written by `enginewright triton`."""
@@ -31,7 +31,7 @@ class TritonModel:
 
     name: of the model and its folder; None: the engine's. instances: processes that serve it, each with a batch and a cache
     of its own. max_queue: requests of an instance that may wait for a slot. threads, max_batch, cache_tokens,
-    prefill_chunk: of `load`, for each instance; None: its default, with the cores shared out among the instances.
+    prefill_chunk, backend: of `load`, for each instance; None: its default, with the cores shared out among the instances.
     """
 
     name: str | None = None
@@ -41,6 +41,7 @@ class TritonModel:
     max_batch: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not _NAME.fullmatch(self.name):
@@ -48,10 +49,10 @@ class TritonModel:
                 f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-', not beginning with a sign; choose "
                 "another --name"
             )
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == MAX_QUEUE else 1
-            if field.name != "name" and value is not None and value < least:
-                raise BuildError(f"{field.name}: got {value}, expected {least} or more")
+        for option in ("instances", MAX_QUEUE, *LOAD_OPTIONS):
+            value, least = getattr(self, option), 0 if option == MAX_QUEUE else 1
+            if value is not None and value < least:
+                raise BuildError(f"{option}: got {value}, expected {least} or more")
 
 
 def write_model(engine: Path, repository: Path, model: TritonModel, *, overwrite: bool = False) -> Path:
@@ -81,16 +82,19 @@ def write_model(engine: Path, repository: Path, model: TritonModel, *, overwrite
 
 def render_config(name: str, manifest: Manifest, model: TritonModel) -> str:
     """Return the text of config.pbtxt."""
-    built = {engine.backend for graph in manifest.graphs.values() for engine in graph.engines}
-    kind = "KIND_MODEL" if ORT_BACKEND in built else "KIND_CPU"
-    numbers = {MAX_QUEUE: model.max_queue, **{option: getattr(model, option) for option in LOAD_OPTIONS}}
-    parameters = [(key, str(value)) for key, value in numbers.items() if value is not None]
+    used = {model.backend} if model.backend else _backends(manifest)
+    kind = "KIND_CPU" if used <= {_CPU} else "KIND_MODEL"  # which device it is, is the runtime's business
+    parameters = [(key, getattr(model, key)) for key in (MAX_QUEUE, *LOAD_OPTIONS, BACKEND)]
     blocks = [
         f'name: "{name}"\nbackend: "python"\nmax_batch_size: 0',
         "model_transaction_policy { decoupled: true }",
         "version_policy { latest { num_versions: 1 } }",
         f"instance_group [ {{ count: {model.instances} kind: {kind} }} ]",
-        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters),
+        *(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+            for key, value in parameters
+            if value is not None
+        ),
         f"input [\n{_ports(INPUTS, ' optional: true')}\n]",
         f"output [\n{_ports(OUTPUTS, '')}\n]",
     ]
@@ -112,6 +116,14 @@ def _check(engine: Path, manifest: Manifest, model: TritonModel) -> None:
     limit = manifest.limits.max_batch
     if model.max_batch is not None and model.max_batch > limit:
         raise BuildError(f"max_batch: got {model.max_batch}, expected 1 to {limit}, the engine's limit")
+    known = sorted({_CPU, *_backends(manifest)})
+    if model.backend is not None and model.backend not in known:
+        raise BuildError(f"backend: got {model.backend!r}, expected one of {', '.join(known)}, which {engine} has")
+
+
+def _backends(manifest: Manifest) -> set[str]:
+    """The backends that the directory has engines for."""
+    return {engine.backend for engine in manifest.graphs["decoder"].engines}
 
 
 def _link(source: Path, target: Path) -> None:

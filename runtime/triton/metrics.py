@@ -37,10 +37,13 @@ class _TritonMetrics:
             shown = self._shown.get(key, 0.0)
             if value == shown:
                 continue
-            if key in self._counters:
-                self._metrics[key].increment(value - shown)
-            else:
-                self._metrics[key].set(value)
+            try:
+                if key in self._counters:
+                    self._metrics[key].increment(value - shown)
+                else:
+                    self._metrics[key].set(value)
+            except pb_utils.TritonModelException:
+                return  # the server is ending; requests matter more
             self._shown[key] = value
 
 

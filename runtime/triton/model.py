@@ -16,7 +16,7 @@ from enginewright.runtime.llm import load
 from enginewright.runtime.triton.ask import decode
 from enginewright.runtime.triton.metrics import open_publisher
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
-from enginewright.runtime.triton.signature import ENGINE, LOAD_OPTIONS, MAX_QUEUE
+from enginewright.runtime.triton.signature import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
 
 # Triton completes the module pb_utils only after it has imported the model, so nothing here may look inside before.
 _CODES = (
@@ -44,6 +44,7 @@ class TritonPythonModel:
                 max_batch=numbers.get("max_batch"),
                 cache_tokens=numbers.get("cache_tokens"),
                 prefill_chunk=numbers.get("prefill_chunk", 512),
+                backend=options.get(BACKEND),
             )
         except EnginewrightError as e:
             raise pb_utils.TritonModelException(str(e)) from e
@@ -63,7 +64,7 @@ class TritonPythonModel:
                 parameters = json.loads(request.parameters() or "{}")
                 ask = decode(self._server.llm, tensors, parameters, request.timeout())
                 self._server.submit(ask, client)
-            except EnginewrightError as e:
+            except Exception as e:  # whatever it is, it is this client's alone
                 self._server.refuse(client, e)
 
     def finalize(self) -> None:

@@ -21,7 +21,7 @@ from enginewright.runtime.triton.ask import Ask
 from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent, Values
 
 _WATCH_SECONDS = 0.01
-_WATCH_SHARE = 0.05
+_WATCH_SHARE = 0.02
 _REPORT_SECONDS = 0.5
 _SETTLE_SECONDS = 0.05
 
@@ -97,7 +97,7 @@ class Server:
         self._most = llm.capacity.rows + max_queue
         self._max_queue = max_queue
         self._publisher = publisher or Silent()
-        self._live: dict[int, _Live] = {}
+        self._live: set[_Live] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._events: SimpleQueue[Message] = SimpleQueue()
@@ -122,14 +122,14 @@ class Server:
                 raise QueueFullError(
                     f"queue: full, {self.llm.capacity.rows} requests run and {self._max_queue} wait; try again later"
                 )
-            self._live[id(live)] = live
+            self._live.add(live)
         try:
             live.handle = self.llm.submit(
                 ask.prompt, ask.sampling, priority=ask.priority, on_event=lambda event: self._take(live, event)
             )
         except BaseException:
             with self._lock:
-                del self._live[id(live)]
+                self._live.remove(live)
             raise
         self._events.put(None)  # so that the new request is watched
 
@@ -163,17 +163,17 @@ class Server:
     def _answer_all(self) -> None:
         """Send what the engine decides, until closed and everyone is answered."""
         while self._live or not self._closed:
-            touched: dict[int, _Live] = {}
+            touched = dict[_Live, None]()
             for message in self._gather():
                 if message is None:
                     continue
                 live, event = message
-                touched[id(live)] = live
+                touched[live] = None
                 if isinstance(event, Token):
                     live.tokens.append(event)
                 else:
                     live.end = event
-            for live in touched.values():
+            for live in touched:
                 self._answer(live)
             now = time.perf_counter()
             if now >= self._next_watch and not self._closed:
@@ -217,15 +217,19 @@ class Server:
                 live.client.send(_piece(tokens))
         except GoneError as gone:
             self._give_up(live, gone, "cancelled")
+        except Exception as unknown:  # whatever it is, it is this client's alone; the others are served on
+            outcome = "failed"
+            _try_fail(live.client, unknown)
+            self._give_up(live, unknown, outcome)
         if live.end is not None:
             self.meters.end(outcome)
             with self._lock:
-                del self._live[id(live)]
+                self._live.remove(live)
 
     def _watch(self, now: float) -> None:
         """Give up requests whose client or time is gone. It takes a small share of the time, however many there are."""
         with self._lock:
-            lives = list(self._live.values())
+            lives = list(self._live)
         for live in lives:
             if live.given_up is not None or live.handle is None:
                 continue

@@ -84,6 +84,6 @@ OUTPUTS = (
 ENGINE = "engine"
 """Folder of the engine directory, beside model.py."""
 
-MAX_QUEUE = "max_queue"
+MAX_QUEUE, BACKEND = "max_queue", "backend"
 LOAD_OPTIONS = ("threads", "max_batch", "cache_tokens", "prefill_chunk")
-"""Parameters in config.pbtxt: of the queue, and whole numbers for `load`."""
+"""Parameters in config.pbtxt: of the queue; the backend's name and whole numbers for `load`."""

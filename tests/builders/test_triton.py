@@ -58,7 +58,10 @@ def test_the_config_declares_the_signature(exported: Path) -> None:
     assert "prefill_chunk" not in text
     engine = artifact.Engine(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
     graphs = {"decoder": dataclasses.replace(manifest.graphs["decoder"], engines=(engine,))}
-    assert "KIND_MODEL" in render_config("m", dataclasses.replace(manifest, graphs=graphs), TritonModel())
+    with_gpu = dataclasses.replace(manifest, graphs=graphs)
+    assert "KIND_MODEL" in render_config("m", with_gpu, TritonModel())
+    on_cpu = render_config("m", with_gpu, TritonModel(backend="onnxruntime"))
+    assert "KIND_CPU" in on_cpu and 'key: "backend" value { string_value: "onnxruntime" }' in on_cpu
 
 
 def test_overwriting_takes_the_flag_and_spares_what_is_not_ours(exported: Path, tmp_path: Path) -> None:
@@ -113,6 +116,8 @@ def test_what_the_engine_cannot_serve(exported: Path, tmp_path: Path) -> None:
     limit = artifact.load(exported).limits.max_batch
     with pytest.raises(BuildError, match=f"expected 1 to {limit}, the engine's limit"):
         write_model(exported, tmp_path / "repo", TritonModel(max_batch=limit + 1))
+    with pytest.raises(BuildError, match="backend: got 'tensorrt', expected one of onnxruntime, which"):
+        write_model(exported, tmp_path / "repo", TritonModel(backend="tensorrt"))
     with pytest.raises(ArtifactError, match="expected an engine directory"):
         write_model(tmp_path, tmp_path / "repo", TritonModel())
     broken = shutil.copytree(exported, tmp_path / "broken")

@@ -216,6 +216,22 @@ def test_a_client_that_is_gone_stops_costing(serve: Any) -> None:
     wait_for(lambda: not server._live)
 
 
+def test_an_answer_that_cannot_be_written_is_its_clients_alone(serve: Any) -> None:
+    board = Board()
+    server = serve(board=board, rows=2, context=4096)
+    broken, other = Waiting(), Waiting()
+
+    def fail(_: Piece) -> None:
+        raise ValueError("inhomogeneous shape")
+
+    broken.send = fail  # type: ignore[method-assign]
+    submit(server, [1], 4000, client=broken)
+    submit(server, [2], 30, client=other)
+    assert broken.ended.wait(SECONDS) and str(broken.error) == "inhomogeneous shape"
+    assert other.token_ids == greedy([2], 30)
+    wait_for(lambda: not server._live and board.of("requests_total", "failed") == 1)
+
+
 def test_a_failed_step_is_told_to_those_in_it(serve: Any) -> None:
     board = Board()
     server = serve(board=board, rows=2)

@@ -85,6 +85,10 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream."""
         self._client.stop_stream()
         self._client.close()
 
