@@ -116,9 +116,9 @@ def _check(engine: Path, manifest: Manifest, model: TritonModel) -> None:
     limit = manifest.limits.max_batch
     if model.max_batch is not None and model.max_batch > limit:
         raise BuildError(f"max_batch: got {model.max_batch}, expected 1 to {limit}, the engine's limit")
-    known = sorted({_CPU, *_backends(manifest)})
-    if model.backend is not None and model.backend not in known:
-        raise BuildError(f"backend: got {model.backend!r}, expected one of {', '.join(known)}, which {engine} has")
+    backends = sorted({_CPU, *_backends(manifest)})
+    if model.backend is not None and model.backend not in backends:
+        raise BuildError(f"backend: got {model.backend!r}, expected one of {', '.join(backends)}, which {engine} has")
 
 
 def _backends(manifest: Manifest) -> set[str]:

@@ -18,6 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import enginewright.plugins
+import enginewright.runtime
+from enginewright.plugins.library import ort_library
+
 ROOT = Path(__file__).parents[2]
 WHEEL = "nvidia-pytriton==0.7.0"
 START_SECONDS = 60
@@ -73,10 +77,19 @@ def find(environment: Path) -> Installation:
     target.mkdir(parents=True, exist_ok=True)
     links = [(path, target / path.name) for path in (parts / "backends/python").iterdir() if path.is_file()]
     stub = parts / f"python_backend_stubs/{version}/triton_python_backend_stub"
-    for source, link in [*links, (stub, target / stub.name), (ROOT, site / "enginewright")]:
+    for source, link in [*links, (stub, target / stub.name), *_package_links(site / "enginewright")]:
         if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source)
     return Installation(environment / "bin/python", site, backends)
+
+
+def _package_links(package: Path) -> list[tuple[Path, Path]]:
+    """What the server imports of the package under test; an editable install keeps code and libraries apart."""
+    plugins = Path(enginewright.plugins.__file__).parent
+    sources = [(path, package / "plugins" / path.name) for path in plugins.iterdir() if path.name != "lib"]
+    libraries = (ort_library().parent, package / "plugins/lib")
+    return [(Path(enginewright.runtime.__file__).parent, package / "runtime"), *sources, libraries]
 
 
 def python_library() -> Path | None:
