@@ -137,6 +137,8 @@ class _Builder:
         self._fake.during(config)
         wanted = monitor.step_complete("Building engine", 0)
         monitor.phase_finish("Building engine")
+        if not wanted:
+            self._fake.events.append(("stopped",))
         return wanted and all(writer.write(chunk) == len(chunk) for chunk in self._fake.plan) and not self._fake.log
 
 

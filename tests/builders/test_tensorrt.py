@@ -268,6 +268,7 @@ class TestFailures:
 
         fake.during = interrupt
         fails(packed, tmp_path, KeyboardInterrupt, "^$")
+        assert fake.events[-2:] == [("stopped",), ("unload",)]
 
     def test_a_full_disk(self, packed: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Full:
