@@ -32,6 +32,8 @@ class TritonModel:
     name: of the model and its folder; None: the engine's. instances: processes that serve it, each with a batch and a cache
     of its own. max_queue: requests of an instance that may wait for a slot. threads, max_batch, cache_tokens,
     prefill_chunk, backend: of `load`, for each instance; None: its default, with the cores shared out among the instances.
+    openai: tensors as Triton's OpenAI frontend, and clients of the TensorRT-LLM backend, send them: with a first dimension of
+    1, and whole numbers of 32 bits.
     """
 
     name: str | None = None
@@ -42,6 +44,7 @@ class TritonModel:
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
     backend: str | None = None
+    openai: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None and not _NAME.fullmatch(self.name):
@@ -86,7 +89,7 @@ def render_config(name: str, manifest: Manifest, model: TritonModel) -> str:
     kind = "KIND_CPU" if used <= {_CPU} else "KIND_MODEL"  # which device it is, is the runtime's business
     parameters = [(key, getattr(model, key)) for key in (MAX_QUEUE, *LOAD_OPTIONS, BACKEND)]
     blocks = [
-        f'name: "{name}"\nbackend: "python"\nmax_batch_size: 0',
+        f'name: "{name}"\nbackend: "python"\nmax_batch_size: {int(model.openai)}',
         "model_transaction_policy { decoupled: true }",
         "version_policy { latest { num_versions: 1 } }",
         f"instance_group [ {{ count: {model.instances} kind: {kind} }} ]",
@@ -95,15 +98,17 @@ def render_config(name: str, manifest: Manifest, model: TritonModel) -> str:
             for key, value in parameters
             if value is not None
         ),
-        f"input [\n{_ports(INPUTS, ' optional: true')}\n]",
-        f"output [\n{_ports(OUTPUTS, '')}\n]",
+        f"input [\n{_ports(INPUTS, model, ' optional: true')}\n]",
+        f"output [\n{_ports(OUTPUTS, model)}\n]",
     ]
     return "\n".join(blocks) + "\n"
 
 
-def _ports(ports: tuple[Port, ...], options: str) -> str:
+def _ports(ports: tuple[Port, ...], model: TritonModel, options: str = "") -> str:
+    types = {"INT64": "INT32"} if model.openai else {}
     lines = [
-        f'  {{ name: "{port.name}" data_type: TYPE_{port.type} dims: {list(port.dims)}{options} }}' for port in ports
+        f'  {{ name: "{port.name}" data_type: TYPE_{types.get(port.type, port.type)} dims: {list(port.dims)}{options} }}'
+        for port in ports
     ]
     return ",\n".join(lines)
 

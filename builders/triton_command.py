@@ -31,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 flag, type=int, default=field.default, metavar="N", help=f"{_HELP[field.name]}{default}"
             )
     parser.add_argument("--backend", metavar="NAME", help="default: the best of the engine's that the server can run")
+    parser.add_argument(
+        "--openai", action="store_true", help="shapes and types for Triton's OpenAI frontend and TensorRT-LLM's clients"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the model of this name")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the repository."""
-    options = {name: getattr(arguments, name) for name in ("name", "backend", *_HELP)}
+    options = {name: getattr(arguments, name) for name in ("name", "backend", "openai", *_HELP)}
     target = write_model(
         Path(arguments.engine), Path(arguments.output), TritonModel(**options), overwrite=arguments.overwrite
     )

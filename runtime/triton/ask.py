@@ -34,7 +34,7 @@ class Ask:
 def decode(llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], timeout_us: int = 0) -> Ask:
     """Return what is asked of `llm`.
 
-    tensors: the request's inputs by name, texts as bytes. parameters: other values of the same names, as `generate` passes
+    tensors: the request's inputs by name, [n] or [1, n], texts as bytes. parameters: other values of the same names, as `generate` passes
     what it is given in "parameters". timeout_us: Triton's own field; 0 where it is not set.
 
     Raises:
@@ -75,6 +75,8 @@ def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
 
 
 def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
+    if array.ndim == 2 and len(array) == 1:  # where the model is declared with a batch dimension
+        array = array[0]
     if array.ndim != 1 or (port.dims == (1,) and len(array) != 1):
         expected = "one value" if port.dims == (1,) else "a list"
         raise RequestError(f"{port.name}: got shape {list(array.shape)}, expected {expected}")

@@ -53,12 +53,13 @@ class TritonPythonModel:
             "version": args["model_version"],
             "instance": args["model_instance_name"],
         }
+        self._batched = config.get("max_batch_size", 0) > 0
         self._server = Server(llm, max_queue=int(options[MAX_QUEUE]), publisher=open_publisher(labels))
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Queue the requests and return at once; their clients are answered as tokens come."""
         for request in requests:
-            client = _Client(request.get_response_sender(), request.requested_output_names())
+            client = _Client(request.get_response_sender(), request.requested_output_names(), batched=self._batched)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
@@ -74,15 +75,25 @@ class TritonPythonModel:
 
 
 class _Client:
-    """Sends one request's responses. It keeps Triton's sender alone: the request itself must be free to go."""
+    """Sends one request's responses. It keeps Triton's sender alone: the request itself must be free to go.
 
-    def __init__(self, sender: Any, wanted: Iterable[str]) -> None:
+    batched: whether the model is declared with a batch dimension, of one, and 32 bits for whole numbers.
+    """
+
+    def __init__(self, sender: Any, wanted: Iterable[str], *, batched: bool) -> None:
         self._sender = sender
         self._wanted = frozenset(wanted)
+        self._batched = batched
 
     def send(self, piece: Piece) -> None:
         """As Client says."""
-        tensors = [pb_utils.Tensor(name, value) for name, value in _outputs(piece).items() if name in self._wanted]
+        outputs = {name: value for name, value in _outputs(piece).items() if name in self._wanted}
+        if self._batched:
+            narrow = {np.dtype(np.int64): np.int32}
+            outputs = {
+                name: value[None].astype(narrow.get(value.dtype, value.dtype)) for name, value in outputs.items()
+            }
+        tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items()]
         self._respond(pb_utils.InferenceResponse(tensors), is_last=piece.end is not None)
 
     def fail(self, error: Exception) -> None:

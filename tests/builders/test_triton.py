@@ -57,6 +57,9 @@ def test_the_config_declares_the_signature(exported: Path) -> None:
         assert f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}' in text
     assert "prefill_chunk" not in text
     engine = artifact.Engine(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
+    batched = render_config("m", manifest, TritonModel(openai=True))
+    assert "max_batch_size: 1" in batched and '"max_tokens" data_type: TYPE_INT32 dims: [1] optional' in batched
+    assert "max_batch_size: 0" in text and "TYPE_INT32" not in text and "TYPE_INT64" not in batched
     graphs = {"decoder": dataclasses.replace(manifest.graphs["decoder"], engines=(engine,))}
     with_gpu = dataclasses.replace(manifest, graphs=graphs)
     assert "KIND_MODEL" in render_config("m", with_gpu, TritonModel())

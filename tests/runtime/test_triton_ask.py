@@ -72,6 +72,15 @@ def test_names_of_other_backends(llm: LLM) -> None:
     assert got.sampling == Sampling(stop=["x"], stop_token_ids=[3], seed=5)
 
 
+def test_a_batch_dimension_of_one(llm: LLM) -> None:
+    tensors = {
+        "text_input": texts(b"the cat")[None],
+        "max_tokens": np.array([[3]], np.int32),
+        "stop": texts(b"x", b"y")[None],
+    }
+    assert decode(llm, tensors, {}) == Ask(prompt="the cat", sampling=Sampling(max_tokens=3, stop=["x", "y"]))
+
+
 def test_the_shorter_of_two_time_outs_counts(llm: LLM) -> None:
     assert decode(llm, TEXT, {}, 2_500_000).timeout == 2.5
     assert decode(llm, TEXT, {"timeout_ms": 100}, 2_500_000).timeout == 0.1
@@ -111,7 +120,8 @@ BAD = [
     ({"text_input": texts(b"a " * 9999)}, {}, "more than 64 tokens, the context limit, can hold; shorten the prompt"),
     ({"stop": texts(b"a\xff")}, {}, "stop: got byte 0xff"),
     ({"stop": texts(b"")}, {}, "Sampling.stop: got ''"),
-    ({"max_tokens": np.array([[1]])}, {}, r"max_tokens: got shape \[1, 1\], expected one value"),
+    ({"max_tokens": np.array([[1], [2]])}, {}, r"max_tokens: got shape \[2, 1\], expected one value"),
+    ({"max_tokens": np.array([[1, 2]])}, {}, r"max_tokens: got shape \[2\], expected one value"),
     ({"max_tokens": np.array([0])}, {}, "Sampling.max_tokens: got 0, expected None or a whole number from 1 up"),
     ({"temperature": np.array([np.nan], np.float32)}, {}, "Sampling.temperature: got nan"),
     ({"temperature": np.array([np.inf], np.float32)}, {}, "Sampling.temperature: got inf"),

@@ -168,5 +168,5 @@ def post(server: Server, path: str, data: bytes) -> str:
 
 def _plain(array: np.ndarray) -> Any:
     if array.dtype == np.object_:
-        return b"".join(array.tolist()).decode()
+        return b"".join(array.ravel().tolist()).decode()
     return array.tolist()

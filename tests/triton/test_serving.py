@@ -7,12 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tritonserver
 from streams import MODEL, Stream, ask, generate
 from tritonserver import Installation, Server
 
-from enginewright.runtime import LLM, Sampling
+from enginewright.runtime import LLM, Sampling, cli
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
@@ -116,3 +117,35 @@ def test_one_stream_carries_many_requests(server: Server, llm: LLM) -> None:
         assert {answer.token_ids for answer in answers} == {expected.token_ids}
         time.sleep(0.2)
         assert [stream.extra(name) for name in names] == [0] * 8, "the final response comes once"
+
+
+def test_the_openai_frontends_requests(installation: Installation, engine: Path, llm: LLM, tmp_path: Path) -> None:
+    """What Triton's OpenAI frontend sends a model that is not vLLM's: shapes with a batch dimension, 32 bits, stop_words."""
+    command = [
+        "triton",
+        str(engine),
+        "--output",
+        str(tmp_path / "models"),
+        "--name",
+        MODEL,
+        "--openai",
+        "--threads",
+        "1",
+    ]
+    assert cli.main(command) == 0
+    with tritonserver.serve(installation, tmp_path / "models", tmp_path / "log") as server:
+        values = {
+            "text_input": np.array([[b"12 + 3"]], np.object_),
+            "stream": np.array([[True]]),
+            "max_tokens": np.array([[9]], np.int32),
+            "stop_words": np.array([[b"never", b"there"]], np.object_),
+            "temperature": np.array([[0.7]], np.float32),
+            "top_p": np.array([[0.9]], np.float32),
+            "seed": np.array([[5]], np.uint64),
+        }
+        expected = llm.generate("12 + 3", Sampling(max_tokens=9, temperature=0.7, top_p=0.9, seed=5))[0]
+        answer = ask(server, **values)
+        assert (answer.error, answer.text, answer.finish_reason) == (None, expected.text, expected.finish_reason)
+        assert answer.responses[-1].outputs["num_output_tokens"] == [[len(expected.token_ids)]]
+        whole = generate(server, text_input="12 + 3", max_tokens=9, temperature=0.7, top_p=0.9, seed=5)
+        assert whole["text_output"] == expected.text

@@ -1,7 +1,13 @@
-"""A real tritonserver on the loopback interface: its own environment, started with free ports, always ended."""
+"""A real tritonserver on the loopback interface: its own environment, started with free ports, always ended.
+
+    python tests/triton/tritonserver.py REPOSITORY --home DIR
+
+installs one from PyPI under DIR, where it is found the next time, and serves on Triton's usual ports until interrupted.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -150,9 +156,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(found: Installation, repository: Path, log: Path, *options: str, wait: bool = True) -> Iterator[Server]:
-    """Start a server of the models in `repository`; it has ended when the block is left."""
-    ports = _free_ports(3)
+def serve(
+    found: Installation,
+    repository: Path,
+    log: Path,
+    *options: str,
+    wait: bool = True,
+    ports: Sequence[int] | None = None,
+) -> Iterator[Server]:
+    """Start a server of the models in `repository`; it has ended when the block is left.
+
+    ports: for HTTP, gRPC and metrics; None: free ones.
+    """
+    ports = ports or _free_ports(3)
     names = ("http", "grpc", "metrics")
     library = python_library()
     environment = {
@@ -202,3 +218,27 @@ def _free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def main() -> None:
+    """Serve a repository until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository", type=Path, metavar="REPOSITORY")
+    parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="of the server's virtual environment")
+    arguments = parser.parse_args()
+    if reason := missing():
+        sys.exit(reason)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))  # so that the server ends, too
+    home = arguments.home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    found = find(home / "venv") if (home / "venv").exists() else install(home)
+    with serve(found, arguments.repository.resolve(), home / "log", ports=(8000, 8001, 8002)) as server:
+        print(
+            f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics {server.metrics}; log in {server.log}", flush=True
+        )
+        server.process.wait()
+
+
+if __name__ == "__main__":
+    main()
