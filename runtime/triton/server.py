@@ -103,7 +103,7 @@ class Server:
         self._events: SimpleQueue[Message] = SimpleQueue()
         self._next_watch = self._next_report = 0.0
         self._reported: Values = {}
-        self._is_settled = True  # whether the last report stays true until something comes
+        self._is_settled = True  # when the last client is answered, the engine's thread may still be in the step
         llm.engine.observer = self.meters.step
         self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
         self._thread.start()
@@ -179,9 +179,7 @@ class Server:
             if now >= self._next_watch and not self._closed:
                 self._watch(now)
             if now >= self._next_report or not self._live:
-                self._report(
-                    now
-                )  # when the last client is answered, the engine's thread may still be busy with the step
+                self._report(now)
         self._report(time.perf_counter())
 
     def _gather(self) -> list[Message]:
