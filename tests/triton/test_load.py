@@ -72,11 +72,15 @@ def resident(server: Server) -> int:
 
 
 def load(server: Server, count: int) -> Counter[str]:
-    """Make `count` requests from many clients, and wait until the server is idle."""
+    """Make `count` requests from many clients, and wait until the server has counted them all and is idle."""
+    before = sum(ended(server).values())
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = Counter(pool.map(lambda n, kind: serve_one(server, n, kind), range(count), kinds(count)))
     end = time.monotonic() + 30
-    while server.measure("enginewright_running") + server.measure("enginewright_waiting"):
+    while (
+        sum(ended(server).values()) < before + count
+        or server.measure("enginewright_running") + server.measure("enginewright_waiting") > 0
+    ):
         assert time.monotonic() < end
         time.sleep(0.05)
     return found

@@ -84,9 +84,9 @@ def find(environment: Path) -> Installation:
     links = [(path, target / path.name) for path in (parts / "backends/python").iterdir() if path.is_file()]
     stub = parts / f"python_backend_stubs/{version}/triton_python_backend_stub"
     for source, link in [*links, (stub, target / stub.name), *_package_links(site / "enginewright")]:
-        if not link.is_symlink():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)  # of another checkout, perhaps
+        link.symlink_to(source)
     return Installation(environment / "bin/python", site, backends)
 
 
