@@ -93,7 +93,9 @@ def find(environment: Path) -> Installation:
 def _package_links(package: Path) -> list[tuple[Path, Path]]:
     """What the server imports of the package under test; an editable install keeps code and libraries apart."""
     plugins = Path(enginewright.plugins.__file__).parent
-    sources = [(path, package / "plugins" / path.name) for path in plugins.iterdir() if path.name != "lib"]
+    sources = [
+        (path, package / "plugins" / path.name) for path in plugins.iterdir() if path.name not in ("lib", "__pycache__")
+    ]
     libraries = (ort_library().parent, package / "plugins/lib")
     return [(Path(enginewright.runtime.__file__).parent, package / "runtime"), *sources, libraries]
 
@@ -126,9 +128,12 @@ class Server:
 
     def is_ready(self, model: str = "") -> bool:
         """Whether the server, or one of its models, answers requests."""
-        path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
+        return self.answers(f"/v2/models/{model}/ready" if model else "/v2/health/ready", self.http)
+
+    def answers(self, path: str, port: str) -> bool:
+        """Whether something is there at a port."""
         try:
-            self.read(path)
+            self.read(path, port=port)
         except (urllib.error.URLError, ConnectionError):
             return False
         return True
@@ -193,7 +198,8 @@ def serve(
     server = Server(process, ports, log)
     try:
         end = time.monotonic() + START_SECONDS
-        while wait and not server.is_ready():
+        measures = "--allow-metrics=false" not in options  # that port opens a moment after the others
+        while wait and not (server.is_ready() and (not measures or server.answers("/metrics", server.metrics))):
             assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-4000:]
             time.sleep(0.05)
         yield server
