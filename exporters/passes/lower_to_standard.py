@@ -14,6 +14,7 @@ from enginewright.plugins.ops import DOMAIN
 from enginewright.runtime.errors import UnsupportedError
 
 OPSET = 24
+EXPRESSED = ("PagedAttention", "GreedySample")
 SWAP = [0, 2, 1, 3]  # [B, T, heads, D] <-> [B, heads, T, D]
 
 
@@ -33,6 +34,12 @@ class LowerToStandardPass(ir.passes.InPlacePass):
         self._length = length
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for node in model.graph:
+            if node.domain == DOMAIN and node.op_type not in EXPRESSED:
+                raise UnsupportedError(
+                    f"plugins none: got {node.op_type}, which standard ops do not express; build without what adds it, or "
+                    "with plugins all"
+                )
         _Lowering(model.graph, self._length).run()
         model.opset_imports[""] = model.graph.opset_imports[""] = OPSET
         model.opset_imports.pop(DOMAIN, None)
@@ -60,13 +67,8 @@ class _Lowering:
         for node in [node for node in self._graph if node.domain == DOMAIN]:
             if node.op_type == "PagedAttention":
                 self._attend(node)
-            elif node.op_type == "GreedySample":
-                self._sample(node)
             else:
-                raise UnsupportedError(
-                    f"plugins none: got {node.op_type}, which standard ops do not express; build without what adds it, or "
-                    "with plugins all"
-                )
+                self._sample(node)
         for name in ("query_starts", "kv_lens", "tile_table"):
             self._graph.inputs.remove(self._inputs[name])
 
