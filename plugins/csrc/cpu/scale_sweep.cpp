@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -44,9 +45,43 @@ Side side_of(const double* grid, std::int64_t levels, bool negative) {
 
 // At `scale` the code of `column` moves one step away from 0.
 template <class T>
-struct Transition {
-  T scale;
-  std::int32_t column;
+class Transition;
+
+template <>
+class Transition<double> {
+ public:
+  Transition(double scale, std::int32_t column) : scale_(scale), column_(column) {}
+  double scale() const { return scale_; }
+  std::int32_t column() const { return column_; }
+  bool operator<(const Transition& other) const {
+    return scale_ != other.scale_ ? scale_ < other.scale_ : column_ < other.column_;
+  }
+
+ private:
+  double scale_;
+  std::int32_t column_;
+};
+
+// In one number, which sorts without branches: positive floats are ordered as their bits are.
+template <>
+class Transition<float> {
+ public:
+  Transition(float scale, std::int32_t column) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &scale, sizeof bits);
+    key_ = std::uint64_t{bits} << 32 | static_cast<std::uint32_t>(column);
+  }
+  float scale() const {
+    const auto bits = static_cast<std::uint32_t>(key_ >> 32);
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return scale;
+  }
+  std::int32_t column() const { return static_cast<std::int32_t>(key_ & 0xffffffffu); }
+  bool operator<(const Transition& other) const { return key_ < other.key_; }
+
+ private:
+  std::uint64_t key_;
 };
 
 template <class T>
@@ -66,7 +101,7 @@ class Sweeper {
     T* codes = static_cast<T*>(sweep_.codes) + row * sweep_.columns;
     std::fill_n(codes, sweep_.columns, T(0));
     std::fill(level_.begin(), level_.end(), 0);
-    for (std::int64_t j = 0; j < count; ++j) codes[transitions_[j].column] += static_cast<T>(take(j));
+    for (std::int64_t j = 0; j < count; ++j) codes[transitions_[j].column()] += static_cast<T>(take(j));
   }
 
  private:
@@ -76,18 +111,17 @@ class Sweeper {
       if (weights_[i] == T(0)) continue;
       const T size = std::fabs(weights_[i]);
       for (double middle : side(i).middle)
-        transitions_.push_back({size / static_cast<T>(middle), static_cast<std::int32_t>(i)});
+        transitions_.emplace_back(size / static_cast<T>(middle), static_cast<std::int32_t>(i));
     }
-    std::sort(transitions_.begin(), transitions_.end(), [](const Transition<T>& a, const Transition<T>& b) {
-      return a.scale != b.scale ? a.scale > b.scale : a.column < b.column;
-    });
+    std::sort(transitions_.begin(), transitions_.end());
+    std::reverse(transitions_.begin(), transitions_.end());
   }
 
   const Side& side(std::int64_t column) const { return sides_[weights_[column] < T(0)]; }
 
   // By how much transition j moves its code; called once each, in order.
   double take(std::int64_t j) {
-    const std::int32_t column = transitions_[j].column;
+    const std::int32_t column = transitions_[j].column();
     return side(column).step[level_[column]++];
   }
 
@@ -100,7 +134,7 @@ class Sweeper {
     std::int64_t taken = 0;
     const auto count = static_cast<std::int64_t>(transitions_.size());
     for (std::int64_t j = 0; j < count; ++j) {
-      const std::int64_t i = transitions_[j].column;
+      const std::int64_t i = transitions_[j].column();
       const double delta = take(j);
       const T* line = sweep_.is_diagonal ? block + i : block + i * sweep_.columns;
       const T diagonal = sweep_.is_diagonal ? line[0] : line[i];
@@ -110,7 +144,7 @@ class Sweeper {
         reached_[i] += static_cast<T>(delta) * diagonal;
       else
         add_scaled(reached_.data(), line, static_cast<T>(delta), sweep_.columns);
-      const double high = transitions_[j].scale, low = j + 1 < count ? transitions_[j + 1].scale : 0;
+      const double high = transitions_[j].scale(), low = j + 1 < count ? transitions_[j + 1].scale() : 0;
       const double margin = kMargin * std::numeric_limits<T>::epsilon() * high;
       if (high - low <= 2 * margin || alpha <= 0 || beta <= 0) continue;
       const double centre = alpha / beta;
