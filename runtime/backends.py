@@ -75,7 +75,7 @@ class CudaBackend:
         return CudaSession(root, manifest, tables, capacity, library=self._library)
 
 
-class TensorRtBackend:
+class TensorRTBackend:
     """TensorRT or TensorRT-RTX on the current GPU. name: "tensorrt" or "tensorrt-rtx".
 
     Raises:
@@ -96,14 +96,14 @@ class TensorRtBackend:
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """As Backend says."""
-        from enginewright.runtime.trt_dense import TensorRtDenseGraph
+        from enginewright.runtime.trt_dense import TensorRTDenseGraph
         from enginewright.runtime.trt_plan import open_plan
-        from enginewright.runtime.trt_session import TensorRtSession
+        from enginewright.runtime.trt_session import TensorRTSession
 
         plan = open_plan(root, manifest.graphs["decoder"], self._engine(manifest), self._cuda)
         if manifest.cache.kind != DENSE:
-            return TensorRtSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
-        graph = TensorRtDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
+            return TensorRTSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
+        graph = TensorRTDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         return DenseSession(graph, tables, capacity)
 
     def _engine(self, manifest: Manifest) -> Engine:
@@ -112,8 +112,8 @@ class TensorRtBackend:
 
 CPU = "onnxruntime"
 OPENERS: dict[str, Callable[[int | None], Backend]] = {
-    "tensorrt": lambda _: TensorRtBackend("tensorrt"),
-    "tensorrt-rtx": lambda _: TensorRtBackend("tensorrt-rtx"),
+    "tensorrt": lambda _: TensorRTBackend("tensorrt"),
+    "tensorrt-rtx": lambda _: TensorRTBackend("tensorrt-rtx"),
     ORT_BACKEND: lambda _: CudaBackend(),
     CPU: CpuBackend,
 }

@@ -23,7 +23,7 @@ from enginewright.runtime.trt_plan import Plan, Shape
 Ints = NDArray[np.int64]
 
 
-class TensorRtDenseGraph:
+class TensorRTDenseGraph:
     """A DenseGraph on a GPU. longest: tokens of a row in one run, as many as the plan's profiles admit.
 
     A run of one token a row, from the first row on, takes as many rows as the next of a few sizes, each of which is captured

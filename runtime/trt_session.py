@@ -18,7 +18,7 @@ from enginewright.runtime.trt_context import Contexts, buckets
 from enginewright.runtime.trt_plan import Plan, Shape
 
 
-class TensorRtSession:
+class TensorRTSession:
     """A Session whose graph is a TensorRT plan.
 
     A step of few tokens is filled up to one of a few sizes, each of which is captured once as a CUDA graph. Where the plan's

@@ -16,7 +16,7 @@ from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.padded_buffers import PaddedBuffers
-from enginewright.runtime.trt_session import TensorRtSession
+from enginewright.runtime.trt_session import TensorRTSession
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = EXAMPLES / "tiny-reasoner"
@@ -50,7 +50,7 @@ def test_tokens_are_those_of_the_cpu(
     install(monkeypatch, cuda, device.library.path)
     with load(add_plan(tmp_path / "float16", tmp_path / "engine"), cache_tokens=4096) as llm:
         session = llm.engine.session
-        assert isinstance(session, TensorRtSession) and isinstance(session._buffers, PaddedBuffers)
+        assert isinstance(session, TensorRTSession) and isinstance(session._buffers, PaddedBuffers)
         got = [[done.token_ids for done in llm.generate(part, sampling)] for part in (questions[:3], questions)]
     assert got == wanted
     assert cuda.launches > 10

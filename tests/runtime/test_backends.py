@@ -17,7 +17,7 @@ from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, artifact, cuda_session, load
 from enginewright.runtime.artifact import Engine, Manifest
-from enginewright.runtime.backends import CpuBackend, TensorRtBackend, choose_backend
+from enginewright.runtime.backends import CpuBackend, TensorRTBackend, choose_backend
 from enginewright.runtime.cli import main
 from enginewright.runtime.evaluation import outcome
 from enginewright.runtime.evaluation.suites import Task
@@ -58,13 +58,13 @@ def test_the_first_that_can_run_is_taken(exported: Path, monkeypatch: pytest.Mon
     assert isinstance(choose_backend(every, 1), CpuBackend)
     install(monkeypatch, FakeCuda(), name="tensorrt_rtx")
     chosen = choose_backend(every, 1)
-    assert isinstance(chosen, TensorRtBackend) and chosen._engine(every).backend == "tensorrt-rtx"
+    assert isinstance(chosen, TensorRTBackend) and chosen._engine(every).backend == "tensorrt-rtx"
     install(monkeypatch, FakeCuda())
     chosen = choose_backend(every, 1)
-    assert isinstance(chosen, TensorRtBackend) and chosen._engine(every).backend == "tensorrt"
+    assert isinstance(chosen, TensorRTBackend) and chosen._engine(every).backend == "tensorrt"
     assert isinstance(choose_backend(every, 1, "onnxruntime"), CpuBackend)
     chosen = choose_backend(every, 1, "tensorrt-rtx")
-    assert isinstance(chosen, TensorRtBackend) and chosen._engine(every).backend == "tensorrt-rtx"
+    assert isinstance(chosen, TensorRTBackend) and chosen._engine(every).backend == "tensorrt-rtx"
 
 
 def test_a_machine_without_a_gpu(exported: Path, monkeypatch: pytest.MonkeyPatch, nothing: None) -> None:

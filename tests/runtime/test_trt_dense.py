@@ -18,7 +18,7 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, load, trt_dense
 from enginewright.runtime.dense_session import DenseCall, DenseSession
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.trt_dense import TensorRtDenseGraph
+from enginewright.runtime.trt_dense import TensorRTDenseGraph
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,9 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [rng.integers(3, 900, length).tolist() for length in lengths]
 
 
-def graph_of(llm: LLM) -> TensorRtDenseGraph:
+def graph_of(llm: LLM) -> TensorRTDenseGraph:
     session = llm.engine.session
-    assert isinstance(session, DenseSession) and isinstance(session._graph, TensorRtDenseGraph)
+    assert isinstance(session, DenseSession) and isinstance(session._graph, TensorRTDenseGraph)
     return session._graph
 
 
@@ -137,7 +137,7 @@ def test_decoding_is_captured_once_and_replayed(engine: Path, cuda: FakeCuda) ->
 
 
 def test_captures_can_be_left_out(engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_dense, "TensorRtDenseGraph", partial(TensorRtDenseGraph, captures=False))
+    monkeypatch.setattr(trt_dense, "TensorRTDenseGraph", partial(TensorRTDenseGraph, captures=False))
     prompts, sampling = prompts_of(20, 30, 40), Sampling(max_tokens=20, ignore_eos=True)
     with load(engine, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)

@@ -19,7 +19,7 @@ from enginewright.runtime.llm import LLM
 from enginewright.runtime.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.session import PackedStep
 from enginewright.runtime.trt_context import buckets
-from enginewright.runtime.trt_session import TensorRtSession
+from enginewright.runtime.trt_session import TensorRTSession
 
 pytestmark = pytest.mark.native
 
@@ -52,9 +52,9 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [rng.integers(1, 290, length).tolist() for length in lengths]
 
 
-def session_of(llm: LLM) -> TensorRtSession:
+def session_of(llm: LLM) -> TensorRTSession:
     session = llm.engine.session
-    assert isinstance(session, TensorRtSession)
+    assert isinstance(session, TensorRTSession)
     return session
 
 
@@ -263,7 +263,7 @@ def test_a_context_that_says_it_can_be_captured_is(
 
 
 def test_captures_can_be_left_out(plain: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_session, "TensorRtSession", partial(TensorRtSession, captures=False))
+    monkeypatch.setattr(trt_session, "TensorRTSession", partial(TensorRTSession, captures=False))
     prompts, sampling = prompts_of(20, 30), Sampling(max_tokens=20, ignore_eos=True)
     with load(plain, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)
