@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "exporters"))  # families
 sys.path.insert(0, str(Path(__file__).parent))  # fake_tensorrt
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("plugins", "gpu")]  # tensorrt_host and its device
 
 from families import save_checkpoint
 

@@ -11,21 +11,14 @@ from typing import Any
 
 import pytest
 from families import save_checkpoint
+from tensorrt_host import plugin_library
 
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.plugins.library import TENSORRT_LIBRARY, LibraryError, library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("plugin_probe.py")
 HEADS = ROOT / "examples/tiny-reasoner-clp"
-
-
-def library() -> Path:
-    try:
-        return library_path(TENSORRT_LIBRARY)
-    except LibraryError as e:
-        pytest.skip(str(e))
 
 
 @pytest.mark.rtx
@@ -49,7 +42,7 @@ def library() -> Path:
     ids=["paged", "kvarn", "sinks", "heads"],
 )
 def test_every_node_makes_a_plugin(family: str, recipe: Any, expected: set[str], tmp_path: Path) -> None:
-    path, model = library(), ROOT / "examples/tiny-reasoner"
+    path, model = plugin_library(), ROOT / "examples/tiny-reasoner"
     if family:
         model = tmp_path / "checkpoint"
         save_checkpoint(family, model)
