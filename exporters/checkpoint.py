@@ -52,7 +52,7 @@ class Checkpoint:
                 tensor: torch.Tensor = found.to(torch.float32, copy=True)
         except (SafetensorError, OSError) as e:
             raise ExportError(f"{stored.file}: tensor {name!r} cannot be read ({e}); download the file again") from e
-        if not all(bool(part.isfinite().all()) for part in tensor.flatten().split(_CHECKED_AT_ONCE)):
+        if not all(bool(part.isfinite().all()) for part in torch.split(tensor.flatten(), _CHECKED_AT_ONCE)):
             raise ExportError(f"{stored.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
         return tensor
 
