@@ -25,7 +25,7 @@ from enginewright.builders.rows_tensor import data_path, save_rewritten
 from enginewright.builders.tensorrt import rewrite
 from enginewright.builders.tensorrt_module import device_compute, open_module
 from enginewright.builders.tensorrt_network import PlanBuilder
-from enginewright.builders.tensorrt_profiles import DENSE, DENSE_AXES
+from enginewright.builders.tensorrt_profiles import DENSE_AXES
 from enginewright.runtime.artifact import Graph, Manifest
 from enginewright.runtime.errors import BuildError, UnsupportedError
 from enginewright.runtime.ort_errors import LOAD_ERRORS
@@ -78,7 +78,7 @@ def compare_layers(root: Path, manifest: Manifest) -> LayerReport:
         UnsupportedError: the graph has ops of ours, or a type that ONNX Runtime does not run on a CPU; or no Polygraphy.
     """
     graph = manifest.graphs["decoder"]
-    if manifest.cache.kind != DENSE:
+    if not manifest.cache.is_dense:
         raise UnsupportedError(
             f"check --layers: got a {manifest.cache.kind} cache, expected a graph of standard ops; build with --plugins none"
         )

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from enginewright.builders import TargetError
-from enginewright.plugins.tensorrt import MODULES
+from enginewright.plugins.tensorrt import EXTRAS, MODULES
 from enginewright.runtime.cuda_runtime import open_cuda_runtime
 from enginewright.runtime.errors import BuildError, UnsupportedError
 
@@ -30,10 +30,7 @@ def open_module(backend: str) -> Any:
     try:
         return importlib.import_module(MODULES[backend])
     except ImportError as e:
-        extra = "rtx" if backend == "tensorrt-rtx" else "tensorrt"
-        message = (
-            f"--backend {backend}: got no Python package {MODULES[backend]} ({e}); pip install 'enginewright[{extra}]'"
-        )
+        message = f"--backend {backend}: got no Python package {MODULES[backend]} ({e}); pip install 'enginewright[{EXTRAS[backend]}]'"
         raise BuildError(message) if backend == "tensorrt-rtx" else TargetError(message) from e
 
 

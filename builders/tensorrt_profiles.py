@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 from enginewright.runtime.artifact import Cache, Graph, Manifest, TensorSpec
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.tiles import EXACT_TILES, plan_tiles
+from enginewright.runtime.tiles import EXACT_TILES, plan_step, plan_tiles
 
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]
-DENSE = "dense"
-LOGIT_BYTES = 64 * 2**20
-"""What the logits of one step of a prompt take at most, as `runtime.llm.plan_capacity` has it."""
 SPARE = 1
 """A tile and a slot that no row has: where the runtime fills a step up to a size it has captured, they are written."""
 
@@ -50,7 +47,7 @@ def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile
     Raises:
         BuildError: an input that no session feeds, or a size that nothing bounds.
     """
-    sizes = _dense_sizes(manifest, chunk) if manifest.cache.kind == DENSE else _packed_sizes(manifest, chunk)
+    sizes = _dense_sizes(manifest, chunk) if manifest.cache.is_dense else _packed_sizes(manifest, chunk)
     return tuple(
         Profile(name=name, shapes={spec.name: _shapes(spec, ranges, manifest.cache) for spec in graph.inputs})
         for name, ranges in sizes.items()
@@ -68,14 +65,11 @@ def _dense_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
 
 
 def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
-    """Rows that decode and pieces of prompts share a step; sizes are those of `runtime.llm.plan_capacity`."""
+    """Rows that decode and pieces of prompts share a step; they are as long as the runtime makes them."""
     cache, rows, context = manifest.cache, manifest.limits.max_batch, manifest.limits.max_context
     width = int(manifest.decoding.get("k", 1))
-    encodes = any(layer.exact_bytes for layer in cache.layers)
-    if encodes:
-        chunk = max(chunk // cache.tile_tokens, 1) * cache.tile_tokens
-    longest = chunk + rows * width if encodes else max(chunk, rows * width)
-    scored = max(min(LOGIT_BYTES // (4 * manifest.model.vocab_size), longest), cache.tile_tokens if encodes else 1)
+    step = plan_step(cache, rows=rows, width=width, prefill_chunk=chunk, vocab_size=manifest.model.vocab_size)
+    longest = step.tokens
     blocks = -(-context // cache.tile_tokens)
     held = rows * blocks * cache.tile_tokens
     tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=longest, cache_tokens=held)
@@ -90,7 +84,7 @@ def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]
             for i, (layer, most) in enumerate(zip(cache.layers, tiles, strict=True))
         },
     }
-    logits = min(rows * width + scored, longest)
+    logits = min(rows * width + step.scored, longest)
     return {
         "decode": {**every, "T": (1, rows * width, rows * width), "N": (1, rows * width, rows * width)},
         "prefill": {**every, "T": (1, longest, longest), "N": (1, min(rows, logits), logits)},
@@ -117,12 +111,12 @@ def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tupl
 
 def _axes(spec: TensorSpec, cache: Cache) -> dict[int, str]:
     """Which named size each axis of an input has."""
-    known = DENSE_AXES if cache.kind == DENSE else AXES
+    known = DENSE_AXES if cache.is_dense else AXES
     if spec.name in known:
         return known[spec.name]
     parts = spec.name.split(".")
     if len(parts) == 3 and parts[0] == "kv":
-        if cache.kind == DENSE and parts[2] in ("key", "value"):
+        if cache.is_dense and parts[2] in ("key", "value"):
             return {0: "B"}
         if parts[2] == "tiles":
             return {0: f"tiles_{parts[1]}"}

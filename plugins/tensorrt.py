@@ -14,6 +14,8 @@ from enginewright.plugins.ops import OPS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend, as command lines and manifests call it -> the Python module that builds and runs its engines."""
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+"""Backend -> what of this package's optional dependencies brings its module."""
 
 _BUILD_AGAIN = "build or install the library again, from the same version as this package"
 

@@ -110,6 +110,11 @@ class Cache:
     kv_bits: int
     layers: tuple[CacheLayer, ...]
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is that of a graph of standard ops."""
+        return self.kind == "dense"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from enginewright.plugins.cuda import ORT_BACKEND
+from enginewright.plugins.tensorrt import EXTRAS
 from enginewright.runtime.artifact import Engine, Manifest
 from enginewright.runtime.dense_session import DenseSession
 from enginewright.runtime.errors import RequestError, UnsupportedError
 from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.session import Session
 from enginewright.runtime.tiles import Capacity, TileTables
-
-DENSE = "dense"
-"""The kind of cache that graphs of standard ops have."""
 
 
 class Backend(Protocol):
@@ -47,7 +45,7 @@ class CpuBackend:
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """As Backend says."""
-        if manifest.cache.kind == DENSE:
+        if manifest.cache.is_dense:
             from enginewright.runtime.ort_dense import OrtDenseGraph
 
             return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
@@ -84,7 +82,7 @@ class TensorRTBackend:
 
     def __init__(self, name: str) -> None:
         from enginewright.runtime.cuda_runtime import open_cuda_runtime
-        from enginewright.runtime.trt_plan import EXTRAS, open_module
+        from enginewright.runtime.trt_plan import open_module
 
         self._name = name
         open_module(name)
@@ -101,7 +99,7 @@ class TensorRTBackend:
         from enginewright.runtime.trt_session import TensorRTSession
 
         plan = open_plan(root, manifest.graphs["decoder"], self._engine(manifest), self._cuda)
-        if manifest.cache.kind != DENSE:
+        if not manifest.cache.is_dense:
             return TensorRTSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         graph = TensorRTDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         return DenseSession(graph, tables, capacity)

@@ -23,14 +23,13 @@ from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.request import Completion, Event, Generation, Request, Scoring, TakeLogits, Token
 from enginewright.runtime.sampling import Sampling
 from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
+from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_step, plan_tiles
 from enginewright.runtime.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, Any]
 
 _MEMORY_SHARE = 0.5
-_LOGIT_BYTES = 64 * 2**20
 
 
 def load(
@@ -107,27 +106,22 @@ def plan_capacity(
             f"load: max_batch: got {rows}, expected 1 to {manifest.limits.max_batch}, the engine's limit"
         )
     cache, context = manifest.cache, manifest.limits.max_context
-    chunk = 0
-    if any(layer.exact_bytes for layer in cache.layers):
-        chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
-    step_tokens = chunk + rows * width if chunk else max(prefill_chunk, rows * width)
-    is_dense = cache.kind == "dense"
+    step = plan_step(cache, rows=rows, width=width, prefill_chunk=prefill_chunk, vocab_size=manifest.model.vocab_size)
     if cache_tokens is None:
         budget = int(free_bytes * _MEMORY_SHARE)
-        cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step_tokens, budget=budget)
-    if is_dense:  # each row has its place whether or not it is used
+        cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step.tokens, budget=budget)
+    if cache.is_dense:  # each row has its place whether or not it is used
         rows = min(rows, max(cache_tokens // cache.tile_tokens, 1))
-    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step_tokens, cache_tokens=cache_tokens)
-    scored = max(min(_LOGIT_BYTES // (4 * manifest.model.vocab_size), step_tokens), cache.tile_tokens if chunk else 1)
-    can_reuse = prefix_reuse and not is_dense and not any(layer.window for layer in cache.layers)
+    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step.tokens, cache_tokens=cache_tokens)
+    can_reuse = prefix_reuse and not cache.is_dense and not any(layer.window for layer in cache.layers)
     return Capacity(
         rows=rows,
         context=context,
-        step_tokens=step_tokens,
-        logit_rows=rows * width + scored,
+        step_tokens=step.tokens,
+        logit_rows=rows * width + step.scored,
         tiles=tiles,
-        chunk=chunk,
-        span=(chunk or cache.tile_tokens) if can_reuse else 0,
+        chunk=step.chunk,
+        span=(step.chunk or cache.tile_tokens) if can_reuse else 0,
         width=width,
     )
 
@@ -393,7 +387,7 @@ def _check_manifest(root: Path, manifest: Manifest) -> None:
     if "decoder" not in manifest.graphs:
         known = ", ".join(manifest.graphs) or "none"
         raise ArtifactError(f"{root}: got graphs {known}, expected one named 'decoder'; build the engine again")
-    expected = manifest.limits.max_context if manifest.cache.kind == "dense" else TILE_TOKENS
+    expected = manifest.limits.max_context if manifest.cache.is_dense else TILE_TOKENS
     if manifest.cache.tile_tokens != expected:
         got = manifest.cache.tile_tokens
         raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {expected}; build the engine again")

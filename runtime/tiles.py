@@ -13,6 +13,7 @@ from enginewright.runtime.prefixes import Prefix, Prefixes
 from enginewright.runtime.tile_groups import TileGroup
 
 Ints = NDArray[np.int64]
+_LOGIT_BYTES = 64 * 2**20  # of the logits that one step may score beside those of the rows
 EXACT_TILES = 2  # of a row where tiles are encoded: the first one and the newest
 
 
@@ -36,6 +37,25 @@ class Capacity:
     chunk: int = 0
     span: int = 0
     width: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSizes:
+    """Of the largest step. tokens: over all rows. scored: logits beside those that decide. chunk: as Capacity has it."""
+
+    tokens: int
+    scored: int
+    chunk: int
+
+
+def plan_step(cache: Cache, *, rows: int, width: int, prefill_chunk: int, vocab_size: int) -> StepSizes:
+    """Return the sizes of a step that takes prompts in pieces of `prefill_chunk` tokens beside `width` tokens of each row."""
+    chunk = 0
+    if any(layer.exact_bytes for layer in cache.layers):
+        chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
+    tokens = chunk + rows * width if chunk else max(prefill_chunk, rows * width)
+    scored = max(min(_LOGIT_BYTES // (4 * vocab_size), tokens), cache.tile_tokens if chunk else 1)
+    return StepSizes(tokens=tokens, scored=scored, chunk=chunk)
 
 
 def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache_tokens: int) -> tuple[int, ...]:

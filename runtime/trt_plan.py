@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.plugins.library import LibraryError
-from enginewright.plugins.tensorrt import MODULES, open_tensorrt_library
+from enginewright.plugins.tensorrt import EXTRAS, MODULES, open_tensorrt_library
 from enginewright.runtime.artifact import Engine, Graph
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 
 Shape = tuple[int, ...]
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-"""Backend -> what of this package's optional dependencies brings its module."""
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
