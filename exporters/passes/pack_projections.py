@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.weights import Weight, add_weight, concatenate, find_bias, weight_of
+from enginewright.exporters.weights import Weight, WeightForm, add_weight, concatenate, find_bias, weight_of
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,16 @@ class PackProjectionsPass(ir.passes.InPlacePass):
 
     1. At least two MatMuls of one input by weights [in, out]: one MatMul, one Split.
     2. All of them with a bias: the biases are concatenated too, one Add.
-    3. Some with a bias and some without: only those alike are packed together.
+    3. Some with a bias and some without, or quantised in different ways: only those alike are packed together.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        groups: dict[tuple[int, bool], list[_Projection]] = {}
+        groups: dict[tuple[int, bool, WeightForm | None], list[_Projection]] = {}
         for node in model.graph:
             projection = _projection(node)
             if projection is not None:
-                groups.setdefault((id(node.inputs[0]), projection.bias is not None), []).append(projection)
+                alike = (id(node.inputs[0]), projection.bias is not None, projection.weight.form)
+                groups.setdefault(alike, []).append(projection)
         siblings = [group for group in groups.values() if len(group) > 1]
         for group in siblings:
             _pack(model.graph, group)

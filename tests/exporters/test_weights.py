@@ -14,8 +14,16 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.precision import Precision
 from enginewright.exporters.rewrite import attach_weights, rewrite
 from enginewright.exporters.skeleton import build_skeleton
-from enginewright.exporters.weights import Weight, add_weight, concatenate, to_initializers, weight_of
-from enginewright.runtime.errors import UnsupportedError
+from enginewright.exporters.weights import (
+    QuantizedRows,
+    Weight,
+    add_weight,
+    concatenate,
+    quantized_weight,
+    to_initializers,
+    weight_of,
+)
+from enginewright.runtime.errors import ExportError, UnsupportedError
 
 W: Arrays = random_arrays(a=(3, 4), b=(2, 4), c=(3, 1))
 
@@ -92,3 +100,44 @@ def test_a_graph_that_reads_what_nobody_has() -> None:
         UnsupportedError, match="llama: the graph reads a constant 'mask' that is no parameter or buffer"
     ):
         attach_weights(Captured(model=model, skeleton=skeleton, layers=()), {})
+
+
+def quantized(rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0) -> Weight:
+    """A weight [rows, columns] of random codes and scales."""
+    rng = np.random.default_rng(seed)
+    half = 1 << (bits - 1)
+    codes = rng.integers(-half, half, (rows, columns)).astype(np.int8)
+    scales = rng.random((rows, columns // group_size), np.float32)
+    return quantized_weight(
+        (rows, columns), QuantizedRows(bits=bits, group_size=group_size, load=lambda: (codes.copy(), scales.copy()))
+    )
+
+
+def test_a_quantised_weight_restores_its_codes() -> None:
+    weight = quantized(3, 6)
+    assert weight.quantized is not None
+    codes, scales = weight.quantized.load()
+    np.testing.assert_array_equal(weight.load(), codes * np.repeat(scales, 2, axis=1))
+    turned = weight.transposed()
+    assert turned.shape == (6, 3) and turned.form == (4, 2, 0) and turned.transposed().form == weight.form
+    np.testing.assert_array_equal(turned.load(), weight.load().T)
+
+
+def test_quantised_weights_are_joined_along_their_outputs() -> None:
+    parts = [quantized(3, 6), quantized(2, 6, seed=1)]
+    whole = concatenate([part.transposed() for part in parts], axis=1)
+    assert whole.shape == (6, 5) and whole.form == (4, 2, 0)
+    np.testing.assert_array_equal(whole.load(), np.concatenate([part.load() for part in parts]).T)
+
+
+@pytest.mark.parametrize("other", [quantized(3, 6, bits=3), quantized(3, 6, group_size=3), make_weight(W["a"])])
+def test_weights_quantised_in_different_ways_are_not_joined(other: Weight) -> None:
+    with pytest.raises(ExportError, match="different ways"):
+        concatenate([quantized(3, 6), other], axis=0)
+    with pytest.raises(ExportError, match="different ways"):
+        concatenate([quantized(3, 6), quantized(3, 6)], axis=1)
+
+
+def test_a_quantised_weight_is_not_changed() -> None:
+    with pytest.raises(ExportError, match="quantise after that"):
+        quantized(3, 6).derive((3, 6), lambda x: x + 1)
