@@ -48,7 +48,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     check_model(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
-    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model))
+    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)

@@ -69,7 +69,7 @@ def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
         checkpoint.path, attn_implementation="eager", dtype=torch.float32
     )
     if applied:
-        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference))
+        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference), checkpoint)
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
     depth = read_depth_attention(reference.config)

@@ -10,6 +10,7 @@ import numpy as np
 from enginewright.runtime.errors import ExportError
 
 BITS = {"int4": 4, "int8": 8}
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Precision:
     def __post_init__(self) -> None:
         if self.kind not in ("float32", *BITS):
             raise ExportError(f"weights: got kind {self.kind!r}, expected float32, int8 or int4")
-        if self.block_size not in (16, 32, 64, 128, 256):
-            raise ExportError(f"weights: got block_size {self.block_size}, expected 16, 32, 64, 128 or 256")
+        if self.block_size not in BLOCK_SIZES:
+            raise ExportError(f"weights: got block_size {self.block_size}, expected one of {_listed(BLOCK_SIZES)}")
         if self.compute not in ("int8", "float32"):
             raise ExportError(f"weights: got compute {self.compute!r}, expected int8 or float32")
 
@@ -68,9 +69,46 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
             x, scale, out=np.zeros_like(x), where=scale != 0
         )  # 1 / scale may overflow where x / scale is 8
         q = np.clip(np.rint(ratio) + offset, 0, 2 * offset - 1).astype(np.uint8)
-        codes[begin : begin + step] = q if bits == 8 else q[..., 0::2] | (q[..., 1::2] << 4)
+        codes[begin : begin + step] = _pack(q, bits)
         scales[begin : begin + step] = scale[..., 0]
     return codes, scales
+
+
+def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes [..., k] uint8 as bytes: 4 bits two in a byte, the earlier in the low nibble; 8 bits as they are."""
+    return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def stored_form(bits: int, group_size: int, k: int) -> tuple[int, int]:
+    """Bits and block size in which codes of `bits` bits, one scale for `group_size` of k, are stored without a change.
+
+    2 and 3 bits take 4, with the same scales. Blocks divide the groups; one group of a whole row needs no such divisor.
+
+    Raises:
+        ExportError: groups of a size that no block divides, or bits that no store holds.
+    """
+    if not 2 <= bits <= 8:
+        raise ExportError(f"quantised weights: got {bits} bits, expected 2 to 8")
+    blocks = [size for size in BLOCK_SIZES if group_size % size == 0]
+    if not blocks and group_size != k:
+        raise ExportError(f"quantised weights: got groups of {group_size}, expected a multiple of {BLOCK_SIZES[0]}")
+    return (4 if bits <= 4 else 8), max(blocks, default=BLOCK_SIZES[0])
+
+
+def store_codes(
+    codes: np.ndarray, scales: np.ndarray, group_size: int, stored_bits: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [n, k] int8 and scales [n, k / group_size] as `quantize_blocks` returns them: packed, offset, in blocks."""
+    n, k = codes.shape
+    blocks, offset = -(-k // block_size), 1 << (stored_bits - 1)
+    padded = np.full((n, blocks * block_size), offset, np.uint8)
+    padded[:, :k] = codes.view(np.uint8) + np.uint8(offset)
+    begins = np.arange(blocks) * block_size // group_size
+    return _pack(padded.reshape(n, blocks, block_size), stored_bits), np.ascontiguousarray(scales[:, begins])
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:

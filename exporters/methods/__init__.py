@@ -3,13 +3,15 @@
 A method is a module with a frozen dataclass `Config` (its options; the command line and recipes read it) and those of
 these functions that it needs:
 
-    transform_weights(config, weights) -> weights    before anything else; new recipes, nothing is computed yet
+    transform_weights(config, weights, checkpoint) -> weights    before anything else
     choose_cache(config, cache) -> cache             which format of the cache the graph is captured with
     choose_decoding(config, decoding) -> decoding    the manifest's `decoding`: how the runtime makes tokens of outputs
     check_model(config, checkpoint)                  refuses a checkpoint that it is not for, before any work
     extend_graph(config, graph)                      adds nodes and outputs to the decoder graph, weights still recipes
 
-`transform_weights` takes and returns {parameter name: Weight}, `choose_cache` a `caches.CacheFormat`.
+`transform_weights` takes and returns {parameter name: Weight}: recipes, of which it computes no more than it must. A method
+that quantises sets `Weight.quantized`, and none may change such a weight after it. `choose_cache` takes and returns a
+`caches.CacheFormat`.
 """
 
 from __future__ import annotations
@@ -62,10 +64,12 @@ def _hooks(applied: tuple[Applied, ...], name: str) -> Iterator[tuple[Callable[.
             yield hook, method.config
 
 
-def transform_weights(applied: tuple[Applied, ...], weights: dict[str, Weight]) -> dict[str, Weight]:
-    """Pass the weights through every method that changes them, in order."""
+def transform_weights(
+    applied: tuple[Applied, ...], weights: dict[str, Weight], checkpoint: Checkpoint
+) -> dict[str, Weight]:
+    """Pass the weights of `checkpoint`'s model through every method that changes them, in order."""
     for hook, config in _hooks(applied, "transform_weights"):
-        weights = hook(config, weights)
+        weights = hook(config, weights, checkpoint)
     return weights
 
 

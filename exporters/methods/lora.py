@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.checkpoint import read_json
+from enginewright.exporters.checkpoint import Checkpoint, read_json
 from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -47,7 +47,7 @@ class Config:
             raise ExportError(f"lora: got weight={self.weight}, expected a finite number")
 
 
-def transform_weights(config: Config, weights: dict[str, Weight]) -> dict[str, Weight]:
+def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
     """Return `weights` with the adapter at `config.path` merged; the products are made when a weight is written.
 
     Raises:
@@ -63,6 +63,10 @@ def transform_weights(config: Config, weights: dict[str, Weight]) -> dict[str, W
         if name not in weights:
             raise ExportError(f"{root}: adapts {module!r}, which the model does not have; it is for another model")
         base = weights[name]
+        if base.quantized is not None:
+            raise ExportError(
+                f"{root}: adapts {module!r}, which is quantised by then; apply lora before what quantises"
+            )
         if tied := [other for other, weight in weights.items() if weight is base and other != name]:
             raise UnsupportedError(
                 f"{root}: adapts {module!r}, whose weight is tied to {tied[0]!r}: merging would change both, and the "

@@ -27,7 +27,7 @@ class FoldValueRotationPass(ir.passes.InPlacePass):
 
     1. The value is a product with a weight [in, Hkv * D], with or without a bias, reshaped, which nothing else reads.
     2. The output is reshaped and multiplied by a weight [Hq * D, out], and nothing else reads it.
-    3. Anything else keeps the rotation in the op, which costs each step a transform per head.
+    3. Anything else, weights that a method has quantised among it, keeps the rotation in the op, which costs each step a transform per head.
 
     H is orthonormal, so an attention's mix of rotated values, rotated back, is the mix of the values.
     """
@@ -70,9 +70,15 @@ def _find(attention: ir.Node) -> _Uses | None:
         if found is None:
             return None
         bias = (add, list(add.inputs).index(found[1]))
-    if output is None or weight_of(projection.inputs[1]) is None or weight_of(output.inputs[1]) is None:
+    if output is None or not all(_may_turn(node.inputs[1]) for node in (projection, output)):
         return None
     return _Uses(projection, bias, output)
+
+
+def _may_turn(value: ir.Value | None) -> bool:
+    """Whether the value is a weight that may still change."""
+    weight = weight_of(value)
+    return weight is not None and weight.quantized is None
 
 
 def _only_maker(value: ir.Value | None, op_type: str) -> ir.Node | None:

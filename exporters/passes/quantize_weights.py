@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.precision import Precision, quantize_blocks
-from enginewright.exporters.weights import Weight, add_weight, find_bias, weight_of
+from enginewright.exporters.precision import Precision, quantize_blocks, store_codes, stored_form
+from enginewright.exporters.weights import KEY, Weight, add_weight, find_bias, weight_of
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level
@@ -17,16 +18,18 @@ INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level
 
 @dataclass(frozen=True)
 class _Blocks:
-    """The quantised form of a matrix [n, k] as graph values: codes and scales."""
+    """The quantised form of a matrix [n, k] as graph values, codes and scales, and how its codes are stored."""
 
     codes: ir.Value
     scales: ir.Value
     n: int
     k: int
+    bits: int
+    block_size: int
 
 
 class QuantizeWeightsPass(ir.passes.InPlacePass):
-    """Quantise the weights of matrix products and of the embedding.
+    """Quantise the weights of matrix products and of the embedding, and store those that a method has quantised as they are.
 
     1. MatMul(x, W [k, n]), and an Add of a bias behind it -> MatMulNBits.
     2. Gemm(x, W [n, k], transB=1), the tied output projection -> MatMulNBits, if `precision.lm_head`.
@@ -34,25 +37,32 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     4. The output projection, the product whose rows are sampled, is left alone unless `precision.lm_head`.
     5. A router of experts, a product that a TopK reads after at most a few steps, stays float32: it is small, and an
        error in it picks another expert.
+    6. With `precision` float32 the weights of methods alone are stored so. One that no case above covers is restored.
     """
 
     def __init__(self, precision: Precision) -> None:
         self._precision = precision
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        if self._precision.kind == "float32":
-            return ir.passes.PassResult(model, modified=False)
         graph, blocks = model.graph, dict[str, _Blocks]()
         head = output_projection(graph)
         for node in list(graph):
-            if node is head and not self._precision.lm_head:
-                continue
-            if node.op_type in ("MatMul", "Gemm") and not _routes(node):
-                self._quantize_product(graph, node, blocks)
-            elif node.op_type == "Gather" and self._precision.embedding:
+            if node.op_type in ("MatMul", "Gemm"):
+                weight = weight_of(node.inputs[1])
+                chosen = weight is not None and weight.quantized is not None
+                if (chosen or self._takes_product(node, head)) and not _routes(node):
+                    self._quantize_product(graph, node, blocks)
+            elif node.op_type == "Gather" and self._precision.embedding and self._precision.kind != "float32":
                 self._quantize_embedding(graph, node, blocks)
-        model.opset_imports[MICROSOFT] = 1
+        for value in graph.inputs:
+            if (left := weight_of(value)) is not None and left.quantized is not None:
+                value.meta[KEY] = dataclasses.replace(left, quantized=None)
+        if blocks:
+            model.opset_imports[MICROSOFT] = 1
         return ir.passes.PassResult(model, modified=bool(blocks))
+
+    def _takes_product(self, node: ir.Node, head: ir.Node | None) -> bool:
+        return self._precision.kind != "float32" and (node is not head or self._precision.lm_head)
 
     def _quantize_product(self, graph: ir.Graph, node: ir.Node, blocks: dict[str, _Blocks]) -> None:
         weight = weight_of(node.inputs[1])
@@ -72,8 +82,8 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
             attributes={
                 "K": stored.k,
                 "N": stored.n,
-                "bits": self._precision.bits,
-                "block_size": self._precision.block_size,
+                "bits": stored.bits,
+                "block_size": stored.block_size,
                 "accuracy_level": compute,
             },
         )
@@ -97,8 +107,8 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
             attributes={
                 "gather_axis": 0,
                 "quantize_axis": 1,
-                "bits": self._precision.bits,
-                "block_size": self._precision.block_size,
+                "bits": stored.bits,
+                "block_size": stored.block_size,
             },
         )
         graph.insert_before(node, [shape, rows])
@@ -109,16 +119,24 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         assert source is not None and source.name is not None
         if source.name not in blocks:
             n, k = rows.shape
-            bits, size = self._precision.bits, self._precision.block_size
+            bits, size, make = self._storage(rows)
             count = -(-k // size)
-            quantize = _shared(lambda: quantize_blocks(rows.load(), bits, size))
+            quantize = _shared(make)
             codes = Weight(shape=(n, count, size * bits // 8), dtype=ir.DataType.UINT8, load=lambda: quantize(0))
             scales = Weight(shape=(n, count), dtype=ir.DataType.FLOAT, load=lambda: quantize(1))
-            name = source.name
-            blocks[name] = _Blocks(
-                add_weight(graph, f"{name}.codes", codes), add_weight(graph, f"{name}.scales", scales), n, k
-            )
+            codes_value = add_weight(graph, f"{source.name}.codes", codes)
+            scales_value = add_weight(graph, f"{source.name}.scales", scales)
+            blocks[source.name] = _Blocks(codes_value, scales_value, n, k, bits, size)
         return blocks[source.name]
+
+    def _storage(self, rows: Weight) -> tuple[int, int, Callable[[], tuple[np.ndarray, np.ndarray]]]:
+        """Bits, block size, and what makes codes and scales of `rows` [n, k]."""
+        chosen = rows.quantized
+        if chosen is None:
+            bits, size = self._precision.bits, self._precision.block_size
+            return bits, size, lambda: quantize_blocks(rows.load(), bits, size)
+        bits, size = stored_form(chosen.bits, chosen.group_size, rows.shape[1])
+        return bits, size, lambda: store_codes(*chosen.load(), chosen.group_size, bits, size)
 
 
 def _shared(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], np.ndarray]:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from enginewright.exporters.weights import KEY, Weight, to_initializers
+from enginewright.exporters.weights import KEY, QuantizedRows, Weight, quantized_weight, to_initializers
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,6 +32,17 @@ def make_weight(array: np.ndarray, *, closed: bool = False) -> Weight:
         return array
 
     return Weight(shape=array.shape, dtype=ir.DataType.FLOAT, load=load)
+
+
+def quantized(rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0) -> Weight:
+    """A weight [rows, columns] of random codes and scales."""
+    rng = np.random.default_rng(seed)
+    half = 1 << (bits - 1)
+    codes = rng.integers(-half, half, (rows, columns)).astype(np.int8)
+    scales = rng.random((rows, columns // group_size), np.float32)
+    return quantized_weight(
+        (rows, columns), QuantizedRows(bits=bits, group_size=group_size, load=lambda: (codes.copy(), scales.copy()))
+    )
 
 
 def evaluate(model: ir.Model, feeds: Arrays) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -19,12 +20,12 @@ from fixtures import CheckpointMaker, EngineMaker
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint import open_checkpoint
+from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.methods import Applied, transform_weights
 from enginewright.exporters.methods.lora import Config
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 from enginewright.runtime.llm import load
 
@@ -96,14 +97,14 @@ def hooked(model: PreTrainedModel, *applied: tuple[Adapter, Callable[[str, int],
     return logits
 
 
-def merge(weights: dict[str, Weight], *configs: Config) -> dict[str, Weight]:
+def merge(base: Base, *configs: Config) -> dict[str, Weight]:
     """The weights with adapters merged, one after another."""
-    return transform_weights(tuple(Applied("lora", config) for config in configs), weights)
+    return transform_weights(tuple(Applied("lora", config) for config in configs), base.weights, base.checkpoint)
 
 
 def merged_logits(base: Base, *configs: Config) -> np.ndarray:
     """Logits of the base's model with merged weights."""
-    model, merged = copy.deepcopy(base.model), merge(base.weights, *configs)
+    model, merged = copy.deepcopy(base.model), merge(base, *configs)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(merged[name].load())))
@@ -117,12 +118,14 @@ class Base:
 
     model: PreTrainedModel
     weights: dict[str, Weight]
+    checkpoint: Checkpoint
 
 
 def make_base(family: str, path: Path) -> Base:
     """The model that the checkpoint at `path` holds, and its weights."""
     model = make_model(family)
-    return Base(model, bind_parameters(open_checkpoint(str(path)), model))
+    checkpoint = open_checkpoint(str(path))
+    return Base(model, bind_parameters(checkpoint, model), checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -201,22 +204,33 @@ def test_nothing_is_computed_and_the_base_stays(base: Base, tmp_path: Path) -> N
 
     closed = {name: Weight(shape=w.shape, dtype=w.dtype, load=never) for name, w in weights.items()}
     path = random_adapter(base.model, MLP).save(tmp_path / "a")
-    merged = transform_weights((Applied("lora", Config(path=str(path))),), closed)
+    merged = transform_weights((Applied("lora", Config(path=str(path))),), closed, base.checkpoint)
     assert {name for name in merged if merged[name] is not closed[name]} == {f"{module}.weight" for module in MLP}
     assert all(merged[name].shape == weight.shape for name, weight in weights.items())
+
+
+def test_an_adapter_of_a_quantised_matrix_is_refused(base: Base, tmp_path: Path) -> None:
+    module = min(MLP)
+    rows = QuantizedRows(
+        bits=4, group_size=64, load=lambda: (np.zeros((96, 64), np.int8), np.ones((96, 1), np.float32))
+    )
+    weights = {**base.weights, f"{module}.weight": quantized_weight((96, 64), rows)}
+    path = random_adapter(base.model, {module}).save(tmp_path / "a")
+    with pytest.raises(ExportError, match=f"'{module}', which is quantised by then; apply lora before"):
+        merge(dataclasses.replace(base, weights=weights), Config(path=str(path)))
 
 
 def test_an_adapter_of_a_tied_matrix_is_refused(tied: Base, tmp_path: Path) -> None:
     """It changes the output projection alone; merging would change the embedding too."""
     path = random_adapter(tied.model, {"lm_head"}).save(tmp_path / "a")
     with pytest.raises(UnsupportedError, match=r"'lm_head'.*tied to 'model.embed_tokens.weight'"):
-        merge(tied.weights, Config(path=str(path)))
+        merge(tied, Config(path=str(path)))
 
 
 def test_tied_parameters_stay_tied(tied: Base, tmp_path: Path) -> None:
     adapter = random_adapter(tied.model, ATTENTION)
     config = Config(path=str(adapter.save(tmp_path / "a")))
-    merged = merge(tied.weights, config)
+    merged = merge(tied, config)
     assert merged["lm_head.weight"] is merged["model.embed_tokens.weight"]
     assert np.abs(merged_logits(tied, config) - hooked(tied.model, (adapter, lambda _, r: 8 / r))).max() < TOLERANCE
 
@@ -329,13 +343,13 @@ def test_refused(case: str, adapter_path: Path, base: Base) -> None:
     damage, error, message = REFUSED[case]
     damage(adapter_path)
     with pytest.raises(error, match=message):
-        merge(base.weights, Config(path=str(adapter_path)))
+        merge(base, Config(path=str(adapter_path)))
 
 
 def test_a_small_initialisation_is_no_obstacle(adapter_path: Path, base: Base) -> None:
     for harmless in (True, False, "gaussian", "eva", "orthogonal"):
         settings(init_lora_weights=harmless)(adapter_path)
-        merge(base.weights, Config(path=str(adapter_path)))
+        merge(base, Config(path=str(adapter_path)))
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from onnxscript.rewriter import RewritePass
-from small_graphs import Arrays, check_pass, evaluate, make_graph, op_types, random_arrays
+from small_graphs import Arrays, check_pass, evaluate, make_graph, op_types, quantized, random_arrays
 
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
 from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPass
@@ -18,8 +18,9 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
 from enginewright.exporters.passes.simplify import RULES, SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
-from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks
-from enginewright.exporters.weights import weight_of
+from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks, store_codes, stored_form
+from enginewright.exporters.weights import KEY, weight_of
+from enginewright.runtime.errors import ExportError
 
 X = random_arrays(x=(1, 5, 8))
 Types = collections.Counter
@@ -226,6 +227,53 @@ class TestQuantizeWeights:
 
     def test_no_weight_is_loaded(self) -> None:
         QuantizeWeightsPass(Precision(kind="int4"))(make_graph(self.TEXT, self.WEIGHTS, closed=True))
+
+    @pytest.mark.parametrize("kind", ["float32", "int4"])
+    @pytest.mark.parametrize(("bits", "group_size"), [(2, 16), (3, 32), (4, 32), (4, 16), (8, 32)])
+    def test_what_a_method_has_quantised_is_stored_as_it_is(self, bits: int, group_size: int, kind: str) -> None:
+        """`a` [32, 12] by a method, all else by the precision; its 12 rows have groups of 16 or 32 columns."""
+        chosen = quantized(12, 32, bits=bits, group_size=group_size)
+        precision = Precision(kind=kind, block_size=16, compute="float32", embedding=False, lm_head=False)  # type: ignore[arg-type]
+        model = make_graph(self.TEXT, self.WEIGHTS)
+        next(v for v in model.graph.inputs if v.name == "a").meta[KEY] = chosen.transposed()
+        assert QuantizeWeightsPass(precision)(model).modified
+        product = next(n for n in model.graph if n.op_type == "MatMulNBits")
+        assert product.attributes.get_int("bits") == max(bits, 4)
+        assert product.attributes.get_int("block_size") == group_size
+        assert op_types(model)["MatMulNBits"] == (2 if kind == "int4" else 1)
+        others = {"c"} if kind == "int4" else set()
+        plain = {n: self.restored(n, precision) if n in others else w for n, w in self.WEIGHTS.items()}
+        expected = evaluate(make_graph(self.TEXT, {**plain, "a": chosen.load().T}), self.IDS)[0]
+        np.testing.assert_allclose(evaluate(model, self.IDS)[0], expected, atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("group_size", "k", "block_size"),
+        [(32, 64, 32), (896, 896, 128), (4864, 4864, 256), (48, 96, 16), (60, 60, 16), (1, 1, 16), (512, 1024, 256)],
+    )
+    @pytest.mark.parametrize("bits", [2, 3, 4, 8])
+    def test_blocks_hold_the_codes_of_any_group(self, bits: int, group_size: int, k: int, block_size: int) -> None:
+        weight = quantized(5, k, bits=bits, group_size=group_size)
+        stored, size = stored_form(bits, group_size, k)
+        assert (stored, size) == (max(bits, 4), block_size)
+        assert weight.quantized is not None
+        codes, scales = store_codes(*weight.quantized.load(), group_size, stored, size)
+        np.testing.assert_array_equal(dequantize_blocks(codes, scales, stored, k), weight.load())
+
+    @pytest.mark.parametrize(("bits", "group_size", "message"), [(4, 24, "multiple of 16"), (9, 32, "got 9 bits")])
+    def test_groups_that_no_block_divides(self, bits: int, group_size: int, message: str) -> None:
+        with pytest.raises(ExportError, match=message):
+            stored_form(bits, group_size, 96)
+
+    def test_a_router_that_a_method_has_quantised_is_restored(self) -> None:
+        text = """g (float[1, T, 32] x, float[32, 4] r) => (float[1, T, 2] best, int64[1, T, 2] which)
+            <int64[1] two = {2}> { l = MatMul (x, r)  best, which = TopK (l, two) }"""
+        chosen = quantized(4, 32, group_size=16)
+        model = make_graph(text, {"r": self.WEIGHTS["a"][:, :4]})
+        model.graph.inputs[1].meta[KEY] = chosen.transposed()
+        assert not QuantizeWeightsPass(Precision())(model).modified
+        x = random_arrays(x=(1, 3, 32))
+        expected = np.sort(x["x"] @ chosen.load().T, axis=-1)[..., :1:-1]
+        np.testing.assert_allclose(evaluate(model, x)[0], expected, atol=1e-4, rtol=0)
 
 
 def test_simplify_keeps_values_and_merges_equal_computations() -> None:

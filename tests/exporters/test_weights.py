@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from families import make_model
-from small_graphs import Arrays, make_graph, make_weight, random_arrays
+from small_graphs import Arrays, make_graph, make_weight, quantized, random_arrays
 
 from enginewright.exporters.caches import PagedCache
 from enginewright.exporters.capture import ATTENTION, Captured, capture
@@ -15,11 +15,9 @@ from enginewright.exporters.precision import Precision
 from enginewright.exporters.rewrite import attach_weights, rewrite
 from enginewright.exporters.skeleton import build_skeleton
 from enginewright.exporters.weights import (
-    QuantizedRows,
     Weight,
     add_weight,
     concatenate,
-    quantized_weight,
     to_initializers,
     weight_of,
 )
@@ -100,17 +98,6 @@ def test_a_graph_that_reads_what_nobody_has() -> None:
         UnsupportedError, match="llama: the graph reads a constant 'mask' that is no parameter or buffer"
     ):
         attach_weights(Captured(model=model, skeleton=skeleton, layers=()), {})
-
-
-def quantized(rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0) -> Weight:
-    """A weight [rows, columns] of random codes and scales."""
-    rng = np.random.default_rng(seed)
-    half = 1 << (bits - 1)
-    codes = rng.integers(-half, half, (rows, columns)).astype(np.int8)
-    scales = rng.random((rows, columns // group_size), np.float32)
-    return quantized_weight(
-        (rows, columns), QuantizedRows(bits=bits, group_size=group_size, load=lambda: (codes.copy(), scales.copy()))
-    )
 
 
 def test_a_quantised_weight_restores_its_codes() -> None:
