@@ -1,0 +1,87 @@
+"""How far a calibration has come, in a folder: what a run that was broken off, or is done, left there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginewright.exporters.calibration.files import disk_errors, replace_file
+from enginewright.runtime.errors import ExportError
+
+NOTE = "calibration.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The folder of one calibration; `open_progress` makes it.
+
+    Its files: the note; `block-0000.safetensors`, the results of each block that is done; `NAME-0000.states`, what enters
+    the block that the note calls next; `*.scratch`, of no use to a later run.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+
+    def block(self, number: int) -> Path:
+        """The result file of a block."""
+        return self.folder / f"block-{number:04d}.safetensors"
+
+    def states(self, stream: str, number: int) -> Path:
+        """The file of what enters block `number` of a stream."""
+        return self.folder / f"{stream}-{number:04d}.states"
+
+    @property
+    def next(self) -> int | None:
+        """The block whose states are on disk, whole; None when there are none."""
+        found: int | None = _read(self.folder / NOTE)["next"]
+        return found
+
+    def note(self, following: int | None) -> None:
+        """Note that the states before block `following` are whole, and delete those of other blocks."""
+        replace_file(self.folder / NOTE, json.dumps({"key": self.key, "next": following}, indent=1).encode())
+        keep = "" if following is None else f"-{following:04d}.states"
+        with disk_errors(self.folder):
+            for path in self.folder.glob("*.states"):
+                if not keep or not path.name.endswith(keep):
+                    path.unlink()
+
+    def tidy(self) -> None:
+        """Delete what only a run in progress needs."""
+        with disk_errors(self.folder):
+            for pattern in ("*.scratch", "*.tmp"):
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+
+
+def open_progress(folder: Path, key: dict[str, Any]) -> Progress:
+    """Take up the calibration in `folder`, or begin one there.
+
+    Raises:
+        ExportError: another calibration is there, or something else.
+    """
+    progress = Progress(folder=folder, key=key)
+    if not (folder / NOTE).exists():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        progress.note(None)
+        return progress
+    found = _read(folder / NOTE)["key"]
+    if found != key:
+        names = sorted(name for name in {*found, *key} if found.get(name) != key.get(name))
+        raise ExportError(
+            f"{folder}: holds another calibration: {names[0]}: got {found.get(names[0])!r}, expected "
+            f"{key.get(names[0])!r}; choose another folder or delete this one"
+        )
+    return progress
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found["key"], dict) or not (found["next"] is None or isinstance(found["next"], int)):
+            raise ValueError("not a note of a calibration")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ExportError(f"{path}: damaged ({e}); delete the folder {path.parent} and calibrate again") from e
+    return dict(found)

@@ -1,0 +1,97 @@
+"""Tensors of a stream's batches, one after another in a file: activations that memory need not hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginewright.exporters.calibration.files import disk_errors
+
+
+class Spool:
+    """A file of tensors of one type, appended in the order of batches and read by number.
+
+    The file is written over by the next `restart`, so that a spool used again and again takes up the same place.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.path = path
+        self._dtype, self._device = dtype, device
+        self._file: FileIO | None = None
+        self._shapes: list[tuple[int, ...]] = []
+        self._offsets: list[int] = [0]
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def restart(self) -> None:
+        """Forget what was written; the next `append` writes the first tensor."""
+        self._shapes, self._offsets = [], [0]
+
+    def attach(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Take over a file of another run with tensors of these shapes; False when it is not of their size."""
+        self.restart()
+        for shape in shapes:
+            self._note(shape)
+        if self.path.is_file() and self.path.stat().st_size == self._offsets[-1]:
+            return True
+        self.restart()
+        return False
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Write the tensor of the next batch."""
+        content = _bytes(tensor.detach().to("cpu", self._dtype).contiguous())
+        with disk_errors(self.path.parent):
+            file = self._open()
+            file.seek(self._offsets[-1])
+            left = content
+            while left:
+                left = left[file.write(left) :]
+        self._note(tuple(tensor.shape))
+
+    def read(self, number: int) -> torch.Tensor:
+        """The tensor of batch `number`, on the device."""
+        tensor = torch.empty(self._shapes[number], dtype=self._dtype)
+        with disk_errors(self.path.parent):
+            file = self._open()
+            file.seek(self._offsets[number])
+            left = _bytes(tensor)
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    raise OSError(f"{self.path.name} ends too early")
+                left = left[count:]
+        return tensor.to(self._device)
+
+    def close(self) -> None:
+        """Close the file and cut off what an earlier, longer use of it left behind the last tensor."""
+        if self._file is not None:
+            self._file.truncate(self._offsets[-1])
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        self.close()
+        self.restart()
+        self.path.unlink(missing_ok=True)
+
+    def _note(self, shape: tuple[int, ...]) -> None:
+        self._shapes.append(tuple(shape))
+        self._offsets.append(self._offsets[-1] + math.prod(shape) * self._dtype.itemsize)
+
+    def _open(self) -> FileIO:
+        if self._file is None:
+            self._file = FileIO(self.path, "r+" if self.path.exists() else "w+")
+        return self._file
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a tensor."""
+    flat: Any = tensor.flatten().view(torch.uint8).numpy()
+    return memoryview(flat)
