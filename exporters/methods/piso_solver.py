@@ -82,17 +82,15 @@ def solve(
     _check(weights, h, g, grid, group_size)
     values = torch.as_tensor(np.asarray(grid, np.float64), device=weights.device)
     size = group_size or weights.shape[1]
-    groups = [slice(begin, begin + size) for begin in range(0, weights.shape[1], size)]
-    scales = weights.new_empty(len(weights), len(groups))
-    codes = torch.empty_like(weights)
-    for index, target in _targets(weights, h, g, groups, scales, codes, sequential=sequential):
-        part = groups[index]
+    scales = weights.new_empty(len(weights), weights.shape[1] // size)
+    codes, restored = torch.empty_like(weights), torch.zeros_like(weights)
+    for index, target in group_targets(weights, h, g, size, restored, sequential=sequential):
+        part = slice(index * size, (index + 1) * size)
         block = h[part] if h.ndim == 1 else h[part, part]
-        best = _best_cells(weights[:, part], target, block, values, refit=refit)
-        if signed:
-            best = best.better(_best_cells(-weights[:, part], -target, block, values, refit=refit).negated())
+        best = best_cells(weights[:, part], target, block, values, signed=signed, refit=refit)
         scales[:, index], codes[:, part] = best.scales, best.codes
-    errors = None if g is not None else _errors(weights, h, scales.repeat_interleave(size, 1) * codes)
+        restored[:, part] = best.scales[:, None] * best.codes
+    errors = None if g is not None else quadratic_errors(weights - restored, h)
     return Solution(scales.cpu().numpy(), codes.cpu().numpy(), None if errors is None else errors.cpu().numpy())
 
 
@@ -116,60 +114,80 @@ def _check(weights: torch.Tensor, h: torch.Tensor, g: torch.Tensor | None, grid:
         raise ExportError(f"piso: group_size: got {group_size}, expected a divisor of the {columns} columns")
 
 
-def _targets(
+def group_targets(
     weights: torch.Tensor,
     h: torch.Tensor,
     g: torch.Tensor | None,
-    groups: list[slice],
-    scales: torch.Tensor,
-    codes: torch.Tensor,
+    size: int,
+    restored: torch.Tensor,
     *,
     sequential: bool,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each group, in order, and its linear term p [C, group]; scales and codes of a group are set before the next."""
+    """Each group of `size` columns, in order, and its linear term p [C, size].
+
+    sequential: p_g = sum of G_gj w_j over the groups j up to g, less the sum of H_gj v_j over those before g, in descending
+    order of their part of H's diagonal; the caller sets v_j, columns of `restored`, before it asks for the next group.
+    """
     cross = h if g is None else g
-    diagonal = h if h.ndim == 1 else h.diagonal()
-    is_apart = h.ndim == 1 or not sequential or len(groups) == 1
-    mass = torch.stack([diagonal[part].sum() for part in groups])
-    order = range(len(groups)) if is_apart else torch.argsort(mass, descending=True, stable=True).tolist()
-    done: list[int] = []
-    for index in order:
+    groups = [slice(begin, begin + size) for begin in range(0, weights.shape[1], size)]
+    if h.ndim == 1 or not sequential or len(groups) == 1:
+        for index, part in enumerate(groups):
+            yield index, weights[:, part] * cross[part] if h.ndim == 1 else weights[:, part] @ cross[part, part].T
+        return
+    pending = torch.zeros_like(weights)
+    for index in torch.argsort(h.diagonal().view(-1, size).sum(1), descending=True, stable=True).tolist():
         part = groups[index]
-        target = weights[:, part] * cross[part] if h.ndim == 1 else weights[:, part] @ cross[part, part].T
-        if not is_apart:
-            for other in done:
-                before = groups[other]
-                target = target + weights[:, before] @ cross[part, before].T
-                target -= (scales[:, other : other + 1] * codes[:, before]) @ h[part, before].T
-            done.append(index)
-        yield index, target
+        yield index, pending[:, part] + weights[:, part] @ cross[part, part].T
+        if g is None:
+            pending.addmm_(weights[:, part] - restored[:, part], h[part])
+        else:
+            pending.addmm_(weights[:, part], g[:, part].T).addmm_(restored[:, part], h[part], alpha=-1)
 
 
 @dataclass
-class _Best:
-    """For each row the best scale, its codes, and its error without the constant term."""
+class Best:
+    """For each row the best scale, its codes, and its error without the constant term; infinite where all cells are closed."""
 
     scales: torch.Tensor
     codes: torch.Tensor
     errors: torch.Tensor
 
-    def negated(self) -> _Best:
-        return _Best(-self.scales, self.codes, self.errors)
+    def negated(self) -> Best:
+        return Best(-self.scales, self.codes, self.errors)
 
-    def better(self, other: _Best) -> _Best:
+    def better(self, other: Best) -> Best:
         """Row by row the one of smaller error, this one among equals."""
         swap = other.errors < self.errors
-        return _Best(
+        return Best(
             torch.where(swap, other.scales, self.scales),
             torch.where(swap[:, None], other.codes, self.codes),
             torch.where(swap, other.errors, self.errors),
         )
 
 
-def _best_cells(
+def best_cells(
+    weights: torch.Tensor,
+    target: torch.Tensor,
+    block: torch.Tensor,
+    grid: torch.Tensor,
+    *,
+    signed: bool = False,
+    refit: bool = False,
+) -> Best:
+    """The best cell of each row, that is the least s^2 q' H q - 2 s q' p with q = w / s rounded to the grid.
+
+    weights[C, g], target[C, g]: p; block: H [g, g] or its diagonal [g]; grid: float64. Rows without an open cell fall back to
+    the largest weight's scale.
+    """
+    best = _positive_best(weights, target, block, grid, refit=refit)
+    if signed:
+        best = best.better(_positive_best(-weights, -target, block, grid, refit=refit).negated())
+    return best
+
+
+def _positive_best(
     weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor, grid: torch.Tensor, *, refit: bool
-) -> _Best:
-    """The best cell of each row; rows without one fall back to the largest weight's scale."""
+) -> Best:
     largest = weights.abs().amax(1)
     unit = torch.where(largest > 0, largest, torch.ones_like(largest))  # so that margins are relative
     scaled = weights / unit[:, None]
@@ -178,19 +196,18 @@ def _best_cells(
     is_found = error < torch.inf
     scale = torch.where(is_found, scale, 1 / grid.abs().max()).to(weights)
     if not is_found.all():
-        codes = torch.where(is_found[:, None], codes, _nearest(scaled / scale[:, None], grid))
+        codes = torch.where(is_found[:, None], codes, nearest(scaled / scale[:, None], grid))
     scale = torch.where(largest > 0, scale * unit, torch.ones_like(scale))
-    return _Best(scale, codes, error * unit.double().square())
+    return Best(scale, codes, error * unit.double().square())
 
 
-def _nearest(ratio: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def nearest(ratio: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """The nearest values of the grid, the higher one among equals."""
     middle = ((grid[1:] + grid[:-1]) / 2).to(ratio)
     return grid.to(ratio)[torch.bucketize(ratio, middle, right=True)]
 
 
-def _errors(weights: torch.Tensor, h: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-    """(w - v)' H (w - v) of each row, in float64."""
-    rest = (weights.double() - restored.double()).to(weights)
+def quadratic_errors(rest: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The quadratic form r' H r of each row r, summed in float64."""
     product = rest * h if h.ndim == 1 else rest @ h
     return (rest.double() * product.double()).sum(1)
