@@ -61,6 +61,22 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
     return weights
 
 
+def source_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
+    """The tensor that each parameter of `model` is, as it lies in the checkpoint, tied ones under each of their names.
+
+    Parameters that are made of several tensors, or of a part of one, are left out.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = {
+        target: recipe.sources[0][1]
+        for target, recipe in _match(checkpoint, model, parameters).items()
+        if recipe.converter is None and len(recipe.sources) == 1
+    }
+    by_identity = {id(parameters[target]): name for target, name in names.items()}
+    missing = {name: by_identity.get(id(parameter)) for name, parameter in parameters.items() if name not in names}
+    return {**names, **{name: found for name, found in missing.items() if found is not None}}
+
+
 def _share_tied(
     checkpoint: Checkpoint, weights: dict[str, Weight], parameters: dict[str, torch.nn.Parameter]
 ) -> dict[int, Weight]:
@@ -113,7 +129,7 @@ def _weights(
         if checkpoint.tensors[name].dtype not in DTYPES:
             raise ExportError(
                 f"{checkpoint.tensors[name].file}: tensor {name!r} got type {checkpoint.tensors[name].dtype}, "
-                f"expected one of {', '.join(DTYPES)}; export the unquantised checkpoint"
+                f"expected one of {', '.join(DTYPES)}; pass the unquantised checkpoint"
             )
 
     def make(read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:

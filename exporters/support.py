@@ -27,7 +27,7 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
     if settings := raw.get("quantization_config"):
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         method = method or "quantization_config names no method"
-        raise UnsupportedError(f"{where}: weights are quantised ({method}); export the unquantised checkpoint")
+        raise UnsupportedError(f"{where}: weights are quantised ({method}); pass the unquantised checkpoint")
 
 
 def check_supported(config: PreTrainedConfig) -> None:

@@ -32,6 +32,10 @@ class Command(Protocol):
 
 COMMANDS = {
     "build": ("enginewright.exporters.build_command", "write an engine directory from a checkpoint"),
+    "export-checkpoint": (
+        "enginewright.exporters.checkpoint_command",
+        "write a quantised checkpoint for other servers",
+    ),
     "compile": ("enginewright.builders.compile_command", "build an engine directory for the machine at hand"),
     "tune": ("enginewright.exporters.tune_command", "train what a method needs beside the checkpoint"),
     "check": ("enginewright.exporters.check_command", "compare an engine with its PyTorch model"),
@@ -73,7 +77,8 @@ def _clean_up_on_sigterm() -> None:
 
 def _parse_name(arguments: Sequence[str]) -> str:
     """Return the subcommand's name; prints help, or the known names, and exits where there is none."""
-    listing = "\n".join(f"  {name:9} {summary}" for name, (_, summary) in COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}} {summary}" for name, (_, summary) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="enginewright",
         description="Build and run LLM inference engines.",

@@ -66,17 +66,17 @@ RAW: dict[str, tuple[dict[str, Any], type[EnginewrightError], str]] = {
     "quantised": (
         {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
         UnsupportedError,
-        r"weights are quantised \(gptq\); export the unquantised checkpoint",
+        r"weights are quantised \(gptq\); pass the unquantised checkpoint",
     ),
     "quantised by an unnamed method": (
         {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
         UnsupportedError,
-        r"weights are quantised .*; export the unquantised checkpoint",
+        r"weights are quantised .*; pass the unquantised checkpoint",
     ),
     "quantised beyond recognition": (
         {"model_type": "llama", "quantization_config": "int4"},
         UnsupportedError,
-        r"weights are quantised .*; export the unquantised checkpoint",
+        r"weights are quantised .*; pass the unquantised checkpoint",
     ),
 }
 

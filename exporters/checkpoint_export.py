@@ -1,0 +1,272 @@
+"""A checkpoint and methods -> the checkpoint of what the methods made of it, for other servers.
+
+Tensors keep the names, files and types that they have in the source. What no method changed is copied byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from enginewright.exporters import compressed_tensors_format, modelopt_format
+from enginewright.exporters.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
+from enginewright.exporters.methods import METHODS, Applied, check_model, find_method, transform_weights
+from enginewright.exporters.parameters import bind_parameters, source_names
+from enginewright.exporters.quantized_linear import (
+    CheckpointFormat,
+    Description,
+    LeftOut,
+    QuantizedLinear,
+    find_groups,
+    to_tensor,
+)
+from enginewright.exporters.safetensors_writer import (
+    Entry,
+    Spool,
+    copy_span,
+    read_spans,
+    write_safetensors,
+)
+from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.weights import Weight
+from enginewright.runtime.errors import ExportError, UnsupportedError
+
+FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors_format, "modelopt": modelopt_format}
+HALVES = {"BF16": "bfloat16", "F16": "float16"}
+RECORD = "enginewright.json"  # says what made the checkpoint; only a directory with it is ever replaced
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "chat_template.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What changes: merged tensors and quantised weights, both by the name of the source tensor."""
+
+    merged: dict[str, Weight]
+    quantized: dict[str, QuantizedLinear]
+    left_out: LeftOut
+
+
+def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied, ...], format_name: str) -> int:
+    """Write `checkpoint` with the methods `applied` under `root`, an empty directory; returns the tensors' bytes.
+
+    Memory holds one tensor at a time. What takes time and can be refused is refused before anything is written.
+
+    Raises:
+        ExportError, UnsupportedError: with the reason.
+    """
+    check_methods(applied)
+    check_model(applied, checkpoint)
+    plan = _plan(checkpoint, applied)
+    producer = {"name": "enginewright", "version": _version()}
+    chosen = FORMATS[format_name]
+    linears = list(plan.quantized.values())
+    described = chosen.describe(linears, plan.left_out, producer) if linears else None
+    size = _write_tensors(checkpoint, root, plan, chosen)
+    _write_json(checkpoint, root, described)
+    record = {"producer": producer, "source": checkpoint.name, "applied": [method.describe() for method in applied]}
+    _save(root / RECORD, record)
+    return size
+
+
+def check_methods(applied: tuple[Applied, ...]) -> None:
+    """Raise unless each of `applied` leaves something in weights, and there is one."""
+    known = ", ".join(name for name in METHODS if hasattr(find_method(name), "transform_weights"))
+    if not applied:
+        raise ExportError(f"apply: got no method, expected at least one of {known}")
+    for method in applied:
+        if not hasattr(find_method(method.name), "transform_weights"):
+            raise UnsupportedError(
+                f"apply: {method.name} changes engines, not weights, so a checkpoint cannot hold it; expected one of "
+                f"{known}; `enginewright build` writes engines with it"
+            )
+
+
+def open_source(model: str, output: Path) -> Checkpoint:
+    """Open the checkpoint `model`; ExportError if `output` is its own directory."""
+    checkpoint = open_checkpoint(model)
+    if output.resolve() == checkpoint.path.resolve():
+        raise ExportError(f"{output}: is the checkpoint that is read; choose another --output")
+    return checkpoint
+
+
+def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Plan:
+    model = build_skeleton(checkpoint.config, attention="eager", max_context=1).model
+    before = bind_parameters(checkpoint, model)
+    after = transform_weights(applied, before, checkpoint)
+    names = source_names(checkpoint, model)
+    changed = {name: weight for name, weight in after.items() if weight is not before[name]}
+    for name in changed:
+        if name not in names:
+            raise UnsupportedError(
+                f"{checkpoint.path}: {name!r} is changed, but the checkpoint has it in several tensors or in a part of one, "
+                "so it cannot be written back; leave it as it is"
+            )
+    rows = {name: weight.quantized for name, weight in changed.items() if weight.quantized is not None}
+    groups = find_groups(((after[name].shape[0], after[name].shape[1]), found) for name, found in rows.items())
+    quantized = {}
+    for name, found in rows.items():
+        module = _check_linear(model, names, name, after[name])
+        quantized[names[name]] = QuantizedLinear(
+            module=module,
+            shape=(after[name].shape[0], after[name].shape[1]),
+            dtype=checkpoint.tensors[names[name]].dtype,
+            rows=found,
+            group_size=found.group_size if found.group_size in groups else None,
+        )
+    return _Plan(
+        merged={names[name]: weight for name, weight in changed.items() if weight.quantized is None},
+        quantized=quantized,
+        left_out=_left_out(model, names, set(quantized)),
+    )
+
+
+def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weight: Weight) -> str:
+    """The name in the checkpoint of the Linear layer whose weight is the parameter `name`, or UnsupportedError."""
+    owner, source = name.removesuffix(".weight"), names[name]
+    tied = [other for other, tensor in names.items() if tensor == source and other != name]
+    right = (
+        name.endswith(".weight") and source.endswith(".weight") and type(model.get_submodule(owner)) is torch.nn.Linear
+    )
+    if not right or weight.form is None or weight.form[2] != 1:
+        raise UnsupportedError(
+            f"{name!r} is quantised, expected the weight of a Linear layer; a checkpoint holds no other"
+        )
+    if tied:
+        raise UnsupportedError(
+            f"{name!r} is quantised, and tied to {tied[0]!r}, which would change too; leave it as it is"
+        )
+    return source.removesuffix(".weight")
+
+
+def _left_out(model: PreTrainedModel, names: dict[str, str], quantized: set[str]) -> LeftOut:
+    """What servers may take for Linear layers: every matrix but the embeddings, under both of its names."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    modules: dict[str, None] = {}  # in order
+    experts = False
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, source = name.removesuffix(".weight"), names.get(name, name)
+        experts = experts or parameter.ndim == 3
+        is_matrix = owner in linears or (parameter.ndim == 2 and id(parameter) not in embeddings)
+        if is_matrix and name.endswith(".weight") and source not in quantized:
+            modules.update(dict.fromkeys((_module(source, owner), owner)))
+    return LeftOut(modules=tuple(modules), experts=experts)
+
+
+def _module(source: str, owner: str) -> str:
+    """The module of the tensor `source`; a tied output projection has the embedding's tensor, and its own name."""
+    return source.removesuffix(".weight") if source.rpartition(".")[0].endswith(owner.rpartition(".")[2]) else owner
+
+
+def _write_tensors(checkpoint: Checkpoint, root: Path, plan: _Plan, chosen: CheckpointFormat) -> int:
+    files: dict[Path, list[str]] = {}
+    for name, stored in checkpoint.tensors.items():
+        files.setdefault(stored.file, []).append(name)
+    total, places, types = 0, dict[str, str](), dict[str, str]()
+    with tqdm(total=len(checkpoint.tensors), unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
+        for file, names in files.items():
+            spool = Spool(root)
+            try:
+                entries = _spooled(plan, chosen, names, spool, bar) + _unspooled(checkpoint, plan, file, names)
+                advance = partial(_advance, bar, set(names) - set(plan.quantized))
+                total += write_safetensors(root / file.name, entries, advance)
+            finally:
+                spool.close()
+            places.update({entry.name: file.name for entry in entries})
+            types.update({entry.name: entry.dtype for entry in entries})
+    if (checkpoint.path / INDEX).is_file():
+        _save(root / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    _note_wide_scales([x for x in plan.quantized.values() if types[f"{x.module}.weight_scale"] != x.dtype])
+    return total
+
+
+def _advance(bar: tqdm[Any], names: set[str], entry: Entry) -> None:
+    if entry.name in names:
+        bar.update()
+
+
+def _spooled(plan: _Plan, chosen: CheckpointFormat, names: Iterable[str], spool: Spool, bar: tqdm[Any]) -> list[Entry]:
+    """The tensors of each quantised weight, which is made once; only then is known how wide its scales are."""
+    entries = []
+    for linear in [plan.quantized[name] for name in names if name in plan.quantized]:
+        for part, (dtype, values) in chosen.store(linear).items():
+            entries.append(spool.add(f"{linear.module}.{part}", dtype, values))
+        bar.update()
+    return entries
+
+
+def _unspooled(checkpoint: Checkpoint, plan: _Plan, file: Path, names: Iterable[str]) -> list[Entry]:
+    """Copied and merged tensors, made while they are written."""
+    spans, entries = read_spans(file), []
+    for name in names:
+        stored = checkpoint.tensors[name]
+        begin, end = spans[name]
+        chunks: Any = partial(copy_span, file, begin, end)
+        if name in plan.merged:
+            chunks = partial(_merge, plan.merged[name], stored.dtype, name)
+        if name not in plan.quantized:
+            entries.append(Entry(name=name, dtype=stored.dtype, shape=stored.shape, size=end - begin, chunks=chunks))
+    return entries
+
+
+def _merge(weight: Weight, dtype: str, name: str) -> list[bytes]:
+    return [to_tensor(weight.load(), dtype, name)[1].tobytes()]
+
+
+def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
+    """Tell which scales servers will round."""
+    for dtype in sorted({HALVES[linear.dtype] for linear in wide if linear.dtype in HALVES}):
+        print(
+            f"scales of {len(wide)} quantised weights, the first of them {wide[0].module!r}, are stored as float32, since "
+            f"{dtype} would change them; servers whose kernels compute in {dtype} will round them. A method with the option "
+            f"scale_type chooses codes for scales of that type: scale_type={dtype}",
+            file=sys.stderr,
+        )
+
+
+def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None) -> None:
+    """config.json, and what else lies beside the tensors."""
+    if described is None:
+        shutil.copyfile(checkpoint.path / "config.json", root / "config.json")
+    else:
+        config = read_json(checkpoint.path / "config.json")
+        _save(root / "config.json", {**config, "quantization_config": described.quantization_config})
+        for name, content in described.files.items():
+            _save(root / name, content)
+    for pattern in COPIED:
+        for source in checkpoint.path.glob(pattern):
+            if source.is_file():
+                shutil.copyfile(source, root / source.name)
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("enginewright")
+    except metadata.PackageNotFoundError:
+        return "checkout"

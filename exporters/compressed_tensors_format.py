@@ -1,0 +1,82 @@
+"""compressed-tensors' format "pack-quantized": what transformers, vLLM and SGLang read.
+
+    X.weight_packed  int32 [n, ceil(k * bits / 32)]   see packed_codes.pack_words
+    X.weight_scale   [n, k / group_size]; [n, 1] with one scale a row
+    X.weight_shape   int64 [2]: n, k
+
+value = code * scale, so scales may be negative. Codes are stored in 4 or 8 bits: the format itself has any width from 1 to
+8, but of the servers' kernels only these two are everywhere (SGLang and vLLM's Marlin know no other).
+
+Source: github.com/vllm-project/compressed-tensors, 0.20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from enginewright.exporters.packed_codes import pack_words
+from enginewright.exporters.quantized_linear import (
+    Description,
+    LeftOut,
+    QuantizedLinear,
+    Tensor,
+    narrow_scales,
+)
+
+FORMAT = "pack-quantized"
+EXPERTS = r"re:.*\.experts(\..*)?$"  # servers name experts in ways of their own
+Form = tuple[int, int | None]  # bits as stored, group size; None: one scale a row
+
+
+def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
+    """One group of all Linear layers; where they are quantised in several ways, one group of names for each."""
+    groups: dict[Form, list[str]] = {}
+    for linear in linears:
+        groups.setdefault((linear.bits, linear.group_size), []).append(linear.module)
+    named = len(groups) > 1
+    return Description(
+        quantization_config={
+            "quant_method": "compressed-tensors",
+            "format": FORMAT,
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "kv_cache_scheme": None,
+            "ignore": [*left_out.modules, *([EXPERTS] if left_out.experts else [])],
+            "config_groups": {
+                f"group_{i}": _group(form, modules if named else ["Linear"])
+                for i, (form, modules) in enumerate(groups.items())
+            },
+        },
+        files={},
+    )
+
+
+def store(linear: QuantizedLinear) -> dict[str, Tensor]:
+    """Packed codes, scales and the shape."""
+    codes, scales = linear.rows.load()
+    return {
+        "weight_packed": ("I32", pack_words(codes, linear.bits)),
+        "weight_scale": narrow_scales(scales, linear.dtype),
+        "weight_shape": ("I64", np.array(linear.shape, "<i8")),
+    }
+
+
+def _group(form: Form, targets: list[str]) -> dict[str, Any]:
+    bits, group_size = form
+    return {
+        "targets": targets,
+        "weights": {
+            "num_bits": bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "channel" if group_size is None else "group",
+            "group_size": group_size,
+            "dynamic": False,
+        },
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
+    }

@@ -1,0 +1,108 @@
+"""Safetensors files written one tensor at a time; `safetensors.save_file` wants all of a file's in memory at once.
+
+Source: https://huggingface.co/docs/safetensors/index#format: 8 bytes with the header's length, little endian, the header
+as JSON (name -> dtype, shape, [begin, end] behind the header), then the tensors' bytes, without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from enginewright.runtime.errors import ExportError
+
+BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_CHUNK = 1 << 24  # bytes read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A tensor to be written; dtype is the safetensors name ("BF16"), size its bytes, which `chunks` yields in order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+
+def write_safetensors(path: Path, entries: Sequence[Entry], written: Callable[[Entry], None] = lambda _: None) -> int:
+    """Write `entries` to the new file `path`, the widest types first, so that each lies at a multiple of its width.
+
+    written: called after each tensor. Returns the tensors' bytes.
+
+    Raises:
+        ExportError: a tensor yields more or fewer bytes than it has.
+    """
+    ordered = sorted(entries, key=lambda entry: (-BYTES.get(entry.dtype, 1), entry.name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in ordered:
+        begin, end = end, end + entry.size
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for entry in ordered:
+            found = sum(file.write(chunk) for chunk in entry.chunks())
+            if found != entry.size:
+                raise ExportError(f"{path.name}: tensor {entry.name!r} got {found} bytes, expected {entry.size}")
+            written(entry)
+    return end
+
+
+def read_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Where the bytes of each tensor of the whole safetensors file `path` begin and end in it."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    spans = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in spans.items()}
+
+
+def copy_span(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """The bytes from `begin` to `end` of `path`, a piece at a time."""
+    with path.open("rb") as file:
+        yield from _read_span(file, begin, end)
+
+
+class Spool:
+    """Tensors kept in a file without a name until it is closed: made once, in any order, and written later."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by close)
+
+    def add(self, name: str, dtype: str, values: np.ndarray) -> Entry:
+        """Keep `values`, whose bytes are those of a tensor of `dtype` with the shape [of values]."""
+        begin = self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(values).data)
+        end = self._file.tell()
+        return Entry(
+            name=name,
+            dtype=dtype,
+            shape=values.shape,
+            size=end - begin,
+            chunks=lambda: _read_span(self._file, begin, end),
+        )
+
+    def close(self) -> None:
+        """Let go of everything kept."""
+        self._file.close()
+
+
+def _read_span(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    file.seek(begin)
+    while begin < end:
+        chunk = file.read(min(_CHUNK, end - begin))
+        if not chunk:
+            return  # the file is shorter than it was: the writer counts
+        begin += len(chunk)
+        yield chunk
