@@ -118,11 +118,7 @@ def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Plan:
     names = source_names(checkpoint, model)
     changed = {name: weight for name, weight in after.items() if weight is not before[name]}
     for name in changed:
-        if name not in names:
-            raise UnsupportedError(
-                f"{checkpoint.path}: {name!r} is changed, but the checkpoint has it in several tensors or in a part of one, "
-                "so it cannot be written back; leave it as it is"
-            )
+        _check_own(checkpoint, names, name, after)
     rows = {name: weight.quantized for name, weight in changed.items() if weight.quantized is not None}
     groups = find_groups(((after[name].shape[0], after[name].shape[1]), found) for name, found in rows.items())
     quantized = {}
@@ -142,20 +138,28 @@ def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Plan:
     )
 
 
+def _check_own(checkpoint: Checkpoint, names: dict[str, str], name: str, after: dict[str, Weight]) -> None:
+    """Raise UnsupportedError unless the changed parameter `name` has a tensor, and shares it with none that differs."""
+    if name not in names:
+        raise UnsupportedError(
+            f"{checkpoint.path}: {name!r} is changed, but the checkpoint has it in several tensors or in a part of one, so it "
+            "cannot be written back; leave it as it is"
+        )
+    if tied := [x for x, source in names.items() if source == names[name] and after[x] is not after[name]]:
+        raise UnsupportedError(
+            f"{checkpoint.path}: {name!r} is changed, and tied to {tied[0]!r}, which would change too; leave it as it is"
+        )
+
+
 def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weight: Weight) -> str:
     """The name in the checkpoint of the Linear layer whose weight is the parameter `name`, or UnsupportedError."""
     owner, source = name.removesuffix(".weight"), names[name]
-    tied = [other for other, tensor in names.items() if tensor == source and other != name]
     right = (
         name.endswith(".weight") and source.endswith(".weight") and type(model.get_submodule(owner)) is torch.nn.Linear
     )
     if not right or weight.form is None or weight.form[2] != 1:
         raise UnsupportedError(
             f"{name!r} is quantised, expected the weight of a Linear layer; a checkpoint holds no other"
-        )
-    if tied:
-        raise UnsupportedError(
-            f"{name!r} is quantised, and tied to {tied[0]!r}, which would change too; leave it as it is"
         )
     return source.removesuffix(".weight")
 

@@ -170,7 +170,7 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "integers": (
         lambda m: edit_tensors(m, lambda t: t.update({DOWN: t[DOWN].to(torch.int8)})),
-        r"down_proj.weight' got type I8, expected one of F64, F32, F16, BF16; export the unquantised",
+        r"down_proj.weight' got type I8, expected one of F64, F32, F16, BF16; pass the unquantised",
     ),
     "untied config without an output projection": (
         lambda m: edit_config(m, tie_word_embeddings=False),

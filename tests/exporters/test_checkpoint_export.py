@@ -384,7 +384,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "a method of engines": ("llama", ["--apply", "kvarn"], r"apply: kvarn changes engines, not weights.*enginewright build"),
     "unknown method": ("llama", ["--apply", "nonesuch"], r"unknown method 'nonesuch'"),
     "embedding": ("llama", ["--apply", "rounding:only=embed_tokens,group_size=0"], r"'model.embed_tokens.weight' is quantised, expected the weight of a Linear"),
-    "tied": ("qwen2", ["--apply", "rounding:only=lm_head"], r"'lm_head.weight' is quantised, and tied to 'model.embed_tokens.weight'"),
+    "tied": ("qwen2", ["--apply", "rounding:only=lm_head"], r"'lm_head.weight' is changed, and tied to 'model.embed_tokens.weight'"),
     "router": ("mixtral", ["--apply", "rounding:only=gate"], r"'model.layers.0.mlp.gate.weight' is quantised, expected"),
     "modelopt, experts": ("gpt_oss", ["--apply", "rounding:group_size=0", "--format", "modelopt"], r"format modelopt: got experts"),
     "modelopt, small groups": ("qwen2", ["--apply", "rounding", "--format", "modelopt"], r"got 4 bits in groups of 32, expected 4 in groups of 64 or 128"),
