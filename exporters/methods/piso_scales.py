@@ -96,5 +96,4 @@ class ScaleFitter:
         if not stored.isfinite().all():
             largest = float(scales.abs().max())
             raise ExportError(f"piso: scale_type: got a scale of {largest:.3g}, expected a {name}; use float32")
-        smallest = torch.where(scales < 0, -_SMALLEST[name], _SMALLEST[name]).to(scales)
-        return torch.where(stored == 0, smallest, stored)
+        return torch.where(stored == 0, _SMALLEST[name], stored)

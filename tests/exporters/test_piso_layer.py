@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -184,7 +185,9 @@ def test_degenerate_moments(settings: dict[str, Any]) -> None:
     """No calibration, constant inputs, channels and groups that never fire, weights of 0: all finite, nothing raised."""
     w, x, rough = layer(6, 16, 2)
     w[1] = 0
-    empty = run(w, np.zeros((16, 16)), np.zeros((16, 16)), **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        empty = run(w, np.zeros((16, 16)), np.zeros((16, 16)), **settings)
     free = {**settings, "correction": "none", "scales": "absmax" if settings["scales"] == "absmax" else "mse"}
     assert (empty.scales == run(w, np.eye(16), **free).scales).all()
     assert (empty.codes == run(w, np.eye(16), **free).codes).all() and empty.error == 0
@@ -195,6 +198,8 @@ def test_degenerate_moments(settings: dict[str, Any]) -> None:
     ratio = w / np.repeat(found.scales.double().numpy(), 16 // found.scales.shape[1], 1)
     assert np.isfinite(ratio).all() and (found.codes[1] == 0).all()
     assert (np.abs(np.clip(ratio, -8, 7) - found.codes.numpy())[:, dead] < 0.501).all(), "rounded to the nearest"
+    if settings["group_size"] == 4 and settings["correction"] == "none":
+        assert (found.scales[:, 1] == run(w[:, 4:8], np.eye(4), **{**free, "group_size": 4}).scales[:, 0]).all()
 
     constant = np.outer(x[0], x[0])
     found = run(w, constant, constant, **settings)
@@ -215,6 +220,28 @@ def test_moments_that_cannot_be_factored() -> None:
         found = run(w, broken, group_size=4, scales="mse")
     assert len(seen) == 1
     assert (found.codes == run(w, broken, group_size=4, scales="mse", correction="none").codes).all()
+
+
+def test_rows_that_no_scale_serves_get_codes_of_0() -> None:
+    """Inputs of the opposite sign: every scale adds error; such a row's scale is still one that fits its weights."""
+    w, x, _ = layer(5, 12, 6)
+    h = np.diag(np.square(x).sum(0))
+    for settings in (
+        {"group_size": None},
+        {"group_size": 4, "sequential": False},
+        {"group_size": None, "diagonal": True},
+    ):
+        found = run(w, h, -h, correction="none", **settings)
+        assert (found.codes == 0).all() and found.error == 0
+        assert (found.scales == run(w, h, None, correction="none", **{**settings, "scales": "mse"}).scales).all()
+
+
+def test_ties_go_up() -> None:
+    w = torch.tensor([[0.5, 1.5, -0.5, -1.5, 7.5, -8.5]])
+    for correction in ("none", "gptq", "qronos"):
+        settings = LayerSettings(group_size=None, correction=correction)
+        found = quantize_layer(w, torch.eye(6), None, settings, scales=torch.ones(1, 1))
+        assert found.codes.tolist() == [[1, 2, 0, -1, 7, -8]]
 
 
 def test_frozen_scales() -> None:

@@ -174,6 +174,27 @@ def test_enumeration_agrees() -> None:
     assert checked > 100
 
 
+@pytest.mark.parametrize("is_cross", [False, True], ids=["self", "cross"])
+def test_groups_account_for_those_before(is_cross: bool) -> None:
+    """Groups in descending order of their part of H's diagonal, each given the weights and errors of all before it."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((60, 20)) * np.exp(rng.standard_normal(20)) + rng.standard_normal((60, 1))
+    rough = x + 0.3 * rng.standard_normal(x.shape) if is_cross else x
+    w, h, g, grid = rng.standard_normal((3, 20)), rough.T @ rough, rough.T @ x, int_grid(3)
+    found = solve(w, h, g if is_cross else None, grid=grid, group_size=5, sequential=True)
+    groups = sorted((np.arange(i, i + 5) for i in range(0, 20, 5)), key=lambda part: -h.diagonal()[part].sum())
+    for row, scales, codes in zip(w, found.scales, found.codes, strict=True):
+        v = np.repeat(scales, 5) * codes
+        for at, part in enumerate(groups):
+            done = np.concatenate([[], *groups[:at]]).astype(int)
+            seen = np.concatenate([done, part])
+            p = g[np.ix_(part, seen)] @ row[seen] - h[np.ix_(part, done)] @ v[done]
+            block, v_g = h[np.ix_(part, part)], v[part]
+            assert v_g @ block @ v_g - 2 * v_g @ p == pytest.approx(
+                enumerate_cells(row[part], block, p, grid), rel=1e-9
+            )
+
+
 def test_no_scale_of_a_grid_is_better(sweep: str) -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((200, 24)) * np.exp(rng.standard_normal(24))
