@@ -54,3 +54,7 @@ def held_out_text() -> str:
     texts = [text for text in texts if len(text) <= LARGEST_HELD_OUT and "copyright" not in text.lower()]
     random.Random(0).shuffle(texts)
     return "\n\n".join(texts)
+
+
+if __name__ == "__main__":
+    print("\n\n".join(document.text for document in documents() if not document.held_out))

@@ -33,7 +33,7 @@ class Precision:
         if self.kind not in ("float32", *BITS):
             raise ExportError(f"weights: got kind {self.kind!r}, expected float32, int8 or int4")
         if self.block_size not in BLOCK_SIZES:
-            raise ExportError(f"weights: got block_size {self.block_size}, expected one of {_listed(BLOCK_SIZES)}")
+            raise ExportError(f"weights: got block_size {self.block_size}, expected {_listed(BLOCK_SIZES)}")
         if self.compute not in ("int8", "float32"):
             raise ExportError(f"weights: got compute {self.compute!r}, expected int8 or float32")
 
@@ -108,7 +108,7 @@ def store_codes(
 
 
 def _listed(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))
+    return f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
 
 
 def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:
