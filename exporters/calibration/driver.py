@@ -73,6 +73,9 @@ def calibrate(
             progress=progress, quantize=quantize,
         )  # fmt: skip
         passage.run(missing)
+    elif progress.read() is not None:  # broken off behind the last block
+        progress.tidy()
+        progress.note(None)
     return {
         name: rows
         for number, found in enumerate(layers)

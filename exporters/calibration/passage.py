@@ -68,26 +68,35 @@ class Passage:
 
     def _stream(self, name: str) -> Stream:
         dtype, folder = self.settings.torch_dtype, self.progress.folder
-        states = Spool(self.progress.states(name, 0), dtype, self.device)
-        return Stream(name=name, states=states, scratch=folder, dtype=dtype, device=self.device)
+        return Stream(name=name, states=self._states(name, 0), scratch=folder, dtype=dtype, device=self.device)
+
+    def _states(self, stream: str, block: int) -> Spool:
+        """What enters a block; nothing is opened yet."""
+        return Spool(self.progress.states(stream, block), self.settings.torch_dtype, self.device, checked=True)
+
+    def _note(self, following: int) -> None:
+        """Note that what enters block `following` is on disk."""
+        self.progress.note(following, {stream.name: stream.states.checksum for stream in self.streams})
 
     def _enter(self, first: int) -> int:
         """Find the streams before block `first`, or one before it; return its number."""
         few = self.batches[0][:1, :_FEW]
-        begin, width = self.progress.next, int(self.blocks.skeleton.model.config.hidden_size)
+        found, width = self.progress.read(), int(self.blocks.skeleton.model.config.hidden_size)
         shapes = [(*batch.shape, width) for batch in self.batches]
-        if begin is not None and begin <= first:
+        if found is not None and found[0] <= first:
+            begin, checksums = found
             for stream in self.streams:
-                stream.states.path = self.progress.states(stream.name, begin)
-            if all([stream.states.attach(shapes) for stream in self.streams]):
+                stream.states = self._states(stream.name, begin)
+            if all(stream.states.attach(shapes, checksums.get(stream.name, 0)) for stream in self.streams):
                 shown = {batch.shape: batch for batch in (few, *self.batches)}
                 self.calls = self._entered([*shown.values()], keep=0)
                 return begin
         self.progress.note(None)
         for stream in self.streams:
-            stream.states.path = self.progress.states(stream.name, 0)
+            stream.states.close()
+            stream.states = self._states(stream.name, 0)
         self.calls = self._entered([*self.batches, few], keep=len(self.batches))
-        self.progress.note(0)
+        self._note(0)
         return 0
 
     def _entered(self, batches: Sequence[torch.Tensor], keep: int) -> Calls:
@@ -207,13 +216,12 @@ class Passage:
     def _move_on(self, number: int) -> None:
         """Compute what enters the next block."""
         for stream in self.streams:
-            path = self.progress.states(stream.name, number + 1)
-            following = Spool(path, stream.dtype, stream.device)
+            following = self._states(stream.name, number + 1)
             for hidden in stream.outputs():
                 following.append(hidden)
             stream.states.close()
             stream.states = following
-        self.progress.note(number + 1)
+        self._note(number + 1)
 
 
 def _check_pair(name: str, x: torch.Tensor | None, y: torch.Tensor | None, tokens: int) -> None:

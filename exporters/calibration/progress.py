@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,15 @@ class Progress:
         """The file of what enters block `number` of a stream."""
         return self.folder / f"{stream}-{number:04d}.states"
 
-    @property
-    def next(self) -> int | None:
-        """The block whose states are on disk, whole; None when there are none."""
-        found: int | None = _read(self.folder / NOTE)["next"]
-        return found
+    def read(self) -> tuple[int, dict[str, int]] | None:
+        """The block whose states are on disk, and the checksum of each stream's; None when there are none."""
+        found = _read(self.folder / NOTE)
+        return None if found["next"] is None else (found["next"], found["checksums"])
 
-    def note(self, following: int | None) -> None:
+    def note(self, following: int | None, checksums: Mapping[str, int] | None = None) -> None:
         """Note that the states before block `following` are whole, and delete those of other blocks."""
-        replace_file(self.folder / NOTE, json.dumps({"key": self.key, "next": following}, indent=1).encode())
+        content = {"key": self.key, "next": following, "checksums": dict(checksums or {})}
+        replace_file(self.folder / NOTE, json.dumps(content, indent=1).encode())
         keep = "" if following is None else f"-{following:04d}.states"
         with disk_errors(self.folder):
             for path in self.folder.glob("*.states"):
@@ -80,7 +81,10 @@ def open_progress(folder: Path, key: dict[str, Any]) -> Progress:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-        if not isinstance(found["key"], dict) or not (found["next"] is None or isinstance(found["next"], int)):
+        begun = found["next"] is not None
+        if not isinstance(found["key"], dict) or (begun and not isinstance(found["next"], int)):
+            raise ValueError("not a note of a calibration")
+        if begun and not isinstance(found["checksums"], dict):
             raise ValueError("not a note of a calibration")
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ExportError(f"{path}: damaged ({e}); delete the folder {path.parent} and calibrate again") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
@@ -16,11 +17,14 @@ from enginewright.exporters.calibration.files import disk_errors
 class Spool:
     """A file of tensors of one type, appended in the order of batches and read by number.
 
-    The file is written over by the next `restart`, so that a spool used again and again takes up the same place.
+    After `restart` the file is written over, so that a spool used again and again takes up the same place.
+    checksum: of what was appended; only when `checked`.
     """
 
-    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device, *, checked: bool = False) -> None:
         self.path = path
+        self.checksum = 0
+        self._checked = checked
         self._dtype, self._device = dtype, device
         self._file: FileIO | None = None
         self._shapes: list[tuple[int, ...]] = []
@@ -31,17 +35,19 @@ class Spool:
 
     def restart(self) -> None:
         """Forget what was written; the next `append` writes the first tensor."""
-        self._shapes, self._offsets = [], [0]
+        self._shapes, self._offsets, self.checksum = [], [0], 0
 
-    def attach(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Take over a file of another run with tensors of these shapes; False when it is not of their size."""
+    def attach(self, shapes: Sequence[tuple[int, ...]], checksum: int) -> bool:
+        """Take over a file of another run with tensors of these shapes; False when it does not hold what was written."""
         self.restart()
+        if not self.path.is_file() or self.path.stat().st_size != sum(map(self._size, shapes)):
+            return False
         for shape in shapes:
             self._note(shape)
-        if self.path.is_file() and self.path.stat().st_size == self._offsets[-1]:
-            return True
-        self.restart()
-        return False
+            self.checksum = zlib.crc32(_bytes(self.read(len(self) - 1).cpu()), self.checksum)
+        if self.checksum != checksum:
+            self.restart()
+        return len(self) > 0
 
     def append(self, tensor: torch.Tensor) -> None:
         """Write the tensor of the next batch."""
@@ -50,6 +56,8 @@ class Spool:
             file = self._open()
             file.seek(self._offsets[-1])
             left = content
+            if self._checked:
+                self.checksum = zlib.crc32(content, self.checksum)
             while left:
                 left = left[file.write(left) :]
         self._note(tuple(tensor.shape))
@@ -83,7 +91,10 @@ class Spool:
 
     def _note(self, shape: tuple[int, ...]) -> None:
         self._shapes.append(tuple(shape))
-        self._offsets.append(self._offsets[-1] + math.prod(shape) * self._dtype.itemsize)
+        self._offsets.append(self._offsets[-1] + self._size(shape))
+
+    def _size(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self._dtype.itemsize
 
     def _open(self) -> FileIO:
         if self._file is None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from enginewright.exporters.calibration.entrance import Call
 from enginewright.exporters.calibration.plan import Plan
+from enginewright.exporters.calibration.products import FastLinear, multiply
 from enginewright.exporters.calibration.spool import Spool
 
 
@@ -61,7 +61,7 @@ class Stream:
             for number, call in enumerate(self.calls):
                 self._number = number
                 try:
-                    with torch.no_grad():
+                    with torch.no_grad(), FastLinear():
                         call.run(self.block, self.states.read(number))
                 except _Reached as reached:
                     if kept is not None:
@@ -75,8 +75,9 @@ class Stream:
         with self._replaying(len(self.plan.groups)):
             for number, call in enumerate(self.calls):
                 self._number = number
-                with torch.no_grad():
-                    yield call.run(self.block, self.states.read(number))
+                with torch.no_grad(), FastLinear():
+                    hidden = call.run(self.block, self.states.read(number))
+                yield hidden
 
     def remove(self) -> None:
         """Delete what is kept on disk beside the states."""
@@ -118,7 +119,7 @@ class Stream:
                 result = part.read(run(*args, **kwargs))
             else:
                 layer: Any = self.block.get_submodule(tail)
-                result = functional.linear(self._spool(name, "input").read(self._number), layer.weight, layer.bias)
+                result = multiply(self._spool(name, "input").read(self._number), layer.weight, layer.bias)
             if not last:
                 made.append(result)
             return part.wrap(result)

@@ -1,0 +1,135 @@
+"""Tokens to calibrate with: windows of a text file, or what the model itself writes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from enginewright.exporters.calibration.blocks import choose_attention, place_tensors
+from enginewright.exporters.checkpoint import Checkpoint
+from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.weights import Weight
+from enginewright.runtime.errors import ExportError
+
+TOKENIZER = "tokenizer.json"
+SAMPLED_AT_ONCE = 64  # sequences: their keys and values, and one step's logits, are in memory
+
+
+def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length: int, seed: int) -> NDArray[np.int64]:
+    """Tokens [sequences, length] of windows of the text file `path`, in its order, at places that `seed` chooses.
+
+    No two windows share a token of the text. Each begins with the special tokens that the tokenizer puts before a text,
+    if it does.
+
+    Raises:
+        ExportError: the file cannot be read, is too short, or the checkpoint has no tokenizer.
+    """
+    _check_sizes(checkpoint, sequences, length)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ExportError(f"{path}: cannot be read as UTF-8 text ({e})") from e
+    tokenizer = _open_tokenizer(checkpoint)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    start = _start(tokenizer)
+    own = length - len(start)
+    if own < 1:
+        raise ExportError(
+            f"calibration: length: got {length}, expected more than the {len(start)} tokens before any text"
+        )
+    if len(ids) < sequences * own:
+        raise ExportError(
+            f"{path}: got {len(ids)} tokens, expected at least {sequences * own} for {sequences} sequences of {length}; "
+            "give a longer text, or fewer or shorter sequences"
+        )
+    gaps = np.sort(np.random.default_rng(seed).integers(0, len(ids) - sequences * own + 1, sequences))
+    begins = gaps + own * np.arange(sequences)
+    return np.stack([np.concatenate([start, ids[begin : begin + own]]) for begin in begins])
+
+
+def tokens_from_model(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weight],
+    sequences: int,
+    length: int,
+    seed: int,
+    *,
+    device: torch.device | None = None,
+) -> NDArray[np.int64]:
+    """Tokens [sequences, length] that the model draws by its own probabilities, from its first token or a random one.
+
+    The whole model is in memory for it, in bfloat16 when the checkpoint is stored in that, else in float32: this is for
+    models that are small against the machine. An end of text does not end a sequence.
+
+    Raises:
+        ExportError: the model's logits are not finite.
+    """
+    _check_sizes(checkpoint, sequences, length)
+    place = device or torch.device("cpu")
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    dtype = torch.bfloat16 if "BF16" in stored else torch.float32
+    config = copy.deepcopy(checkpoint.config)  # build_skeleton notes its attention in it
+    skeleton = build_skeleton(config, attention=choose_attention(config), max_context=length)
+    place_tensors(skeleton.model, "", skeleton.buffers, weights, dtype, place)
+    generator = torch.Generator(place).manual_seed(seed)
+    ids = torch.empty(sequences, length, dtype=torch.int64, device=place)
+    first = config.bos_token_id
+    if first is None:
+        ids[:, 0] = torch.randint(int(config.vocab_size), (sequences,), generator=generator, device=place)
+    else:
+        ids[:, 0] = int(first)
+    with tqdm(total=sequences * (length - 1), desc="writing text", unit="token", disable=None) as bar, torch.no_grad():
+        for rows in torch.split(ids, SAMPLED_AT_ONCE):
+            _continue(skeleton.model, rows, generator, bar)
+    return ids.cpu().numpy()
+
+
+def _continue(model: Any, rows: torch.Tensor, generator: torch.Generator, bar: tqdm[Any]) -> None:
+    """Fill rows[b, length] from their first token on."""
+    cache = None
+    for column in range(1, rows.shape[1]):
+        output = model(input_ids=rows[:, column - 1 : column], past_key_values=cache, use_cache=True)
+        cache, logits = output.past_key_values, output.logits[:, -1].float()
+        if not bool(logits.isfinite().all()):
+            raise ExportError(
+                "calibration: the model's own text: its logits are NaN or infinite; calibrate with a file"
+            )
+        rows[:, column] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        bar.update(len(rows))
+
+
+def _check_sizes(checkpoint: Checkpoint, sequences: int, length: int) -> None:
+    longest = int(getattr(checkpoint.config, "max_position_embeddings", 0) or 0)
+    if sequences < 1 or length < 1 or (longest and length > longest):
+        raise ExportError(
+            f"calibration: got {sequences} sequences of {length} tokens, expected at least one, of 1 to {longest or 'any'}"
+        )
+
+
+def _open_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
+    path = checkpoint.path / TOKENIZER
+    if not path.is_file():
+        raise ExportError(f"{path}: not found; expected the model's tokenizer, to calibrate with a text file")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as e:  # tokenizers raises nothing narrower
+        raise ExportError(f"{path}: cannot be read ({e}); download it again") from e
+    tokenizer.no_truncation()  # a stored limit would cut the text off
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _start(tokenizer: tokenizers.Tokenizer) -> NDArray[np.int64]:
+    """The special tokens that the tokenizer puts before a text."""
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    special = encoded.special_tokens_mask
+    count = special.index(0) if 0 in special else 0
+    return np.array(encoded.ids[:count], np.int64)
