@@ -34,6 +34,7 @@ METHODS = {
     "clp": "enginewright.exporters.methods.clp",
     "kvarn": "enginewright.exporters.methods.kvarn",
     "lora": "enginewright.exporters.methods.lora",
+    "piso": "enginewright.exporters.methods.piso",
 }
 
 
