@@ -15,6 +15,7 @@ from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.runtime.artifact import Graph, Manifest
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.host import compute_name
+from enginewright.runtime.huge_pages import huge_pages
 from enginewright.runtime.ort_graph import open_graph
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.signature import PER_STEP, TABLES, check_ops, check_signature, input_shapes, output_shapes
@@ -146,6 +147,7 @@ def open_on_cpu(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # one plan per shape, and a ragged batch has a new shape in every other step
     options.log_severity_level = 3
-    return open_graph(
-        root, graph, options, ["CPUExecutionProvider"], backend=BACKEND, compute=compute_name(), optimized=True
-    )
+    with huge_pages():
+        return open_graph(
+            root, graph, options, ["CPUExecutionProvider"], backend=BACKEND, compute=compute_name(), optimized=True
+        )
