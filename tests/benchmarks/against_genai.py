@@ -6,84 +6,48 @@
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu     # wants tokenizer files too
     python tests/benchmarks/against_genai.py --engine ENGINE --peer PEER
 
-Each round runs both sides once, each in a fresh process, so that neither's idle threads disturb the other; within a
-process the best of three repeats counts. Printed: each round's figures, the best of all rounds with their ratio, and
-the median of the rounds' own ratios, which a drifting machine disturbs less. The physical limit is the bytes of weights that a token reads over this machine's measured read bandwidth.
+How rounds run and what is printed: peer_rounds.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-
-REPEATS = 3
+from peer_rounds import Side, Speeds, add_arguments, best_of_repeats, compare, engine_side, print_speeds, size_arguments
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", required=True, help="enginewright engine directory")
-    parser.add_argument("--peer", required=True, help="onnxruntime-genai model directory")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", choices=("engine", "peer"), help=argparse.SUPPRESS)
+    add_arguments(parser)
+    parser.add_argument("--peer", required=True, type=Path, help="onnxruntime-genai model directory")
+    parser.add_argument("--side", choices=("peer",), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side == "peer":
-        print(json.dumps([measure_peer(args)]))
+        print_speeds(measure(args))
         return 0
-    speeds: dict[str, list[tuple[float, float]]] = {"engine": [], "peer": []}
-    for number in range(args.rounds):
-        for side in ("engine", "peer") if number % 2 == 0 else ("peer", "engine"):
-            speeds[side].append(run_side(side, args))
-            prefill, decode = speeds[side][-1]
-            print(f"round {number + 1} {side:6}  prefill {prefill:8.1f}  decode {decode:7.2f} tok/s", flush=True)
-    table = {side: np.array(rows) for side, rows in speeds.items()}  # [rounds, 2]
-    for name, ours, peer in zip(("prefill", "decode"), table["engine"].T, table["peer"].T, strict=True):
-        median = float(np.median(ours / peer))
-        best = f"best engine {max(ours):8.1f}  peer {max(peer):8.1f} tok/s  ratio {max(ours) / max(peer):.2f}"
-        print(f"{name:7}  {best}  median ratio of the rounds {median:.2f}")
-    limit = weight_bytes(Path(args.engine))
-    print(
-        f"weights read per step {limit / 1e6:.0f} MB: at B GB/s the limit is {args.batch * 1e9 / limit:.3f} * B tok/s"
-    )
+    script = [sys.executable, __file__, "--engine", str(args.engine), "--peer", str(args.peer), "--side", "peer"]
+    weights = sum(file.stat().st_size for file in args.peer.glob("*.onnx.data"))
+    compare([engine_side(args), Side("onnxruntime-genai", [*script, *size_arguments(args)], weights)], args)
     return 0
 
 
-def run_side(side: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Return prefill and decode tokens per second of one fresh process."""
-    sizes = ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
-    common = [*sizes, "--threads", str(args.threads), "--batch", str(args.batch)]
-    if side == "engine":
-        cli = [sys.executable, "-m", "enginewright.runtime.cli", "bench", args.engine, "--json"]
-        command = [*cli, "--repeat", str(REPEATS), *common]
-    else:
-        script = [sys.executable, __file__, "--engine", args.engine, "--peer", args.peer]
-        command = [*script, "--side", "peer", *common]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    row = json.loads(printed)[0]
-    return row["prefill_speed"], row["decode_speed"]
-
-
-def measure_peer(args: argparse.Namespace) -> dict[str, float]:
-    """Best of REPEATS of onnxruntime-genai on random prompts, greedy, to a fixed length."""
+def measure(args: argparse.Namespace) -> Speeds:
+    """Best of the repeats of onnxruntime-genai on random prompts, greedy, to a fixed length."""
     import onnxruntime_genai as og
 
-    config = og.Config(args.peer)
+    config = og.Config(str(args.peer))
     threads = {"model": {"decoder": {"session_options": {"intra_op_num_threads": args.threads}}}}
     config.overlay(json.dumps(threads))
     model = og.Model(config)
     rng = np.random.default_rng(0)
     length = args.prompt_tokens + args.new_tokens + 1
-    prefill = decode = 0.0
-    for _ in range(REPEATS):
+
+    def generate() -> tuple[float, float, float]:
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=args.batch)
         generator = og.Generator(model, params)
@@ -94,16 +58,9 @@ def measure_peer(args: argparse.Namespace) -> dict[str, float]:
         middle = time.perf_counter()
         for _ in range(args.new_tokens):
             generator.generate_next_token()
-        end = time.perf_counter()
-        prefill = max(prefill, args.batch * args.prompt_tokens / (middle - begin))
-        decode = max(decode, args.batch * args.new_tokens / (end - middle))
-    return {"prefill_speed": prefill, "decode_speed": decode}
+        return begin, middle, time.perf_counter()
 
-
-def weight_bytes(engine: Path) -> int:
-    """Bytes of the weights file: a tied embedding is read whole as the output projection."""
-    manifest = json.loads((engine / "manifest.json").read_text())
-    return int(manifest["graphs"]["decoder"]["files"][1]["size"])
+    return best_of_repeats(generate, args)
 
 
 if __name__ == "__main__":
