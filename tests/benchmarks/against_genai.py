@@ -14,11 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from peer_rounds import Side, Speeds, add_arguments, best_of_repeats, compare, engine_side, print_speeds, size_arguments
+from peer_rounds import (
+    Side,
+    Speeds,
+    add_arguments,
+    best_of_repeats,
+    clock,
+    compare,
+    engine_side,
+    print_speeds,
+    size_arguments,
+)
 
 
 def main() -> int:
@@ -30,9 +39,10 @@ def main() -> int:
     if args.side == "peer":
         print_speeds(measure(args))
         return 0
-    script = [sys.executable, __file__, "--engine", str(args.engine), "--peer", str(args.peer), "--side", "peer"]
+    script = [sys.executable, __file__, "--engine", str(args.engine[0]), "--peer", str(args.peer), "--side", "peer"]
     weights = sum(file.stat().st_size for file in args.peer.glob("*.onnx.data"))
-    compare([engine_side(args), Side("onnxruntime-genai", [*script, *size_arguments(args)], weights)], args)
+    peer = Side("onnxruntime-genai", [*script, *size_arguments(args)], weights)
+    compare([*(engine_side(engine, args) for engine in args.engine), peer], args)
     return 0
 
 
@@ -44,7 +54,7 @@ def measure(args: argparse.Namespace) -> Speeds:
     threads = {"model": {"decoder": {"session_options": {"intra_op_num_threads": args.threads}}}}
     config.overlay(json.dumps(threads))
     model = og.Model(config)
-    rng = np.random.default_rng(0)
+    rng, now = np.random.default_rng(0), clock(args)
     length = args.prompt_tokens + args.new_tokens + 1
 
     def generate() -> tuple[float, float, float]:
@@ -52,13 +62,13 @@ def measure(args: argparse.Namespace) -> Speeds:
         params.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=args.batch)
         generator = og.Generator(model, params)
         ids = rng.integers(3, 500, (args.batch, args.prompt_tokens)).astype(np.int32)
-        begin = time.perf_counter()
+        begin = now()
         generator.append_tokens(ids if args.batch > 1 else ids[0])
         generator.generate_next_token()
-        middle = time.perf_counter()
+        middle = now()
         for _ in range(args.new_tokens):
             generator.generate_next_token()
-        return begin, middle, time.perf_counter()
+        return begin, middle, now()
 
     return best_of_repeats(generate, args)
 

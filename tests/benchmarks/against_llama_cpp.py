@@ -50,7 +50,7 @@ def main() -> int:
         Side(file.stem, [*peer_command(file, args.peer_python), *size_arguments(args)], file.stat().st_size)
         for file in args.gguf
     ]
-    compare([engine_side(args), *peers], args)
+    compare([*(engine_side(engine, args) for engine in args.engine), *peers], args)
     return 0
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
-from peer_rounds import Speeds, best_of_repeats, print_speeds
+from peer_rounds import Speeds, best_of_repeats, clock, print_speeds
 
 
 class Decoder:
@@ -66,17 +65,17 @@ def opened(path: Path, *, threads: int, context_tokens: int, exact: bool = False
 
 def measure(args: argparse.Namespace) -> Speeds:
     """Best of the repeats on random prompts, greedy, one sequence."""
-    rng = np.random.default_rng(0)
+    rng, now = np.random.default_rng(0), clock(args)
 
     def generate() -> tuple[float, float, float]:
         decoder.forget()
         prompt = rng.integers(3, 500, args.prompt_tokens).astype(np.int32)
-        begin = time.perf_counter()
+        begin = now()
         token = decoder.feed(prompt).argmax()
-        middle = time.perf_counter()
+        middle = now()
         for _ in range(args.new_tokens):
             token = decoder.feed(np.array([token], np.int32)).argmax()
-        return begin, middle, time.perf_counter()
+        return begin, middle, now()
 
     with opened(args.model, threads=args.threads, context_tokens=args.prompt_tokens + args.new_tokens + 1) as decoder:
         decoder.feed(np.zeros(args.prompt_tokens, np.int32))  # first runs allocate
@@ -90,6 +89,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1, choices=(1,))
+    parser.add_argument("--cpu-time", action="store_true", help="count what the process ran, not what passed")
     parser.add_argument("--logits", type=Path, metavar="FILE.npz", help="of its `tokens`, one by one; adds `logits`")
     args = parser.parse_args()
     if args.logits is None:

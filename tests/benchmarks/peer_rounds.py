@@ -1,8 +1,9 @@
-"""Rounds in which an engine and another runtime's model generate in turn, each in a fresh process, and what came out.
+"""Rounds in which an engine and other runtimes' models generate in turn, each in a fresh process, and what came out.
 
-For the scripts against_*.py, which say how the peer is run. Each round runs both sides once, so that a machine that drifts
-meets both, in an order that reverses every round; in fresh processes, so that neither's idle threads disturb the other.
-Within a process the best of REPEATS generations counts. Imported by the peers' interpreters, too: needs only numpy.
+For the scripts against_*.py, which say how a peer is run. Each round runs every side once, so that a machine that drifts
+meets all, in an order that reverses every round; in fresh processes, so that nobody's idle threads disturb another. Within a
+process the best of REPEATS generations counts. On a machine that others use, threads of one process wait for each other
+longer than they work: --threads 1 --cpu-time still compares. Imported by the peers' interpreters, too: needs only numpy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REPEATS = 3
+ENGINE_PEER = Path(__file__).with_name("engine_peer.py")
 READING_SECONDS = 2.0
 
 
@@ -41,24 +44,36 @@ class Speeds:
 
 def add_arguments(parser: argparse.ArgumentParser, *, needs_engine: bool = True) -> None:
     """Declare what both sides are given."""
-    parser.add_argument("--engine", required=needs_engine, type=Path, help="enginewright engine directory")
+    parser.add_argument("--engine", required=needs_engine, type=Path, nargs="+", help="enginewright engine directories")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count what the process ran: one thread, machine not idle"
+    )
+
+
+def clock(args: argparse.Namespace) -> Callable[[], float]:
+    """What speeds are measured with, in seconds."""
+    return time.process_time if args.cpu_time else time.perf_counter
 
 
 def size_arguments(args: argparse.Namespace) -> list[str]:
     """The arguments of a run's size, as `enginewright bench` and the peers' sides take them."""
     names = ("prompt-tokens", "new-tokens", "threads", "batch")
-    return [text for name in names for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
+    sizes = [text for name in names for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
+    return [*sizes, "--cpu-time"] if args.cpu_time else sizes
 
 
-def engine_side(args: argparse.Namespace) -> Side:
-    """Our side."""
-    cli = [sys.executable, "-m", "enginewright.runtime.cli", "bench", str(args.engine), "--json"]
-    return Side("engine", [*cli, "--repeat", str(REPEATS), *size_arguments(args)], weight_bytes(args.engine))
+def engine_side(engine: Path, args: argparse.Namespace) -> Side:
+    """An engine of ours."""
+    if args.cpu_time:
+        script = [sys.executable, str(ENGINE_PEER), "--engine", str(engine)]
+        return Side(engine.name, [*script, *size_arguments(args)], weight_bytes(engine))
+    cli = [sys.executable, "-m", "enginewright.runtime.cli", "bench", str(engine), "--json"]
+    return Side(engine.name, [*cli, "--repeat", str(REPEATS), *size_arguments(args)], weight_bytes(engine))
 
 
 def weight_bytes(engine: Path) -> int:
@@ -136,8 +151,9 @@ def measure_bandwidth(threads: int) -> float:
 
     from enginewright.plugins.bench_attention import GIB, SLICE, best_times, reader
 
+    buffer = np.ones(GIB // 4, np.float32)
     with ThreadPoolExecutor(threads) as pool:
-        (taken,) = best_times(READING_SECONDS, reader(np.ones(GIB // 4, np.float32), threads, pool))
+        (taken,) = best_times(READING_SECONDS, reader(buffer, threads, pool))
     return SLICE / taken / 1e9
 
 
