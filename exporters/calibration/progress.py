@@ -44,14 +44,14 @@ class Progress:
         replace_file(self.folder / NOTE, json.dumps(content, indent=1).encode())
         keep = "" if following is None else f"-{following:04d}.states"
         with disk_errors(self.folder):
-            for path in self.folder.glob("*.states"):
+            for path in self.folder.glob("*-[0-9][0-9][0-9][0-9].states"):
                 if not keep or not path.name.endswith(keep):
                     path.unlink()
 
     def tidy(self) -> None:
         """Delete what only a run in progress needs."""
         with disk_errors(self.folder):
-            for pattern in ("*.scratch", "*.tmp"):
+            for pattern in ("quantized-*.scratch", "float-*.scratch", "block-*.tmp", f"{NOTE}.tmp"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
 
@@ -60,12 +60,15 @@ def open_progress(folder: Path, key: dict[str, Any]) -> Progress:
     """Take up the calibration in `folder`, or begin one there.
 
     Raises:
-        ExportError: another calibration is there, or something else.
+        ExportError: another calibration is there, or one that is not known.
     """
     progress = Progress(folder=folder, key=key)
     if not (folder / NOTE).exists():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            unknown = next(folder.glob("block-*.safetensors"), None)
+        if unknown is not None:
+            raise ExportError(f"{folder}: got {unknown.name} without a {NOTE} that says of what; choose another folder")
         progress.note(None)
         return progress
     found = _read(folder / NOTE)["key"]

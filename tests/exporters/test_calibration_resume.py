@@ -134,6 +134,8 @@ run(Path({path!r}), Path({folder!r}), "cross", quantize)
 
 def test_resumes_after_being_killed(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     path, killed = checkpoint("qwen2"), tmp_path / "killed"
+    killed.mkdir()
+    (killed / "mine.tmp").write_bytes(b"not the calibration's to delete")
     code = KILLED.format(tests=str(Path(__file__).parent), path=str(path), folder=str(killed))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -142,6 +144,7 @@ def test_resumes_after_being_killed(checkpoint: CheckpointMaker, tmp_path: Path)
     run(path, killed, "cross", counting(after))
     assert len(after) == 4
     run(path, tmp_path / "whole", "cross")
+    (killed / "mine.tmp").unlink()
     assert contents(killed) == contents(tmp_path / "whole")
 
 
@@ -217,6 +220,9 @@ def test_a_damaged_note_is_named(checkpoint: CheckpointMaker, tmp_path: Path) ->
         (tmp_path / "calibration.json").write_bytes(content)
         with pytest.raises(ExportError, match=r"calibration.json: damaged"):
             run(checkpoint("qwen3"), tmp_path)
+    (tmp_path / "calibration.json").unlink()
+    with pytest.raises(ExportError, match=r"got block-000.\.safetensors without a calibration\.json"):
+        run(checkpoint("qwen3"), tmp_path)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
