@@ -54,7 +54,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     attach_weights(captured, weights)
     rewrite(captured.model)
     extend_graph(recipe.apply, captured.model.graph)
-    QuantizeWeightsPass(recipe.weights)(captured.model)
+    QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
     described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
     if recipe.plugins == "none":

@@ -11,6 +11,7 @@ from enginewright.runtime.errors import ExportError
 
 BITS = {"int4": 4, "int8": 8}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+TWO_BIT_BLOCK_SIZES = (32, 64, 128)  # ONNX Runtime 1.31 unpacks others at every use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,18 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [..., k] uint8 as bytes: 4 bits two in a byte, the earlier in the low nibble; 8 bits as they are."""
-    return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+    """Codes [..., k] uint8 as bytes: 4 bits two in a byte, 2 bits four, the earlier in the lower bits; 8 bits as they are."""
+    if bits == 8:
+        return codes
+    halves: np.ndarray = codes[..., 0::2] | (codes[..., 1::2] << bits)
+    return halves if bits == 4 else halves[..., 0::2] | (halves[..., 1::2] << 4)
 
 
-def stored_form(bits: int, group_size: int, k: int) -> tuple[int, int]:
+def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) -> tuple[int, int]:
     """Bits and block size in which codes of `bits` bits, one scale for `group_size` of k, are stored without a change.
 
-    2 and 3 bits take 4, with the same scales. Blocks divide the groups; one group of a whole row needs no such divisor.
+    2 and 3 bits take 4, with the same scales; but 2 bits stay 2 for an op that takes them, in blocks that it is fast with.
+    Blocks divide the groups; one group of a whole row needs no such divisor.
 
     Raises:
         ExportError: groups of a size that no block divides, or bits that no store holds.
@@ -90,6 +95,8 @@ def stored_form(bits: int, group_size: int, k: int) -> tuple[int, int]:
     if not 2 <= bits <= 8:
         raise ExportError(f"quantised weights: got {bits} bits, expected 2 to 8")
     blocks = [size for size in BLOCK_SIZES if group_size % size == 0]
+    if takes_two and bits == 2 and (fast := [size for size in TWO_BIT_BLOCK_SIZES if group_size % size == 0]):
+        return 2, max(fast)
     if not blocks and group_size != k:
         raise ExportError(f"quantised weights: got groups of {group_size}, expected a multiple of {BLOCK_SIZES[0]}")
     return (4 if bits <= 4 else 8), max(blocks, default=BLOCK_SIZES[0])
@@ -114,7 +121,8 @@ def _listed(sizes: tuple[int, ...]) -> str:
 def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:
     """Return rows [n, k] float32 of what `quantize_blocks` returned."""
     n, blocks = scales.shape
-    q = codes if bits == 8 else np.stack([codes & 15, codes >> 4], -1).reshape(n, blocks, -1)
+    steps = np.arange(0, 8, bits, dtype=np.uint8)
+    q = (codes[..., None] >> steps & ((1 << bits) - 1)).reshape(n, blocks, -1)
     rows: np.ndarray = (q.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
     return rows.reshape(n, -1)[:, :k]
 

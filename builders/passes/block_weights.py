@@ -1,4 +1,4 @@
-"""Weights in blocks of 4 or 8 bits as TensorRT reads them: DequantizeLinear before a product, and tables that Gather reads."""
+"""Weights in blocks of 2, 4 or 8 bits as TensorRT reads them: DequantizeLinear before a product, and tables that Gather reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx_ir as ir
 from enginewright.builders.rows_tensor import RowsTensor
 
 MICROSOFT = "com.microsoft"
-STORED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
-SIGN = {4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
+STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
+SIGN = {2: 0, 4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
 
 
 class BlockWeightsPass(ir.passes.InPlacePass):
@@ -21,7 +21,8 @@ class BlockWeightsPass(ir.passes.InPlacePass):
     3. 8 bits: the parser takes no negative scale from a file, but one from a node: they are stored negated, before a Neg.
     4. GatherBlockQuantized(codes, ids, scales) -> Gather(table, ids), the table in the type of its scales; a tied weight
        is stored once as codes for 1 and once as a table.
-    5. A MatMulNBits with zero points or an order of groups, and a GatherBlockQuantized along other axes, stay.
+    5. 2 bits become 4.
+    6. A MatMulNBits with zero points or an order of groups, and a GatherBlockQuantized along other axes, stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -47,7 +48,7 @@ def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
     n, blocks = stored.shape.numpy()[:2]
     width, dtype, made = blocks * block, steps.dtype, list[ir.Node]()
     weight = _add(graph, f"{codes.name}.signed", STORED[bits], (n, width), lambda a, b: _signed(stored, bits, a, b))
-    if bits == 4:
+    if bits != 8:
         scale = _add(graph, f"{scales.name}.blocks", dtype, (n, blocks), lambda a, b: _rows(steps, n)[a:b])
     else:
         opposite = _add(graph, f"{scales.name}.negated", dtype, (n, blocks), lambda a, b: -_rows(steps, n)[a:b])
@@ -94,8 +95,12 @@ def _rows(tensor: ir.TensorProtocol, n: int) -> np.ndarray:
 
 
 def _signed(codes: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.ndarray:
-    """Codes of some rows in two's complement."""
-    return _rows(codes, codes.shape.numpy()[0])[begin:end] ^ np.uint8(SIGN[bits])
+    """Codes of some rows in two's complement; those of 2 bits in 4."""
+    stored = _rows(codes, codes.shape.numpy()[0])[begin:end]
+    if bits == 2:
+        signed = (stored[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3) - np.uint8(2) & 15
+        return (signed[..., 0::2] | signed[..., 1::2] << 4).reshape(len(stored), -1)
+    return stored ^ np.uint8(SIGN[bits])
 
 
 def _dequantized(

@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from enginewright.exporters.calibration.blocks import Blocks, load_blocks
+from enginewright.exporters.calibration.files import alone_in
 from enginewright.exporters.calibration.passage import Passage
 from enginewright.exporters.calibration.progress import open_progress
 from enginewright.exporters.calibration.results import Layer, open_block
@@ -51,35 +53,38 @@ def calibrate(
     _check_tokens(checkpoint, tokens)
     blocks = load_blocks(checkpoint, settings.max_context)
     layers = _list_layers(blocks, weights, bits, group_size, exclude)
-    described = {
-        "key": key,
+    described = {"key": key, "bits": bits, "group_size": group_size, "exclude": list(exclude)}
+    described |= _describe(settings, layers, tokens)
+    with alone_in(folder):
+        progress = open_progress(folder, described)
+        for number, found in enumerate(layers):
+            if progress.block(number).exists():
+                open_block(progress.block(number), found)
+        missing = [number for number in range(len(layers)) if not progress.block(number).exists()]
+        if missing:
+            size = max(1, settings.batch_tokens // tokens.shape[1])
+            batches = tuple(torch.split(torch.from_numpy(tokens).to(device), size))
+            passage = Passage(
+                blocks=blocks, weights=weights, settings=settings, device=device, batches=batches, layers=layers,
+                progress=progress, quantize=quantize,
+            )  # fmt: skip
+            passage.run(missing)
+        elif progress.read() is not None:  # broken off behind the last block
+            progress.tidy()
+            progress.note(None)
+        return {
+            name: rows
+            for number, found in enumerate(layers)
+            for name, rows in open_block(progress.block(number), found).items()
+        }
+
+
+def _describe(settings: Calibration, layers: list[list[Layer]], tokens: NDArray[np.int64]) -> dict[str, Any]:
+    """What a folder's results come from, beside the caller's own key."""
+    return {
         "settings": dataclasses.asdict(settings),
-        "bits": bits,
-        "group_size": group_size,
-        "exclude": list(exclude),
         "layers": hashlib.sha256(repr(layers).encode()).hexdigest(),
         "tokens": hashlib.sha256(repr(tokens.shape).encode() + tokens.astype("<i8").tobytes()).hexdigest(),
-    }
-    progress = open_progress(folder, described)
-    for number, found in enumerate(layers):
-        if progress.block(number).exists():
-            open_block(progress.block(number), found)
-    missing = [number for number in range(len(layers)) if not progress.block(number).exists()]
-    if missing:
-        size = max(1, settings.batch_tokens // tokens.shape[1])
-        batches = tuple(torch.split(torch.from_numpy(tokens).to(device), size))
-        passage = Passage(
-            blocks=blocks, weights=weights, settings=settings, device=device, batches=batches, layers=layers,
-            progress=progress, quantize=quantize,
-        )  # fmt: skip
-        passage.run(missing)
-    elif progress.read() is not None:  # broken off behind the last block
-        progress.tidy()
-        progress.note(None)
-    return {
-        name: rows
-        for number, found in enumerate(layers)
-        for name, rows in open_block(progress.block(number), found).items()
     }
 
 

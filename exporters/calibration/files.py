@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,26 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written or read ({e.strerror or e}); make room or choose another folder, then run "
             "again: the blocks that are done are kept"
         ) from e
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made if it is missing, until the body is through.
+
+    Raises:
+        ExportError: another process is in it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ExportError(f"{folder}: another process calibrates there; wait for it, its results will serve") from e
+        yield
+    finally:
+        os.close(handle)
 
 
 def replace_file(path: Path, content: bytes) -> None:

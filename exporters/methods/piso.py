@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,6 +126,7 @@ def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Ch
     """
     key = _fingerprint(config, weights, checkpoint)
     folder = Path(config.work).expanduser() if config.work else default_folder() / key[:16]
+    print(f"piso: results are kept in {folder}", file=sys.stderr)
     tokens = _tokens(config, weights, checkpoint, folder / f"tokens-{key[:16]}.npy")
     if config.interleave == "decoupled" and config.correction != "none":
         rounding = dataclasses.replace(config, correction="none", objective=config.calibration.objective)

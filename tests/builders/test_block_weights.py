@@ -67,7 +67,9 @@ def product_graph(bits: int, k: int, block: int, *, x: str, bias: bool, dtype: s
 
 @pytest.mark.parametrize("x", ["1, T, ", "T, ", "B, T, "], ids=["packed", "rows", "dense"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize(("bits", "k", "block"), [(4, 64, 32), (4, 60, 32), (4, 48, 16), (8, 64, 32), (8, 33, 16)])
+@pytest.mark.parametrize(
+    ("bits", "k", "block"), [(2, 64, 32), (2, 100, 64), (4, 64, 32), (4, 60, 32), (4, 48, 16), (8, 64, 32), (8, 33, 16)]
+)
 def test_products(bits: int, k: int, block: int, bias: bool, x: str) -> None:
     rng = np.random.default_rng(1)
     constants = {**make_blocks(bits, k, block), "bias": rng.standard_normal(N).astype(np.float32)}

@@ -240,3 +240,17 @@ def test_codes_come_back(bits: int, columns: int, tmp_path: Path) -> None:
     found = rows.load()
     assert np.array_equal(found[0], codes) and np.array_equal(found[1], scales)
     assert (rows.bits, rows.group_size) == (bits, columns)
+
+
+def test_a_folder_in_use_is_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    """The first run is not disturbed, and the second, started again, takes its results."""
+
+    def meanwhile(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        with pytest.raises(ExportError, match="another process calibrates there"):
+            run(checkpoint("qwen2"), tmp_path)
+        return round_stage(stage)
+
+    run(checkpoint("qwen2"), tmp_path, quantize=meanwhile)
+    done = contents(tmp_path)
+    run(checkpoint("qwen2"), tmp_path)
+    assert contents(tmp_path) == done

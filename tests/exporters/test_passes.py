@@ -259,6 +259,41 @@ class TestQuantizeWeights:
         codes, scales = store_codes(*weight.quantized.load(), group_size, stored, size)
         np.testing.assert_array_equal(dequantize_blocks(codes, scales, stored, k), weight.load())
 
+    @pytest.mark.parametrize(
+        ("group_size", "k", "expected"),
+        [
+            (32, 64, (2, 32)),
+            (64, 128, (2, 64)),
+            (896, 896, (2, 128)),
+            (48, 96, (4, 16)),
+            (96, 96, (2, 32)),
+            (60, 60, (4, 16)),
+        ],
+    )
+    def test_two_bits_stay_two_where_the_op_is_fast(self, group_size: int, k: int, expected: tuple[int, int]) -> None:
+        weight = quantized(5, k, bits=2, group_size=group_size)
+        assert stored_form(2, group_size, k, takes_two=True) == expected
+        assert stored_form(3, group_size, k, takes_two=True)[0] == 4
+        assert weight.quantized is not None
+        codes, scales = store_codes(*weight.quantized.load(), group_size, *expected)
+        assert codes.nbytes == -(-k // expected[1]) * expected[1] * 5 * expected[0] // 8
+        np.testing.assert_array_equal(dequantize_blocks(codes, scales, expected[0], k), weight.load())
+
+    @pytest.mark.parametrize(
+        ("compute", "for_cpu", "bits"), [("int8", True, 2), ("int8", False, 4), ("float32", True, 4)]
+    )
+    def test_two_bits_for_the_cpu(self, compute: str, for_cpu: bool, bits: int) -> None:
+        """Activations of 8 bits are within 2 % of the exact product's range."""
+        chosen = quantized(12, 32, bits=2, group_size=32)
+        model = make_graph(self.TEXT, self.WEIGHTS)
+        next(v for v in model.graph.inputs if v.name == "a").meta[KEY] = chosen.transposed()
+        QuantizeWeightsPass(Precision(compute=compute), for_cpu=for_cpu)(model)  # type: ignore[arg-type]
+        product = next(n for n in model.graph if n.op_type == "MatMulNBits")
+        assert product.attributes.get_int("bits") == bits
+        expected = evaluate(make_graph(self.TEXT, {**self.WEIGHTS, "a": chosen.load().T}), self.IDS)[0]
+        got = evaluate(model, self.IDS)[0]
+        assert np.abs(got - expected).max() < (0.02 if compute == "int8" else 1e-5) * np.abs(expected).max()
+
     @pytest.mark.parametrize(("bits", "group_size", "message"), [(4, 24, "multiple of 16"), (9, 32, "got 9 bits")])
     def test_groups_that_no_block_divides(self, bits: int, group_size: int, message: str) -> None:
         with pytest.raises(ExportError, match=message):
