@@ -47,8 +47,9 @@ class Config:
     interleave: when scales are fitted: group, as each group is reached, on what correction has made of it; layer, before a
     layer's correction; decoupled, for the whole model before any correction.
     objective: self, cross, float; auto: the correction's own, and cross without one.
-    sequential: a group's scale accounts for the errors of others. diagonal: scales see H's diagonal alone. signed: scales
-    may be negative. narrow: without the lowest code. refit: scales that are best for their codes.
+    sequential: a group's scale accounts for the errors of others. diagonal: scales see H's diagonal alone. signed: scales of
+    piso and mse may be negative, which a grid with one more negative code gains from. narrow: without the lowest code.
+    refit: scales that are best for their codes, which then need not be the nearest.
     scale_type: float32, bfloat16 or float16: what scales are rounded to; servers of checkpoints want the model's own.
     text: a file to calibrate on; empty: what the model itself writes. sequences, length: how much of it, in tokens. seed.
     dtype: float32 or bfloat16: what the model computes in meanwhile. device: cpu, cuda or auto.
@@ -63,7 +64,7 @@ class Config:
     objective: Literal["auto", "self", "cross", "float"] = "auto"
     sequential: bool = True
     diagonal: bool = False
-    signed: bool = False
+    signed: bool = True
     narrow: bool = False
     refit: bool = False
     scale_type: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Qronos, PiSO per layer": {"correction": "qronos", "interleave": "layer"},
     "Qronos, PiSO per group": {"correction": "qronos", "interleave": "group"},
     "GPTQ, PiSO per group, signed": {"interleave": "group", "signed": True},
+    "Qronos, PiSO per group, signed": {"correction": "qronos", "interleave": "group", "signed": True},
 }
 FLOAT = "float32"
 
@@ -88,8 +89,8 @@ def name_of(method: str, bits: int, group_size: int) -> str:
 
 
 def settings(args: argparse.Namespace, method: str, bits: int, group_size: int) -> Config:
-    fixed = {"text": args.text, "sequences": args.sequences, "length": args.length}
-    return Config(bits=bits, group_size=group_size, **fixed, **METHODS[method])
+    fixed = {"text": args.text, "sequences": args.sequences, "length": args.length, "signed": False}
+    return Config(bits=bits, group_size=group_size, **{**fixed, **METHODS[method]})
 
 
 def perplexity(args: argparse.Namespace, config: Config | None) -> float:
