@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError
 
 TOKENIZER = "tokenizer.json"
+_PIECE = 1 << 18  # characters
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")  # most tokenizers split there: pieces have the whole text's tokens
 SAMPLED_AT_ONCE = 64  # sequences: their keys and values, and one step's logits, are in memory
 
 
@@ -38,7 +41,7 @@ def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length:
     except (OSError, UnicodeDecodeError) as e:
         raise ExportError(f"{path}: cannot be read as UTF-8 text ({e})") from e
     tokenizer = _open_tokenizer(checkpoint)
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    ids = np.concatenate([np.empty(0, np.int64), *(np.array(piece, np.int64) for piece in _encode(tokenizer, text))])
     start = _start(tokenizer)
     own = length - len(start)
     if own < 1:
@@ -125,6 +128,17 @@ def _open_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()  # a stored limit would cut the text off
     tokenizer.no_padding()
     return tokenizer
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Iterator[list[int]]:
+    """The ids of the text, piece by piece: an encoding takes more than a hundred bytes for each of its characters."""
+    begin = 0
+    while begin < len(text):
+        goal = begin + _PIECE
+        line = _LINE_END.search(text, goal, goal + _PIECE)
+        end = goal if line is None else line.end()
+        yield tokenizer.encode(text[begin:end], add_special_tokens=False).ids
+        begin = end
 
 
 def _start(tokenizer: tokenizers.Tokenizer) -> NDArray[np.int64]:

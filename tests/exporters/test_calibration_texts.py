@@ -50,6 +50,16 @@ def test_windows_of_a_file(example: Checkpoint) -> None:
     assert not np.array_equal(tokens, tokens_from_file(EXAMPLE / "held_out.txt", example, 12, 100, 1))
 
 
+@pytest.mark.parametrize("piece", [7, 1 << 14])
+def test_a_text_is_encoded_in_pieces(piece: int, example: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokens_from_file(EXAMPLE / "held_out.txt", example, 12, 100, 0)
+    monkeypatch.setattr(texts, "_PIECE", piece)
+    pieces = tokens_from_file(EXAMPLE / "held_out.txt", example, 12, 100, 0)
+    assert pieces.shape == whole.shape
+    if piece > 7:  # lines end often enough to cut there
+        np.testing.assert_array_equal(pieces, whole)
+
+
 def test_a_text_may_be_just_long_enough(example: Checkpoint, tmp_path: Path) -> None:
     text = "def f(x):\n    return x + 1\n" * 9
     (tmp_path / "text").write_text(text)
