@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from piso_reference import GROUPS_OF_4, example
 
 from enginewright.exporters.methods.piso_layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.runtime.errors import ExportError
@@ -105,21 +106,10 @@ def test_qronos_makes_up_for_inputs(seed: int) -> None:
         assert qronos < gptq
 
 
-@pytest.mark.parametrize(
-    ("bits", "sequential", "scales", "error"),
-    [
-        (2, False, (0.5451264, 0.9063079), 0.3823137),
-        (2, True, (0.5451264, 0.9177673), 0.3820733),
-        (3, False, (0.4721661, 0.3339417), 0.0916498),
-        (3, True, (0.4721661, 0.3887631), 0.0881251),
-    ],
-)
+@pytest.mark.parametrize(("bits", "sequential", "scales", "error"), GROUPS_OF_4)
 def test_reference_values_of_groups(bits: int, sequential: bool, scales: Any, error: float) -> None:
-    i, n = np.arange(1, 9), np.arange(1, 17)[:, None]
-    w = np.sin(1.7 * i) * (1 + 0.5 * np.cos(0.9 * i))
-    x = np.sin(0.37 * n * i) + 0.2 * np.cos(1.3 * n * i + 0.5)
-    x[:, 2] *= 4
-    found = run(w[None], x.T @ x / 16, bits=bits, sequential=sequential, group_size=4, correction="none")
+    w, _, _, h = example()
+    found = run(w[None], h, bits=bits, sequential=sequential, group_size=4, correction="none")
     assert (*found.scales[0].tolist(), found.error) == pytest.approx((*scales, error), abs=1e-5)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from piso_reference import GROUPS_OF_4, example
 
 from enginewright.exporters.methods import piso_solver, piso_sweep
 from enginewright.exporters.methods.piso_solver import Array, int_grid, solve
@@ -27,15 +28,6 @@ def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         monkeypatch.setattr(piso_sweep, "_EVENT_BYTES", 1000)
     name: str = request.param
     return name
-
-
-def example() -> tuple[Array, Array, Array, Array]:
-    """w, X, X with errors, and X's own H of the specification, section 8."""
-    i, n = np.arange(1, 9), np.arange(1, 17)[:, None]
-    w = np.sin(1.7 * i) * (1 + 0.5 * np.cos(0.9 * i))
-    x = np.sin(0.37 * n * i) + 0.2 * np.cos(1.3 * n * i + 0.5)
-    x[:, 2] *= 4
-    return w, x, x + 0.1 * np.sin(2.1 * n * i + 1), x.T @ x / 16
 
 
 def error_of(w: Array, h: Array, scale: float, codes: Array) -> float:
@@ -106,15 +98,7 @@ def test_reference_values_of_cross_activation(bits: int, scale: float, error: fl
     assert (found.scales[0, 0], rest @ rest / 16) == pytest.approx((scale, error), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("bits", "sequential", "scales", "error"),
-    [
-        (2, False, (0.5451264, 0.9063079), 0.3823137),
-        (2, True, (0.5451264, 0.9177673), 0.3820733),
-        (3, False, (0.4721661, 0.3339417), 0.0916498),
-        (3, True, (0.4721661, 0.3887631), 0.0881251),
-    ],
-)
+@pytest.mark.parametrize(("bits", "sequential", "scales", "error"), GROUPS_OF_4)
 def test_reference_values_of_groups(bits: int, sequential: bool, scales: Any, error: float) -> None:
     w, _, _, h = example()
     found = solve(w[None], h, grid=int_grid(bits), group_size=4, sequential=sequential)
