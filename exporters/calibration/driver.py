@@ -106,6 +106,18 @@ def _check_tokens(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> None:
         )
 
 
+def check_layers(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weight],
+    *,
+    bits: int,
+    group_size: int | None,
+    exclude: Sequence[str] = (),
+) -> None:
+    """Raise ExportError unless the decoder's linear layers can have the form that `calibrate` is to give them."""
+    _list_layers(load_blocks(checkpoint, None), weights, bits, group_size, exclude)
+
+
 def _list_layers(
     blocks: Blocks, weights: Mapping[str, Weight], bits: int, group_size: int | None, exclude: Sequence[str]
 ) -> list[list[Layer]]:

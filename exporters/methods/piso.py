@@ -14,15 +14,18 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from enginewright.exporters.calibration.driver import calibrate
+from enginewright.exporters.calibration.driver import calibrate, check_layers
 from enginewright.exporters.calibration.stage import Calibration, Stage
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
 from enginewright.exporters.checkpoint import Checkpoint
@@ -104,6 +107,11 @@ class Config:
         return self.group_size or None
 
     @property
+    def excluded(self) -> tuple[str, ...]:
+        """Patterns of layers to leave out."""
+        return tuple(filter(None, self.exclude.split("+")))
+
+    @property
     def layer(self) -> LayerSettings:
         """How one layer is quantised."""
         names = {field.name for field in dataclasses.fields(LayerSettings)}
@@ -125,6 +133,7 @@ def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Ch
         ExportError: groups that do not divide a layer, too little text, activations that are not finite, or a folder of
             another run.
     """
+    check_layers(checkpoint, weights, bits=config.bits, group_size=config.group, exclude=config.excluded)
     key = _fingerprint(config, weights, checkpoint)
     folder = Path(config.work).expanduser() if config.work else default_folder() / key[:16]
     print(f"piso: results are kept in {folder}", file=sys.stderr)
@@ -155,14 +164,7 @@ def _run(
     scales: dict[str, QuantizedRows] | None = None,
 ) -> dict[str, QuantizedRows]:
     """One pass over the model; scales: of an earlier pass, kept as they are."""
-
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
-        fixed = None
-        if scales is not None:
-            fixed = torch.from_numpy(np.concatenate([scales[name].load()[1] for name in stage.names]))
-        result = quantize_layer(stage.weights, stage.hessian, stage.cross, config.layer, scales=fixed)
-        return result.codes, result.scales
-
+    quantize = partial(quantize_stage, config, scales or {})
     return calibrate(
         checkpoint,
         weights,
@@ -173,8 +175,24 @@ def _run(
         bits=config.bits,
         group_size=config.group,
         key=key,
-        exclude=tuple(filter(None, config.exclude.split("+"))),
+        exclude=config.excluded,
     )
+
+
+def quantize_stage(
+    config: Config, scales: Mapping[str, QuantizedRows], stage: Stage
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of layers that read the same; scales: of these layers, if they are chosen already."""
+    if not stage.tokens:
+        tqdm.write(
+            f"piso: {', '.join(stage.names)}: no token of the calibration text came there; its scales are the best without",
+            file=sys.stderr,
+        )
+    fixed = None
+    if scales:
+        fixed = torch.from_numpy(np.concatenate([scales[name].load()[1] for name in stage.names]))
+    result = quantize_layer(stage.weights, stage.hessian, stage.cross, config.layer, scales=fixed)
+    return result.codes, result.scales
 
 
 def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, written: Path) -> NDArray[np.int64]:

@@ -16,10 +16,12 @@ from fixtures import CheckpointMaker
 from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build_command import build
+from enginewright.exporters.calibration import Stage
 from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.checkpoint_export import export_checkpoint
 from enginewright.exporters.methods import Applied, piso, transform_weights
 from enginewright.exporters.methods.piso import Config
+from enginewright.exporters.methods.piso_solver import int_grid, solve
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.precision import Precision
@@ -201,6 +203,18 @@ def test_piso_is_better_than_the_largest_weights_scale(checkpoint: CheckpointMak
     assert loss("piso", "gptq") < loss("absmax", "gptq")
 
 
+@pytest.mark.native
+def test_a_layer_that_no_token_reached_gets_scales_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    weights, nothing = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(32, 32)
+    names, rows = ("experts.0.weight", "experts.1.weight"), (1, 2)
+    stage = Stage(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
+    codes, scales = piso.quantize_stage(Config(), {}, stage)
+    found = solve(weights, torch.ones(32), grid=int_grid(4), signed=True)
+    np.testing.assert_array_equal(codes.numpy(), found.codes)
+    np.testing.assert_allclose(scales.numpy(), found.scales, rtol=1e-6)
+    assert "experts.0.weight, experts.1.weight: no token" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,10 +243,15 @@ def test_options_that_mean_nothing(options: str, message: str) -> None:
     ("changes", "message"),
     [
         ({"group_size": 48}, "48.*64"),
+        ({"exclude": "*_proj.weight"}, "no linear layer.*exclude fewer"),
         ({"text": "/no/such/file"}, "/no/such/file: cannot be read"),
         ({"text": __file__}, "tokenizer"),
     ],
 )
-def test_what_does_not_fit_the_model(changes: dict[str, Any], message: str, checkpoint: CheckpointMaker) -> None:
+def test_what_does_not_fit_the_model(
+    changes: dict[str, Any], message: str, checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found before the model has written anything."""
+    monkeypatch.setattr(piso, "tokens_from_model", None)
     with pytest.raises(ExportError, match=message):
         quantise(checkpoint("qwen2"), Config(**{**SMALL, **changes}))
