@@ -14,8 +14,12 @@ HERE = Path(__file__).resolve().parent
 # the cases of the CPU's tests are these too
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins"), str(HERE.parent / "exporters")]
 sys.path.append(str(HERE.parent / "runtime"))  # the fake TensorRT
-if any(find_spec(name) is None for name in ("onnxruntime", "onnx_ir")):
-    collect_ignore = ["test_engine.py", "test_trt_engine.py"]  # kernels alone need nvcc, torch and the checkout
+if any(find_spec(name) is None for name in ("onnxruntime", "onnx_ir", "transformers")):
+    collect_ignore = [
+        "test_engine.py",
+        "test_piso.py",
+        "test_trt_engine.py",
+    ]  # kernels alone need nvcc, torch and the checkout
 
 from device import CudaDevice, Device, EmulatedDevice  # noqa: E402
 
