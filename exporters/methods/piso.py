@@ -212,12 +212,11 @@ def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, 
 
 
 def _fingerprint(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> str:
-    """What the results depend on: options, text, the model's config, its tokenizer and every weight."""
+    """What the results depend on: options, text, the model's config, its tokenizer and every weight; the same in every command."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
-    hashed = hashlib.sha256(
-        json.dumps([_FORMAT, options, checkpoint.config.to_dict()], sort_keys=True, default=str).encode()
-    )
-    for path in [*checkpoint.tokenizer_files(), *([Path(config.text).expanduser()] if config.text else [])]:
+    hashed = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
+    texts = [Path(config.text).expanduser()] if config.text else []
+    for path in [checkpoint.path / "config.json", *checkpoint.tokenizer_files(), *texts]:
         hashed.update(_digest(path))
     for name in sorted(weights):
         hashed.update(f"{name} {weights[name].shape}".encode())

@@ -63,10 +63,13 @@ def quantise(model: Path, config: Config) -> dict[str, Weight]:
 @pytest.mark.native
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_engine_computes_with_the_chosen_codes(family: str, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    """Largest logit error against PyTorch with the restored weights: the order of float32 sums."""
+def test_an_engine_computes_with_the_chosen_codes(
+    family: str, checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Largest logit error against PyTorch with the restored weights: the order of float32 sums. One calibration serves all."""
     model, applied = checkpoint(family), (Applied("piso", Config(group_size=0, **SMALL)),)
     manifest = build(str(model), tmp_path / "e", Recipe(apply=applied, weights=EXACT, kv_bits=32), "onnxruntime")
+    monkeypatch.setattr(piso, "quantize_layer", None)
     layers, products = LAYERS[family]
     count = open_checkpoint(str(model)).config.num_hidden_layers
     quantised = [name for name, weight in quantise(model, applied[0].config).items() if weight.quantized is not None]
@@ -112,10 +115,13 @@ def test_bits_and_groups(
 
 @pytest.mark.native
 @pytest.mark.slow
-def test_a_checkpoint_for_other_servers_gives_the_same_logits(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+def test_a_checkpoint_for_other_servers_gives_the_same_logits(
+    checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What transformers and compressed-tensors make of it, against the reference that engines are compared with."""
     applied = (Applied("piso", Config(bits=3, group_size=16, **SMALL)),)
     size = export_checkpoint(open_checkpoint(str(checkpoint("qwen3"))), tmp_path, applied, "compressed-tensors")
+    monkeypatch.setattr(piso, "quantize_layer", None)  # the reference takes the same results
     ids = torch.arange(3, 43)[None] * 5 % 250
     with torch.no_grad():
         expected = load_reference(str(checkpoint("qwen3")), applied)(input_ids=ids).logits
@@ -156,6 +162,20 @@ def test_what_was_done_is_not_done_again(checkpoint: CheckpointMaker, monkeypatc
         np.testing.assert_array_equal(weight.load(), again[name].load())
     with pytest.raises(AssertionError, match="computed again"):
         quantise(checkpoint("qwen2"), dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_engine_reference_and_checkpoint_share_a_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model stored in bfloat16, whose config each command loads and changes in its own way."""
+    model = make_model("qwen2").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    applied = (Applied("piso", Config(**SMALL)),)
+    build(str(tmp_path / "model"), tmp_path / "e", Recipe(apply=applied), "onnxruntime")
+    monkeypatch.setattr(piso, "quantize_layer", None)
+    load_reference(str(tmp_path / "model"), applied)
+    (tmp_path / "c").mkdir()
+    export_checkpoint(open_checkpoint(str(tmp_path / "model")), tmp_path / "c", applied, "compressed-tensors")
 
 
 def test_other_weights_are_another_calibration(tmp_path: Path) -> None:
