@@ -71,6 +71,17 @@ def test_the_extra_heads_save_steps(engine: Path, tmp_path: Path) -> None:
 
 @pytest.mark.native
 @pytest.mark.slow
+def test_three_bits_still_add(tmp_path: Path) -> None:
+    """Calibrated on what the model writes itself."""
+    piso = parse_method(f"piso:bits=3,sequences=16,length=256,work={tmp_path / 'work'}")
+    build(str(ROOT / "examples/tiny-reasoner"), tmp_path / "engine", Recipe(apply=(piso,)), "onnxruntime")
+    with load(tmp_path / "engine", threads=1) as llm:
+        answer = llm.chat([{"role": "user", "content": "What is 47 + 385?"}], Sampling(max_tokens=200))
+    assert answer.text.endswith("Answer: 432.")
+
+
+@pytest.mark.native
+@pytest.mark.slow
 def test_the_text_model_predicts_text_that_it_never_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(str(TEXT_MODEL), tmp_path / "engine", Recipe(), "onnxruntime")
     command = ["eval", str(tmp_path / "engine"), "--suite", "perplexity", "--data", str(TEXT_MODEL / "held_out.txt")]
