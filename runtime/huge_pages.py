@@ -7,6 +7,7 @@ Nothing here changes what memory holds; a system that refuses leaves it as it wa
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import re
 import sys
@@ -22,7 +23,7 @@ Span = tuple[int, int]
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPS = Path("/proc/self/maps")
 _ANONYMOUS = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?$", re.MULTILINE)
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the latter from Linux 6.1 on; before, the former alone works over time
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the latter from Linux 6.1 on
 
 
 @contextmanager
@@ -82,6 +83,12 @@ def _filled(span: Span, size: int) -> list[Span]:
 
 
 def _collapse(span: Span) -> None:
-    """Ask for huge pages. What the system answers does not matter: without, reading is slower."""
-    for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(span[0]), ctypes.c_size_t(span[1] - span[0]), advice)
+    """Ask for huge pages now. What the system answers does not matter: without, reading is slower.
+
+    Only a system that knows no such request is asked for huge pages over time: that holds for what later lies there, too, and
+    memory given back and taken again would then come 2 MiB at a time.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    place = ctypes.c_void_p(span[0]), ctypes.c_size_t(span[1] - span[0])
+    if library.madvise(*place, _MADV_COLLAPSE) and ctypes.get_errno() == errno.EINVAL:
+        library.madvise(*place, _MADV_HUGEPAGE)
