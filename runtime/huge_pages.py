@@ -23,21 +23,26 @@ Span = tuple[int, int]
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPS = Path("/proc/self/maps")
 _ANONYMOUS = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?$", re.MULTILINE)
+_WORTHWHILE = 64 << 20  # bytes
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # the latter from Linux 6.1 on
 
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """Move what the body leaves in memory into huge pages, where it fills them wholly. Does nothing but on Linux."""
+    """Move what the body leaves in memory into huge pages, where it fills them wholly. Does nothing but on Linux.
+
+    Nor for less than fits a processor's caches and page tables anyway.
+    """
     size = _huge_page_size()
     if size is None:
         yield
         return
     before = _anonymous()
     yield
-    for span in _without(_anonymous(), before):
-        for filled in _filled(span, size):
-            _collapse(filled)
+    filled = [part for span in _without(_anonymous(), before) for part in _filled(span, size)]
+    if sum(end - first for first, end in filled) >= _WORTHWHILE:
+        for part in filled:
+            _collapse(part)
 
 
 def _huge_page_size() -> int | None:

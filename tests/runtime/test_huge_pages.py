@@ -31,9 +31,20 @@ def test_parts_that_are_new(spans: list[Span], others: list[Span], parts: list[S
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_little_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Span] = []
+    monkeypatch.setattr(module, "_huge_page_size", lambda: SIZE)
+    monkeypatch.setattr(module, "_collapse", asked.append)
+    with huge_pages():
+        kept = _filled_map()
+    assert asked == [] and len(kept) == 4 * SIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 def test_new_memory_in_use_is_asked_for_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Span] = []
     monkeypatch.setattr(module, "_huge_page_size", lambda: SIZE)
+    monkeypatch.setattr(module, "_WORTHWHILE", 0)
     monkeypatch.setattr(module, "_collapse", asked.append)
     old = _filled_map()
     with huge_pages():
