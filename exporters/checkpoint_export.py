@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from enginewright.exporters.safetensors_writer import (
     write_safetensors,
 )
 from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.version import package_version
 from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -79,7 +79,7 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
     check_methods(applied)
     check_model(applied, checkpoint)
     plan = _plan(checkpoint, applied)
-    producer = {"name": "enginewright", "version": _version()}
+    producer = {"name": "enginewright", "version": package_version()}
     chosen = FORMATS[format_name]
     linears = list(plan.quantized.values())
     described = chosen.describe(linears, plan.left_out, producer) if linears else None
@@ -267,10 +267,3 @@ def _write_json(checkpoint: Checkpoint, root: Path, described: Description | Non
 
 def _save(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("enginewright")
-    except metadata.PackageNotFoundError:
-        return "checkout"

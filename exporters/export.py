@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.rewrite import attach_weights, rewrite
 from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.version import package_version
 from enginewright.exporters.weights import to_initializers
 from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
 from enginewright.runtime import artifact
@@ -64,7 +64,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
         name=checkpoint.name,
-        created_by=f"enginewright {_version()}",
+        created_by=f"enginewright {package_version()}",
         model=_describe_model(checkpoint, captured),
         limits=limits,
         cache=described,
@@ -117,7 +117,7 @@ def _dense(cache: Cache, length: int) -> Cache:
 
 def _save_graph(model: ir.Model, path: Path) -> None:
     path.parent.mkdir(parents=True)
-    model.producer_name, model.producer_version = "enginewright", _version()
+    model.producer_name, model.producer_version = "enginewright", package_version()
     with tqdm(unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
 
         def advance(_: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
@@ -179,10 +179,3 @@ def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[artifact.Fil
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         yield artifact.describe_file(root, target)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("enginewright")
-    except metadata.PackageNotFoundError:
-        return "checkout"

@@ -83,6 +83,11 @@ def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return halves if bits == 4 else halves[..., 0::2] | (halves[..., 1::2] << 4)
 
 
+def stored_bits(bits: int) -> int:
+    """The narrower of the two widths, 4 and 8, that every kernel takes and that holds codes of `bits` bits."""
+    return 4 if bits <= 4 else 8
+
+
 def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) -> tuple[int, int]:
     """Bits and block size in which codes of `bits` bits, one scale for `group_size` of k, are stored without a change.
 
@@ -99,7 +104,7 @@ def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) 
         return 2, max(fast)
     if not blocks and group_size != k:
         raise ExportError(f"quantised weights: got groups of {group_size}, expected a multiple of {BLOCK_SIZES[0]}")
-    return (4 if bits <= 4 else 8), max(blocks, default=BLOCK_SIZES[0])
+    return stored_bits(bits), max(blocks, default=BLOCK_SIZES[0])
 
 
 def store_codes(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from enginewright.exporters.checkpoint import DTYPES
+from enginewright.exporters.precision import stored_bits
 from enginewright.exporters.weights import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
@@ -20,7 +21,7 @@ Tensor = tuple[str, np.ndarray]  # safetensors type, values: of bfloat16 their b
 class QuantizedLinear:
     """A quantised weight [n, k]: name of its module and dtype of its tensor ("BF16") in the source checkpoint.
 
-    bits: as stored, 4 or 8, the two widths that every server's kernels take. group_size: None is one scale a row.
+    group_size: None is one scale a row.
     """
 
     module: str
@@ -28,10 +29,11 @@ class QuantizedLinear:
     dtype: str
     rows: QuantizedRows
     group_size: int | None
-    bits: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", 4 if self.rows.bits <= 4 else 8)
+    @property
+    def bits(self) -> int:
+        """As stored: 4 or 8."""
+        return stored_bits(self.rows.bits)
 
 
 def find_groups(weights: Iterable[tuple[tuple[int, int], QuantizedRows]]) -> set[int]:

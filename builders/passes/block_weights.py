@@ -9,7 +9,7 @@ from enginewright.builders.rows_tensor import RowsTensor
 
 MICROSOFT = "com.microsoft"
 STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
-SIGN = {2: 0, 4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
+SIGN = {4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
 
 
 class BlockWeightsPass(ir.passes.InPlacePass):
@@ -98,9 +98,15 @@ def _signed(codes: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.nda
     """Codes of some rows in two's complement; those of 2 bits in 4."""
     stored = _rows(codes, codes.shape.numpy()[0])[begin:end]
     if bits == 2:
-        signed = (stored[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3) - np.uint8(2) & 15
-        return (signed[..., 0::2] | signed[..., 1::2] << 4).reshape(len(stored), -1)
+        signed = _unpacked(stored, bits) - np.uint8(2) & 15
+        return signed[:, 0::2] | signed[:, 1::2] << 4
     return stored ^ np.uint8(SIGN[bits])
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of some rows, one a byte; packed[n, bytes], the earlier code in the lower bits."""
+    codes: np.ndarray = packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)
+    return codes.reshape(len(packed), -1)
 
 
 def _dequantized(
@@ -109,7 +115,7 @@ def _dequantized(
     """Some rows in the type of `scales`."""
     n = codes.shape.numpy()[0]
     packed, steps = _rows(codes, n)[begin:end], _rows(scales, n)[begin:end]
-    q = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    q = _unpacked(packed, bits)
     blocks = (q.astype(np.float32) - (1 << (bits - 1))).reshape(len(q), -1, block)
     rows: np.ndarray = (blocks * steps.astype(np.float32)[..., None]).reshape(len(q), -1).astype(steps.dtype)
     return rows

@@ -94,9 +94,7 @@ def _pack(codes: torch.Tensor, layer: Layer) -> torch.Tensor:
     if layer.bits > 4:
         return codes.contiguous()
     nibbles = torch.zeros(layer.rows, 2 * layer.packed_columns, dtype=torch.uint8)
-    nibbles[:, : layer.columns] = (
-        codes.view(torch.uint8) & 15 if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 15
-    )
+    nibbles[:, : layer.columns] = codes.contiguous().view(torch.uint8) & 15
     return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.driver import calibrate, check_layers
+from enginewright.exporters.calibration.files import disk_errors, replace_file
 from enginewright.exporters.calibration.stage import Calibration, Stage
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
 from enginewright.exporters.checkpoint import Checkpoint
@@ -195,19 +197,20 @@ def quantize_stage(
     return result.codes, result.scales
 
 
-def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, written: Path) -> NDArray[np.int64]:
-    """The calibration text [sequences, length]; what the model has written is kept in `written`."""
-    if config.text:
-        return tokens_from_file(
-            Path(config.text).expanduser(), checkpoint, config.sequences, config.length, config.seed
-        )
-    if not written.is_file():
-        tokens = tokens_from_model(checkpoint, weights, config.sequences, config.length, config.seed)
-        written.parent.mkdir(parents=True, exist_ok=True)
-        part = written.with_suffix(".part.npy")
-        np.save(part, tokens)
-        part.replace(written)
-    found: NDArray[np.int64] = np.load(written)
+def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, kept: Path) -> NDArray[np.int64]:
+    """The calibration text [sequences, length], made once and then kept."""
+    if not kept.is_file():
+        sizes = config.sequences, config.length, config.seed
+        if config.text:
+            tokens = tokens_from_file(Path(config.text).expanduser(), checkpoint, *sizes)
+        else:
+            tokens = tokens_from_model(checkpoint, weights, *sizes)
+        content = io.BytesIO()
+        np.save(content, tokens)
+        with disk_errors(kept.parent):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, content.getvalue())
+    found: NDArray[np.int64] = np.load(kept)
     return found
 
 

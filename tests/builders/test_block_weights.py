@@ -109,7 +109,7 @@ def test_stored_as_the_op_wants_them() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_embedding(bits: int, dtype: str) -> None:
     kind = {"float": np.float32, "float16": np.float16}[dtype]
     constants = {**make_blocks(bits, 64, 32, kind), "shape": np.array([N, -1])}
