@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 
 from enginewright.builders.options import BackendOptions
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
 
 BACKENDS = {

@@ -26,7 +26,7 @@ from enginewright.builders.tensorrt import rewrite
 from enginewright.builders.tensorrt_module import device_compute, open_module
 from enginewright.builders.tensorrt_network import PlanBuilder
 from enginewright.builders.tensorrt_profiles import DENSE_AXES
-from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.errors import BuildError, UnsupportedError
 from enginewright.runtime.ort_errors import LOAD_ERRORS
 

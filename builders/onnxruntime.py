@@ -19,8 +19,8 @@ from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.ops import DOMAIN, op_versions
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Engine, Graph, Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.host import compute_name
 from enginewright.runtime.ort_errors import LOAD_ERRORS
@@ -39,7 +39,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
     """
     graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
     built = dataclasses.replace(manifest, graphs=graphs)
-    artifact.save(built, root)
+    directory.save(built, root)
     return built
 
 
@@ -63,7 +63,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         backend=BACKEND,
         version=ort.__version__,
         compute=compute_name(),
-        files=(artifact.describe_file(root, target),),
+        files=(directory.describe_file(root, target),),
         plugins=op_versions(node.op_type for node in optimized.graph if node.domain == DOMAIN),
     )
     return dataclasses.replace(graph, engines=(*others, engine))

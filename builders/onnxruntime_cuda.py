@@ -18,8 +18,8 @@ from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE
 from enginewright.plugins.ops import DOMAIN, op_versions
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Engine, Graph, Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
@@ -30,7 +30,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
     """
     graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
     built = dataclasses.replace(manifest, graphs=graphs)
-    artifact.save(built, root)
+    directory.save(built, root)
     return built
 
 
@@ -46,7 +46,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         backend=ORT_BACKEND,
         version=ort.__version__,
         compute=ORT_COMPUTE,
-        files=(artifact.describe_file(root, target),),
+        files=(directory.describe_file(root, target),),
         plugins=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
     )
     others = tuple(e for e in graph.engines if e.backend != ORT_BACKEND)

@@ -29,8 +29,8 @@ from enginewright.builders.tensorrt_profiles import Profile, plan_profiles
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.plugins.tensorrt import open_tensorrt_library
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Engine, Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, File, Manifest
 from enginewright.runtime.errors import BuildError
 
 RTX = "tensorrt-rtx"
@@ -57,7 +57,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
         others = tuple(e for e in graph.engines if e.backend != backend)
         graphs[name] = dataclasses.replace(graph, engines=(*others, engine))
     built = dataclasses.replace(manifest, graphs=graphs)
-    artifact.save(built, root)
+    directory.save(built, root)
     return built
 
 
@@ -85,7 +85,7 @@ def _build_graph(
     trt: Any,
     backend: str,
     options: BackendOptions,
-) -> tuple[tuple[artifact.File, ...], dict[str, int]]:
+) -> tuple[tuple[File, ...], dict[str, int]]:
     """Build one graph; return the engine's files and its plugins' versions."""
     engines, graphs = root / "engines", root / "graphs"
     engines.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def _build_graph(
                 with _replacing(timing) as file:
                     file.write(memoryview(config.get_timing_cache().serialize()))
         kept = move_rewritten(model, scratch, graphs / f"{name}.{backend}.onnx") if options.strip_weights else []
-    return tuple(artifact.describe_file(root, path) for path in (target, *kept)), used
+    return tuple(directory.describe_file(root, path) for path in (target, *kept)), used
 
 
 def _open_library(used: dict[str, int]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from enginewright.runtime.artifact import Cache, Graph, Manifest, TensorSpec
+from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest, TensorSpec
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.tiles import EXACT_TILES, plan_step, plan_tiles
 

@@ -8,14 +8,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.triton.signature import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CPU = "onnxruntime"
-_MARK = f"1/{ENGINE}/{artifact.MANIFEST}"
+_MARK = f"1/{ENGINE}/{directory.MANIFEST}"
 
 _MODEL = '''"""Serves the engine beside this file; written by `enginewright triton`."""
 
@@ -67,18 +67,18 @@ def write_model(engine: Path, repository: Path, model: TritonModel, *, overwrite
         ArtifactError: no engine or a damaged one, or the folder exists and may not be overwritten.
         BuildError: a name that Triton does not take, or what the engine cannot serve.
     """
-    manifest = artifact.load(engine)
+    manifest = directory.load(engine)
     name = model.name or manifest.name
     if not _NAME.fullmatch(name):
         raise BuildError(f"name: got {name!r}, the engine's own, which cannot name a folder; pass --name")
     _check(engine, manifest, model)
     target = repository / name
-    with artifact.staged(target, overwrite=overwrite, mark=_MARK) as stage:
+    with directory.staged(target, overwrite=overwrite, mark=_MARK) as stage:
         (stage / "config.pbtxt").write_text(render_config(name, manifest, model))
         version = stage / "1"
         version.mkdir()
         (version / "model.py").write_text(_MODEL)
-        for path in (artifact.MANIFEST, *(file.path for file in manifest.files())):
+        for path in (directory.MANIFEST, *(file.path for file in manifest.files())):
             _link(engine / path, version / ENGINE / path)
     return target
 

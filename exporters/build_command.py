@@ -20,8 +20,8 @@ from enginewright.exporters.export import export
 from enginewright.exporters.methods import METHODS
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError
 
 DEFAULTS = Recipe()
@@ -91,9 +91,9 @@ def build(
     """
     builders.check_backend(backend, chosen)
     builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
-    artifact.check_output(output, overwrite=overwrite)
+    directory.check_output(output, overwrite=overwrite)
     try:
-        with artifact.staged(output, overwrite=overwrite) as root:
+        with directory.staged(output, overwrite=overwrite) as root:
             manifest = export(model, root, recipe)
             try:
                 return builders.build(root, manifest, backend, chosen)

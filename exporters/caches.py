@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes, tile_bytes
-from enginewright.runtime.artifact import CacheLayer
+from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
 
 Tensors = dict[str, torch.Tensor]

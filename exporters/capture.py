@@ -24,7 +24,7 @@ from enginewright.exporters.depth_attention import DepthMixer, Pair, read_depth_
 from enginewright.exporters.skeleton import Skeleton
 from enginewright.exporters.torch_export import export_module, traceable
 from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime.artifact import CacheLayer
+from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
 
 ATTENTION = "enginewright"

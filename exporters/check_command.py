@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginewright.builders.layer_check import compare_layers
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import load
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_layers(arguments: argparse.Namespace) -> int:
     """Compare layer by layer, and write reports/layers.json."""
-    report = compare_layers(arguments.engine, artifact.load(arguments.engine))
+    report = compare_layers(arguments.engine, directory.load(arguments.engine))
     first = report.first_beyond(arguments.layer_tolerance)
     found = {**dataclasses.asdict(report), "tolerance": arguments.layer_tolerance, "first": first and first.layer}
     path = arguments.engine / LAYERS_REPORT

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from enginewright.exporters.checkpoint_export import FORMATS, RECORD, check_methods, export_checkpoint, open_source
 from enginewright.exporters.methods import METHODS, Applied
 from enginewright.exporters.recipe import parse_method, read_recipe
-from enginewright.runtime import artifact
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import ExportError
 
 
@@ -41,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     output, applied = arguments.output, _methods(arguments)
     check_methods(applied)
-    artifact.check_output(output, overwrite=arguments.overwrite, mark=RECORD)
+    directory.check_output(output, overwrite=arguments.overwrite, mark=RECORD)
     checkpoint = open_source(arguments.model, output)
     try:
-        with artifact.staged(output, overwrite=arguments.overwrite, mark=RECORD) as root:
+        with directory.staged(output, overwrite=arguments.overwrite, mark=RECORD) as root:
             size = export_checkpoint(checkpoint, root, applied, arguments.format)
     except OSError as e:
         raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e

@@ -27,8 +27,8 @@ from enginewright.exporters.skeleton import build_skeleton
 from enginewright.exporters.version import package_version
 from enginewright.exporters.weights import to_initializers
 from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 DECODER = "graphs/decoder.onnx"
@@ -74,7 +74,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
-    artifact.save(manifest, root)
+    directory.save(manifest, root)
     return manifest
 
 
@@ -152,7 +152,7 @@ def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
 def _describe_graph(model: ir.Model, root: Path) -> Graph:
     path = root / DECODER
     return Graph(
-        files=tuple(artifact.describe_file(root, p) for p in (path, path.with_name(f"{path.name}.data"))),
+        files=tuple(directory.describe_file(root, p) for p in (path, path.with_name(f"{path.name}.data"))),
         inputs=tuple(_describe_value(value) for value in model.graph.inputs),
         outputs=tuple(_describe_value(value) for value in model.graph.outputs),
         ops=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
@@ -173,9 +173,9 @@ def _describe_weights(recipe: Recipe) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
 
 
-def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[artifact.File]:
+def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
     for source in checkpoint.tokenizer_files():
         target = root / "tokenizer" / source.name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
-        yield artifact.describe_file(root, target)
+        yield directory.describe_file(root, target)

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from enginewright.exporters.checkpoint import Checkpoint, read_json
 from enginewright.exporters.depth_attention import read_depth_attention
+from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.records import decode
 
 CONFIG, WEIGHTS = "clp_config.json", "clp_heads.safetensors"
 FORMAT = 1
@@ -138,7 +138,7 @@ def read_head_set(root: Path) -> HeadSet:
     if raw.get("format") != FORMAT:
         raise ExportError(f"{path}: got format {raw.get('format')!r}, expected {FORMAT}; train the heads again")
     try:
-        heads = decode(HeadSet, raw, str(path))
+        heads = parse(HeadSet, raw, str(path))
     except ValueError as e:
         raise ExportError(f"{e}; train the heads again") from e
     shape = heads.shape

@@ -10,8 +10,8 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.records import decode
 
 C = TypeVar("C")
 
@@ -43,7 +43,7 @@ def make_config(cls: type[C], options: dict[str, Any], where: str) -> C:
             raise ExportError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
     try:
         values = {key: _from_text(hints[key], value) for key, value in options.items()}
-        return decode(cls, values, where)
+        return parse(cls, values, where)
     except ValueError as e:
         raise ExportError(f"{e}; known keys: {', '.join(known)}") from e
 
@@ -62,5 +62,5 @@ def _from_text(hint: Any, value: Any) -> Any:
         try:
             return hint(value)
         except ValueError:
-            return value  # `decode` names the field and the type it expects
+            return value  # `parse` names the field and the type it expects
     return value

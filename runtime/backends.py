@@ -8,7 +8,7 @@ from typing import Protocol
 
 from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.plugins.tensorrt import EXTRAS
-from enginewright.runtime.artifact import Engine, Manifest
+from enginewright.runtime.artifact.manifest import Engine, Manifest
 from enginewright.runtime.dense_session import DenseSession
 from enginewright.runtime.errors import RequestError, UnsupportedError
 from enginewright.runtime.host import available_memory, physical_cores

@@ -9,7 +9,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.library import LibraryError
-from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.ort_graph import open_graph

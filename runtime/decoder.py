@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.request import Generation
 from enginewright.runtime.sampler import Logprobs, choose

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Manifest, TensorSpec
+from enginewright.runtime.artifact.manifest import Manifest, TensorSpec
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.plugins.ops import OPS
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Cache, Graph, Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.tiles import cache_bytes, request_bytes
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
-    manifest = artifact.load(Path(arguments.engine), verify=False)
+    manifest = directory.load(Path(arguments.engine), verify=False)
     limit = manifest.limits.max_context
     if arguments.context is not None and not 1 <= arguments.context <= limit:
         raise RequestError(f"--context: got {arguments.context}, expected 1 to {limit}, the engine's limit")

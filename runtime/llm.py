@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends import choose_backend
 from enginewright.runtime.decoder import open_decoder
 from enginewright.runtime.detokenizer import Detokenizer
@@ -60,7 +60,7 @@ def load(
         RequestError: a parameter is out of range.
     """
     root = Path(path)
-    manifest = artifact.load(root, verify=verify)
+    manifest = directory.load(root, verify=verify)
     _check_manifest(root, manifest)
     decoder = open_decoder(manifest)
     tokenizer = Tokenizer.load(root, manifest)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.dense_session import PER_CALL, DenseCall, cache_shapes
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.ort_session import aligned_zeros, open_on_cpu

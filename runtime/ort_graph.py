@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.ops import OPS
-from enginewright.runtime.artifact import Engine, Graph
+from enginewright.runtime.artifact.manifest import Engine, Graph
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.ort_errors import LOAD_ERRORS
 

@@ -12,7 +12,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.host import compute_name
 from enginewright.runtime.huge_pages import huge_pages

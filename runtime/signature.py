@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enginewright.plugins.ops import OPS
-from enginewright.runtime.artifact import Graph, Manifest, TensorSpec
+from enginewright.runtime.artifact.manifest import Graph, Manifest, TensorSpec
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.tiles import EXACT_TILES, Capacity, TileTables
 

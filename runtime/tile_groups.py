@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import CacheLayer
+from enginewright.runtime.artifact.manifest import CacheLayer
 
 Ints = NDArray[np.int64]
 Table = NDArray[np.int32]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Cache, CacheLayer
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 from enginewright.runtime.prefixes import Prefix, Prefixes
 from enginewright.runtime.tile_groups import TileGroup
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.chat_template import ChatTemplate
 from enginewright.runtime.errors import ArtifactError, RequestError
 

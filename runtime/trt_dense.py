@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.dense_session import PER_CALL, DenseCall, cache_shapes
 from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory

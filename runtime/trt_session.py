@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from enginewright.runtime.artifact import Graph, Manifest
+from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.cuda_runtime import CudaRuntime
 from enginewright.runtime.device_memory import DeviceMemory
 from enginewright.runtime.errors import RequestError

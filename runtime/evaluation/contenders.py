@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tokenizers
 
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ def open_contenders(paths: Sequence[str], reference: str | None) -> list[Contend
 
 
 def _open(root: Path, name: str) -> Contender:
-    manifest = artifact.load(root, verify=True)  # now, so that a damaged file is not met after hours
+    manifest = directory.load(root, verify=True)  # now, so that a damaged file is not met after hours
     tokenizer = Tokenizer.load(root, manifest)
     if tokenizer is None:
         raise RequestError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from cache_codecs import Codec
 from quantised_cache import CHUNK, QuantisedSession, open_quantised
 
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.answers import Answers, ask
 from enginewright.runtime.evaluation.intervals import Estimate

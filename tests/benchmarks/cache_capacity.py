@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from enginewright.runtime import Sampling, artifact, load
+from enginewright.runtime import Sampling, load
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.engine import StepTiming
 from enginewright.runtime.tiles import cache_bytes, request_bytes
 
@@ -39,7 +40,7 @@ def main() -> int:
 
 def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
     """Serve as many requests as `memory` holds, all at once, and return their number."""
-    cache = artifact.load(engine, verify=False).cache
+    cache = directory.load(engine, verify=False).cache
     count = memory // request_bytes(cache, tokens)
     together = computed = 0
 

@@ -34,7 +34,8 @@ from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.ops import DOMAIN
-from enginewright.runtime import artifact, load
+from enginewright.runtime import load
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.session import PackedStep
 
@@ -85,7 +86,7 @@ def make_engines(checkpoint: Path, work: Path, weights: str, stride: int | None)
     for name, model in (("plain", checkpoint), ("mixed", source)):
         if not (work / name).exists():
             build(str(model), work / name, Recipe(weights=parse_weights(weights)), "onnxruntime")
-    plain, mixed = (artifact.load(work / name).graphs["decoder"].files[1] for name in ("plain", "mixed"))
+    plain, mixed = (directory.load(work / name).graphs["decoder"].files[1] for name in ("plain", "mixed"))
     assert plain.sha256 == mixed.sha256, "the engines' weights differ"
     (work / "mixed" / mixed.path).unlink()
     (work / "mixed" / mixed.path).hardlink_to(work / "plain" / plain.path)
@@ -137,7 +138,7 @@ def report(times: np.ndarray) -> None:
 
 def nodes_alone(root: Path, threads: int) -> tuple[int, float]:
     """How many DepthMix nodes the engine in `root` has, and the best seconds of running them without anything else."""
-    graph = ir.load(root / artifact.load(root, verify=False).graphs["decoder"].files[0].path).graph
+    graph = ir.load(root / directory.load(root, verify=False).graphs["decoder"].files[0].path).graph
     mixes = [node for node in graph if node.op_type == "DepthMix"]
     infos, nodes, feeds = [], [], {}
     for number, node in enumerate(mixes):

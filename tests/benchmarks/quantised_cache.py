@@ -19,7 +19,7 @@ from cache_codecs import Codec, Floats
 from numpy.typing import NDArray
 
 from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.llm import LLM, load
 from enginewright.runtime.ort_session import OrtSession

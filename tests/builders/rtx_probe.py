@@ -26,12 +26,12 @@ from enginewright.builders.rows_tensor import save_rewritten
 from enginewright.builders.tensorrt import rewrite
 from enginewright.builders.tensorrt_network import PlanBuilder
 from enginewright.builders.tensorrt_profiles import plan_profiles
-from enginewright.runtime import artifact
+from enginewright.runtime.artifact.directory import load
 
 
 def probe(root: Path) -> dict[str, Any]:
     """Parse the decoder of `root`; return its layers, inputs, and the profiles as TensorRT gives them back."""
-    manifest = artifact.load(root)
+    manifest = load(root)
     graph = manifest.graphs["decoder"]
     model = ir.load(root / graph.files[0].path)
     stream = find_residual_stream(model.graph, len(manifest.cache.layers))

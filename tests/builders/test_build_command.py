@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from families import make_model
 
-from enginewright.runtime import artifact, cli
+from enginewright.runtime import cli
+from enginewright.runtime.artifact import directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ def engine(built: Path, tmp_path: Path) -> Path:
 @pytest.mark.native
 @pytest.mark.slow
 def test_build_writes_an_engine(built: Path) -> None:
-    manifest = artifact.load(built)
+    manifest = directory.load(built)
     assert (manifest.limits.max_batch, manifest.limits.max_context, manifest.cache.kv_bits) == (3, 64, 32)
     assert [e.backend for e in manifest.graphs["decoder"].engines] == ["onnxruntime"]
     assert manifest.model.family == "qwen2" and manifest.model.eos_token_ids == (2,)
@@ -90,7 +91,7 @@ def test_an_engine_is_replaced_only_when_told(
     assert f"{engine}: exists; pass --overwrite" in capsys.readouterr().err
     assert snapshot(engine) == before
     assert cli.main([*arguments, "--overwrite"]) == 0
-    assert artifact.load(engine).cache.kv_bits == 16
+    assert directory.load(engine).cache.kv_bits == 16
     assert os.listdir(engine.parent) == ["engine"]
 
 
@@ -167,7 +168,7 @@ def test_check_tells_whose_engine_it_is(
     report = json.loads(capsys.readouterr().out)
     assert "max error" in report["failures"][0]
     assert json.loads((engine / "reports/parity.json").read_text()) == report
-    artifact.load(engine)  # reports are not part of what is checked
+    directory.load(engine)  # reports are not part of what is checked
 
 
 @pytest.mark.native

@@ -15,7 +15,8 @@ from families import save_checkpoint
 
 from enginewright import builders
 from enginewright.builders import tensorrt
-from enginewright.runtime import artifact, cli
+from enginewright.runtime import cli
+from enginewright.runtime.artifact import directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ def test_without_torch(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert f"{root / 'engines/decoder.onnxruntime.onnx'}: " in done.stdout
-    (engine,) = artifact.load(root).graphs["decoder"].engines
+    (engine,) = directory.load(root).graphs["decoder"].engines
     assert engine.backend == "onnxruntime"
 
 
@@ -88,7 +89,7 @@ def test_build_where_tensorrt_is_missing(tmp_path: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert "got no Python package tensorrt" in error and "pip install 'enginewright[tensorrt]'" in error
     assert f"enginewright compile DIR --backend tensorrt {' '.join(options)}" in error
-    manifest = artifact.load(output)
+    manifest = directory.load(output)
     assert manifest.graphs["decoder"].engines == () and manifest.limits.max_batch == 2
     assert cli.main(["compile", str(output), "--backend", "tensorrt", *options]) == 2
     assert "got no Python package tensorrt" in capsys.readouterr().err
@@ -124,4 +125,4 @@ def test_target_errors_are_for_build_alone(root: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tensorrt, "build", refuse)
     with pytest.raises(builders.TargetError, match="no GPU"):
-        builders.build(root, dataclasses.replace(artifact.load(root), weights={"kind": "float16"}), "tensorrt")
+        builders.build(root, dataclasses.replace(directory.load(root), weights={"kind": "float16"}), "tensorrt")

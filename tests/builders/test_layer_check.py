@@ -22,7 +22,8 @@ from enginewright.builders.residual_stream import find_residual_stream
 from enginewright.builders.rows_tensor import RowsTensor
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_weights
-from enginewright.runtime import artifact, cli
+from enginewright.runtime import cli
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import BuildError, UnsupportedError
 
 pytest.importorskip("polygraphy")
@@ -71,7 +72,7 @@ class TestStream:
 
 def test_equal_but_for_rounding(root: Path) -> None:
     before = {path.name for path in (root / "graphs").iterdir()}
-    report = compare_layers(root, artifact.load(root))
+    report = compare_layers(root, directory.load(root))
     assert "under ONNX Runtime" in report.compared
     assert [each.layer for each in report.layers] == [-1, 0, 1, 2]
     assert report.layers[0].max_error == 0, "the table holds what the codes stand for"
@@ -94,7 +95,7 @@ def test_a_difference_is_seen_where_it_begins(root: Path, monkeypatch: pytest.Mo
 
     plain = layer_check.rewrite
     monkeypatch.setattr(layer_check, "rewrite", wrong)
-    report = compare_layers(root, artifact.load(root))
+    report = compare_layers(root, directory.load(root))
     first = report.first_beyond(0.02)
     assert first is not None and first.layer == 1
     assert "layer 1" in report.table(0.02) and "<- first" in report.table(0.02).splitlines()[4]
@@ -129,7 +130,7 @@ class TestCommand:
     def test_without_polygraphy(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(UnsupportedError, match="got no Python package polygraphy"):
-            compare_layers(root, artifact.load(root))
+            compare_layers(root, directory.load(root))
 
     def test_without_torch(self, root: Path, tmp_path: Path) -> None:
         (tmp_path / "path").mkdir()

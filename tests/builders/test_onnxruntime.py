@@ -13,8 +13,8 @@ import pytest
 
 from enginewright import builders
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.host import compute_name
 
@@ -29,7 +29,7 @@ def root(exported: Path, tmp_path: Path) -> Path:
 
 def build(root: Path) -> Manifest:
     """Build for ONNX Runtime."""
-    return builders.build(root, artifact.load(root), "onnxruntime")
+    return builders.build(root, directory.load(root), "onnxruntime")
 
 
 def run(path: Path, manifest: Manifest, tokens: list[int]) -> np.ndarray:
@@ -60,7 +60,7 @@ def run(path: Path, manifest: Manifest, tokens: list[int]) -> np.ndarray:
 class TestBuild:
     def test_records_what_it_depends_on(self, root: Path) -> None:
         manifest = build(root)
-        assert artifact.load(root) == manifest
+        assert directory.load(root) == manifest
         (engine,) = manifest.graphs["decoder"].engines
         assert (engine.backend, engine.version, engine.compute) == ("onnxruntime", ort.__version__, compute_name())
         assert manifest.graphs["decoder"].ops == {"GreedySample": 1, "PagedAttention": 1}
@@ -93,14 +93,14 @@ class TestBuild:
     def test_an_engine_can_be_moved(self, root: Path, tmp_path: Path) -> None:
         build(root)
         moved = root.rename(tmp_path / "elsewhere")
-        assert np.isfinite(run(moved / ENGINE, artifact.load(moved), [3, 4])).all()
+        assert np.isfinite(run(moved / ENGINE, directory.load(moved), [3, 4])).all()
 
     def test_building_again_replaces(self, root: Path) -> None:
         first = build(root)
         stale = dataclasses.replace(first.graphs["decoder"].engines[0], version="0.1")
         other = dataclasses.replace(stale, backend="other")
         graph = dataclasses.replace(first.graphs["decoder"], engines=(stale, other))
-        artifact.save(dataclasses.replace(first, graphs={"decoder": graph}), root)
+        directory.save(dataclasses.replace(first, graphs={"decoder": graph}), root)
         again = build(root)
         assert {e.backend: e.version for e in again.graphs["decoder"].engines} == {
             "other": "0.1",
@@ -120,12 +120,12 @@ def test_without_the_library_the_error_says_so(root: Path, monkeypatch: pytest.M
     monkeypatch.setattr("enginewright.builders.onnxruntime.ort_library", missing)
     with pytest.raises(BuildError, match="install a C"):
         build(root)
-    assert artifact.load(root).graphs["decoder"].engines == ()
+    assert directory.load(root).graphs["decoder"].engines == ()
 
 
 @pytest.mark.native
 def test_a_graph_that_onnxruntime_refuses(root: Path) -> None:
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     path = root / "graphs/decoder.onnx"
     model = ir.load(path)
     node = next(node for node in model.graph if node.op_type == "PagedAttention")
@@ -138,4 +138,4 @@ def test_a_graph_that_onnxruntime_refuses(root: Path) -> None:
 
 def test_unknown_backends_list_the_known(root: Path) -> None:
     with pytest.raises(BuildError, match=r"unknown backend 'tensorflow'; known: onnxruntime"):
-        builders.build(root, artifact.load(root), "tensorflow")
+        builders.build(root, directory.load(root), "tensorflow")

@@ -14,7 +14,7 @@ from families import save_checkpoint
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.ops import CLP_EMIT
-from enginewright.runtime import artifact
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import BuildError
 
 ENGINE = "engines/decoder.onnxruntime-cuda.onnx"
@@ -65,7 +65,7 @@ def test_computes_in_the_narrow_type(dtype: str, weights: str, checkpoint: Path,
 
 def test_the_manifest_says_what_it_is(checkpoint: Path, tmp_path: Path) -> None:
     make(checkpoint, tmp_path / "engine", dtype="bfloat16", apply=(parse_method("kvarn"),))
-    manifest = artifact.load(tmp_path / "engine")
+    manifest = directory.load(tmp_path / "engine")
     (engine,) = manifest.graphs["decoder"].engines
     assert (engine.backend, engine.compute) == ("onnxruntime-cuda", "cuda-sm_80+")
     assert engine.plugins == {"GreedySample": 1, "KVarNAttention": 1, "SplitQkv": 1}

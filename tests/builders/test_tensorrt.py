@@ -25,8 +25,8 @@ from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import OPS, op_versions
 from enginewright.plugins.tensorrt import TensorRTLibrary
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.llm import plan_capacity
 from enginewright.runtime.padded_buffers import with_spares
@@ -76,7 +76,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def build(source: Path, place: Path, **options: Any) -> tuple[Path, Manifest]:
     """Build a copy of `source` in `place`."""
     root = Path(shutil.copytree(source, place / "engine"))
-    return root, builders.build(root, artifact.load(root), "tensorrt", BackendOptions(**options))
+    return root, builders.build(root, directory.load(root), "tensorrt", BackendOptions(**options))
 
 
 def listing(root: Path) -> set[str]:
@@ -95,7 +95,7 @@ def check_as_plugins(model: onnx.ModelProto) -> None:
 class TestPacked:
     def test_the_engine_says_what_it_depends_on(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         root, manifest = build(packed, tmp_path)
-        assert artifact.load(root) == manifest
+        assert directory.load(root) == manifest
         (engine,) = manifest.graphs["decoder"].engines
         assert (engine.backend, engine.version, engine.compute) == ("tensorrt", "11.1.0", "sm_90")
         assert engine.plugins == {"GreedySample": 1, "PagedAttention": 1, "SplitQkv": 1}
@@ -157,7 +157,7 @@ class TestPacked:
         fake.plan = [b"another plan"]
         second = builders.build(root, dataclasses.replace(first, graphs={"decoder": graph}), "tensorrt")
         assert [engine.backend for engine in second.graphs["decoder"].engines] == ["other", "tensorrt"]
-        assert (root / PLAN).read_bytes() == b"another plan" and artifact.load(root) == second
+        assert (root / PLAN).read_bytes() == b"another plan" and directory.load(root) == second
 
 
 class TestOptions:
@@ -211,7 +211,7 @@ def fails(source: Path, place: Path, error: type[BaseException], match: str, **o
     root = Path(shutil.copytree(source, place / "engine"))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(error, match=match):
-        builders.build(root, artifact.load(root), "tensorrt", BackendOptions(**options))
+        builders.build(root, directory.load(root), "tensorrt", BackendOptions(**options))
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
@@ -313,11 +313,11 @@ class TestRefusals:
     def refuse(self, root: Path, backend: str, match: str) -> None:
         before = listing(root)
         with pytest.raises(BuildError, match=match) as caught:
-            builders.build(root, artifact.load(root), backend)
+            builders.build(root, directory.load(root), backend)
         assert not isinstance(caught.value, builders.TargetError) and listing(root) == before
 
     def test_inputs_that_nobody_feeds(self, packed: Path, fake: Fake) -> None:
-        manifest = artifact.load(packed)
+        manifest = directory.load(packed)
         graph = manifest.graphs["decoder"]
         spec = dataclasses.replace(graph.inputs[0], name="pixels")
         odd = dataclasses.replace(graph, inputs=(*graph.inputs, spec))
@@ -387,7 +387,7 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("source", ["packed", "packed_int4"])
 def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request: pytest.FixtureRequest) -> None:
     """The runtime's own sizes for that chunk, with the tile and the slot it adds, and not one more of any."""
-    manifest = artifact.load(request.getfixturevalue(source))
+    manifest = directory.load(request.getfixturevalue(source))
     options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
     capacity = plan_capacity(manifest, 1 << 40, **options)
     shapes = with_spares(input_shapes(manifest, TileTables(manifest.cache, capacity), capacity))

@@ -18,7 +18,7 @@ from families import FAMILIES, save_checkpoint
 
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_weights
-from enginewright.runtime import artifact
+from enginewright.runtime.artifact import directory
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow]
 
@@ -85,7 +85,7 @@ def test_ahead_of_time_for_three_gpus(family: str, exported: Maker, compiled: Ma
 
     source = exported(family)
     root = compiled(source, "--compute", "sm_86,sm_89,sm_120")
-    manifest = artifact.load(root)  # with every file's sum
+    manifest = directory.load(root)  # with every file's sum
     (engine,) = manifest.graphs["decoder"].engines
     assert (engine.backend, engine.version) == ("tensorrt-rtx", tensorrt_rtx.__version__)
     assert engine.compute == "sm_86+sm_89+sm_120" and engine.plugins == {}
@@ -99,7 +99,7 @@ def test_ahead_of_time_for_three_gpus(family: str, exported: Maker, compiled: Ma
 @pytest.mark.parametrize(("family", "dtype"), [("qwen3", "bfloat16"), ("qwen2", "float32"), ("mistral", "float16")])
 def test_other_types_and_sliding_windows(family: str, dtype: str, exported: Maker, compiled: Maker) -> None:
     root = compiled(exported(family, dtype), "--prefill-chunk", "32", "--weight-streaming")
-    (engine,) = artifact.load(root).graphs["decoder"].engines
+    (engine,) = directory.load(root).graphs["decoder"].engines
     assert engine.compute == "sm_80+"
 
 
@@ -131,7 +131,7 @@ def probes(exported: Maker, environment: dict[str, str]) -> dict[str, Any]:
 def test_every_family_is_parsed(family: str, probes: dict[str, Any], exported: Maker) -> None:
     probe = probes[family]
     name, _, weights = family.partition(", ")
-    manifest = artifact.load(exported(name, weights=weights or "float32"))
+    manifest = directory.load(exported(name, weights=weights or "float32"))
     graph, layers = manifest.graphs["decoder"], len(manifest.cache.layers)
     assert probe["domains"] == [""] and len(set(probe["stream"])) == layers + 1
     assert probe["inputs"] == {
@@ -186,7 +186,7 @@ def test_what_the_parser_refuses(exported: Maker, environment: dict[str, str], t
 def _describe_again(root: Path) -> None:
     """Let the manifest name the graph as it is now."""
     raw = json.loads((root / "manifest.json").read_text())
-    file = artifact.describe_file(root, root / "graphs/decoder.onnx")
+    file = directory.describe_file(root, root / "graphs/decoder.onnx")
     raw["graphs"]["decoder"]["files"][0] |= {"size": file.size, "sha256": file.sha256}
     (root / "manifest.json").write_text(json.dumps(raw))
 
@@ -202,5 +202,5 @@ def test_from_a_checkpoint_in_one_command(exported: Maker, environment: dict[str
         environment, *build, *sizes, "--backend", "tensorrt-rtx", "--compute", "sm_86", "--optimization-level", "1"
     )
     assert done.returncode == 0, done.stderr
-    (engine,) = artifact.load(tmp_path / "engine").graphs["decoder"].engines
+    (engine,) = directory.load(tmp_path / "engine").graphs["decoder"].engines
     assert engine.compute == "sm_86"

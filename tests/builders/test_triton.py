@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from enginewright.builders.triton import TritonModel, render_config, write_model
-from enginewright.runtime import artifact, cli
+from enginewright.runtime import cli
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine
 from enginewright.runtime.errors import ArtifactError, BuildError
 from enginewright.runtime.triton.signature import INPUTS, OUTPUTS
 
@@ -22,10 +24,10 @@ def files_under(root: Path) -> set[str]:
 
 def test_the_repository_holds_the_whole_engine(exported: Path, tmp_path: Path) -> None:
     target = write_model(exported, tmp_path / "repo", TritonModel(name="a-model.1"))
-    manifest = artifact.load(exported)
+    manifest = directory.load(exported)
     engine = {f"1/engine/{file.path}" for file in manifest.files()}
     assert files_under(target) == {"config.pbtxt", "1/model.py", "1/engine/manifest.json", *engine}
-    assert artifact.load(target / "1/engine") == manifest
+    assert directory.load(target / "1/engine") == manifest
     data = manifest.graphs["decoder"].files[-1].path
     assert (target / "1/engine" / data).stat().st_ino == (exported / data).stat().st_ino, "linked, not copied"
     assert target == tmp_path / "repo/a-model.1"
@@ -40,11 +42,11 @@ def test_files_are_copied_where_links_cannot_be_made(
 
     monkeypatch.setattr(os, "link", refuse)
     target = write_model(exported, tmp_path, TritonModel(name="copied"))
-    assert artifact.load(target / "1/engine") == artifact.load(exported)
+    assert directory.load(target / "1/engine") == directory.load(exported)
 
 
 def test_the_config_declares_the_signature(exported: Path) -> None:
-    manifest = artifact.load(exported)
+    manifest = directory.load(exported)
     text = render_config("m", manifest, TritonModel(instances=2, max_queue=0, threads=1, cache_tokens=4096))
     for port in INPUTS:
         dims = list(port.dims)
@@ -56,7 +58,7 @@ def test_the_config_declares_the_signature(exported: Path) -> None:
     for name, value in (("max_queue", 0), ("threads", 1), ("cache_tokens", 4096)):
         assert f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}' in text
     assert "prefill_chunk" not in text
-    engine = artifact.Engine(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
+    engine = Engine(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
     batched = render_config("m", manifest, TritonModel(openai=True))
     assert "max_batch_size: 1" in batched and '"max_tokens" data_type: TYPE_INT32 dims: [1] optional' in batched
     assert "max_batch_size: 0" in text and "TYPE_INT32" not in text and "TYPE_INT64" not in batched
@@ -116,7 +118,7 @@ def test_numbers_out_of_range(options: dict[str, int], message: str) -> None:
 
 
 def test_what_the_engine_cannot_serve(exported: Path, tmp_path: Path) -> None:
-    limit = artifact.load(exported).limits.max_batch
+    limit = directory.load(exported).limits.max_batch
     with pytest.raises(BuildError, match=f"expected 1 to {limit}, the engine's limit"):
         write_model(exported, tmp_path / "repo", TritonModel(max_batch=limit + 1))
     with pytest.raises(BuildError, match="backend: got 'tensorrt', expected one of onnxruntime, which"):
@@ -124,10 +126,10 @@ def test_what_the_engine_cannot_serve(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="expected an engine directory"):
         write_model(tmp_path, tmp_path / "repo", TritonModel())
     broken = shutil.copytree(exported, tmp_path / "broken")
-    artifact.save(dataclasses.replace(artifact.load(broken), graphs={}), broken)
+    directory.save(dataclasses.replace(directory.load(broken), graphs={}), broken)
     with pytest.raises(BuildError, match="expected one named 'decoder'"):
         write_model(broken, tmp_path / "repo", TritonModel(name="m"))
-    artifact.save(dataclasses.replace(artifact.load(exported), name="a/b"), broken)
+    directory.save(dataclasses.replace(directory.load(exported), name="a/b"), broken)
     with pytest.raises(BuildError, match="pass --name"):
         write_model(broken, tmp_path / "repo", TritonModel())
     assert not (tmp_path / "repo").exists()

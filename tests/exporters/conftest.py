@@ -15,7 +15,7 @@ from fixtures import CheckpointMaker, EngineMaker
 
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other cost more than they share
 

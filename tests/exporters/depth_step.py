@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 
 Pool = tuple[np.ndarray, np.ndarray]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginewright.exporters.recipe import Recipe
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 
 CheckpointMaker = Callable[[str], Path]
 EngineMaker = Callable[[Path, Recipe], tuple[Path, Manifest]]

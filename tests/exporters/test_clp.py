@@ -23,7 +23,7 @@ from enginewright.exporters.precision import quantize_rows
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.oracles.clp_emit import clp_emit
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError
 
 

@@ -21,7 +21,7 @@ from enginewright.exporters.methods.clp import Config
 from enginewright.exporters.parity import load_reference
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import LLM, Completion, Sampling, load
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.session import Outputs, PackedStep
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]

@@ -30,7 +30,7 @@ from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.plugins.oracles.depth_mix import depth_mix
 from enginewright.runtime import Sampling
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from enginewright.runtime.llm import load

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from enginewright.exporters import precision
 from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks, quantize_rows
 from enginewright.exporters.recipe import Recipe
-from enginewright.runtime.artifact import Manifest
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.llm import load
 

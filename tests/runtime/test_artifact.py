@@ -14,8 +14,18 @@ from typing import Any
 
 import pytest
 
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Cache, CacheLayer, Engine, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import (
+    FORMAT,
+    Cache,
+    CacheLayer,
+    Engine,
+    Graph,
+    Limits,
+    Manifest,
+    Model,
+    TensorSpec,
+)
 from enginewright.runtime.errors import ArtifactError
 
 
@@ -25,7 +35,7 @@ def write_engine(root: Path, content: bytes = b"graph") -> Manifest:
     for name, data in {"graphs/g.onnx": content, "engines/g.ort.onnx": b"engine", "tokenizer/t.json": b"{}"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-        files[name] = artifact.describe_file(root, root / name)
+        files[name] = directory.describe_file(root, root / name)
     pool = TensorSpec(name="kv.0.tiles", dtype="int8", shape=("tiles", 64))
     graph = Graph(
         files=(files["graphs/g.onnx"],),
@@ -50,7 +60,7 @@ def write_engine(root: Path, content: bytes = b"graph") -> Manifest:
         applied=({"name": "lora", "path": "p", "weight": 0.5},),
         tokenizer=(files["tokenizer/t.json"],),
     )
-    artifact.save(manifest, root)
+    directory.save(manifest, root)
     return manifest
 
 
@@ -61,7 +71,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest's JSON in place."""
-    path = root / artifact.MANIFEST
+    path = root / directory.MANIFEST
     raw = json.loads(path.read_text())
     change(raw)
     path.write_text(json.dumps(raw))
@@ -78,36 +88,36 @@ def engine(tmp_path: Path) -> Path:
 class TestLoad:
     def test_round_trip(self, tmp_path: Path) -> None:
         written = write_engine(tmp_path)
-        assert artifact.load(tmp_path) == written
-        assert (tmp_path / artifact.MANIFEST).stat().st_mode & 0o777 == 0o644
+        assert directory.load(tmp_path) == written
+        assert (tmp_path / directory.MANIFEST).stat().st_mode & 0o777 == 0o644
         assert [file.path for file in written.files()] == ["graphs/g.onnx", "engines/g.ort.onnx", "tokenizer/t.json"]
 
     def test_directory_without_a_manifest(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"got no manifest.json.*enginewright build"):
-            artifact.load(tmp_path)
+            directory.load(tmp_path)
         with pytest.raises(ArtifactError, match=r"got no manifest.json"):
-            artifact.load(tmp_path / "nowhere")
+            directory.load(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"format": 1,}'])
     def test_broken_json(self, engine: Path, text: bytes) -> None:
-        (engine / artifact.MANIFEST).write_bytes(text)
+        (engine / directory.MANIFEST).write_bytes(text)
         with pytest.raises(ArtifactError, match=r"manifest.json: not valid JSON .*build the engine again"):
-            artifact.load(engine)
+            directory.load(engine)
 
     @pytest.mark.parametrize(
         ("found", "fix"),
-        [(artifact.FORMAT + 1, "upgrade"), (0, "build"), ("1", "build"), (None, "build"), (True, "")],
+        [(FORMAT + 1, "upgrade"), (0, "build"), ("1", "build"), (None, "build"), (True, "")],
     )
     def test_other_formats_name_both_and_the_fix(self, engine: Path, found: object, fix: str) -> None:
         edit(engine, lambda raw: raw.update(format=found))
         with pytest.raises(ArtifactError, match=rf"got (format )?{found!r}, expected .*{fix}"):
-            artifact.load(engine)
+            directory.load(engine)
 
     @pytest.mark.parametrize("text", ["[]", '"engine"', "null"])
     def test_json_that_is_no_object(self, engine: Path, text: str) -> None:
-        (engine / artifact.MANIFEST).write_text(text)
+        (engine / directory.MANIFEST).write_text(text)
         with pytest.raises(ArtifactError, match="got format None, expected 1"):
-            artifact.load(engine)
+            directory.load(engine)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -122,7 +132,7 @@ class TestLoad:
     def test_wrong_keys_are_named(self, engine: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
         edit(engine, change)
         with pytest.raises(ArtifactError, match=message):
-            artifact.load(engine)
+            directory.load(engine)
 
     @pytest.mark.parametrize("name", ["graphs/g.onnx", "engines/g.ort.onnx", "tokenizer/t.json"])
     def test_every_named_file_is_checked(self, engine: Path, name: str) -> None:
@@ -130,14 +140,14 @@ class TestLoad:
         whole = path.read_bytes()
         path.write_bytes(whole + b"x")
         with pytest.raises(ArtifactError, match=rf"{name}: got {len(whole) + 1} bytes, expected {len(whole)}"):
-            artifact.load(engine)
+            directory.load(engine)
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(ArtifactError, match=rf"{name}: content differs .*sha256"):
-            artifact.load(engine)
-        artifact.load(engine, verify=False)  # sizes only
+            directory.load(engine)
+        directory.load(engine, verify=False)  # sizes only
         path.unlink()
         with pytest.raises(ArtifactError, match=rf"{name}: named in manifest.json but missing"):
-            artifact.load(engine, verify=False)
+            directory.load(engine, verify=False)
 
     @pytest.mark.parametrize("escape", ["../outside", "/etc/hostname", "graphs/../../outside", "link"])
     def test_paths_stay_inside(self, engine: Path, escape: str) -> None:
@@ -145,12 +155,12 @@ class TestLoad:
         (engine / "link").symlink_to(engine.parent / "outside")
         edit(engine, lambda raw: raw["tokenizer"][0].update(path=escape, size=6))
         with pytest.raises(ArtifactError, match="outside the engine directory"):
-            artifact.load(engine, verify=False)
+            directory.load(engine, verify=False)
 
     def test_a_path_that_no_file_can_have(self, engine: Path) -> None:
         edit(engine, lambda raw: raw["tokenizer"][0].update(path="a\0b"))
         with pytest.raises(ArtifactError):
-            artifact.load(engine)
+            directory.load(engine)
 
 
 class TestSave:
@@ -162,25 +172,25 @@ class TestSave:
 
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(OSError):
-            artifact.save(dataclasses.replace(artifact.load(engine), name="new"), engine)
+            directory.save(dataclasses.replace(directory.load(engine), name="new"), engine)
         assert contents(engine) == before
 
 
 class TestStaged:
     def test_success(self, tmp_path: Path) -> None:
         output = tmp_path / "deep" / "er" / "engine"
-        with artifact.staged(output, overwrite=False) as root:
+        with directory.staged(output, overwrite=False) as root:
             assert not output.exists() and not any(root.iterdir())
             manifest = write_engine(root)
-        assert artifact.load(output) == manifest
+        assert directory.load(output) == manifest
         assert output.stat().st_mode & 0o777 == 0o755
         assert os.listdir(output.parent) == ["engine"]
 
     def test_an_empty_directory_is_filled(self, tmp_path: Path) -> None:
         (tmp_path / "engine").mkdir()
-        with artifact.staged(tmp_path / "engine", overwrite=False) as root:
+        with directory.staged(tmp_path / "engine", overwrite=False) as root:
             write_engine(root)
-        artifact.load(tmp_path / "engine")
+        directory.load(tmp_path / "engine")
         assert os.listdir(tmp_path) == ["engine"]
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -188,7 +198,7 @@ class TestStaged:
         self, engine: Path, error: type[BaseException]
     ) -> None:
         before = contents(engine.parent)
-        with pytest.raises(error), artifact.staged(engine, overwrite=True) as root:
+        with pytest.raises(error), directory.staged(engine, overwrite=True) as root:
             write_engine(root, b"new")
             raise error
         assert contents(engine.parent) == before
@@ -196,7 +206,7 @@ class TestStaged:
 
     def test_failure_leaves_no_new_parent(self, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
-        with pytest.raises(RuntimeError), artifact.staged(tmp_path / "kept/a/b/engine", overwrite=False) as root:
+        with pytest.raises(RuntimeError), directory.staged(tmp_path / "kept/a/b/engine", overwrite=False) as root:
             write_engine(root)
             raise RuntimeError
         assert os.listdir(tmp_path) == ["kept"] and not os.listdir(tmp_path / "kept")
@@ -204,14 +214,14 @@ class TestStaged:
     def test_overwrite_replaces_everything(self, engine: Path) -> None:
         (engine / "reports").mkdir()
         (engine / "reports/old.json").write_text("{}")
-        with artifact.staged(engine, overwrite=True) as root:
+        with directory.staged(engine, overwrite=True) as root:
             write_engine(root, b"new")
         assert (engine / "graphs/g.onnx").read_bytes() == b"new"
         assert not (engine / "reports").exists()
         assert os.listdir(engine.parent) == ["engine"]
 
     def test_an_engine_is_replaced_only_when_told(self, engine: Path) -> None:
-        with pytest.raises(ArtifactError, match=r"exists; pass --overwrite"), artifact.staged(engine, overwrite=False):
+        with pytest.raises(ArtifactError, match=r"exists; pass --overwrite"), directory.staged(engine, overwrite=False):
             pytest.fail("the block must not run")
         assert os.listdir(engine.parent) == ["engine"]
 
@@ -224,7 +234,7 @@ class TestStaged:
         else:
             output.mkdir()
             (output / "thesis.txt").write_text("mine")
-        with pytest.raises(ArtifactError, match="exists"), artifact.staged(output, overwrite=overwrite):
+        with pytest.raises(ArtifactError, match="exists"), directory.staged(output, overwrite=overwrite):
             pytest.fail("the block must not run")
         assert "mine" in "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
         assert os.listdir(tmp_path) == ["mine"]
@@ -232,7 +242,7 @@ class TestStaged:
     def test_a_link_to_an_engine_keeps_being_a_link(self, engine: Path, tmp_path: Path) -> None:
         link = tmp_path / "current"
         link.symlink_to(engine)
-        with artifact.staged(link, overwrite=True) as root:
+        with directory.staged(link, overwrite=True) as root:
             write_engine(root, b"new")
         assert link.is_symlink() and (engine / "graphs/g.onnx").read_bytes() == b"new"
         assert sorted(os.listdir(tmp_path)) == ["current", "place"]
@@ -250,7 +260,7 @@ class TestStaged:
                 raise OSError(5, "Input/output error")
             replace(source, target)
 
-        with pytest.raises(OSError), artifact.staged(engine, overwrite=True) as root:
+        with pytest.raises(OSError), directory.staged(engine, overwrite=True) as root:
             write_engine(root, b"new")
             monkeypatch.setattr(os, "replace", fail_once)
         assert contents(engine) == before
@@ -261,12 +271,11 @@ class TestStaged:
         before = contents(engine)
         code = (
             "import sys, pathlib\n"
-            f"sys.path.insert(0, {str(Path(artifact.__file__).parent)!r})\n"
             "import types; package = types.ModuleType('enginewright')\n"
-            f"package.__path__ = [{str(Path(artifact.__file__).parents[1])!r}]\n"
+            f"package.__path__ = [{str(Path(directory.__file__).parents[2])!r}]\n"
             "sys.modules['enginewright'] = package\n"
-            "from enginewright.runtime import artifact\n"
-            "with artifact.staged(pathlib.Path(sys.argv[1]), overwrite=True) as root:\n"
+            "from enginewright.runtime.artifact import directory\n"
+            "with directory.staged(pathlib.Path(sys.argv[1]), overwrite=True) as root:\n"
             "    (root / 'graphs').mkdir()\n"
             "    (root / 'graphs/g.onnx').write_bytes(bytes(100_000))\n"
         )

@@ -15,8 +15,9 @@ from trt_engines import add_plan, install
 
 from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.runtime import RequestError, Sampling, UnsupportedError, artifact, cuda_session, load
-from enginewright.runtime.artifact import Engine, Manifest
+from enginewright.runtime import RequestError, Sampling, UnsupportedError, cuda_session, load
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, Manifest
 from enginewright.runtime.backends import CpuBackend, TensorRTBackend, choose_backend
 from enginewright.runtime.cli import main
 from enginewright.runtime.evaluation import outcome
@@ -43,7 +44,7 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def manifest_with(exported: Path, *backends: str, dtype: str = "float32") -> Manifest:
-    manifest = artifact.load(exported)
+    manifest = directory.load(exported)
     engines = tuple(Engine(backend=each, version="1", compute="any", files=()) for each in backends)
     graph = dataclasses.replace(manifest.graphs["decoder"], engines=engines)
     return dataclasses.replace(manifest, graphs={"decoder": graph}, weights={"kind": dtype})

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from enginewright.runtime import artifact, cli
+from enginewright.runtime import cli
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Limits, Manifest, Model
 
 Capture = pytest.CaptureFixture[str]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -92,7 +94,7 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
     assert "PagedAttention version 1" in text and "256 bytes per token" in text and "1 windowed layers" in text
     assert cli.main(["inspect", str(tiny_engine), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
-    files = {file.path: file.size for file in artifact.load(tiny_engine).files()}
+    files = {file.path: file.size for file in directory.load(tiny_engine).files()}
     assert described["files"] == files and described["total_bytes"] == sum(files.values())
     assert described["cache"]["tokens_per_gib"] == 2**30 // 256
 
@@ -101,16 +103,16 @@ def test_inspect_says_what_an_encoded_cache_holds(capsys: Capture, tmp_path: Pat
     """Two layers of 2 heads and 128 dimensions, K at 4 and V at 2 bits, and one plain layer with a window of 256."""
     encoded = {"kv_heads": 2, "key_dim": 128, "value_dim": 128, "tile_bytes": 13824, "exact_bytes": 65536}
     windowed = {"kv_heads": 1, "key_dim": 128, "value_dim": 128, "tile_bytes": 65536, "window": 256}
-    layers = tuple(artifact.CacheLayer(**layer) for layer in (encoded, encoded, windowed))
-    manifest = artifact.Manifest(
+    layers = tuple(CacheLayer(**layer) for layer in (encoded, encoded, windowed))
+    manifest = Manifest(
         name="hand-made",
         created_by="tests",
-        model=artifact.Model(family="toy", vocab_size=9, hidden_size=8, max_positions=4096, parameters=1),
-        limits=artifact.Limits(max_batch=4, max_context=4096),
-        cache=artifact.Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=layers),
+        model=Model(family="toy", vocab_size=9, hidden_size=8, max_positions=4096, parameters=1),
+        limits=Limits(max_batch=4, max_context=4096),
+        cache=Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=layers),
         graphs={},
     )
-    artifact.save(manifest, tmp_path)
+    directory.save(manifest, tmp_path)
     inspect = ["inspect", str(tmp_path)]
     assert cli.main([*inspect, "--json"]) == 0
     cache = json.loads(capsys.readouterr().out)["cache"]

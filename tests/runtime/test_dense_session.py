@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Cache, CacheLayer
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 from enginewright.runtime.dense_session import DenseCall, DenseSession
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import Capacity, TileTables

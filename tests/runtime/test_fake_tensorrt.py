@@ -18,7 +18,8 @@ from fake_cuda import FakeCuda, Misuse
 from fake_trt_runtime import make_module, write_plan
 from onnx import TensorProto, helper
 
-from enginewright.runtime import ArtifactError, UnsupportedError, artifact, trt_plan
+from enginewright.runtime import ArtifactError, UnsupportedError, trt_plan
+from enginewright.runtime.artifact import directory, manifest
 from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
 
 
@@ -90,9 +91,9 @@ def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None
     network.mark_output(network.add_identity(network.add_input("x", trt.float32, (4,))).get_output(0))
     path = tmp_path / "plan"
     path.write_bytes(memoryview(builder.build_serialized_network(network, builder.create_builder_config())))
-    files = (artifact.describe_file(tmp_path, path),)
-    engine = artifact.Engine(backend="tensorrt-rtx", version=trt.__version__, compute="sm_80+", files=files)
-    graph = artifact.Graph(files=(), inputs=(), outputs=())
+    files = (directory.describe_file(tmp_path, path),)
+    engine = manifest.Engine(backend="tensorrt-rtx", version=trt.__version__, compute="sm_80+", files=files)
+    graph = manifest.Graph(files=(), inputs=(), outputs=())
     message = r"plan: tensorrt_rtx \S+ cannot load it \(.*cudaError.*\); run `enginewright compile \S+ --backend tensorrt-rtx`"
     with pytest.raises(ArtifactError, match=message):
         trt_plan.open_plan(tmp_path, graph, engine, CudaRuntime(FakeCuda((8, 6))))

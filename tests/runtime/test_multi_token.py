@@ -12,7 +12,7 @@ from toy_model import FULL, WINDOWS, Encoding, greedy, make_cache, make_llm, ref
 from toy_session import VOCAB, ToySession
 from toy_traffic import Arrival, Kept, check_tiles, serve, watch
 
-from enginewright.runtime.artifact import Cache, Graph, Limits, Manifest, Model
+from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.decoder import MultiToken, open_decoder
 from enginewright.runtime.engine import Engine, StepTiming
 from enginewright.runtime.errors import ArtifactError

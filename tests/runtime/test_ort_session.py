@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from enginewright.runtime import ArtifactError, RequestError, Sampling, artifact, load
-from enginewright.runtime.artifact import Engine, Manifest, TensorSpec
+from enginewright.runtime import ArtifactError, RequestError, Sampling, load
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, Manifest, TensorSpec
 from enginewright.runtime.host import compute_name
 
 pytestmark = pytest.mark.native
@@ -83,12 +84,12 @@ def test_load_refuses_bad_parameters(tiny_engine: Path, options: dict[str, int],
 
 def _with_engine(root: Path, **changes: object) -> Path:
     """Add an engine built for this machine, but for `changes`."""
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     graph = manifest.graphs["decoder"]
     (root / "engines").mkdir()
     path = root / "engines/decoder.onnx"
     path.write_bytes((root / graph.files[0].path).read_bytes())
-    files = (artifact.describe_file(root, path),)
+    files = (directory.describe_file(root, path),)
     engine = Engine(backend="onnxruntime", version=onnxruntime.__version__, compute=compute_name(), files=files)
     _save(root, manifest, engines=(dataclasses.replace(engine, **changes),))
     return root
@@ -96,7 +97,7 @@ def _with_engine(root: Path, **changes: object) -> Path:
 
 def _save(root: Path, manifest: Manifest, **changes: object) -> None:
     graph = dataclasses.replace(manifest.graphs["decoder"], **changes)
-    artifact.save(dataclasses.replace(manifest, graphs={"decoder": graph}), root)
+    directory.save(dataclasses.replace(manifest, graphs={"decoder": graph}), root)
 
 
 def test_an_engine_for_this_machine_is_used(make_engine: Callable[..., Path]) -> None:
@@ -104,10 +105,10 @@ def test_an_engine_for_this_machine_is_used(make_engine: Callable[..., Path]) ->
     with load(root, 1) as llm:
         expected = llm.generate([1], Sampling(max_tokens=9))
     _with_engine(root)
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     path = root / "graphs/decoder.onnx"
     path.write_bytes(b"\x00broken")
-    _save(root, manifest, files=(artifact.describe_file(root, path),))
+    _save(root, manifest, files=(directory.describe_file(root, path),))
     with load(root, 1) as llm:
         assert llm.generate([1], Sampling(max_tokens=9))[0].token_ids == expected[0].token_ids
 
@@ -130,7 +131,7 @@ def test_another_engine_falls_back_to_the_graph(
 
 def test_what_the_graph_needs_and_the_runtime_lacks_is_named(make_engine: Callable[..., Path]) -> None:
     root = make_engine()
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     graph = manifest.graphs["decoder"]
     extra = TensorSpec(name="steering", dtype="float32", shape=("B",))
     other = dataclasses.replace(graph.inputs[0], dtype="int32")
@@ -150,18 +151,18 @@ def test_what_the_graph_needs_and_the_runtime_lacks_is_named(make_engine: Callab
 
 def test_an_unknown_decoding_kind_lists_the_known_ones(make_engine: Callable[..., Path]) -> None:
     root = make_engine()
-    artifact.save(dataclasses.replace(artifact.load(root), decoding={"kind": "oracle"}), root)
+    directory.save(dataclasses.replace(directory.load(root), decoding={"kind": "oracle"}), root)
     with pytest.raises(ArtifactError, match=r"got 'oracle', expected one of autoregressive"):
         load(root, 1)
 
 
 def test_a_broken_graph_is_an_artifact_error(make_engine: Callable[..., Path]) -> None:
     root = make_engine()
-    path, manifest = root / "graphs/decoder.onnx", artifact.load(root)
+    path, manifest = root / "graphs/decoder.onnx", directory.load(root)
     path.write_bytes(b"\x00broken")
     with pytest.raises(ArtifactError, match="bytes, expected"):
         load(root, 1)
-    _save(root, manifest, files=(artifact.describe_file(root, path),))
+    _save(root, manifest, files=(directory.describe_file(root, path),))
     with pytest.raises(ArtifactError, match=r"decoder\.onnx: onnxruntime .* cannot load it"):
         load(root, 1)
 
@@ -226,10 +227,10 @@ def test_a_cache_that_is_not_the_graphs_is_refused(
     make_engine: Callable[..., Path], exact_bytes: tuple[int, ...], message: str
 ) -> None:
     root = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     assert [layer.exact_bytes for layer in manifest.cache.layers] == [8192, 0, 8192]
     layers = zip(manifest.cache.layers, exact_bytes, strict=True)
     changed = tuple(dataclasses.replace(layer, exact_bytes=size) for layer, size in layers)
-    artifact.save(dataclasses.replace(manifest, cache=dataclasses.replace(manifest.cache, layers=changed)), root)
+    directory.save(dataclasses.replace(manifest, cache=dataclasses.replace(manifest.cache, layers=changed)), root)
     with pytest.raises(ArtifactError, match=message):
         load(root, 1)

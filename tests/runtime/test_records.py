@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from enginewright.runtime.records import decode
+from enginewright.runtime.artifact.strict_json import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ WHOLE = Tree(
 
 @pytest.mark.parametrize("tree", [WHOLE, Tree(count=0)])
 def test_json_round_trip(tree: Tree) -> None:
-    assert decode(Tree, json.loads(json.dumps(dataclasses.asdict(tree))), "tree") == tree
+    assert parse(Tree, json.loads(json.dumps(dataclasses.asdict(tree))), "tree") == tree
 
 
 def test_whole_numbers_are_floats_where_floats_are_expected() -> None:
-    ratio = decode(Tree, {"count": 1, "ratio": 2}, "tree").ratio
+    ratio = parse(Tree, {"count": 1, "ratio": 2}, "tree").ratio
     assert ratio == 2.0 and type(ratio) is float
 
 
@@ -76,5 +76,5 @@ def test_whole_numbers_are_floats_where_floats_are_expected() -> None:
 )
 def test_errors_name_the_place(raw: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        decode(Tree, raw, "tree")
+        parse(Tree, raw, "tree")
     assert str(caught.value).startswith(message)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import make_cache
 
-from enginewright.runtime.artifact import Cache
+from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
 
 SIZE, ROWS, CONTEXT, STEP = 4, 3, 40, 8

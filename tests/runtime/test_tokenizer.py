@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Cache, Limits, Manifest, Model
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, Limits, Manifest, Model
 from enginewright.runtime.chat_template import ChatTemplate
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def open_files(tmp_path: Path, byte_tokenizer: tokenizers.Tokenizer) -> Open:
             limits=Limits(max_batch=1, max_context=1),
             cache=Cache(kind="paged", tile_tokens=128, kv_bits=16, layers=()),
             graphs={},
-            tokenizer=tuple(artifact.describe_file(tmp_path, path) for path in sorted(folder.iterdir())),
+            tokenizer=tuple(directory.describe_file(tmp_path, path) for path in sorted(folder.iterdir())),
         )
         return Tokenizer.load(tmp_path, manifest)
 

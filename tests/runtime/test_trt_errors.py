@@ -16,7 +16,9 @@ from trt_engines import add_plan, install
 
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.tensorrt import TensorRTLibrary
-from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, artifact, load, trt_plan
+from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, load, trt_plan
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import File, Graph
 from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
 from enginewright.runtime.trt_context import Contexts
 from enginewright.runtime.trt_plan import Plan, Profile, open_plan
@@ -104,9 +106,9 @@ def test_a_plan_without_weights(exported: Path, cuda: FakeCuda, tmp_path: Path) 
         r"run `enginewright compile \S+ --backend tensorrt`"
     )
     other = add_plan(exported, tmp_path / "other", stripped=True)
-    manifest = artifact.load(other)
+    manifest = directory.load(other)
     graph = manifest.graphs["decoder"]
-    files = (*graph.engines[0].files, artifact.File(path="manifest.json", size=0, sha256=""))
+    files = (*graph.engines[0].files, File(path="manifest.json", size=0, sha256=""))
     engine = dataclasses.replace(graph.engines[0], files=files)
     with pytest.raises(ArtifactError, match=message):
         open_plan(other, graph, engine, CudaRuntime(cuda))
@@ -114,14 +116,14 @@ def test_a_plan_without_weights(exported: Path, cuda: FakeCuda, tmp_path: Path) 
 
 def test_a_damaged_plan(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
     root = add_plan(exported, tmp_path / "engine")
-    manifest, path = artifact.load(root), root / "engines/decoder.tensorrt.plan"
+    manifest, path = directory.load(root), root / "engines/decoder.tensorrt.plan"
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(ArtifactError, match=r"plan: got 100 bytes, expected"):
         load(root)
     graph = manifest.graphs["decoder"]
-    engine = dataclasses.replace(graph.engines[0], files=(artifact.describe_file(root, path),))
+    engine = dataclasses.replace(graph.engines[0], files=(directory.describe_file(root, path),))
     changed = dataclasses.replace(graph, engines=(engine,))
-    artifact.save(dataclasses.replace(manifest, graphs={"decoder": changed}), root)
+    directory.save(dataclasses.replace(manifest, graphs={"decoder": changed}), root)
     message = (
         r"decoder\.tensorrt\.plan: tensorrt 11\.1\.0 cannot load it \(the magic tag does not match\); "
         r"run `enginewright compile \S+ --backend tensorrt`"
@@ -149,13 +151,13 @@ def test_a_damaged_plan(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
     ids=["unknown", "missing", "another type"],
 )
 def test_a_plan_that_is_not_the_manifests(
-    change: Callable[[artifact.Graph], dict[str, Any]], message: str, exported: Path, cuda: FakeCuda, tmp_path: Path
+    change: Callable[[Graph], dict[str, Any]], message: str, exported: Path, cuda: FakeCuda, tmp_path: Path
 ) -> None:
     root = add_plan(exported, tmp_path / "engine")
-    manifest = artifact.load(root)
+    manifest = directory.load(root)
     graph = manifest.graphs["decoder"]
     changed = dataclasses.replace(graph, **change(graph))
-    artifact.save(dataclasses.replace(manifest, graphs={"decoder": changed}), root)
+    directory.save(dataclasses.replace(manifest, graphs={"decoder": changed}), root)
     with pytest.raises(ArtifactError, match=message):
         load(root)
 

@@ -13,8 +13,8 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes, tile_bytes
-from enginewright.runtime import artifact
-from enginewright.runtime.artifact import Cache, CacheLayer, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Graph, Limits, Manifest, Model, TensorSpec
 
 HEADS, KV_HEADS, HEAD_DIM, BITS = 4, 2, 16, 8
 TYPES = {"int64": T.INT64, "int32": T.INT32, "int8": T.INT8, "float32": T.FLOAT, "float16": T.FLOAT16}
@@ -144,7 +144,7 @@ def write_engine(
         (root / "tokenizer").mkdir()
         tokenizer.save(str(root / "tokenizer/tokenizer.json"))
         (root / "tokenizer/tokenizer_config.json").write_text(config)
-        files = [artifact.describe_file(root, path) for path in sorted((root / "tokenizer").iterdir())]
+        files = [directory.describe_file(root, path) for path in sorted((root / "tokenizer").iterdir())]
     manifest = Manifest(
         name="tiny",
         created_by="tests",
@@ -160,7 +160,7 @@ def write_engine(
         ),
         graphs={
             "decoder": Graph(
-                files=(artifact.describe_file(root, root / "graphs/decoder.onnx"),),
+                files=(directory.describe_file(root, root / "graphs/decoder.onnx"),),
                 inputs=graph.inputs,
                 outputs=graph.outputs,
                 ops=graph.ops,
@@ -168,5 +168,5 @@ def write_engine(
         },
         tokenizer=tuple(files),
     )
-    artifact.save(manifest, root)
+    directory.save(manifest, root)
     return root

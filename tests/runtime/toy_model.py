@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from toy_session import VOCAB, ToySession, as_encoded, entries, mix, spread
 
-from enginewright.runtime.artifact import Cache, CacheLayer, Graph, Limits, Manifest, Model
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Graph, Limits, Manifest, Model
 from enginewright.runtime.decoder import Autoregressive
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.llm import LLM

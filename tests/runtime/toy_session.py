@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from enginewright.runtime.artifact import Cache
+from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.tiles import EXACT_TILES, Capacity, TileTables
 

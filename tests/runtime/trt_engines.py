@@ -15,8 +15,9 @@ from fake_trt_runtime import make_module, write_plan
 from enginewright.builders.tensorrt_profiles import plan_profiles
 from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import TensorRTLibrary
-from enginewright.runtime import artifact, trt_plan
-from enginewright.runtime.artifact import Engine, Manifest
+from enginewright.runtime import trt_plan
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Engine, Manifest
 
 VERSION = "11.1.0"
 
@@ -29,7 +30,7 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     plan without weights takes them from.
     """
     shutil.copytree(root, target)
-    manifest = artifact.load(target)
+    manifest = directory.load(target)
     graph = manifest.graphs["decoder"]
     backend, weights = changes.pop("backend", "tensorrt"), changes.pop("weights", None)
     fields = {name: changes.pop(name) for name in ("version", "compute", "plugins") if name in changes}
@@ -39,11 +40,11 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     path = target / f"engines/decoder.{backend}.plan"
     write_plan(path, target / graph.files[0].path, changes.pop("profiles"), **changes)
     written = (path, target / weights) if weights is not None else (path,)
-    files = tuple(artifact.describe_file(target, each) for each in written)
+    files = tuple(directory.describe_file(target, each) for each in written)
     engine = Engine(backend=backend, version=VERSION, compute="sm_90", files=files, plugins=graph.ops)
     others = tuple(each for each in graph.engines if each.backend != backend)
     graph = dataclasses.replace(graph, engines=(*others, dataclasses.replace(engine, **fields)))
-    artifact.save(dataclasses.replace(manifest, graphs={"decoder": graph}), target)
+    directory.save(dataclasses.replace(manifest, graphs={"decoder": graph}), target)
     return target
 
 

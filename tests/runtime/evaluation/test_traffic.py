@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from enginewright.runtime import artifact
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer, File, Graph, Manifest
 from enginewright.runtime.evaluation.traffic import traffic
 
 
 def test_a_token_reads_all_weights_and_what_it_sees(tiny_engine: Path) -> None:
     """Three layers, the second with a window of 64; a token of a layer is 2 heads x 2 x 16 values of 2 bytes."""
-    manifest = artifact.load(tiny_engine)
+    manifest = directory.load(tiny_engine)
     found = traffic(manifest, np.array([10, 100]))
     assert found.weights == (tiny_engine / "graphs/decoder.onnx").stat().st_size, "the weights lie in the graph here"
     assert found.context == 55
@@ -22,17 +23,17 @@ def test_a_token_reads_all_weights_and_what_it_sees(tiny_engine: Path) -> None:
 
 
 def test_weights_are_the_data_files(tiny_engine: Path) -> None:
-    manifest = artifact.load(tiny_engine)
+    manifest = directory.load(tiny_engine)
     graph = manifest.graphs["decoder"]
-    data = artifact.File(path="decoder.onnx.data", size=12345, sha256="")
-    graphs = {"decoder": artifact.Graph(files=(*graph.files, data), inputs=(), outputs=())}
-    other = artifact.Manifest(**{**vars(manifest), "graphs": graphs})
+    data = File(path="decoder.onnx.data", size=12345, sha256="")
+    graphs = {"decoder": Graph(files=(*graph.files, data), inputs=(), outputs=())}
+    other = Manifest(**{**vars(manifest), "graphs": graphs})
     assert traffic(other, np.array([1])).weights == 12345
 
 
 def test_encoded_tiles_cost_less_than_the_first_and_the_newest(tiny_engine: Path) -> None:
     """Per token 2 heads x 10 bytes encoded, 2 x 40 exact; a step reads its newest tile as it was, even if it fills it."""
-    plain = artifact.load(tiny_engine)
+    plain = directory.load(tiny_engine)
     for window, context, exact, encoded in (
         (0, 1, 1, 0),
         (0, 128, 128, 0),
@@ -47,10 +48,8 @@ def test_encoded_tiles_cost_less_than_the_first_and_the_newest(tiny_engine: Path
         (300, 400, 16 + 28, 256),
         (300, 500, 116, 184),
     ):
-        layer = artifact.CacheLayer(
-            kv_heads=2, key_dim=16, value_dim=16, tile_bytes=1280, exact_bytes=5120, window=window
-        )
-        cache = artifact.Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=(layer,))
+        layer = CacheLayer(kv_heads=2, key_dim=16, value_dim=16, tile_bytes=1280, exact_bytes=5120, window=window)
+        cache = Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=(layer,))
         found = traffic(dataclasses.replace(plain, cache=cache), np.array([context]))
         assert found.cache == 2 * (10 * encoded + 40 * exact), (window, context)
     both = traffic(dataclasses.replace(plain, cache=cache), np.array([384, 500]))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 
-def decode(cls: type[R], raw: Any, where: str) -> R:
+def parse(cls: type[R], raw: Any, where: str) -> R:
     """Return the `cls` that `raw` (parsed JSON) describes.
 
     Raises ValueError naming `where` and the key for a missing key, an unknown key or a value of another type.
@@ -36,7 +36,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any or hint is object:
         return value
     if dataclasses.is_dataclass(hint):
-        return decode(typing.cast(type, hint), value, where)
+        return parse(typing.cast(type, hint), value, where)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(arguments, value, where)
     if origin is typing.Literal:
