@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest, TensorSpec
+from enginewright.runtime.cache.capacity import EXACT_TILES, plan_step, plan_tiles
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.tiles import EXACT_TILES, plan_step, plan_tiles
 
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]

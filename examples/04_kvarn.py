@@ -10,8 +10,8 @@ other engine runs this too: compare the first line.
 import sys
 
 from enginewright.runtime import Sampling, load
+from enginewright.runtime.cache.capacity import request_bytes
 from enginewright.runtime.evaluation.problems import held_out_problems
-from enginewright.runtime.tiles import request_bytes
 
 *TABLE, _ = held_out_problems("retrieval", "hard", 1, seed=0)[0].question.splitlines()
 KEYS = [entry.partition("=")[0] for entry in TABLE]

@@ -13,7 +13,7 @@ from enginewright.builders.layer_check import compare_layers
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 if TYPE_CHECKING:  # --layers needs neither torch nor the checkpoint
     from enginewright.exporters.methods import Applied

@@ -19,7 +19,7 @@ from enginewright.exporters.depth_reference import add_depth_attention
 from enginewright.exporters.methods import Applied, transform_weights
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.sampling import Sampling
 
 Floats = NDArray[np.float32]
 PROMPT_LENGTHS = (1, 7, 33, 129, 200)  # around and across a tile's edge

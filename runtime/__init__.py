@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from enginewright.runtime.errors import ArtifactError, EnginewrightError, RequestError, UnsupportedError
-    from enginewright.runtime.llm import LLM, Handle, Prompt, load
-    from enginewright.runtime.request import Completion, Token
-    from enginewright.runtime.sampler import Logprobs
-    from enginewright.runtime.sampling import Sampling
+    from enginewright.runtime.llm import LLM, Handle, Prompt
+    from enginewright.runtime.loader import load
+    from enginewright.runtime.requests.completion import Completion, Logprobs, Token
+    from enginewright.runtime.requests.sampling import Sampling
 
 _HOMES = {
     "ArtifactError": "errors",
-    "Completion": "request",
+    "Completion": "requests.completion",
     "EnginewrightError": "errors",
     "Handle": "llm",
     "LLM": "llm",
-    "Logprobs": "sampler",
+    "Logprobs": "requests.completion",
     "Prompt": "llm",
     "RequestError": "errors",
-    "Sampling": "sampling",
-    "Token": "request",
+    "Sampling": "requests.sampling",
+    "Token": "requests.completion",
     "UnsupportedError": "errors",
-    "load": "llm",
+    "load": "loader",
 }
 
 __all__ = [

@@ -9,11 +9,12 @@ from typing import Protocol
 from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.plugins.tensorrt import EXTRAS
 from enginewright.runtime.artifact.manifest import Engine, Manifest
+from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.dense_session import DenseSession
 from enginewright.runtime.errors import RequestError, UnsupportedError
 from enginewright.runtime.host import available_memory, physical_cores
 from enginewright.runtime.session import Session
-from enginewright.runtime.tiles import Capacity, TileTables
 
 
 class Backend(Protocol):

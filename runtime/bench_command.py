@@ -14,11 +14,12 @@ from itertools import pairwise
 import numpy as np
 from tqdm import tqdm
 
-from enginewright.runtime.engine import StepTiming
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.host import physical_cores
-from enginewright.runtime.llm import LLM, load
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.loader import load
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.step_loop import StepTiming
 
 _WARM_UP = 4
 

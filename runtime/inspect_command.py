@@ -12,8 +12,8 @@ from typing import Any
 from enginewright.plugins.ops import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest
+from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.tiles import cache_bytes, request_bytes
 
 _GIB = 2**30
 

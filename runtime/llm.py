@@ -5,125 +5,24 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends import choose_backend
-from enginewright.runtime.decoder import open_decoder
-from enginewright.runtime.detokenizer import Detokenizer
-from enginewright.runtime.engine import Engine
-from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.request import Completion, Event, Generation, Request, Scoring, TakeLogits, Token
-from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_step, plan_tiles
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.requests.completion import Completion, Event, Token
+from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.text.detokenizer import Detokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, Any]
-
-_MEMORY_SHARE = 0.5
-
-
-def load(
-    path: str | Path,
-    threads: int | None = None,
-    *,
-    max_batch: int | None = None,
-    cache_tokens: int | None = None,
-    prefill_chunk: int = 512,
-    prefix_reuse: bool = True,
-    verify: bool = True,
-    backend: str | None = None,
-) -> LLM:
-    """Open the engine directory at `path`.
-
-    threads: of the backend; default: the physical cores. max_batch: requests that run at once; default and upper limit:
-    the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
-    available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
-    other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
-    has computed, while that is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk; layers
-    with sliding windows rule it out. verify: compare every file with its sha256. backend: which of the directory's engines
-    runs, "onnxruntime" the graph itself where there is none for it; default: the first that can run on this machine of
-    tensorrt, tensorrt-rtx, onnxruntime-cuda and onnxruntime.
-
-    Raises:
-        ArtifactError: no engine, a damaged one, or one that this version cannot run.
-        UnsupportedError: no library, or no GPU, for an engine that was built for one.
-        RequestError: a parameter is out of range.
-    """
-    root = Path(path)
-    manifest = directory.load(root, verify=verify)
-    _check_manifest(root, manifest)
-    decoder = open_decoder(manifest)
-    tokenizer = Tokenizer.load(root, manifest)
-    for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
-        if value is not None and value < 1:
-            raise RequestError(f"load: {name}: got {value}, expected 1 or more")
-    chosen = choose_backend(manifest, threads, backend)
-    capacity = plan_capacity(
-        manifest,
-        chosen.free_bytes(manifest),
-        max_batch=max_batch,
-        cache_tokens=cache_tokens,
-        prefill_chunk=prefill_chunk,
-        prefix_reuse=prefix_reuse,
-        width=decoder.width,
-    )
-    tables = TileTables(manifest.cache, capacity)
-    try:
-        session = chosen.open(root, manifest, tables, capacity)
-    except MemoryError as e:
-        size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
-        raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
-    return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
-
-
-def plan_capacity(
-    manifest: Manifest,
-    free_bytes: int,
-    *,
-    max_batch: int | None,
-    cache_tokens: int | None,
-    prefill_chunk: int,
-    prefix_reuse: bool,
-    width: int = 1,
-) -> Capacity:
-    """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights.
-
-    free_bytes: that memory. width: tokens that a decoding row brings into a step at most.
-    """
-    rows = manifest.limits.max_batch if max_batch is None else max_batch
-    if not 1 <= rows <= manifest.limits.max_batch:
-        raise RequestError(
-            f"load: max_batch: got {rows}, expected 1 to {manifest.limits.max_batch}, the engine's limit"
-        )
-    cache, context = manifest.cache, manifest.limits.max_context
-    step = plan_step(cache, rows=rows, width=width, prefill_chunk=prefill_chunk, vocab_size=manifest.model.vocab_size)
-    if cache_tokens is None:
-        budget = int(free_bytes * _MEMORY_SHARE)
-        cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step.tokens, budget=budget)
-    if cache.is_dense:  # each row has its place whether or not it is used
-        rows = min(rows, max(cache_tokens // cache.tile_tokens, 1))
-    tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step.tokens, cache_tokens=cache_tokens)
-    can_reuse = prefix_reuse and not cache.is_dense and not any(layer.window for layer in cache.layers)
-    return Capacity(
-        rows=rows,
-        context=context,
-        step_tokens=step.tokens,
-        logit_rows=rows * width + step.scored,
-        tiles=tiles,
-        chunk=step.chunk,
-        span=(step.chunk or cache.tile_tokens) if can_reuse else 0,
-        width=width,
-    )
 
 
 class LLM:
@@ -381,13 +280,3 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) and all(isinstance(item, (int, np.integer)) for item in prompts):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _check_manifest(root: Path, manifest: Manifest) -> None:
-    if "decoder" not in manifest.graphs:
-        known = ", ".join(manifest.graphs) or "none"
-        raise ArtifactError(f"{root}: got graphs {known}, expected one named 'decoder'; build the engine again")
-    expected = manifest.limits.max_context if manifest.cache.is_dense else TILE_TOKENS
-    if manifest.cache.tile_tokens != expected:
-        got = manifest.cache.tile_tokens
-        raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {expected}; build the engine again")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.session import Outputs, PackedStep
 from enginewright.runtime.signature import PER_STEP, TABLES
-from enginewright.runtime.tiles import TileTables
 
 
 class PackedBuffers:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.device_memory import DeviceMemory
 from enginewright.runtime.packed_buffers import PackedBuffers
 from enginewright.runtime.session import PackedStep
-from enginewright.runtime.tiles import Capacity, TileTables
 
 Spec = tuple[tuple[int, ...], np.dtype[Any]]
 

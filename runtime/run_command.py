@@ -7,8 +7,9 @@ import dataclasses
 import json
 import sys
 
-from enginewright.runtime.llm import LLM, Prompt, load
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.llm import LLM, Prompt
+from enginewright.runtime.loader import load
+from enginewright.runtime.requests.sampling import Sampling
 
 _DEFAULTS = Sampling()
 

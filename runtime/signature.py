@@ -10,8 +10,9 @@ import numpy as np
 
 from enginewright.plugins.ops import OPS
 from enginewright.runtime.artifact.manifest import Graph, Manifest, TensorSpec
+from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import ArtifactError
-from enginewright.runtime.tiles import EXACT_TILES, Capacity, TileTables
 
 PER_STEP = ("input_ids", "position_ids", "query_starts", "sample_rows")
 TABLES = ("kv_lens", "tile_table", "encoded_lens")

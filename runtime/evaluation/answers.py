@@ -11,7 +11,7 @@ from tqdm import tqdm
 from enginewright.runtime.evaluation.problems import answer_of
 from enginewright.runtime.evaluation.questions import Question
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

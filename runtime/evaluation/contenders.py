@@ -12,7 +12,7 @@ import tokenizers
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

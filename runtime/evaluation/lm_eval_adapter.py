@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.evaluation.softmax import blocks, log_softmax
-from enginewright.runtime.llm import load
-from enginewright.runtime.request import TakeLogits
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.loader import load
+from enginewright.runtime.requests.request import TakeLogits
+from enginewright.runtime.requests.sampling import Sampling
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

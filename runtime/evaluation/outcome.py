@@ -20,7 +20,8 @@ from enginewright.runtime.evaluation.perplexity import Scores, score_texts
 from enginewright.runtime.evaluation.questions import Question, pose
 from enginewright.runtime.evaluation.suites import Task, pick_problems
 from enginewright.runtime.evaluation.texts import Text, answer_texts, document_texts, solution_texts
-from enginewright.runtime.llm import LLM, load
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.loader import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from enginewright.runtime.evaluation.intervals import Floats
 from enginewright.runtime.evaluation.softmax import blocks, log_softmax
 from enginewright.runtime.evaluation.texts import Text
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import TakeLogits
+from enginewright.runtime.requests.request import TakeLogits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.triton.signature import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
 
 _PORTS = {port.name: port for port in INPUTS}

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from enginewright.runtime.engine import StepTiming
+from enginewright.runtime.scheduling.step_loop import StepTiming
 
 Outcome: TypeAlias = Literal["completed", "cancelled", "refused", "timed_out", "failed"]
 Key: TypeAlias = tuple[str, tuple[str, str] | None]

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.host import physical_cores
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 from enginewright.runtime.triton.ask import decode
 from enginewright.runtime.triton.metrics import open_publisher
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError

@@ -15,8 +15,7 @@ from typing import Protocol, TypeAlias
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.llm import LLM, Handle
-from enginewright.runtime.request import Completion, Event, Token
-from enginewright.runtime.sampler import Logprobs
+from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
 from enginewright.runtime.triton.ask import Ask
 from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent, Values
 

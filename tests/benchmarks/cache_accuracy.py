@@ -15,7 +15,8 @@ from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.answers import Answers, ask
 from enginewright.runtime.evaluation.intervals import Estimate
 from enginewright.runtime.evaluation.questions import Question
-from enginewright.runtime.llm import LLM, load
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.loader import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.engine import StepTiming
-from enginewright.runtime.tiles import cache_bytes, request_bytes
+from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
+from enginewright.runtime.scheduling.step_loop import StepTiming
 
 PROMPT_TOKENS = 512
 

@@ -10,7 +10,7 @@ import numpy as np
 from peer_rounds import Speeds, add_arguments, best_of_repeats, print_speeds
 
 from enginewright.runtime import Sampling, load
-from enginewright.runtime.engine import StepTiming
+from enginewright.runtime.scheduling.step_loop import StepTiming
 
 
 def main() -> int:

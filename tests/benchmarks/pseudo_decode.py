@@ -32,7 +32,7 @@ from enginewright.runtime.evaluation.contenders import Contender
 from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 from enginewright.runtime.ort_session import OrtSession
 
 Tiles: TypeAlias = tuple[Floats, Floats]

@@ -30,7 +30,7 @@ from enginewright.exporters.precision import Precision
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime import cli
-from enginewright.runtime.llm import load as load_engine
+from enginewright.runtime.loader import load as load_engine
 
 TOKENS = torch.arange(3, 43)[None] * 5 % 250
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

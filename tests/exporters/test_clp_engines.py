@@ -15,8 +15,8 @@ from enginewright.exporters.methods.clp import Config
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import Sampling
 from enginewright.runtime.cli import main
-from enginewright.runtime.llm import load
-from enginewright.runtime.request import Completion
+from enginewright.runtime.loader import load
+from enginewright.runtime.requests.completion import Completion
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 NEW_TOKENS, SAID = 40, 77

@@ -33,7 +33,7 @@ from enginewright.runtime import Sampling
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError, UnsupportedError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 LAYERS, GAIN = 5, 3.0  # the gain makes keys differ enough for weights to be uneven
 DEPTH = {"stride": 2, "recent": 0}

@@ -11,7 +11,7 @@ from fixtures import CheckpointMaker, EngineMaker
 
 from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.recipe import Recipe
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 # Largest logit error. Float32 differs by the order of sums alone, 1e-6 here. Cached halves carry 2^-11 of relative error
 # through every layer: up to 6e-4 here (gemma3_text), where logits reach 1.

@@ -22,7 +22,7 @@ from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import hadamard, record_bytes
 from enginewright.runtime import Sampling
 from enginewright.runtime.errors import ExportError, UnsupportedError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 TOKENS = 430  # three tiles and a piece: the first, two encoded ones, the newest
 GAIN = 3.0  # of the random weights: keys that differ enough for a wrong scale to show

@@ -27,7 +27,7 @@ from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 # Merging changes the order of float32 sums: W x + s B (A x) against (W + s B A) x. Logits reach 0.5 here.
 TOLERANCE = 2e-6

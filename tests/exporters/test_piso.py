@@ -28,7 +28,7 @@ from enginewright.exporters.precision import Precision
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.weights import Weight
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 SMALL: dict[str, Any] = {"sequences": 4, "length": 24}
 EXACT = Precision(compute="float32")

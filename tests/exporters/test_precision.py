@@ -20,7 +20,7 @@ from enginewright.exporters.precision import Precision, dequantize_blocks, quant
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.llm import load
+from enginewright.runtime.loader import load
 
 
 def naive_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from enginewright.runtime.detokenizer import Detokenizer, StopStrings
+from enginewright.runtime.text.detokenizer import Detokenizer, StopStrings
 
 
 def _pieces(core: Tokenizer, ids: list[int]) -> tuple[list[str], str]:

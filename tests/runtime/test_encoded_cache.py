@@ -10,10 +10,12 @@ from toy_model import FULL, Encoding, greedy, make_cache, make_llm, reference_lo
 from toy_session import VOCAB
 from toy_traffic import Arrival, Kept, check_outputs, check_tiles, serve, watch
 
+from enginewright.runtime.cache.capacity import Capacity, cache_bytes, fit_cache_tokens, plan_tiles, request_bytes
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler, Step
-from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles, request_bytes
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step import Step
 
 ALL, SOME = Encoding(), Encoding((True, False, True, False))
 CASES = {

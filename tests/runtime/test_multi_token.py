@@ -13,15 +13,19 @@ from toy_session import VOCAB, ToySession
 from toy_traffic import Arrival, Kept, check_tiles, serve, watch
 
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
-from enginewright.runtime.decoder import MultiToken, open_decoder
-from enginewright.runtime.engine import Engine, StepTiming
+from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.multi_token import MultiToken
+from enginewright.runtime.decoding.registry import open_decoder
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import Completion, Generation
-from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler, Step
+from enginewright.runtime.requests.completion import Completion
+from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step import Step
+from enginewright.runtime.scheduling.step_loop import Engine, StepTiming
 from enginewright.runtime.session import Outputs, PackedStep
-from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
 
 Guess = Callable[[list[int]], list[int]]  # from all tokens so far to those guessed behind the next one
 WIDTH = 3

@@ -10,12 +10,14 @@ from toy_model import FULL, WINDOWS, Encoding, make_cache, make_llm
 from toy_session import VOCAB
 from toy_traffic import Arrival, Kept, check_outputs, check_ownership, check_tiles, serve, watch
 
-from enginewright.runtime.llm import LLM, plan_capacity
-from enginewright.runtime.prefixes import span_keys
-from enginewright.runtime.request import Generation
-from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler, Step
-from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
+from enginewright.runtime.cache.capacity import Capacity, plan_capacity, plan_tiles
+from enginewright.runtime.cache.prefix_cache import span_keys
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step import Step
 
 SPAN = 8
 CASES = {

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.sampler import Draws, _kth_largest, _mass_cut, choose
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.random_stream import Draws
+from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.session import Outputs
 
 

@@ -14,8 +14,8 @@ from toy_session import VOCAB
 from toy_traffic import Kept
 
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import Generation
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.sampling import Sampling
 
 
 def _alone(prompt: Sequence[int], sampling: Sampling) -> tuple[int, ...]:

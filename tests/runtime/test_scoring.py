@@ -11,7 +11,7 @@ from toy_session import VOCAB
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.sampling import Sampling
 
 Make = Callable[..., LLM]
 

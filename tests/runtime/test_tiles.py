@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy_model import make_cache
 
 from enginewright.runtime.artifact.manifest import Cache
-from enginewright.runtime.tiles import Capacity, TileTables, cache_bytes, fit_cache_tokens, plan_tiles
+from enginewright.runtime.cache.capacity import Capacity, cache_bytes, fit_cache_tokens, plan_tiles
+from enginewright.runtime.cache.tile_tables import TileTables
 
 SIZE, ROWS, CONTEXT, STEP = 4, 3, 40, 8
 

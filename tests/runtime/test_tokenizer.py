@@ -12,9 +12,9 @@ import tokenizers
 
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Limits, Manifest, Model
-from enginewright.runtime.chat_template import ChatTemplate
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.chat_template import ChatTemplate
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 CHATML = """{%- for message in messages %}
     {{- '<' + message.role + '>' + message.content + eos_token }}

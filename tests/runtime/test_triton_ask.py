@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 
 from enginewright.runtime import LLM, RequestError, Sampling
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 from enginewright.runtime.triton.ask import Ask, decode
 from enginewright.runtime.triton.signature import INPUTS, SAMPLING
 
@@ -101,7 +101,7 @@ def test_a_conversation_goes_through_the_template(tiny_chat: LLM) -> None:
 @pytest.fixture
 def tiny_chat(make_toy: Make, byte_tokenizer: tokenizers.Tokenizer, tmp_path: Path) -> LLM:
     """A toy whose template writes the messages one after another."""
-    from enginewright.runtime.chat_template import ChatTemplate
+    from enginewright.runtime.text.chat_template import ChatTemplate
 
     llm = make_toy()
     source = "{% for message in messages %}{{ message.content }}{% endfor %}"

@@ -15,12 +15,13 @@ import tokenizers
 from toy_session import VOCAB, ToySession, as_encoded, entries, mix, spread
 
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Graph, Limits, Manifest, Model
-from enginewright.runtime.decoder import Autoregressive
-from enginewright.runtime.engine import Engine
+from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.autoregressive import Autoregressive
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tiles import Capacity, TileTables, plan_tiles
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 WINDOWS = (0, 6, 0, 3)
 FULL = (0, 0, 0, 0)

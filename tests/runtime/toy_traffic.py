@@ -9,11 +9,12 @@ import numpy as np
 from toy_model import WINDOWS, Encoding, greedy, reference_logits
 from toy_session import VOCAB
 
+from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.request import Generation, Scoring
-from enginewright.runtime.sampling import Sampling
-from enginewright.runtime.scheduler import Scheduler, Step
-from enginewright.runtime.tiles import TileTables
+from enginewright.runtime.requests.request import Generation, Scoring
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)

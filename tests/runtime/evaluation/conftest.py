@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from enginewright.runtime.request import Completion, TakeLogits
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.completion import Completion
+from enginewright.runtime.requests.request import TakeLogits
+from enginewright.runtime.requests.sampling import Sampling
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<reply>"
 VOCAB = 300

@@ -5,56 +5,20 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.detokenizer import Detokenizer, StopStrings
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.sampler import Draws, Logprobs
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.requests.completion import Completion, Event, FinishReason, Logprobs, Token
+from enginewright.runtime.requests.random_stream import Draws
+from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.text.detokenizer import Detokenizer, StopStrings
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-Event: TypeAlias = "Token | Completion | Exception"
 Ints = NDArray[np.int64]
 TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token as it is decided. text: what it makes certain of the text; pieces of one request join to its text."""
-
-    id: int
-    text: str
-    logprobs: Logprobs | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A finished request.
-
-    text: without the stop string; empty when the engine has no tokenizer.
-    token_ids: every token decided, the one that ended the request included.
-    finish_reason: "stop" for an end token or stop string, "length" for max_tokens or the context limit, or "cancelled".
-    prompt_tokens: the prompt's length. reused_tokens: of those, how many another request had computed.
-    guessed_tokens: where a step may decide several tokens, guesses that the model itself judged afterwards;
-    agreed_tokens: those among them that it would have chosen.
-    logprobs: one per token when asked for.
-    seed: of the random stream; with the same prompt and Sampling it gives the same draws again.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    logprobs: tuple[Logprobs, ...] | None
-    seed: int
-    reused_tokens: int = 0
-    guessed_tokens: int = 0
-    agreed_tokens: int = 0
 
 
 class Request:

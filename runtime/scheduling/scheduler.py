@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from enginewright.runtime.decoder import Continuation, Emission
-from enginewright.runtime.layout import layout_of
-from enginewright.runtime.prefixes import span_keys
-from enginewright.runtime.request import Generation, Request, Scoring
+from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.prefix_cache import span_keys
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.decoder import Continuation, Emission
+from enginewright.runtime.requests.request import Generation, Request, Scoring
+from enginewright.runtime.scheduling.decode_layout import layout_of
+from enginewright.runtime.scheduling.step import Ints, Step
 from enginewright.runtime.session import PackedStep
-from enginewright.runtime.tiles import Capacity, TileTables
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step's work. Logits come in the order: `decided_rows` of the requests in `sampled`, then the rows of `scored`.
-
-    share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
-    slots: of the requests in `sampled`. scored: with first position and count. reading: those whose prompts go on.
-    fed: of the requests in `sampled`, where a step may decide several tokens: what each brings behind the token that the model
-    had chosen, with a row of logits more than tokens; otherwise empty, and each request has one row.
-    """
-
-    packed: PackedStep
-    share: Ints
-    ready: Ints
-    slots: Ints
-    sampled: list[Generation]
-    scored: list[tuple[Scoring, int, int]]
-    reading: list[Generation]
-    fed: list[list[int]]
-
-    @property
-    def decided_rows(self) -> int:
-        """Rows of logits that decide tokens, or judge them."""
-        return len(self.sampled) + sum(map(len, self.fed))
 
 
 class Scheduler:

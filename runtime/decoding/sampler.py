@@ -4,63 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from enginewright.runtime.sampling import Sampling
+from enginewright.runtime.decoding.logits_processors import Floats, Ints, Sampled, penalise
+from enginewright.runtime.requests.completion import Logprobs
+from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.session import Outputs
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
-_DRAWS = 64
 _BLOCK = 64
 _FEW = 1024
 _COLDEST = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Logprobs:
-    """Log-probabilities under the model's own logits: of the chosen token, and (token id, value) of the top ones."""
-
-    chosen: float
-    top: tuple[tuple[int, float], ...]
-
-
-class Draws:
-    """Uniform numbers in [0, 1) of one request: number i depends on the seed and on i alone (Philox counters)."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._block = -1
-        self._numbers: Doubles = np.empty(0)
-
-    def __getitem__(self, index: int) -> float:
-        block, offset = divmod(index, _DRAWS)
-        if block != self._block:
-            philox = np.random.Philox(key=self._seed, counter=block * _DRAWS // 4)  # four numbers a counter
-            self._numbers, self._block = np.random.Generator(philox).random(_DRAWS), block
-        return float(self._numbers[offset])
-
-
-class Sampled(Protocol):
-    """What the sampler needs to know of a row's request."""
-
-    sampling: Sampling
-    is_plain_greedy: bool
-    draws: Draws
-    tokens: Ints
-    prompt_tokens: int
-    generated: list[int]
-
-    @property
-    def length(self) -> int:
-        """Of prompt and output."""
-        ...
 
 
 def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
@@ -75,7 +29,7 @@ def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Lo
     for i, request in enumerate(requests):
         if request.sampling.has_penalties:
             raw[i] = logits[i].copy()
-            _penalise(logits[i], request)
+            penalise(logits[i], request)
             tokens[i] = _largest(logits[i])
         if request.sampling.temperature > 0 and tokens[i] >= 0:
             tokens[i] = _draw(logits[i], request.sampling, request.draws[len(request.generated)])
@@ -90,20 +44,6 @@ def _largest(row: Floats) -> int:
     """Return the most probable token, the lowest id among equals; -1 where it is not finite."""
     token = int(row.argmax())
     return token if math.isfinite(row[token]) else -1
-
-
-def _penalise(row: Floats, request: Sampled) -> None:
-    """Apply bias and penalties to `row` in place."""
-    sampling = request.sampling
-    for token, bias in sampling.logit_bias.items():
-        row[token] += bias
-    if sampling.repetition_penalty != 1.0:
-        seen = request.tokens[: request.length]  # repeats are harmless: every value is read before any is written
-        values = row[seen]
-        row[seen] = np.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        tokens, counts = np.unique(request.tokens[request.prompt_tokens : request.length], return_counts=True)
-        row[tokens] -= (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
 
 
 def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:

@@ -1,75 +1,18 @@
-"""What turns a step's logits into tokens: one class per decoding kind of the manifest."""
+"""Decoding with extra heads: several tokens per request and step, verified or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.decoding.decoder import Continuation, Emission
+from enginewright.runtime.decoding.sampler import choose
 from enginewright.runtime.errors import ArtifactError
-from enginewright.runtime.request import Generation
-from enginewright.runtime.sampler import Logprobs, choose
+from enginewright.runtime.requests.completion import Logprobs
+from enginewright.runtime.requests.request import Generation
 from enginewright.runtime.session import Outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """What a step decides for one request: tokens that are its own from now on, then drafts for the next step to check.
-
-    accepted: how many of `tokens` were this step's drafts.
-    """
-
-    tokens: list[int]
-    accepted: int = 0
-    drafts: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """One step's decisions: tokens[r] is the next token of the r-th sampled request, logprobs[r] what it asked for.
-
-    more: where steps decide several tokens, all of each request; `tokens` then holds the first of each.
-    """
-
-    tokens: NDArray[np.int64]
-    logprobs: list[Logprobs | None]
-    more: list[Continuation] | None = None
-
-    @property
-    def decided(self) -> int:
-        """How many tokens, over all requests."""
-        return len(self.tokens) if self.more is None else sum(len(each.tokens) for each in self.more)
-
-
-class Decoder(Protocol):
-    """Decides tokens; created once per engine from `manifest.decoding`.
-
-    width: tokens that a decoding row brings into a step at most.
-    """
-
-    width: int
-
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
-        """Return the next tokens of `requests`; may overwrite `outputs`.
-
-        fed: when width is above 1, the tokens that each request brought into the step behind one that the model had chosen; its
-        rows are then one more than those, in order. Otherwise each request has one row, and `fed` is empty.
-        """
-        ...
-
-
-class Autoregressive:
-    """One token per row and step, chosen by the row's own Sampling."""
-
-    width = 1
-
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
-        """Return one token per request."""
-        return Emission(*choose(outputs, requests))
 
 
 class MultiToken:
@@ -116,7 +59,7 @@ class MultiToken:
         return [*same, False].index(False) if self._verify else sum(same)
 
 
-def _multi_token(decoding: Mapping[str, Any]) -> MultiToken:
+def open_multi_token(decoding: Mapping[str, Any]) -> MultiToken:
     width, verify = decoding.get("k"), decoding.get("verify", False)
     if type(width) is not int or width < 2 or type(verify) is not bool:
         raise ArtifactError(
@@ -124,24 +67,3 @@ def _multi_token(decoding: Mapping[str, Any]) -> MultiToken:
             "build the engine again"
         )
     return MultiToken(width, verify=verify)
-
-
-DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
-    "autoregressive": lambda _: Autoregressive(),
-    "multi_token": _multi_token,
-}
-
-
-def open_decoder(manifest: Manifest) -> Decoder:
-    """Return the decoder of the manifest's decoding kind.
-
-    Raises:
-        ArtifactError: this version does not know the kind, or not its settings.
-    """
-    kind = manifest.decoding.get("kind")
-    if kind not in DECODERS:
-        known = ", ".join(DECODERS)
-        raise ArtifactError(
-            f"manifest.json: decoding.kind: got {kind!r}, expected one of {known}; upgrade enginewright"
-        )
-    return DECODERS[kind](manifest.decoding)

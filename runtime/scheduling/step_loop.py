@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, TypeAlias
 
-from enginewright.runtime.decoder import Decoder, Emission
+from enginewright.runtime.decoding.decoder import Decoder, Emission
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.request import Request
-from enginewright.runtime.scheduler import Scheduler, Step
+from enginewright.runtime.requests.request import Request
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step import Step
 from enginewright.runtime.session import Floats, Session
 
 Message: TypeAlias = tuple[Literal["submit", "cancel", "close"], tuple[Request, ...]]

@@ -11,8 +11,8 @@ from typing import Any
 import tokenizers
 
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.chat_template import ChatTemplate
 from enginewright.runtime.errors import ArtifactError, RequestError
+from enginewright.runtime.text.chat_template import ChatTemplate
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -1,0 +1,1 @@
+"""Decoding: turns the logits of a step into the next tokens of its requests."""

@@ -1,0 +1,32 @@
+"""The decoding kinds by the name that the manifest gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.decoding.autoregressive import Autoregressive
+from enginewright.runtime.decoding.decoder import Decoder
+from enginewright.runtime.decoding.multi_token import open_multi_token
+from enginewright.runtime.errors import ArtifactError
+
+DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
+    "autoregressive": lambda _: Autoregressive(),
+    "multi_token": open_multi_token,
+}
+
+
+def open_decoder(manifest: Manifest) -> Decoder:
+    """Return the decoder of the manifest's decoding kind.
+
+    Raises:
+        ArtifactError: this version does not know the kind, or not its settings.
+    """
+    kind = manifest.decoding.get("kind")
+    if kind not in DECODERS:
+        known = ", ".join(DECODERS)
+        raise ArtifactError(
+            f"manifest.json: decoding.kind: got {kind!r}, expected one of {known}; upgrade enginewright"
+        )
+    return DECODERS[kind](manifest.decoding)

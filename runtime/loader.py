@@ -1,0 +1,85 @@
+"""Opens an engine directory: checks it, chooses the backend, plans the memory, and returns the LLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends import choose_backend
+from enginewright.runtime.cache.capacity import (
+    cache_bytes,
+    plan_capacity,
+)
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.registry import open_decoder
+from enginewright.runtime.errors import ArtifactError, RequestError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.text.tokenizer import Tokenizer
+
+
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    max_batch: int | None = None,
+    cache_tokens: int | None = None,
+    prefill_chunk: int = 512,
+    prefix_reuse: bool = True,
+    verify: bool = True,
+    backend: str | None = None,
+) -> LLM:
+    """Open the engine directory at `path`.
+
+    threads: of the backend; default: the physical cores. max_batch: requests that run at once; default and upper limit:
+    the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
+    available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
+    other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
+    has computed, while that is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk; layers
+    with sliding windows rule it out. verify: compare every file with its sha256. backend: which of the directory's engines
+    runs, "onnxruntime" the graph itself where there is none for it; default: the first that can run on this machine of
+    tensorrt, tensorrt-rtx, onnxruntime-cuda and onnxruntime.
+
+    Raises:
+        ArtifactError: no engine, a damaged one, or one that this version cannot run.
+        UnsupportedError: no library, or no GPU, for an engine that was built for one.
+        RequestError: a parameter is out of range.
+    """
+    root = Path(path)
+    manifest = directory.load(root, verify=verify)
+    _check_manifest(root, manifest)
+    decoder = open_decoder(manifest)
+    tokenizer = Tokenizer.load(root, manifest)
+    for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
+        if value is not None and value < 1:
+            raise RequestError(f"load: {name}: got {value}, expected 1 or more")
+    chosen = choose_backend(manifest, threads, backend)
+    capacity = plan_capacity(
+        manifest,
+        chosen.free_bytes(manifest),
+        max_batch=max_batch,
+        cache_tokens=cache_tokens,
+        prefill_chunk=prefill_chunk,
+        prefix_reuse=prefix_reuse,
+        width=decoder.width,
+    )
+    tables = TileTables(manifest.cache, capacity)
+    try:
+        session = chosen.open(root, manifest, tables, capacity)
+    except MemoryError as e:
+        size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
+        raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
+    return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
+
+
+def _check_manifest(root: Path, manifest: Manifest) -> None:
+    if "decoder" not in manifest.graphs:
+        known = ", ".join(manifest.graphs) or "none"
+        raise ArtifactError(f"{root}: got graphs {known}, expected one named 'decoder'; build the engine again")
+    expected = manifest.limits.max_context if manifest.cache.is_dense else TILE_TOKENS
+    if manifest.cache.tile_tokens != expected:
+        got = manifest.cache.tile_tokens
+        raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {expected}; build the engine again")

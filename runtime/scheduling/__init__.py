@@ -1,0 +1,1 @@
+"""Scheduling: which tokens go into the next step, and the thread that runs steps."""
