@@ -27,8 +27,8 @@ from enginewright.builders.tensorrt_module import device_compute, open_module
 from enginewright.builders.tensorrt_network import PlanBuilder
 from enginewright.builders.tensorrt_profiles import DENSE_AXES
 from enginewright.runtime.artifact.manifest import Graph, Manifest
+from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError, UnsupportedError
-from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 TOKENS = 24
 TYPES = {"int64": np.int64, "float16": np.float16, "float32": np.float32}

@@ -21,9 +21,9 @@ from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
+from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.host import compute_name
-from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 BACKEND = "onnxruntime"
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from enginewright.builders import TargetError
 from enginewright.plugins.tensorrt import EXTRAS, MODULES
-from enginewright.runtime.cuda_runtime import open_cuda_runtime
+from enginewright.runtime.backends.device.cuda_runtime import open_cuda_runtime
 from enginewright.runtime.errors import BuildError, UnsupportedError
 
 PORTABLE = "sm_80+"

@@ -7,7 +7,7 @@ from pathlib import Path
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends import choose_backend
+from enginewright.runtime.backends.registry import choose_backend
 from enginewright.runtime.cache.capacity import (
     cache_bytes,
     plan_capacity,

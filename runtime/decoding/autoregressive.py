@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decoder import Emission
 from enginewright.runtime.decoding.sampler import choose
 from enginewright.runtime.requests.request import Generation
-from enginewright.runtime.session import Outputs
 
 
 class Autoregressive:

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.request import Generation
-from enginewright.runtime.session import Outputs
 
 
 @dataclass(frozen=True, slots=True)

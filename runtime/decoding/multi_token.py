@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decoder import Continuation, Emission
 from enginewright.runtime.decoding.sampler import choose
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.request import Generation
-from enginewright.runtime.session import Outputs
 
 
 class MultiToken:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.logits_processors import Floats, Ints, Sampled, penalise
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.session import Outputs
 
 _BLOCK = 64
 _FEW = 1024

@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.prefix_cache import span_keys
 from enginewright.runtime.cache.tile_tables import TileTables
@@ -13,7 +14,6 @@ from enginewright.runtime.decoding.decoder import Continuation, Emission
 from enginewright.runtime.requests.request import Generation, Request, Scoring
 from enginewright.runtime.scheduling.decode_layout import layout_of
 from enginewright.runtime.scheduling.step import Ints, Step
-from enginewright.runtime.session import PackedStep
 
 
 class Scheduler:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.requests.request import Generation, Scoring
-from enginewright.runtime.session import PackedStep
 
 Ints = NDArray[np.int64]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, TypeAlias
 
+from enginewright.runtime.backends.session import Floats, Session
 from enginewright.runtime.decoding.decoder import Decoder, Emission
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
-from enginewright.runtime.session import Floats, Session
 
 Message: TypeAlias = tuple[Literal["submit", "cancel", "close"], tuple[Request, ...]]
 

@@ -14,8 +14,8 @@ from cache_codecs import Floats
 from numpy.typing import NDArray
 
 from enginewright.plugins.ops import TILE_TOKENS
-from enginewright.runtime.ort_session import OrtSession
-from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.session import Outputs, PackedStep
 
 OP = "PagedAttention"
 TAPS = ("query", "key", "value", "output")

@@ -36,8 +36,8 @@ from enginewright.plugins.library import ort_library
 from enginewright.plugins.ops import DOMAIN
 from enginewright.runtime import load
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.session import PackedStep
 
 SIDES = {"plain": "plain", "mixed": "mixed", "plain again": "plain"}
 ONE_ROW: dict[str, Any] = {"max_batch": 1, "prefix_reuse": False, "verify": False}

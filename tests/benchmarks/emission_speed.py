@@ -33,10 +33,10 @@ from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.runtime import Sampling, load
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.evaluation.problems import KINDS, held_out_problems
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.step_loop import StepTiming
-from enginewright.runtime.session import PackedStep
 
 Floats = NDArray[np.float64]
 

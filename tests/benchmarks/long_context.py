@@ -31,9 +31,9 @@ from enginewright.plugins.bench_attention import SLICE, best_times, reader
 from enginewright.plugins.bench_kvarn import made_up_record
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime import load
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.ort_session import OrtSession
-from enginewright.runtime.session import PackedStep
 
 POOLS = 4
 WARM, TURN = 1, 3  # steps of a turn that are not timed, and that are

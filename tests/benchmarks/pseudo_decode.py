@@ -26,6 +26,7 @@ from quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from tqdm import tqdm
 
 from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.contenders import Contender
@@ -33,7 +34,6 @@ from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text
 from enginewright.runtime.loader import load
-from enginewright.runtime.ort_session import OrtSession
 
 Tiles: TypeAlias = tuple[Floats, Floats]
 Logits: TypeAlias = NDArray[np.float32]

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.session import Outputs, PackedStep, Session
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
-from enginewright.runtime.ort_session import OrtSession
 from enginewright.runtime.scheduling.scheduler import Scheduler
-from enginewright.runtime.session import Outputs, PackedStep, Session
 
 Ints = NDArray[np.int64]
 

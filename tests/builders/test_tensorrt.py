@@ -27,11 +27,11 @@ from enginewright.plugins.ops import OPS, op_versions
 from enginewright.plugins.tensorrt import TensorRTLibrary
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.device.padded_buffers import with_spares
+from enginewright.runtime.backends.graph_check import input_shapes
 from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.padded_buffers import with_spares
-from enginewright.runtime.signature import input_shapes
 
 PLAN = "engines/decoder.tensorrt.plan"
 LIBRARY = Path("/lib/libenginewright_trt.so")

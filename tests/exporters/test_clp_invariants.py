@@ -22,7 +22,7 @@ from enginewright.exporters.parity import load_reference
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import LLM, Completion, Sampling, load
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.session import Outputs, PackedStep
+from enginewright.runtime.backends.session import Outputs, PackedStep
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 

@@ -23,7 +23,8 @@ from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.plugins.cuda import CudaLibrary
 from enginewright.plugins.library import LibraryError
-from enginewright.runtime import LLM, Sampling, cuda_session, load
+from enginewright.runtime import LLM, Sampling, load
+from enginewright.runtime.backends.onnxruntime import cuda_session
 from enginewright.runtime.errors import RequestError, UnsupportedError
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"

@@ -15,8 +15,8 @@ from trt_engines import add_plan, install
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
-from enginewright.runtime.padded_buffers import PaddedBuffers
-from enginewright.runtime.trt_session import TensorRTSession
+from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers
+from enginewright.runtime.backends.tensorrt.packed_session import TensorRTSession
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = EXAMPLES / "tiny-reasoner"

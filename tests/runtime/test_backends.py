@@ -15,10 +15,13 @@ from trt_engines import add_plan, install
 
 from enginewright.plugins.cuda import ORT_BACKEND
 from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.runtime import RequestError, Sampling, UnsupportedError, cuda_session, load
+from enginewright.runtime import RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Manifest
-from enginewright.runtime.backends import CpuBackend, TensorRTBackend, choose_backend
+from enginewright.runtime.backends.onnxruntime import cuda_session
+from enginewright.runtime.backends.onnxruntime.backend import CpuBackend
+from enginewright.runtime.backends.registry import choose_backend
+from enginewright.runtime.backends.tensorrt.backend import TensorRTBackend
 from enginewright.runtime.cli import main
 from enginewright.runtime.evaluation import outcome
 from enginewright.runtime.evaluation.suites import Task

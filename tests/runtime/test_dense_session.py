@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
+from enginewright.runtime.backends.dense_session import DenseCall, DenseSession
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.dense_session import DenseCall, DenseSession
-from enginewright.runtime.session import Outputs, PackedStep
 
 ROWS, CONTEXT, VOCAB = 5, 64, 100
 CAPACITY = Capacity(rows=ROWS, context=CONTEXT, step_tokens=40, logit_rows=20, tiles=(ROWS,))

@@ -18,9 +18,10 @@ from fake_cuda import FakeCuda, Misuse
 from fake_trt_runtime import make_module, write_plan
 from onnx import TensorProto, helper
 
-from enginewright.runtime import ArtifactError, UnsupportedError, trt_plan
+from enginewright.runtime import ArtifactError, UnsupportedError
 from enginewright.runtime.artifact import directory, manifest
-from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime, open_cuda_runtime
+from enginewright.runtime.backends.tensorrt import plan
 
 
 def parameters(function: Any) -> list[str]:
@@ -73,7 +74,7 @@ def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
 def test_a_damaged_plan_is_none_for_tensorrt_too() -> None:
     """The session's own way to open a plan, with the real module, and no GPU."""
     trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
-    log = trt_plan._open_log(trt)
+    log = plan._open_log(trt)
     log.take()
     assert trt.Runtime(log).deserialize_cuda_engine(memoryview(b"\x00" * 4096)) is None
     assert "rror" in log.take() and log.take() == "it says nothing"
@@ -85,7 +86,7 @@ def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None
     api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
     if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
         pytest.skip("needs a machine without a GPU")
-    log = trt_plan._open_log(trt)
+    log = plan._open_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(0)
     network.mark_output(network.add_identity(network.add_input("x", trt.float32, (4,))).get_output(0))
@@ -96,7 +97,7 @@ def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None
     graph = manifest.Graph(files=(), inputs=(), outputs=())
     message = r"plan: tensorrt_rtx \S+ cannot load it \(.*cudaError.*\); run `enginewright compile \S+ --backend tensorrt-rtx`"
     with pytest.raises(ArtifactError, match=message):
-        trt_plan.open_plan(tmp_path, graph, engine, CudaRuntime(FakeCuda((8, 6))))
+        plan.open_plan(tmp_path, graph, engine, CudaRuntime(FakeCuda((8, 6))))
 
 
 def test_names_and_parameters_are_those_of_cuda() -> None:

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from enginewright.runtime import huge_pages as module
-from enginewright.runtime.huge_pages import Span, huge_pages
+from enginewright.runtime.backends.onnxruntime import huge_pages as module
+from enginewright.runtime.backends.onnxruntime.huge_pages import Span, huge_pages
 
 SIZE = 2 << 20
 

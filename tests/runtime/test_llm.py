@@ -15,7 +15,7 @@ from toy_model import reference_logits
 from toy_session import VOCAB
 
 from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling, Token
-from enginewright.runtime.session import Outputs
+from enginewright.runtime.backends.session import Outputs
 
 Make = Callable[..., LLM]
 
@@ -328,7 +328,7 @@ def test_importing_the_runtime_loads_no_build_tools() -> None:
     done = _python(
         "import enginewright.runtime as r\n"
         "for name in r.__all__: getattr(r, name)\n"
-        "import enginewright.runtime.cli, enginewright.runtime.ort_session, enginewright.runtime.run_command\n"
+        "import enginewright.runtime.cli, enginewright.runtime.backends.onnxruntime.cpu_session, enginewright.runtime.run_command\n"
         "import enginewright.runtime.bench_command, enginewright.runtime.inspect_command\n"
         "heavy = {'torch', 'onnx', 'onnxscript', 'onnx_ir', 'tensorrt', 'transformers', 'safetensors'}\n"
         "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or None)\n"

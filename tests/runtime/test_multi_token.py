@@ -13,6 +13,7 @@ from toy_session import VOCAB, ToySession
 from toy_traffic import Arrival, Kept, check_tiles, serve, watch
 
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.multi_token import MultiToken
@@ -25,7 +26,6 @@ from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
 from enginewright.runtime.scheduling.step_loop import Engine, StepTiming
-from enginewright.runtime.session import Outputs, PackedStep
 
 Guess = Callable[[list[int]], list[int]]  # from all tokens so far to those guessed behind the next one
 WIDTH = 3

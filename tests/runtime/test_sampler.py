@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.session import Outputs
 
 
 @dataclass

@@ -15,10 +15,11 @@ pytest.importorskip("torch", reason="engines are exported first, which needs eng
 
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
-from enginewright.runtime import RequestError, Sampling, UnsupportedError, load, trt_dense
-from enginewright.runtime.dense_session import DenseCall, DenseSession
+from enginewright.runtime import RequestError, Sampling, UnsupportedError, load
+from enginewright.runtime.backends.dense_session import DenseCall, DenseSession
+from enginewright.runtime.backends.tensorrt import dense_graph
+from enginewright.runtime.backends.tensorrt.dense_graph import TensorRTDenseGraph
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.trt_dense import TensorRTDenseGraph
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +138,7 @@ def test_decoding_is_captured_once_and_replayed(engine: Path, cuda: FakeCuda) ->
 
 
 def test_captures_can_be_left_out(engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_dense, "TensorRTDenseGraph", partial(TensorRTDenseGraph, captures=False))
+    monkeypatch.setattr(dense_graph, "TensorRTDenseGraph", partial(TensorRTDenseGraph, captures=False))
     prompts, sampling = prompts_of(20, 30, 40), Sampling(max_tokens=20, ignore_eos=True)
     with load(engine, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)
@@ -211,7 +212,7 @@ def test_fewer_rows_in_profiles_than_at_load(exported: Path, cuda: FakeCuda, tmp
 
 def test_rows_that_tensorrt_cannot_read(cuda: FakeCuda, tmp_path: Path) -> None:
     """A row of 3 * 2 * 7 elements of 4 bytes does not begin at a multiple of 256."""
-    from enginewright.runtime.device_memory import DeviceBuffer
+    from enginewright.runtime.backends.device.memory import DeviceBuffer
 
     plan: Any = type("Plan", (), {"path": Path("p")})()
     caches = {"kv.0.key": DeviceBuffer(256, (2, 3, 2, 7), np.dtype(np.float32))}
@@ -219,9 +220,9 @@ def test_rows_that_tensorrt_cannot_read(cuda: FakeCuda, tmp_path: Path) -> None:
         r"^p: kv\.0\.key: got rows of 168 bytes, expected a multiple of 256, as TensorRT reads them; build with another"
     )
     with pytest.raises(UnsupportedError, match=message):
-        trt_dense._row_bytes(plan, caches)
+        dense_graph._row_bytes(plan, caches)
     alone = {"kv.0.key": DeviceBuffer(256, (1, 3, 2, 7), np.dtype(np.float32))}
-    assert trt_dense._row_bytes(plan, alone) == {"kv.0.key": 168}
+    assert dense_graph._row_bytes(plan, alone) == {"kv.0.key": 168}
 
 
 def test_too_little_memory(engine: Path, cuda: FakeCuda) -> None:

@@ -16,12 +16,13 @@ from trt_engines import add_plan, install
 
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.tensorrt import TensorRTLibrary
-from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, load, trt_plan
+from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import File, Graph
-from enginewright.runtime.cuda_runtime import CudaRuntime, open_cuda_runtime
-from enginewright.runtime.trt_context import Contexts
-from enginewright.runtime.trt_plan import Plan, Profile, open_plan
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime, open_cuda_runtime
+from enginewright.runtime.backends.tensorrt import plan
+from enginewright.runtime.backends.tensorrt.contexts import Contexts
+from enginewright.runtime.backends.tensorrt.plan import Plan, Profile, open_plan
 
 pytestmark = pytest.mark.native
 
@@ -179,7 +180,7 @@ def test_the_plugin_library(exported: Path, cuda: FakeCuda, tmp_path: Path, monk
     root = add_plan(exported, tmp_path / "engine")
     versions = {"PagedAttention": 1, "GreedySample": 1}
     library = TensorRTLibrary(path=tmp_path / "libgone.so", version="0.1.0", op_versions=versions)
-    monkeypatch.setattr(trt_plan, "open_tensorrt_library", lambda: library)
+    monkeypatch.setattr(plan, "open_tensorrt_library", lambda: library)
     message = r"libgone\.so: TensorRT does not load it \(cannot open libgone\.so\); build the library again"
     with pytest.raises(UnsupportedError, match=message):
         load(root)
@@ -187,7 +188,7 @@ def test_the_plugin_library(exported: Path, cuda: FakeCuda, tmp_path: Path, monk
     def missing() -> None:
         raise LibraryError("plugins: got no libenginewright_trt.so, expected ...")
 
-    monkeypatch.setattr(trt_plan, "open_tensorrt_library", missing)
+    monkeypatch.setattr(plan, "open_tensorrt_library", missing)
     with pytest.raises(UnsupportedError, match=r"^plugins: got no libenginewright_trt\.so"):
         load(root)
 

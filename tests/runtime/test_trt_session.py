@@ -14,12 +14,13 @@ from fake_cuda import FakeCuda
 from trt_engines import add_plan, install
 
 from enginewright.plugins.library import ort_library
-from enginewright.runtime import Sampling, load, trt_session
+from enginewright.runtime import Sampling, load
+from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
+from enginewright.runtime.backends.session import PackedStep
+from enginewright.runtime.backends.tensorrt import packed_session
+from enginewright.runtime.backends.tensorrt.contexts import buckets
+from enginewright.runtime.backends.tensorrt.packed_session import TensorRTSession
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.padded_buffers import PaddedBuffers, pad
-from enginewright.runtime.session import PackedStep
-from enginewright.runtime.trt_context import buckets
-from enginewright.runtime.trt_session import TensorRTSession
 
 pytestmark = pytest.mark.native
 
@@ -263,7 +264,7 @@ def test_a_context_that_says_it_can_be_captured_is(
 
 
 def test_captures_can_be_left_out(plain: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_session, "TensorRTSession", partial(TensorRTSession, captures=False))
+    monkeypatch.setattr(packed_session, "TensorRTSession", partial(TensorRTSession, captures=False))
     prompts, sampling = prompts_of(20, 30), Sampling(max_tokens=20, ignore_eos=True)
     with load(plain, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)

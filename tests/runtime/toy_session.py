@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from enginewright.runtime.artifact.manifest import Cache
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.session import Outputs, PackedStep
 
 VOCAB = 290
 _SEEN, _HEAD, _ENCODED = 10**5, 10**3, 10**9

@@ -15,9 +15,9 @@ from fake_trt_runtime import make_module, write_plan
 from enginewright.builders.tensorrt_profiles import plan_profiles
 from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import TensorRTLibrary
-from enginewright.runtime import trt_plan
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Manifest
+from enginewright.runtime.backends.tensorrt import plan
 
 VERSION = "11.1.0"
 
@@ -75,4 +75,4 @@ def install(
     if plugins is not None:
         versions = {op: declaration.version for op, declaration in OPS.items()}
         library = TensorRTLibrary(path=plugins, version="0.1.0", op_versions=versions)
-        monkeypatch.setattr(trt_plan, "open_tensorrt_library", lambda: library)
+        monkeypatch.setattr(plan, "open_tensorrt_library", lambda: library)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.dense_session import PER_CALL, DenseCall, cache_shapes
+from enginewright.runtime.backends.graph_check import check_signature, output_shapes
+from enginewright.runtime.backends.onnxruntime.cpu_session import aligned_zeros, open_on_cpu
+from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.cache.capacity import Capacity
-from enginewright.runtime.dense_session import PER_CALL, DenseCall, cache_shapes
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.ort_session import aligned_zeros, open_on_cpu
-from enginewright.runtime.session import Outputs
-from enginewright.runtime.signature import check_signature, output_shapes
 
 
 class OrtDenseGraph:

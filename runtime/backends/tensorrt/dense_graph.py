@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.dense_session import PER_CALL, DenseCall, cache_shapes
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
+from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
+from enginewright.runtime.backends.graph_check import check_signature, output_shapes
+from enginewright.runtime.backends.session import Outputs
+from enginewright.runtime.backends.tensorrt.contexts import ALIGNMENT, Contexts, buckets
+from enginewright.runtime.backends.tensorrt.plan import Plan, Shape
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.cuda_runtime import CudaRuntime
-from enginewright.runtime.dense_session import PER_CALL, DenseCall, cache_shapes
-from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.errors import RequestError, UnsupportedError
-from enginewright.runtime.session import Outputs
-from enginewright.runtime.signature import check_signature, output_shapes
-from enginewright.runtime.trt_context import ALIGNMENT, Contexts, buckets
-from enginewright.runtime.trt_plan import Plan, Shape
 
 Ints = NDArray[np.int64]
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.backends.device.memory import DeviceMemory
+from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
+from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.device_memory import DeviceMemory
-from enginewright.runtime.packed_buffers import PackedBuffers
-from enginewright.runtime.session import PackedStep
 
 Spec = tuple[tuple[int, ...], np.dtype[Any]]
 

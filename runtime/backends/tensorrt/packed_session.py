@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 
 from enginewright.runtime.artifact.manifest import Graph, Manifest
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
+from enginewright.runtime.backends.device.memory import DeviceMemory
+from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
+from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, Spec, with_spares
+from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.tensorrt.contexts import Contexts, buckets
+from enginewright.runtime.backends.tensorrt.plan import Plan, Shape
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.cuda_runtime import CudaRuntime
-from enginewright.runtime.device_memory import DeviceMemory
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.packed_buffers import PackedBuffers
-from enginewright.runtime.padded_buffers import PaddedBuffers, Spec, with_spares
-from enginewright.runtime.session import Outputs, PackedStep
-from enginewright.runtime.signature import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
-from enginewright.runtime.trt_context import Contexts, buckets
-from enginewright.runtime.trt_plan import Plan, Shape
 
 
 class TensorRTSession:

@@ -13,7 +13,7 @@ from typing import Any
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.tensorrt import EXTRAS, MODULES, open_tensorrt_library
 from enginewright.runtime.artifact.manifest import Engine, Graph
-from enginewright.runtime.cuda_runtime import CudaRuntime
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 
 Shape = tuple[int, ...]

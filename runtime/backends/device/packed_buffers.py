@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
+from enginewright.runtime.backends.graph_check import PER_STEP, TABLES
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.device_memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.session import Outputs, PackedStep
-from enginewright.runtime.signature import PER_STEP, TABLES
 
 
 class PackedBuffers:

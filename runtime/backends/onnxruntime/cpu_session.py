@@ -13,14 +13,21 @@ from numpy.typing import NDArray
 
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.runtime.artifact.manifest import Graph, Manifest
+from enginewright.runtime.backends.graph_check import (
+    PER_STEP,
+    TABLES,
+    check_ops,
+    check_signature,
+    input_shapes,
+    output_shapes,
+)
+from enginewright.runtime.backends.onnxruntime.huge_pages import huge_pages
+from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.host import compute_name
-from enginewright.runtime.huge_pages import huge_pages
-from enginewright.runtime.ort_graph import open_graph
-from enginewright.runtime.session import Outputs, PackedStep
-from enginewright.runtime.signature import PER_STEP, TABLES, check_ops, check_signature, input_shapes, output_shapes
 
 BACKEND = "onnxruntime"
 _ALIGNMENT = 4096

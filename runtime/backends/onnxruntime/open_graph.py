@@ -10,8 +10,8 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.ops import OPS
 from enginewright.runtime.artifact.manifest import Engine, Graph
+from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import ArtifactError
-from enginewright.runtime.ort_errors import LOAD_ERRORS
 
 
 def open_graph(

@@ -7,10 +7,10 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from enginewright.runtime.cuda_runtime import CudaRuntime
-from enginewright.runtime.device_memory import DeviceMemory
+from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
+from enginewright.runtime.backends.device.memory import DeviceMemory
+from enginewright.runtime.backends.tensorrt.plan import Plan, Profile, Shape
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.trt_plan import Plan, Profile, Shape
 
 ALIGNMENT = 256
 """Of every address that TensorRT takes, in bytes."""

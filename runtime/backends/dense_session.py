@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Manifest, TensorSpec
+from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.session import Outputs, PackedStep
 
 Ints = NDArray[np.int64]
 PER_CALL = ("input_ids", "position_ids", "past_lens", "sample_rows")

@@ -1,0 +1,1 @@
+"""Backends: run the decoder graph on this machine's processor or GPU."""

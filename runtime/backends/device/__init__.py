@@ -1,0 +1,1 @@
+"""Device memory and buffers that several GPU sessions share."""

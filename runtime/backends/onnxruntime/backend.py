@@ -1,0 +1,53 @@
+"""ONNX Runtime's two backends: the CPU, and NVIDIA GPUs through our CUDA library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.backend import weight_bytes
+from enginewright.runtime.backends.dense_session import DenseSession
+from enginewright.runtime.backends.session import Session
+from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.host import available_memory, physical_cores
+
+
+class CpuBackend:
+    """ONNX Runtime on the CPU. threads: default: the physical cores."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads or physical_cores()
+
+    def free_bytes(self, manifest: Manifest) -> int:
+        """As Backend says."""
+        return available_memory() - weight_bytes(manifest)
+
+    def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
+        """As Backend says."""
+        if manifest.cache.is_dense:
+            from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import OrtDenseGraph
+
+            return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
+        from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+
+        return OrtSession(root, manifest, tables, capacity, threads=self._threads)
+
+
+class CudaBackend:
+    """ONNX Runtime on the current GPU, through `libenginewright_cuda`."""
+
+    def __init__(self) -> None:
+        from enginewright.runtime.backends.onnxruntime.cuda_session import open_library
+
+        self._library = open_library()
+
+    def free_bytes(self, manifest: Manifest) -> int:
+        """As Backend says."""
+        return self._library.free_bytes() - weight_bytes(manifest)
+
+    def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
+        """As Backend says."""
+        from enginewright.runtime.backends.onnxruntime.cuda_session import CudaSession
+
+        return CudaSession(root, manifest, tables, capacity, library=self._library)
