@@ -20,10 +20,6 @@ BACKENDS = {
 }
 
 
-class TargetError(BuildError):
-    """The graphs are fit for the backend, but this machine cannot build for it: the one that runs them has to."""
-
-
 def check_backend(name: str, options: BackendOptions | None = None) -> None:
     """Raise BuildError unless `name` is a backend, listing the known ones, and takes the `options` that are set."""
     if name not in BACKENDS:

@@ -19,7 +19,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from enginewright.builders import TargetError
 from enginewright.builders.residual_stream import find_residual_stream
 from enginewright.builders.rows_tensor import data_path, save_rewritten
 from enginewright.builders.tensorrt import rewrite
@@ -28,7 +27,7 @@ from enginewright.builders.tensorrt_network import PlanBuilder
 from enginewright.builders.tensorrt_profiles import DENSE_AXES
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
-from enginewright.runtime.errors import BuildError, UnsupportedError
+from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError
 
 TOKENS = 24
 TYPES = {"int64": np.int64, "float16": np.float16, "float32": np.float32}

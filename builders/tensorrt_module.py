@@ -11,10 +11,9 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from enginewright.builders import TargetError
 from enginewright.plugins.tensorrt import EXTRAS, MODULES
 from enginewright.runtime.backends.device.cuda_runtime import open_cuda_runtime
-from enginewright.runtime.errors import BuildError, UnsupportedError
+from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError
 
 PORTABLE = "sm_80+"
 """What TensorRT-RTX builds for where nothing is asked for: compute capability 8.0 and what came after."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.triton.signature import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
+from enginewright.runtime.triton.ports import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CPU = "onnxruntime"

@@ -31,19 +31,19 @@ class Command(Protocol):
 
 
 COMMANDS = {
-    "build": ("enginewright.exporters.build_command", "write an engine directory from a checkpoint"),
+    "build": ("enginewright.exporters.commands.build", "write an engine directory from a checkpoint"),
     "export-checkpoint": (
-        "enginewright.exporters.checkpoint_command",
+        "enginewright.exporters.commands.export_checkpoint",
         "write a quantised checkpoint for other servers",
     ),
-    "compile": ("enginewright.builders.compile_command", "build an engine directory for the machine at hand"),
-    "tune": ("enginewright.exporters.tune_command", "train what a method needs beside the checkpoint"),
-    "check": ("enginewright.exporters.check_command", "compare an engine with its PyTorch model"),
-    "run": ("enginewright.runtime.run_command", "answer one prompt"),
-    "inspect": ("enginewright.runtime.inspect_command", "show what an engine is"),
-    "bench": ("enginewright.runtime.bench_command", "measure an engine's speed and memory"),
-    "triton": ("enginewright.builders.triton_command", "make an engine a model that Triton Inference Server serves"),
-    "eval": ("enginewright.runtime.eval_command", "measure what an engine gets right, beside others"),
+    "compile": ("enginewright.builders.commands.compile", "build an engine directory for the machine at hand"),
+    "tune": ("enginewright.exporters.commands.tune", "train what a method needs beside the checkpoint"),
+    "check": ("enginewright.exporters.commands.check", "compare an engine with its PyTorch model"),
+    "run": ("enginewright.runtime.commands.run", "answer one prompt"),
+    "inspect": ("enginewright.runtime.commands.inspect", "show what an engine is"),
+    "bench": ("enginewright.runtime.commands.bench", "measure an engine's speed and memory"),
+    "triton": ("enginewright.builders.commands.triton", "make an engine a model that Triton Inference Server serves"),
+    "eval": ("enginewright.runtime.commands.eval", "measure what an engine gets right, beside others"),
 }
 
 

@@ -17,6 +17,10 @@ class BuildError(EnginewrightError):
     """The graphs cannot be turned into an engine of the backend."""
 
 
+class TargetError(BuildError):
+    """The graphs are fit for the backend, but this machine cannot build for it: the one that runs them has to."""
+
+
 class UnsupportedError(EnginewrightError):
     """The model, method or platform is known, and this version does not support it."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import Sampling, cli, load
 

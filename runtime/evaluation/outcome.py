@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.answers import Answers, ask
-from enginewright.runtime.evaluation.contenders import Contender
-from enginewright.runtime.evaluation.data import read_documents
+from enginewright.runtime.evaluation.candidates import Contender
 from enginewright.runtime.evaluation.divergence import Divergence, diverge
+from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.perplexity import Scores, score_texts
 from enginewright.runtime.evaluation.questions import Question, pose
 from enginewright.runtime.evaluation.suites import Task, pick_problems

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation.contenders import Contender
+from enginewright.runtime.evaluation.candidates import Contender
 from enginewright.runtime.evaluation.problems import Problem
 
 

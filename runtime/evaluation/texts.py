@@ -8,8 +8,8 @@ from itertools import accumulate, pairwise
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.answers import Answers
-from enginewright.runtime.evaluation.contenders import Contender
-from enginewright.runtime.evaluation.data import Document
+from enginewright.runtime.evaluation.candidates import Contender
+from enginewright.runtime.evaluation.documents import Document
 from enginewright.runtime.evaluation.questions import Question
 
 

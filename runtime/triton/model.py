@@ -13,10 +13,10 @@ import triton_python_backend_utils as pb_utils
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.host import physical_cores
 from enginewright.runtime.loader import load
-from enginewright.runtime.triton.ask import decode
-from enginewright.runtime.triton.metrics import open_publisher
+from enginewright.runtime.triton.metric_publisher import open_publisher
+from enginewright.runtime.triton.ports import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
+from enginewright.runtime.triton.served_request import decode
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
-from enginewright.runtime.triton.signature import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
 
 # Triton completes the module pb_utils only after it has imported the model, so nothing here may look inside before.
 _CODES = (

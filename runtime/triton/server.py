@@ -16,8 +16,8 @@ from typing import Protocol, TypeAlias
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.llm import LLM, Handle
 from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
-from enginewright.runtime.triton.ask import Ask
-from enginewright.runtime.triton.meters import Meters, Outcome, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import Meters, Outcome, Publisher, Silent, Values
+from enginewright.runtime.triton.served_request import Ask
 
 _WATCH_SECONDS = 0.01
 _WATCH_SHARE = 0.02

@@ -30,7 +30,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.ops import DOMAIN

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights

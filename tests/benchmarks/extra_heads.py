@@ -29,7 +29,7 @@ import numpy as np
 
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.evaluation.problems import KINDS, Problem, answer_of, held_out_problems
-from enginewright.runtime.metrics import repetition_ratio
+from enginewright.runtime.evaluation.repetition import repetition_ratio
 from enginewright.runtime.requests.completion import Completion
 
 SAMPLING = Sampling(max_tokens=1024)

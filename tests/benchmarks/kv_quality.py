@@ -26,8 +26,8 @@ from cache_tables import accuracy_json, accuracy_table, norms_json, norms_table
 from pseudo_decode import read_texts
 
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.evaluation.contenders import Contender, open_contenders
-from enginewright.runtime.evaluation.data import read_documents
+from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, held_out_problems
 from enginewright.runtime.evaluation.questions import pose
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts

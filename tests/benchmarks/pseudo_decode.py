@@ -29,7 +29,7 @@ from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals
-from enginewright.runtime.evaluation.contenders import Contender
+from enginewright.runtime.evaluation.candidates import Contender
 from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text

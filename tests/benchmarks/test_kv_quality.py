@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from enginewright.exporters.build_command import build
+    from enginewright.exporters.build import build
     from enginewright.exporters.recipe import Recipe
 
     root = tmp_path_factory.mktemp("engine") / "halves"

@@ -17,6 +17,7 @@ from enginewright import builders
 from enginewright.builders import tensorrt
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.errors import TargetError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,8 +122,8 @@ def test_build_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_target_errors_are_for_build_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise builders.TargetError("no GPU")
+        raise TargetError("no GPU")
 
     monkeypatch.setattr(tensorrt, "build", refuse)
-    with pytest.raises(builders.TargetError, match="no GPU"):
+    with pytest.raises(TargetError, match="no GPU"):
         builders.build(root, dataclasses.replace(directory.load(root), weights={"kind": "float16"}), "tensorrt")

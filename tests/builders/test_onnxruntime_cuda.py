@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "exporters"))
 from families import save_checkpoint
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.ops import CLP_EMIT
 from enginewright.runtime.artifact import directory

@@ -31,7 +31,7 @@ from enginewright.runtime.backends.device.padded_buffers import with_spares
 from enginewright.runtime.backends.graph_check import input_shapes
 from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.errors import BuildError
+from enginewright.runtime.errors import BuildError, TargetError
 
 PLAN = "engines/decoder.tensorrt.plan"
 LIBRARY = Path("/lib/libenginewright_trt.so")
@@ -314,7 +314,7 @@ class TestRefusals:
         before = listing(root)
         with pytest.raises(BuildError, match=match) as caught:
             builders.build(root, directory.load(root), backend)
-        assert not isinstance(caught.value, builders.TargetError) and listing(root) == before
+        assert not isinstance(caught.value, TargetError) and listing(root) == before
 
     def test_inputs_that_nobody_feeds(self, packed: Path, fake: Fake) -> None:
         manifest = directory.load(packed)
@@ -334,7 +334,7 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize(
-    ("backend", "error", "extra"), [("tensorrt", builders.TargetError, "tensorrt"), ("tensorrt-rtx", BuildError, "rtx")]
+    ("backend", "error", "extra"), [("tensorrt", TargetError, "tensorrt"), ("tensorrt-rtx", BuildError, "rtx")]
 )
 def test_without_the_package(
     backend: str, error: type[BuildError], extra: str, monkeypatch: pytest.MonkeyPatch
@@ -342,7 +342,7 @@ def test_without_the_package(
     monkeypatch.setitem(sys.modules, tensorrt_module.MODULES[backend], None)  # type: ignore[arg-type]
     with pytest.raises(error, match=rf"got no Python package tensorrt.*; pip install 'enginewright\[{extra}\]'") as e:
         tensorrt_module.open_module(backend)
-    assert isinstance(e.value, builders.TargetError) == (backend == "tensorrt")
+    assert isinstance(e.value, TargetError) == (backend == "tensorrt")
 
 
 class Cuda:
@@ -376,10 +376,10 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tensorrt_module.device_compute() == "sm_90"
     for status, reason in (("cudaErrorInsufficientDriver", "driver too old"), ("cudaSuccess", "no device")):
         place(Cuda(status, 0))
-        with pytest.raises(builders.TargetError, match=rf"--backend tensorrt: cuda: got no GPU .*{reason}"):
+        with pytest.raises(TargetError, match=rf"--backend tensorrt: cuda: got no GPU .*{reason}"):
             tensorrt_module.device_compute()
     place(None)
-    with pytest.raises(builders.TargetError, match=r"got no Python package cuda\.bindings"):
+    with pytest.raises(TargetError, match=r"got no Python package cuda\.bindings"):
         tensorrt_module.device_compute()
 
 

@@ -15,7 +15,7 @@ from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine
 from enginewright.runtime.errors import ArtifactError, BuildError
-from enginewright.runtime.triton.signature import INPUTS, OUTPUTS
+from enginewright.runtime.triton.ports import INPUTS, OUTPUTS
 
 
 def files_under(root: Path) -> set[str]:

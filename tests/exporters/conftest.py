@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # families, fixtures
 from families import save_checkpoint
 from fixtures import CheckpointMaker, EngineMaker
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.artifact.manifest import Manifest
 

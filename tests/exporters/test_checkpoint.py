@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from enginewright.exporters import checkpoint as checkpoints
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.checkpoint import INDEX, WEIGHTS, open_checkpoint
 from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.recipe import Recipe

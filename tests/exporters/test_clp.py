@@ -15,7 +15,7 @@ from fixtures import CheckpointMaker
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.head_set import CONFIG, WEIGHTS
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config

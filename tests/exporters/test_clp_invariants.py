@@ -15,7 +15,7 @@ from clp_sets import Edit, random_set
 from depth_step import Pool, read_pool, run_decoder
 from families import save_checkpoint
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config
 from enginewright.exporters.parity import load_reference

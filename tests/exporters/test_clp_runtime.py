@@ -9,7 +9,7 @@ import pytest
 from clp_sets import random_set
 from fixtures import CheckpointMaker, EngineMaker
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config
 from enginewright.exporters.methods.kvarn import Config as KVarNConfig

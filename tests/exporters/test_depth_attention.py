@@ -21,7 +21,7 @@ from kvarn_reference import oracle_logits
 from test_lora import random_adapter
 from transformers import AutoConfig, PreTrainedConfig
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.depth_attention import DepthAttention, DepthMixer, Mix, read_depth_attention
 from enginewright.exporters.depth_reference import Base, add_depth_attention, mix_by_softmax, mix_evenly
 from enginewright.exporters.methods import Applied

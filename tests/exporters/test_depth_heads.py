@@ -13,7 +13,7 @@ import pytest
 from families import save_checkpoint
 from safetensors.torch import load_file
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.head_set import read_head_set
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config

@@ -13,7 +13,7 @@ from families import make_model, save_checkpoint
 from fixtures import CheckpointMaker, EngineMaker
 from kvarn_reference import oracle_logits, plain_logits
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.exporters.passes.fold_value_rotation import transform

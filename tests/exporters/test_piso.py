@@ -15,7 +15,7 @@ from families import FAMILIES, make_model, save_checkpoint
 from fixtures import CheckpointMaker
 from transformers import AutoModelForCausalLM
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.calibration import Stage
 from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.checkpoint_export import export_checkpoint

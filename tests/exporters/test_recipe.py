@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from enginewright.exporters import build_command
+from enginewright.exporters.commands import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.lora import Config
 from enginewright.exporters.precision import Precision
@@ -129,8 +129,8 @@ max_context: 100
 def parse(*flags: str) -> Recipe:
     """The recipe of a command line."""
     parser = argparse.ArgumentParser()
-    build_command.add_arguments(parser)
-    return build_command._recipe(parser.parse_args(["--model", "m", "--output", "o", *flags]))
+    build.add_arguments(parser)
+    return build._recipe(parser.parse_args(["--model", "m", "--output", "o", *flags]))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from families import FAMILIES, save_checkpoint
 from fixtures import CheckpointMaker, EngineMaker
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.export import export
 from enginewright.exporters.parity import compare, load_reference
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass

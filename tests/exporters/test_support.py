@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.caches import PagedCache
 from enginewright.exporters.capture import ATTENTION, capture
 from enginewright.exporters.recipe import Recipe

@@ -19,7 +19,7 @@ from families import FAMILIES, save_checkpoint
 pytest.importorskip("onnxruntime", reason="engines need ONNX Runtime; kernels do not")
 pytest.importorskip("onnx_ir", reason="engines are exported first, which needs enginewright[build]")
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.plugins.cuda import CudaLibrary
 from enginewright.plugins.library import LibraryError

@@ -220,7 +220,7 @@ def test_other_ends(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr("enginewright.runtime.inspect_command.run", fail)
+    monkeypatch.setattr("enginewright.runtime.commands.inspect.run", fail)
     assert cli.main(["inspect", str(tmp_path)]) == code
     assert "Traceback" not in capsys.readouterr().err
 

@@ -328,8 +328,8 @@ def test_importing_the_runtime_loads_no_build_tools() -> None:
     done = _python(
         "import enginewright.runtime as r\n"
         "for name in r.__all__: getattr(r, name)\n"
-        "import enginewright.runtime.cli, enginewright.runtime.backends.onnxruntime.cpu_session, enginewright.runtime.run_command\n"
-        "import enginewright.runtime.bench_command, enginewright.runtime.inspect_command\n"
+        "import enginewright.runtime.cli, enginewright.runtime.backends.onnxruntime.cpu_session, enginewright.runtime.commands.run\n"
+        "import enginewright.runtime.commands.bench, enginewright.runtime.commands.inspect\n"
         "heavy = {'torch', 'onnx', 'onnxscript', 'onnx_ir', 'tensorrt', 'transformers', 'safetensors'}\n"
         "sys.exit(', '.join(sorted(heavy & sys.modules.keys())) or None)\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginewright.runtime.metrics import repetition_ratio
+from enginewright.runtime.evaluation.repetition import repetition_ratio
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import tokenizers
 
 from enginewright.runtime import LLM, RequestError, Sampling
 from enginewright.runtime.text.tokenizer import Tokenizer
-from enginewright.runtime.triton.ask import Ask, decode
-from enginewright.runtime.triton.signature import INPUTS, SAMPLING
+from enginewright.runtime.triton.ports import INPUTS, SAMPLING
+from enginewright.runtime.triton.served_request import Ask, decode
 
 Make = Callable[..., LLM]
 TEXT = {"text_input": np.array([b"the cat"], np.object_)}

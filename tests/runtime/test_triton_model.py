@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from enginewright.runtime import LLM, Sampling, load
-from enginewright.runtime.triton.signature import INPUTS, OUTPUTS
+from enginewright.runtime.triton.ports import INPUTS, OUTPUTS
 
 pytestmark = pytest.mark.native
 
-MODULES = ("enginewright.runtime.triton.model", "enginewright.runtime.triton.metrics")
+MODULES = ("enginewright.runtime.triton.model", "enginewright.runtime.triton.metric_publisher")
 
 
 class Failure(Exception):

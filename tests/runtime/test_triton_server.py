@@ -11,8 +11,8 @@ import pytest
 from toy_model import greedy, make_llm
 
 from enginewright.runtime import LLM, RequestError, Sampling
-from enginewright.runtime.triton.ask import Ask
-from enginewright.runtime.triton.meters import METRICS, Values
+from enginewright.runtime.triton.counters import METRICS, Values
+from enginewright.runtime.triton.served_request import Ask
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
 
 SECONDS = 60

@@ -14,7 +14,7 @@ import tritonserver
 from streams import MODEL
 from tritonserver import Installation, Server
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import LLM, cli, load
 

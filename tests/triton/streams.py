@@ -14,7 +14,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonserver import Server
 
-from enginewright.runtime.triton.signature import INPUTS
+from enginewright.runtime.triton.ports import INPUTS
 
 MODEL = "tiny"
 _TYPES = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}

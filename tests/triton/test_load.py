@@ -18,7 +18,7 @@ from streams import MODEL, Stream
 from tritonserver import Installation, Server
 
 from enginewright.runtime import cli
-from enginewright.runtime.triton.meters import OUTCOMES
+from enginewright.runtime.triton.counters import OUTCOMES
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 

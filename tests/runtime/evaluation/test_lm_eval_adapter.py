@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from enginewright.exporters.build_command import build
+from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import lm_eval_adapter

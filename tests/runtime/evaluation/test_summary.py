@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginewright.runtime.evaluation.contenders import Contender, open_contenders
+from enginewright.runtime.evaluation.candidates import Contender, open_contenders
 from enginewright.runtime.evaluation.divergence import Divergence
 from enginewright.runtime.evaluation.outcome import Outcome, Work
 from enginewright.runtime.evaluation.perplexity import Scores
+from enginewright.runtime.evaluation.report.summary import first_difference, summarise
+from enginewright.runtime.evaluation.report.table import render
 from enginewright.runtime.evaluation.suites import Task
-from enginewright.runtime.evaluation.summary import first_difference, summarise
-from enginewright.runtime.evaluation.table import render
 from enginewright.runtime.evaluation.texts import Text
 
 TASK = Task(suite="perplexity", data="book.txt")

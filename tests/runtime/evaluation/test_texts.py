@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation.contenders import Contender, open_contenders
-from enginewright.runtime.evaluation.data import Document, read_documents
+from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.texts import document_texts
 
 LONG = "the cat sat on the mat, and the hat: naïve 猫 on a mat.\n" * 20

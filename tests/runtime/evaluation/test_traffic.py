@@ -9,7 +9,7 @@ import numpy as np
 
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, File, Graph, Manifest
-from enginewright.runtime.evaluation.traffic import traffic
+from enginewright.runtime.evaluation.report.memory_traffic import traffic
 
 
 def test_a_token_reads_all_weights_and_what_it_sees(tiny_engine: Path) -> None:

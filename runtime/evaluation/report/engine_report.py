@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginewright.runtime.evaluation.intervals import CONFIDENCE, Estimate
-from enginewright.runtime.evaluation.traffic import Traffic
+from enginewright.runtime.evaluation.report.memory_traffic import Traffic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.runtime.evaluation.outcome import Outcome
-from enginewright.runtime.evaluation.summary import first_difference
+from enginewright.runtime.evaluation.report.summary import first_difference
 
 
 def write(outcomes: list[Outcome], path: Path) -> None:

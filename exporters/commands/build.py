@@ -6,7 +6,6 @@ A command composes packages, so it alone may import the builders from here.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,10 @@ from tqdm import tqdm
 
 from enginewright import builders
 from enginewright.builders import options
-from enginewright.builders.options import BackendOptions
-from enginewright.exporters.export import export
+from enginewright.exporters.build import build
 from enginewright.exporters.methods import METHODS
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
-from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.errors import ExportError
 
 DEFAULTS = Recipe()
 
@@ -70,47 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(file.size for file in manifest.files())
     tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
     return 0
-
-
-def build(
-    model: str,
-    output: Path,
-    recipe: Recipe,
-    backend: str,
-    chosen: BackendOptions | None = None,
-    *,
-    overwrite: bool = False,
-) -> Manifest:
-    """Write the engine of `model` to `output` and return its manifest.
-
-    Where only the machine that runs the engine can build it, what is written is complete but for that, and a message on
-    standard error gives the command to run there.
-
-    Raises:
-        EnginewrightError: with the reason; `output` is then what it was before.
-    """
-    builders.check_backend(backend, chosen)
-    builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
-    directory.check_output(output, overwrite=overwrite)
-    try:
-        with directory.staged(output, overwrite=overwrite) as root:
-            manifest = export(model, root, recipe)
-            try:
-                return builders.build(root, manifest, backend, chosen)
-            except builders.TargetError as e:
-                print(_advise(e, output, backend, chosen), file=sys.stderr)
-                return manifest
-    except OSError as e:
-        raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
-
-
-def _advise(error: builders.TargetError, output: Path, backend: str, chosen: BackendOptions | None) -> str:
-    flags = options.to_arguments(chosen or BackendOptions())
-    command = " ".join(["enginewright", "compile", "DIR", "--backend", backend, *flags])
-    return (
-        f"{error}\n{output}: written without that engine; copy it to the machine that will run it, and there, with DIR "
-        f"its place:\n  {command}"
-    )
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:

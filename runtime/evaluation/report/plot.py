@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginewright.runtime.errors import RequestError, UnsupportedError
-from enginewright.runtime.evaluation.report import Report
+from enginewright.runtime.evaluation.report.engine_report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from enginewright.runtime.evaluation.intervals import Estimate
-from enginewright.runtime.evaluation.report import Difference, EngineReport, Report
+from enginewright.runtime.evaluation.report.engine_report import Difference, EngineReport, Report
 
 
 def render(report: Report) -> str:

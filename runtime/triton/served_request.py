@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.triton.signature import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
+from enginewright.runtime.triton.ports import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
 
 _PORTS = {port.name: port for port in INPUTS}
 _KINDS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "STRING": (str,), "FP32": (float, int)}

@@ -20,7 +20,7 @@ from enginewright.exporters.tuning import clp, medusa
 from enginewright.exporters.tuning.clp_report import Report
 from enginewright.exporters.tuning.states import TokenSequence
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.evaluation.data import Document, read_documents
+from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.problems import training_problems
 from enginewright.runtime.host import physical_cores
 

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation import plot, records
-from enginewright.runtime.evaluation.contenders import open_contenders
+from enginewright.runtime.evaluation.candidates import open_contenders
 from enginewright.runtime.evaluation.outcome import prepare
 from enginewright.runtime.evaluation.outcome import run as run_engines
-from enginewright.runtime.evaluation.report import Report
+from enginewright.runtime.evaluation.report import item_log, plot
+from enginewright.runtime.evaluation.report.engine_report import Report
+from enginewright.runtime.evaluation.report.summary import summarise
+from enginewright.runtime.evaluation.report.table import render
 from enginewright.runtime.evaluation.suites import DEFAULT_LIMIT, SUITES, Task
-from enginewright.runtime.evaluation.summary import summarise
-from enginewright.runtime.evaluation.table import render
 
 REPORTS = "reports"
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_report:
         _write_reports(report, arguments.engine)
     if arguments.records is not None:
-        records.write(outcomes, Path(arguments.records))
+        item_log.write(outcomes, Path(arguments.records))
     if arguments.plot is not None:
         plot.draw(report, Path(arguments.plot))
     print(report.to_json() if arguments.json else render(report))

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from enginewright.runtime.triton.meters import METRICS, Key, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import METRICS, Key, Publisher, Silent, Values
 
 
 class _TritonMetrics:

@@ -13,7 +13,7 @@ from enginewright.runtime.evaluation.answers import Answers
 from enginewright.runtime.evaluation.divergence import Divergence
 from enginewright.runtime.evaluation.intervals import bootstrap, ratio, wilson, worst_mean
 from enginewright.runtime.evaluation.outcome import Outcome
-from enginewright.runtime.evaluation.report import (
+from enginewright.runtime.evaluation.report.engine_report import (
     Accuracy,
     Agreement,
     Difference,
@@ -22,9 +22,9 @@ from enginewright.runtime.evaluation.report import (
     Report,
     Timing,
 )
+from enginewright.runtime.evaluation.report.memory_traffic import traffic
 from enginewright.runtime.evaluation.suites import Task
 from enginewright.runtime.evaluation.texts import Text
-from enginewright.runtime.evaluation.traffic import traffic
 
 
 def summarise(task: Task, outcomes: Sequence[Outcome], *, reference: bool) -> Report:

@@ -1,0 +1,1 @@
+"""The commands that add to an engine directory or deploy it: compile, triton."""

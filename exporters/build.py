@@ -1,0 +1,59 @@
+"""Builds an engine directory from a checkpoint: the export and the backend's build in one call.
+
+It composes the exporters and the builders, so it may import both.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from enginewright import builders
+from enginewright.builders import options
+from enginewright.builders.options import BackendOptions
+from enginewright.exporters.export import export
+from enginewright.exporters.recipe import Recipe
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.errors import ExportError, TargetError
+
+
+def build(
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    backend: str,
+    chosen: BackendOptions | None = None,
+    *,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the engine of `model` to `output` and return its manifest.
+
+    Where only the machine that runs the engine can build it, what is written is complete but for that, and a message on
+    standard error gives the command to run there.
+
+    Raises:
+        EnginewrightError: with the reason; `output` is then what it was before.
+    """
+    builders.check_backend(backend, chosen)
+    builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
+    directory.check_output(output, overwrite=overwrite)
+    try:
+        with directory.staged(output, overwrite=overwrite) as root:
+            manifest = export(model, root, recipe)
+            try:
+                return builders.build(root, manifest, backend, chosen)
+            except TargetError as e:
+                print(_advise(e, output, backend, chosen), file=sys.stderr)
+                return manifest
+    except OSError as e:
+        raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
+
+
+def _advise(error: TargetError, output: Path, backend: str, chosen: BackendOptions | None) -> str:
+    flags = options.to_arguments(chosen or BackendOptions())
+    command = " ".join(["enginewright", "compile", "DIR", "--backend", backend, *flags])
+    return (
+        f"{error}\n{output}: written without that engine; copy it to the machine that will run it, and there, with DIR "
+        f"its place:\n  {command}"
+    )

@@ -1,0 +1,1 @@
+"""The commands that need an engine directory alone: run, bench, inspect, eval."""
