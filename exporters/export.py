@@ -13,19 +13,20 @@ from typing import Any
 import onnx_ir as ir
 from tqdm import tqdm
 
-from enginewright.exporters.caches import CacheFormat, PagedCache
-from enginewright.exporters.capture import ATTENTION, Captured, capture
-from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.capture.attention_hook import ATTENTION
+from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCache
+from enginewright.exporters.capture.capture import Captured, capture
 from enginewright.exporters.methods import check_model, choose_cache, choose_decoding, extend_graph, transform_weights
-from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
+from enginewright.exporters.passes.pipeline import attach_weights, rewrite
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.rewrite import attach_weights, rewrite
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.version import package_version
-from enginewright.exporters.weights import to_initializers
+from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint import open_checkpoint
-from enginewright.exporters.depth_attention import read_depth_attention
-from enginewright.exporters.depth_reference import add_depth_attention
-from enginewright.exporters.methods import Applied, transform_weights
-from enginewright.exporters.parameters import bind_parameters
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.sampling import Sampling
 
@@ -58,25 +51,6 @@ class Parity:
     def unexplained(self) -> tuple[GreedyMatch, ...]:
         """Greedy runs that part at something else than a tie."""
         return tuple(g for g in self.greedy if g.margin is not None and g.margin > 2 * self.max_error)
-
-
-def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
-    """Return the checkpoint as transformers runs it, float32, eager attention, with the methods' weights."""
-    checkpoint = open_checkpoint(model)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, attn_implementation="eager", dtype=torch.float32
-    )
-    if applied:
-        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference), checkpoint)
-        for name, parameter in reference.named_parameters():
-            parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
-    depth = read_depth_attention(reference.config)
-    if depth is not None:
-        add_depth_attention(reference, depth)
-    reference.eval()  # type: ignore[no-untyped-call]
-    return reference
 
 
 def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int = 0) -> Parity:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginewright.exporters.config_text import make_config, split_spec
 from enginewright.exporters.methods import Applied, find_method
-from enginewright.exporters.options import make_config, split_spec
 from enginewright.exporters.passes.narrow_activations import DTYPES
-from enginewright.exporters.precision import Precision
+from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.errors import ExportError
 
 PLUGINS = ("all", "none")

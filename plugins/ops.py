@@ -1,7 +1,7 @@
 """Every custom op, declared once.
 
 The torch.library op, its shape function, the ONNX schema and the names the C++ side exports all derive from these
-declarations (`exporters/op_bindings.py`, `tests/plugins/`), so a signature or a default is written in one place.
+declarations (`exporters/capture/op_bindings.py`, `tests/plugins/`), so a signature or a default is written in one place.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from enginewright.exporters.calibration.passage import Passage
 from enginewright.exporters.calibration.progress import open_progress
 from enginewright.exporters.calibration.results import Layer, open_block
 from enginewright.exporters.calibration.stage import Calibration, Quantize
-from enginewright.exporters.checkpoint import Checkpoint
-from enginewright.exporters.weights import QuantizedRows, Weight
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.weights.weight import QuantizedRows, Weight
 from enginewright.runtime.errors import ExportError
 
 

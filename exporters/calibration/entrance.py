@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from enginewright.exporters.calibration.blocks import Blocks, place_tensors
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import UnsupportedError
 
 HIDDEN = "hidden_states"

@@ -19,7 +19,7 @@ from enginewright.exporters.calibration.results import Layer, open_block, save_b
 from enginewright.exporters.calibration.spool import Spool
 from enginewright.exporters.calibration.stage import Calibration, Quantize, Stage
 from enginewright.exporters.calibration.stream import Stream
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 QUANTIZED, FLOAT = "quantized", "float"

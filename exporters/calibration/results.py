@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from enginewright.exporters.calibration.files import replace_file
-from enginewright.exporters.weights import QuantizedRows
+from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 

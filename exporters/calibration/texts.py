@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.blocks import choose_attention, place_tensors
-from enginewright.exporters.checkpoint import Checkpoint
-from enginewright.exporters.skeleton import build_skeleton
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
 TOKENIZER = "tokenizer.json"

@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(
             "check: got neither --model nor --layers, expected the checkpoint that the engine was built from"
         )
-    from enginewright.exporters.parity import compare, load_reference
+    from enginewright.exporters.parity import compare
+    from enginewright.exporters.source.reference import load_reference
 
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
         tolerance = _tolerance(llm.manifest)
@@ -124,8 +125,8 @@ def _tolerance_of_numbers(manifest: Manifest) -> Tolerance:
 
 
 def _applied(manifest: Manifest) -> list[Applied]:
+    from enginewright.exporters.config_text import make_config
     from enginewright.exporters.methods import Applied, find_method
-    from enginewright.exporters.options import make_config
 
     methods = []
     for record in manifest.applied:

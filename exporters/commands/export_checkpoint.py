@@ -8,7 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from enginewright.exporters.checkpoint_export import FORMATS, RECORD, check_methods, export_checkpoint, open_source
+from enginewright.exporters.checkpoint_formats.writer import (
+    FORMATS,
+    RECORD,
+    check_methods,
+    export_checkpoint,
+    open_source,
+)
 from enginewright.exporters.methods import METHODS, Applied
 from enginewright.exporters.recipe import parse_method, read_recipe
 from enginewright.runtime.artifact import directory

@@ -25,9 +25,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from enginewright.exporters.caches import CacheFormat
-from enginewright.exporters.checkpoint import Checkpoint
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.capture.cache_formats import CacheFormat
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
 METHODS = {

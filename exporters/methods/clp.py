@@ -28,11 +28,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
-from enginewright.exporters.checkpoint import Checkpoint
 from enginewright.exporters.head_set import HeadSet, hash_of, load_tensor, read_head_set
 from enginewright.exporters.passes.quantize_weights import output_projection
-from enginewright.exporters.precision import quantize_rows
-from enginewright.exporters.weights import Weight, add_weight
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.weights.block_codes import quantize_rows
+from enginewright.exporters.weights.graph_weights import add_weight
+from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops import CLP_EMIT, DOMAIN
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

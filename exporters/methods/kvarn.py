@@ -9,11 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from enginewright.exporters.caches import CacheFormat, KVarNCache
-from enginewright.runtime.errors import ExportError
+import torch
+
+from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, PagedCache, Tensors
+from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
+from enginewright.runtime.artifact.manifest import CacheLayer
+from enginewright.runtime.errors import ExportError, UnsupportedError
 
 BITS = (2, 4, 8)
 MOST_ITERATIONS = 64
+LEAST_HEAD_DIM, LARGEST_HEAD_DIM = 16, 512  # of the kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,74 @@ class Config:
             )
 
 
+@dataclass(frozen=True)
+class KVarNCache:
+    """The cache format: records of 128 tokens in few bits between exact tiles (KVarNAttention)."""
+
+    config: Config
+    kind: str = "kvarn"
+    bits: int = 16
+
+    def describe(self, layer: AttentionLayer) -> CacheLayer:
+        """As the Protocol says."""
+        if not self._holds(layer.index, layer.window):
+            return PagedCache(self.bits).describe(layer)
+        where, dim = f"kvarn: {layer.family}: layer {layer.index}", layer.key_dim
+        if dim != layer.value_dim:
+            raise UnsupportedError(
+                f"{where}: got keys of {dim} and values of {layer.value_dim} dimensions, expected equal ones; build "
+                "without --apply kvarn"
+            )
+        if not LEAST_HEAD_DIM <= dim <= LARGEST_HEAD_DIM or dim & (dim - 1):
+            raise UnsupportedError(
+                f"{where}: got head_dim {dim}, expected a power of two from {LEAST_HEAD_DIM} to {LARGEST_HEAD_DIM}, because "
+                "heads are rotated by a Hadamard matrix; build without --apply kvarn"
+            )
+        if 0 < layer.window < TILE_TOKENS:
+            raise UnsupportedError(
+                f"{where}: got a window of {layer.window} tokens, expected at least {TILE_TOKENS}, one tile, for anything "
+                "to be encoded; use kvarn:windowed=false, which leaves windowed layers at 16 bits"
+            )
+        return CacheLayer(
+            kv_heads=layer.kv_heads,
+            key_dim=dim,
+            value_dim=dim,
+            tile_bytes=kvarn_tile_bytes(dim, self.config.k_bits, self.config.v_bits),
+            window=layer.window,
+            exact_bytes=kvarn_exact_bytes(dim),
+        )
+
+    def attend(self, call: AttentionCall, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """As the Protocol says."""
+        if not self._holds(call.layer, call.window):
+            return PagedCache(self.bits).attend(call, tables, pools)
+        names = (f"kv.{call.layer}.tiles", f"kv.{call.layer}.exact")
+        read = {each.name: tables[each.name] for each in KVARN_ATTENTION.inputs if each.name in tables}
+        output, *written = torch.ops.enginewright.kvarn_attention(
+            query=call.query,
+            key=call.key,
+            value=call.value,
+            tiles=pools[names[0]],
+            exact=pools[names[1]],
+            **read,
+            sinks=call.sinks,
+            layer=call.layer,
+            scale=call.scale,
+            window=call.window,
+            softcap=call.softcap,
+            k_bits=self.config.k_bits,
+            v_bits=self.config.v_bits,
+            iterations=self.config.iterations,
+            robust=int(self.config.mode == "robust"),
+            rotate_values=1,  # FoldValueRotationPass folds the rotation of values into the weights later
+        )
+        return output, dict(zip(names, written, strict=True))
+
+    def _holds(self, index: int, window: int) -> bool:
+        """Whether a layer is encoded at all."""
+        return index >= self.config.exact_layers and (self.config.windowed or not window)
+
+
 def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     """Return the KVarN cache in place of the paged one.
 
@@ -60,11 +133,4 @@ def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
         raise ExportError(
             f"kvarn: got --kv-bits {cache.bits}, expected {KVarNCache.bits}: tiles that are not encoded are halves"
         )
-    return KVarNCache(
-        k_bits=config.k_bits,
-        v_bits=config.v_bits,
-        iterations=config.iterations,
-        robust=config.mode == "robust",
-        windowed=config.windowed,
-        exact_layers=config.exact_layers,
-    )
+    return KVarNCache(config)

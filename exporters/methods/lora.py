@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.checkpoint import Checkpoint, read_json
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.source.checkpoint import Checkpoint, read_json
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -30,10 +30,10 @@ from enginewright.exporters.calibration.driver import calibrate, check_layers
 from enginewright.exporters.calibration.files import disk_errors, replace_file
 from enginewright.exporters.calibration.stage import Calibration, Stage
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.checkpoint import Checkpoint
 from enginewright.exporters.methods.piso_layer import LayerSettings, quantize_layer
-from enginewright.exporters.precision import stored_form
-from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.weights.block_codes import stored_form
+from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
 BITS = (2, 3, 4, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.graph_writer import GraphWriter
+from enginewright.exporters.passes.graph_writer import GraphWriter
 
 
 def decomposed_attention(

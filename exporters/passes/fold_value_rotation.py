@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.weights import Weight, add_weight, find_bias, weight_of
+from enginewright.exporters.weights.graph_weights import add_weight, find_bias, weight_of
+from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops import DOMAIN, KVARN_ATTENTION
 
 VALUE = [each.name for each in KVARN_ATTENTION.inputs].index("value")

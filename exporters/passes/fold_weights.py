@@ -1,7 +1,7 @@
 """Constant folding of weights without their values: nodes that read weights alone become recipes.
 
 A transpose of a projection, the split of a tensor of experts, `1 + weight` of a norm: each is put into the weight's
-recipe (exporters/weights.py) and runs once, when the engine is written.
+recipe (exporters/weights/weight.py) and runs once, when the engine is written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from enginewright.exporters.weights import Weight, add_weight, weight_of
+from enginewright.exporters.weights.graph_weights import add_weight, weight_of
+from enginewright.exporters.weights.weight import Weight
 
 FOLDABLE = {"Transpose", "Split", "Squeeze", "Unsqueeze", "Reshape", "Slice", "Gather", "Add", "Mul", "Identity"}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from enginewright.exporters.graph_writer import GraphWriter
 from enginewright.exporters.passes.decomposed_attention import decomposed_attention
+from enginewright.exporters.passes.graph_writer import GraphWriter
 from enginewright.plugins.ops import DOMAIN
 from enginewright.runtime.errors import UnsupportedError
 

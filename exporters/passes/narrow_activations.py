@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from enginewright.exporters.passes.quantize_weights import output_projection
-from enginewright.exporters.weights import KEY, weight_of
+from enginewright.exporters.weights.graph_weights import KEY, weight_of
 from enginewright.plugins.ops import DOMAIN, OPS
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}

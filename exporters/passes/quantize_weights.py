@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.exporters.precision import Precision, quantize_blocks, store_codes, stored_form
-from enginewright.exporters.weights import KEY, Weight, add_weight, find_bias, weight_of
+from enginewright.exporters.weights.block_codes import quantize_blocks, store_codes, stored_form
+from enginewright.exporters.weights.graph_weights import KEY, add_weight, find_bias, weight_of
+from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.weight import Weight
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level

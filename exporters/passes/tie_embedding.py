@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from enginewright.exporters.weights import weight_of
+from enginewright.exporters.weights.graph_weights import weight_of
 
 
 class TieEmbeddingPass(ir.passes.InPlacePass):

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import MOST_TOKENS, Backbone, HeadSet, HeadShape, hash_of, write_head_set
-from enginewright.exporters.parity import load_reference
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.tuning.clp_heads import (
     Heads,
     backbone_targets,

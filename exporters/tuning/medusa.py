@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.checkpoint import open_checkpoint, read_json
 from enginewright.exporters.head_set import MOST_TOKENS, Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.source.checkpoint import open_checkpoint, read_json
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "config.json", "medusa_lm_head.safetensors"

@@ -1,7 +1,7 @@
 """Compares an engine's decode and prefill speed with onnxruntime-genai's, process by process in alternation.
 
     pip install onnxruntime-genai==0.18.0
-    python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
+    python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python build_engine.py --model CHECKPOINT --output ENGINE --weights int4
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu     # wants tokenizer files too
     python tests/benchmarks/against_genai.py --engine ENGINE --peer PEER

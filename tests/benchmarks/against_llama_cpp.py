@@ -2,7 +2,7 @@
 
     python -m venv LLAMA && LLAMA/bin/pip install gguf safetensors
     CMAKE_ARGS="-DGGML_NATIVE=ON" LLAMA/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
-    python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
+    python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python build_engine.py --model CHECKPOINT --output ENGINE --weights int4
     LLAMA/bin/python tests/benchmarks/write_gguf.py --checkpoint CHECKPOINT --output PURE.gguf --type q4_0 --pure
     LLAMA/bin/python tests/benchmarks/write_gguf.py --checkpoint CHECKPOINT --output MIXED.gguf --type q4_0

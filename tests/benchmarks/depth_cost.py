@@ -1,6 +1,6 @@
 """Measures what Depth-Attention adds to a decode step: engines of one model with and without it, step by step in turn.
 
-    python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
+    python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python tests/benchmarks/depth_cost.py --checkpoint CHECKPOINT --work DIR --weights int4 --threads 2
 
 Into DIR come a copy of the checkpoint whose config asks for Depth-Attention (its weights are links) and both engines, unless

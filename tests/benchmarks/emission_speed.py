@@ -2,7 +2,7 @@
 
     python tests/benchmarks/emission_speed.py --engines PLAIN ENGINE ... --threads 1
 
-    python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
+    python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python tests/benchmarks/emission_speed.py --checkpoint CHECKPOINT --work DIR --weights int4 --storage int8 --threads 2
 
 The first form measures engines as they are. The second builds them, unless they are in DIR: heads of random weights whose
@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.exporters.build import build
-from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
+from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.evaluation.problems import KINDS, held_out_problems

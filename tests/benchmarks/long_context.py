@@ -1,6 +1,6 @@
 """Compares decoding over long contexts: an engine with a 16-bit cache against one of the same model with KVarN's.
 
-    python -m enginewright.exporters.synthetic --like qwen3-0.6b --output CHECKPOINT
+    python -m enginewright.exporters.source.synthetic --like qwen3-0.6b --output CHECKPOINT
     python build_engine.py --model CHECKPOINT --output HALF --weights int4 --max-context 17408
     python build_engine.py --model CHECKPOINT --output KVARN --weights int4 --max-context 17408 --apply kvarn
     python tests/benchmarks/long_context.py --half HALF --kvarn KVARN --context 2048,16384 --batch 8 --threads 2

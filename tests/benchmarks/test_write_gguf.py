@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 from write_gguf import gguf_name, gguf_rows, read_architecture
 
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source.skeleton import build_skeleton
 
 SIZES = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3,

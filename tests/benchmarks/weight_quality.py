@@ -22,8 +22,8 @@ import numpy as np
 from enginewright.exporters.build import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.piso import Config
-from enginewright.exporters.precision import Precision
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.evaluation.candidates import open_contenders
 from enginewright.runtime.evaluation.outcome import prepare, run
 from enginewright.runtime.evaluation.suites import Task

@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from enginewright.builders.passes.block_weights import BlockWeightsPass
 from enginewright.builders.rows_tensor import RowsTensor, data_path, move_rewritten, save_rewritten
-from enginewright.exporters.precision import dequantize_blocks, quantize_blocks
+from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks
 
 Arrays = dict[str, np.ndarray]
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>\n'

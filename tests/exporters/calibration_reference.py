@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from enginewright.exporters.calibration import Calibration, Quantize, Stage, calibrate
 from enginewright.exporters.calibration.blocks import load_blocks
-from enginewright.exporters.checkpoint import open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.parity import load_reference
-from enginewright.exporters.weights import QuantizedRows
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.reference import load_reference
+from enginewright.exporters.weights.weight import QuantizedRows
 
 
 def draw_tokens(sequences: int, length: int, vocab: int = 250) -> NDArray[np.int64]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.source.checkpoint import open_checkpoint
 
 Edit = Callable[[dict[str, np.ndarray]], None]
 

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from enginewright.exporters.weights import KEY, QuantizedRows, Weight, quantized_weight, to_initializers
+from enginewright.exporters.weights.graph_weights import KEY, to_initializers
+from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 
 Arrays = dict[str, np.ndarray]
 

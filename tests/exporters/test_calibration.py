@@ -12,7 +12,7 @@ from families import FAMILIES
 from fixtures import CheckpointMaker
 
 from enginewright.exporters.calibration import Calibration, Stage
-from enginewright.exporters.checkpoint import open_checkpoint
+from enginewright.exporters.source.checkpoint import open_checkpoint
 
 # Of the largest square: float32 sums in another order, behind up to seven blocks.
 TOLERANCE = 2e-5

@@ -15,10 +15,10 @@ from fixtures import CheckpointMaker
 from transformers.models.llama import modeling_llama
 
 from enginewright.exporters.calibration import Calibration, Stage, blocks, calibrate
-from enginewright.exporters.checkpoint import open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.skeleton import Skeleton, build_skeleton
-from enginewright.exporters.weights import Weight, quantized_weight
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
+from enginewright.exporters.weights.weight import Weight, quantized_weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 TOKENS = draw_tokens(2, 20)

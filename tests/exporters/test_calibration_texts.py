@@ -15,10 +15,10 @@ from tokenizers import processors
 from enginewright.exporters.calibration import texts
 from enginewright.exporters.calibration.blocks import load_blocks
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.parity import load_reference
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.reference import load_reference
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-text"

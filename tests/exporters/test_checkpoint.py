@@ -14,12 +14,12 @@ from fixtures import CheckpointMaker
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from enginewright.exporters import checkpoint as checkpoints
 from enginewright.exporters.build import build
-from enginewright.exporters.checkpoint import INDEX, WEIGHTS, open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source import checkpoint as checkpoints
+from enginewright.exporters.source.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
 
 

@@ -23,12 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from enginewright.exporters import checkpoint_export, methods
-from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.precision import Precision
+from enginewright.exporters import methods
+from enginewright.exporters.checkpoint_formats import writer
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime import cli
 from enginewright.runtime.loader import load as load_engine
 
@@ -453,7 +454,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_export, "_save", fail)
+    monkeypatch.setattr(writer, "_save", fail)
     yield
 
 

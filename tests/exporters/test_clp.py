@@ -19,8 +19,8 @@ from enginewright.exporters.build import build
 from enginewright.exporters.head_set import CONFIG, WEIGHTS
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config
-from enginewright.exporters.precision import quantize_rows
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
+from enginewright.exporters.weights.block_codes import quantize_rows
 from enginewright.plugins.library import ort_library
 from enginewright.plugins.oracles.clp_emit import clp_emit
 from enginewright.runtime.artifact.manifest import Manifest

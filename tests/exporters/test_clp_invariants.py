@@ -18,8 +18,8 @@ from families import save_checkpoint
 from enginewright.exporters.build import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.clp import Config
-from enginewright.exporters.parity import load_reference
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime import LLM, Completion, Sampling, load
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.session import Outputs, PackedStep

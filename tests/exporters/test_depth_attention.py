@@ -26,8 +26,9 @@ from enginewright.exporters.depth_attention import DepthAttention, DepthMixer, M
 from enginewright.exporters.depth_reference import Base, add_depth_attention, mix_by_softmax, mix_evenly
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.kvarn import Config
-from enginewright.exporters.parity import compare, load_reference
+from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.exporters.source.reference import load_reference
 from enginewright.plugins.oracles.depth_mix import depth_mix
 from enginewright.runtime import Sampling
 from enginewright.runtime.artifact.manifest import Manifest

@@ -9,8 +9,9 @@ import pytest
 from families import FAMILIES, save_checkpoint
 from fixtures import CheckpointMaker, EngineMaker
 
-from enginewright.exporters.parity import compare, load_reference
+from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.loader import load
 
 # Largest logit error. Float32 differs by the order of sums alone, 1e-6 here. Cached halves carry 2^-11 of relative error

@@ -20,12 +20,12 @@ from fixtures import CheckpointMaker, EngineMaker
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.methods import Applied, transform_weights
 from enginewright.exporters.methods.lora import Config
-from enginewright.exporters.parameters import bind_parameters
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.weights import QuantizedRows, Weight, quantized_weight
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 from enginewright.runtime.loader import load
 

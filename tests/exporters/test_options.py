@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from enginewright.exporters.options import make_config, split_spec
+from enginewright.exporters.config_text import make_config, split_spec
 from enginewright.runtime.errors import ExportError
 
 

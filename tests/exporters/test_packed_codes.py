@@ -10,8 +10,14 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import load_file
 
-from enginewright.exporters.packed_codes import pack_output_pairs, pack_words
-from enginewright.exporters.safetensors_writer import Entry, Spool, copy_span, read_spans, write_safetensors
+from enginewright.exporters.checkpoint_formats.packed_codes import pack_output_pairs, pack_words
+from enginewright.exporters.checkpoint_formats.safetensors_file import (
+    Entry,
+    Spool,
+    copy_span,
+    read_spans,
+    write_safetensors,
+)
 from enginewright.runtime.errors import ExportError
 
 

@@ -11,9 +11,9 @@ from fixtures import CheckpointMaker
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from enginewright.exporters.checkpoint import open_checkpoint
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import build_skeleton
 
 
 def stored_names(model: Path) -> list[str]:

@@ -18,8 +18,9 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
 from enginewright.exporters.passes.simplify import RULES, SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
-from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks, store_codes, stored_form
-from enginewright.exporters.weights import KEY, weight_of
+from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks, store_codes, stored_form
+from enginewright.exporters.weights.graph_weights import KEY, weight_of
+from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.errors import ExportError
 
 X = random_arrays(x=(1, 5, 8))

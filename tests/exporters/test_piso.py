@@ -17,16 +17,17 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
 from enginewright.exporters.calibration import Stage
-from enginewright.exporters.checkpoint import open_checkpoint
-from enginewright.exporters.checkpoint_export import export_checkpoint
+from enginewright.exporters.checkpoint_formats.writer import export_checkpoint
 from enginewright.exporters.methods import Applied, piso, transform_weights
 from enginewright.exporters.methods.piso import Config
 from enginewright.exporters.methods.piso_solver import int_grid, solve
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.parity import compare, load_reference
-from enginewright.exporters.precision import Precision
+from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe, parse_method
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.reference import load_reference
+from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load
 

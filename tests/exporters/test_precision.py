@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from enginewright.exporters import precision
-from enginewright.exporters.precision import Precision, dequantize_blocks, quantize_blocks, quantize_rows
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.weights import precision
+from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks, quantize_rows
+from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load

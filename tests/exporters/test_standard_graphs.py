@@ -14,10 +14,11 @@ from fixtures import CheckpointMaker, EngineMaker
 
 from enginewright.exporters.build import build
 from enginewright.exporters.export import export
-from enginewright.exporters.parity import compare, load_reference
+from enginewright.exporters.parity import compare
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
-from enginewright.exporters.precision import Precision
 from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.exporters.source.reference import load_reference
+from enginewright.exporters.weights.precision import Precision
 from enginewright.plugins.oracles.greedy_sample import greedy_sample
 from enginewright.runtime import Sampling, UnsupportedError, load
 

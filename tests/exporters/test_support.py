@@ -10,11 +10,12 @@ import pytest
 from transformers import AutoConfig
 
 from enginewright.exporters.build import build
-from enginewright.exporters.caches import PagedCache
-from enginewright.exporters.capture import ATTENTION, capture
+from enginewright.exporters.capture.attention_hook import ATTENTION
+from enginewright.exporters.capture.cache_formats import PagedCache
+from enginewright.exporters.capture.capture import capture
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.skeleton import build_skeleton
-from enginewright.exporters.support import check_supported, check_supported_raw
+from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.support import check_supported, check_supported_raw
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 
 SUPPORTED = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss"]

@@ -8,19 +8,15 @@ import pytest
 from families import make_model
 from small_graphs import Arrays, make_graph, make_weight, quantized, random_arrays
 
-from enginewright.exporters.caches import PagedCache
-from enginewright.exporters.capture import ATTENTION, Captured, capture
+from enginewright.exporters.capture.attention_hook import ATTENTION
+from enginewright.exporters.capture.cache_formats import PagedCache
+from enginewright.exporters.capture.capture import Captured, capture
+from enginewright.exporters.passes.pipeline import attach_weights, rewrite
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
-from enginewright.exporters.precision import Precision
-from enginewright.exporters.rewrite import attach_weights, rewrite
-from enginewright.exporters.skeleton import build_skeleton
-from enginewright.exporters.weights import (
-    Weight,
-    add_weight,
-    concatenate,
-    to_initializers,
-    weight_of,
-)
+from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.weights.graph_weights import add_weight, to_initializers, weight_of
+from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.weight import Weight, concatenate
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 W: Arrays = random_arrays(a=(3, 4), b=(2, 4), c=(3, 1))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from families import save_checkpoint
 
-from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.methods.piso import Config, transform_weights
 from enginewright.exporters.methods.piso_layer import LayerSettings, quantize_layer
-from enginewright.exporters.parameters import bind_parameters
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import build_skeleton
 
 pytestmark = [pytest.mark.gpu, pytest.mark.native]
 DEVICE = "cuda"

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from enginewright.exporters.op_bindings import onnx_schema, register
+from enginewright.exporters.capture.op_bindings import onnx_schema, register
 from enginewright.plugins.ops import DOMAIN, KVARN_ATTENTION, OPS, TILE_TOKENS, Op, kvarn_tile_bytes
 
 

@@ -1,6 +1,6 @@
 """Random-weight checkpoints of well-known shapes, for benchmarks: they show speed, never quality.
 
-    python -m enginewright.exporters.synthetic --like qwen2-0.5b --output DIR
+    python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output DIR
 
 Shapes are those of the models' published configs. Weights are normal with standard deviation 0.02, float16, written
 one tensor at a time in shards.
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import ExportError
 
 SHARD_BYTES = 1 << 30

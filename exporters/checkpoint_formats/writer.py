@@ -18,11 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from enginewright.exporters import compressed_tensors_format, modelopt_format
-from enginewright.exporters.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
-from enginewright.exporters.methods import METHODS, Applied, check_model, find_method, transform_weights
-from enginewright.exporters.parameters import bind_parameters, source_names
-from enginewright.exporters.quantized_linear import (
+from enginewright.exporters.checkpoint_formats import compressed_tensors, modelopt
+from enginewright.exporters.checkpoint_formats.quantized_linear import (
     CheckpointFormat,
     Description,
     LeftOut,
@@ -30,19 +27,22 @@ from enginewright.exporters.quantized_linear import (
     find_groups,
     to_tensor,
 )
-from enginewright.exporters.safetensors_writer import (
+from enginewright.exporters.checkpoint_formats.safetensors_file import (
     Entry,
     Spool,
     copy_span,
     read_spans,
     write_safetensors,
 )
-from enginewright.exporters.skeleton import build_skeleton
+from enginewright.exporters.methods import METHODS, Applied, check_model, find_method, transform_weights
+from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
+from enginewright.exporters.source.parameters import bind_parameters, source_names
+from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.version import package_version
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
-FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors_format, "modelopt": modelopt_format}
+FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors, "modelopt": modelopt}
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 RECORD = "enginewright.json"  # says what made the checkpoint; only a directory with it is ever replaced
 COPIED = (

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from enginewright.exporters.checkpoint import DTYPES
-from enginewright.exporters.precision import stored_bits
-from enginewright.exporters.weights import QuantizedRows
+from enginewright.exporters.source.checkpoint import DTYPES
+from enginewright.exporters.weights.block_codes import stored_bits
+from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 Tensor = tuple[str, np.ndarray]  # safetensors type, values: of bfloat16 their bits as uint16

@@ -25,8 +25,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from enginewright.exporters.checkpoint import DTYPES, Checkpoint
-from enginewright.exporters.weights import Weight
+from enginewright.exporters.source.checkpoint import DTYPES, Checkpoint
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
 

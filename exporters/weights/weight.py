@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from enginewright.runtime.errors import ExportError
 
-KEY = "enginewright.weight"  # in ir.Value.meta
 WeightForm = tuple[int, int, int]  # bits, group size, input axis
 
 
@@ -124,52 +123,3 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
 def _join_rows(parts: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
     loaded = [part.quantized.load() for part in parts if part.quantized is not None]
     return np.concatenate([codes for codes, _ in loaded]), np.concatenate([scales for _, scales in loaded])
-
-
-def weight_of(value: ir.Value | None) -> Weight | None:
-    """The recipe behind a graph value, if it is a weight."""
-    found: Weight | None = None if value is None else value.meta.get(KEY)
-    return found
-
-
-def find_bias(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
-    """The Add that alone reads `product`, and the bias weight [width] that it adds, if there is one."""
-    readers = [user for user, _ in product.outputs[0].uses()]
-    if len(readers) != 1 or readers[0].op_type != "Add":
-        return None
-    other = next((value for value in readers[0].inputs if value is not product.outputs[0]), None)
-    weight = weight_of(other)
-    return (readers[0], other) if other is not None and weight is not None and weight.shape == (width,) else None
-
-
-def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
-    """Add `weight` to `graph` as an input; `to_initializers` makes it an initializer once rewriting is done.
-
-    As an input no rule can fold it, so that no pass ever asks for its values.
-    """
-    value = ir.Value(name=name, shape=ir.Shape(weight.shape), type=ir.TensorType(weight.dtype))
-    value.meta[KEY] = weight
-    graph.inputs.append(value)
-    return value
-
-
-def to_initializers(graph: ir.Graph) -> None:
-    """Turn every weight that is used into an initializer whose values are made when the model is saved."""
-    for value in [v for v in graph.inputs if weight_of(v) is not None]:
-        graph.inputs.remove(value)
-        if not value.uses():
-            continue
-        weight = value.meta.pop(KEY)
-        value.const_value = ir.LazyTensor(
-            partial(_tensor, weight, value.name or ""),
-            dtype=weight.dtype,
-            shape=ir.Shape(weight.shape),
-            name=value.name,
-        )
-        graph.register_initializer(value)
-
-
-def _tensor(weight: Weight, name: str) -> ir.Tensor[np.ndarray]:
-    values = np.ascontiguousarray(weight.load())
-    assert values.shape == weight.shape, f"{name}: got {values.shape}, expected {weight.shape}"
-    return ir.Tensor(values, dtype=weight.dtype, shape=ir.Shape(weight.shape), name=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from enginewright.exporters.capture import Captured
+from enginewright.exporters.capture.capture import Captured
 from enginewright.exporters.passes.fold_value_rotation import FoldValueRotationPass
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
 from enginewright.exporters.passes.fuse_standard import FuseStandardOpsPass
@@ -15,7 +15,8 @@ from enginewright.exporters.passes.pack_projections import PackProjectionsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
 from enginewright.exporters.passes.simplify import SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
-from enginewright.exporters.weights import KEY, Weight
+from enginewright.exporters.weights.graph_weights import KEY
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import UnsupportedError
 
 

@@ -1,0 +1,124 @@
+"""Checkpoint config -> the packed, ragged decoder graph, through one attention hook and no model code of ours.
+
+The model runs as batch 1 with the tokens of all sequences one after another. Only attention knows about sequences, so
+replacing the attention function is all it takes: each layer calls our op on the layer's tile pool instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch._subclasses import FakeTensorMode
+from transformers import PreTrainedModel
+
+from enginewright.exporters.capture import op_bindings
+from enginewright.exporters.capture.attention_hook import (
+    Trace,
+    mix_over_depth,
+    tracing,
+)
+from enginewright.exporters.capture.cache_formats import CacheFormat, Tensors
+from enginewright.exporters.capture.signature import (
+    SAMPLES,
+    TOKENS,
+    dynamic_shapes,
+    example_inputs,
+    name_signature,
+    zeros,
+)
+from enginewright.exporters.capture.torch_export import export_module, traceable
+from enginewright.exporters.depth_attention import DepthMixer, read_depth_attention
+from enginewright.exporters.source.skeleton import Skeleton
+from enginewright.runtime.artifact.manifest import CacheLayer
+from enginewright.runtime.errors import UnsupportedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A decoder graph without weights.
+
+    Its initializers are named as the model's parameters and hold no values; `skeleton.buffers` holds those that no
+    checkpoint has. `layers` describes the cache of each attention layer.
+    """
+
+    model: ir.Model
+    skeleton: Skeleton
+    layers: tuple[CacheLayer, ...]
+
+
+def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
+    """Return the packed decoder graph of a model, without reading a weight.
+
+    skeleton: of `build_skeleton(config, attention=ATTENTION, ...)`. cache: how its keys and values are held.
+
+    Raises:
+        UnsupportedError: the model's attention does not go through the hook, or not in a way the op can express.
+    """
+    translations = op_bindings.register()
+    decoder = PackedDecoder(skeleton.model, cache).eval()
+    try:
+        with torch.no_grad():
+            layers = _read_layers(decoder)
+            example = example_inputs(layers)
+            model = export_module(decoder, example, dynamic_shapes(layers), translations)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own are RuntimeErrors
+        reason = str(e).strip().partition("\n")[0]
+        family = skeleton.model.config.model_type
+        raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
+    name_signature(model, layers, [*example[4], *example[5]])
+    return Captured(model=model, skeleton=skeleton, layers=layers)
+
+
+class PackedDecoder(torch.nn.Module):
+    """The model with the decoder graph's inputs and outputs."""
+
+    def __init__(self, model: PreTrainedModel, cache: CacheFormat) -> None:
+        super().__init__()
+        self.model = model
+        self.cache = cache
+        depth = read_depth_attention(model.config)
+        self.mixer = None if depth is None else DepthMixer(depth, mix_over_depth)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        query_starts: torch.Tensor,
+        sample_rows: torch.Tensor,
+        tables: Tensors,
+        pools: Tensors,
+    ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
+        """Return logits [N, V], their greedy tokens [N] and the updated pools; see `plugins.ops` for the shapes."""
+        trace = Trace(self.model.config, self.cache, self.mixer, {"query_starts": query_starts, **tables}, pools)
+        with tracing(trace):
+            logits = self.run_model(input_ids, position_ids, sample_rows)
+        greedy = torch.ops.enginewright.greedy_sample(logits)
+        return logits, greedy, {name: trace.written[name] for name in pools}
+
+    def run_model(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor) -> torch.Tensor:
+        output = self.model(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            use_cache=False,
+            logits_to_keep=sample_rows,
+        )
+        logits: torch.Tensor = output.logits.squeeze(0)
+        return logits
+
+
+def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
+    """Run once without caches to learn each layer's heads and sizes."""
+    config = decoder.model.config
+    trace = Trace(config, decoder.cache, decoder.mixer)
+    with traceable(), tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
+        ids = zeros(torch.int64, TOKENS)
+        decoder.run_model(ids, ids, zeros(torch.int64, SAMPLES))
+    expected = config.num_hidden_layers
+    if sorted(trace.layers) != list(range(expected)):
+        raise UnsupportedError(
+            f"{config.model_type}: got attention in {len(trace.layers)} of {expected} layers, expected it in all; "
+            "models with state-space, linear or latent attention layers cannot be captured"
+        )
+    return tuple(trace.layers[layer] for layer in range(expected))

@@ -1,0 +1,1 @@
+"""Checkpoints as other servers read them: writes methods' results as safetensors."""

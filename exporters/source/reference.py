@@ -1,0 +1,36 @@
+"""The checkpoint as transformers runs it: the model that an engine is compared with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from enginewright.exporters.depth_attention import read_depth_attention
+from enginewright.exporters.depth_reference import add_depth_attention
+from enginewright.exporters.methods import Applied, transform_weights
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+
+
+def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
+    """Return the checkpoint as transformers runs it, float32, eager attention, with the methods' weights."""
+    checkpoint = open_checkpoint(model)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, attn_implementation="eager", dtype=torch.float32
+    )
+    if applied:
+        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference), checkpoint)
+        for name, parameter in reference.named_parameters():
+            parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
+    depth = read_depth_attention(reference.config)
+    if depth is not None:
+        add_depth_attention(reference, depth)
+    reference.eval()  # type: ignore[no-untyped-call]
+    return reference
