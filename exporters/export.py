@@ -16,7 +16,13 @@ from tqdm import tqdm
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCache
 from enginewright.exporters.capture.capture import Captured, capture
-from enginewright.exporters.methods import check_model, choose_cache, choose_decoding, extend_graph, transform_weights
+from enginewright.exporters.methods.registry import (
+    check_model,
+    choose_cache,
+    choose_decoding,
+    extend_graph,
+    transform_weights,
+)
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
 from enginewright.exporters.passes.pipeline import attach_weights, rewrite

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.exporters.config_text import make_config, split_spec
-from enginewright.exporters.methods import Applied, find_method
+from enginewright.exporters.methods.registry import Applied, find_method
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.errors import ExportError

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from enginewright.exporters.depth_attention import read_depth_attention
+from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
 from enginewright.exporters.weights.weight import Weight

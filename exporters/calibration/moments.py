@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from enginewright.exporters.calibration.products import multiply
+from enginewright.exporters.calibration.fast_linear import multiply
 
 _BLOCK = 768  # of rows; of a symmetric sum, what lies above the blocks on the diagonal is not computed but copied
 

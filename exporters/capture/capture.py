@@ -29,7 +29,7 @@ from enginewright.exporters.capture.signature import (
     zeros,
 )
 from enginewright.exporters.capture.torch_export import export_module, traceable
-from enginewright.exporters.depth_attention import DepthMixer, read_depth_attention
+from enginewright.exporters.methods.depth_attention.rule import DepthMixer, read_depth_attention
 from enginewright.exporters.source.skeleton import Skeleton
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError

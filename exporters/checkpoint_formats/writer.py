@@ -34,7 +34,7 @@ from enginewright.exporters.checkpoint_formats.safetensors_file import (
     read_spans,
     write_safetensors,
 )
-from enginewright.exporters.methods import METHODS, Applied, check_model, find_method, transform_weights
+from enginewright.exporters.methods.registry import METHODS, Applied, check_model, find_method, transform_weights
 from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import build_skeleton

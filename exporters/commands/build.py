@@ -15,7 +15,7 @@ from tqdm import tqdm
 from enginewright import builders
 from enginewright.builders import options
 from enginewright.exporters.build import build
-from enginewright.exporters.methods import METHODS
+from enginewright.exporters.methods.registry import METHODS
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
 

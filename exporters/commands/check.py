@@ -16,7 +16,7 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.loader import load
 
 if TYPE_CHECKING:  # --layers needs neither torch nor the checkpoint
-    from enginewright.exporters.methods import Applied
+    from enginewright.exporters.methods.registry import Applied
     from enginewright.exporters.parity import Parity
 
 REPORT = Path("reports/parity.json")
@@ -126,7 +126,7 @@ def _tolerance_of_numbers(manifest: Manifest) -> Tolerance:
 
 def _applied(manifest: Manifest) -> list[Applied]:
     from enginewright.exporters.config_text import make_config
-    from enginewright.exporters.methods import Applied, find_method
+    from enginewright.exporters.methods.registry import Applied, find_method
 
     methods = []
     for record in manifest.applied:

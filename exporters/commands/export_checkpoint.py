@@ -15,7 +15,7 @@ from enginewright.exporters.checkpoint_formats.writer import (
     export_checkpoint,
     open_source,
 )
-from enginewright.exporters.methods import METHODS, Applied
+from enginewright.exporters.methods.registry import METHODS, Applied
 from enginewright.exporters.recipe import parse_method, read_recipe
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import ExportError

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from enginewright.exporters.tuning import clp, medusa
-from enginewright.exporters.tuning.clp_report import Report
-from enginewright.exporters.tuning.states import TokenSequence
+from enginewright.exporters.methods.clp import medusa, train
+from enginewright.exporters.methods.clp.report import Report
+from enginewright.exporters.methods.clp.states import TokenSequence
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.problems import training_problems
@@ -26,7 +26,7 @@ from enginewright.runtime.host import physical_cores
 
 PROBLEMS = "reasoning"
 TEXT_LENGTH, PROBLEM_LENGTH = 128, 1536
-DEFAULTS = clp.Options()
+DEFAULTS = train.Options()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +90,10 @@ def _train(arguments: argparse.Namespace) -> int:
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ExportError(f"--{name.replace('_', '-')}: got {value}, expected 1 or more")
     torch.set_num_threads(arguments.threads or physical_cores())
-    names = {field.name for field in dataclasses.fields(clp.Options)} & vars(arguments).keys()
-    options = clp.Options(**{name: getattr(arguments, name) for name in names})
+    names = {field.name for field in dataclasses.fields(train.Options)} & vars(arguments).keys()
+    options = train.Options(**{name: getattr(arguments, name) for name in names})
     texts = list(islice(_texts(arguments), arguments.samples))
-    report = clp.tune(arguments.model, texts, arguments.output, options)
+    report = train.tune(arguments.model, texts, arguments.output, options)
     print(json.dumps(dataclasses.asdict(report), indent=2) if arguments.json else _table(report))
     return 0
 

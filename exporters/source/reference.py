@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from enginewright.exporters.depth_attention import read_depth_attention
-from enginewright.exporters.depth_reference import add_depth_attention
-from enginewright.exporters.methods import Applied, transform_weights
+from enginewright.exporters.methods.depth_attention.reference import add_depth_attention
+from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
+from enginewright.exporters.methods.registry import Applied, transform_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 

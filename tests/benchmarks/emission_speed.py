@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.exporters.build import build
-from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.methods.clp.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import Sampling, load

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.piso import Config
+from enginewright.exporters.methods.piso.method import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.evaluation.candidates import open_contenders

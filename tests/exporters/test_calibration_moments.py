@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from enginewright.exporters.calibration import products
+from enginewright.exporters.calibration import fast_linear
+from enginewright.exporters.calibration.fast_linear import FastLinear, multiply
 from enginewright.exporters.calibration.moments import Moments
-from enginewright.exporters.calibration.products import FastLinear, multiply
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of the largest value: float32 sums of 37 products
@@ -46,7 +46,7 @@ def test_products(
     shape: tuple[int, ...], bias: bool, dtype: torch.dtype, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if missing:
-        monkeypatch.setattr(products, "_PRODUCT", None)
+        monkeypatch.setattr(fast_linear, "_PRODUCT", None)
     x, w, b = drawn(*shape, dtype=dtype), drawn(11, 7, dtype=dtype), drawn(11, dtype=dtype) if bias else None
     expected = functional.linear(x, w, b)
     assert multiply(x, w, b).dtype == dtype

@@ -15,7 +15,7 @@ import torch
 from calibration_reference import draw_tokens, round_stage, start
 from fixtures import CheckpointMaker
 
-from enginewright.exporters.calibration import Calibration, Quantize, Stage, files, passage, spool
+from enginewright.exporters.calibration import Calibration, Quantize, Stage, activation_file, atomic_files, block_walk
 from enginewright.runtime.errors import ExportError
 
 TOKENS = draw_tokens(sequences=5, length=24)
@@ -90,7 +90,7 @@ def fill_disk_after(patch: pytest.MonkeyPatch, writes: int) -> Callable[[], bool
     """Let every write after the first `writes` find the disk full; returns whether one did."""
     count = 0
 
-    class Full(spool.FileIO):
+    class Full(activation_file.FileIO):
         def write(self, content: object, /) -> int:
             take()
             return super().write(content)  # type: ignore[arg-type]
@@ -102,14 +102,14 @@ def fill_disk_after(patch: pytest.MonkeyPatch, writes: int) -> Callable[[], bool
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def replace(path: Path, content: bytes) -> None:
-        with files.disk_errors(path.parent):
+        with atomic_files.disk_errors(path.parent):
             take()
         original(path, content)
 
-    original = files.replace_file
-    patch.setattr(spool, "FileIO", Full)
-    patch.setattr("enginewright.exporters.calibration.results.replace_file", replace)
-    patch.setattr("enginewright.exporters.calibration.progress.replace_file", replace)
+    original = atomic_files.replace_file
+    patch.setattr(activation_file, "FileIO", Full)
+    patch.setattr("enginewright.exporters.calibration.block_results.replace_file", replace)
+    patch.setattr("enginewright.exporters.calibration.resume.replace_file", replace)
     return lambda: count > writes
 
 
@@ -153,7 +153,7 @@ def test_a_finished_folder_is_only_read(
 ) -> None:
     run(checkpoint("llama"), tmp_path)
     before = contents(tmp_path)
-    monkeypatch.setattr(passage.Passage, "run", lambda *_: pytest.fail("nothing is to be computed"))
+    monkeypatch.setattr(block_walk.Passage, "run", lambda *_: pytest.fail("nothing is to be computed"))
     run(checkpoint("llama"), tmp_path)
     assert contents(tmp_path) == before
 
@@ -228,7 +228,7 @@ def test_a_damaged_note_is_named(checkpoint: CheckpointMaker, tmp_path: Path) ->
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("columns", [7, 8])
 def test_codes_come_back(bits: int, columns: int, tmp_path: Path) -> None:
-    from enginewright.exporters.calibration.results import Layer, open_block, save_block
+    from enginewright.exporters.calibration.block_results import Layer, open_block, save_block
 
     layer = Layer(name="w", rows=3, columns=columns, bits=bits, group_size=columns)
     low = -(1 << (bits - 1))

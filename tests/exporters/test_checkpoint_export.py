@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from enginewright.exporters import methods
 from enginewright.exporters.checkpoint_formats import writer
+from enginewright.exporters.methods import registry
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
@@ -80,7 +80,7 @@ def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("rounding_method")
     module.Config, module.transform_weights = Config, round_weights  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "rounding_method", module)
-    monkeypatch.setitem(methods.METHODS, "rounding", "rounding_method")
+    monkeypatch.setitem(registry.METHODS, "rounding", "rounding_method")
 
 
 def export(source: Path, output: Path, *options: str, config: Config | None = None) -> int:
@@ -279,7 +279,7 @@ def test_transformers_computes_what_the_engine_does(
 ) -> None:
     source, config = checkpoint("mistral"), Config(bits=bits)
     assert export(source, tmp_path / "out", config=config) == 0
-    applied = methods.Applied("rounding", config)
+    applied = registry.Applied("rounding", config)
     root, _ = engine(source, Recipe(kv_bits=32, apply=(applied,), weights=Precision(compute="float32")))
     with load_engine(root, threads=1) as llm:
         got = llm.logits(TOKENS[0].tolist())

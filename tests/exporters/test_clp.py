@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
-from enginewright.exporters.head_set import CONFIG, WEIGHTS
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.clp import Config
+from enginewright.exporters.methods.clp.head_set import CONFIG, WEIGHTS
+from enginewright.exporters.methods.clp.method import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.weights.block_codes import quantize_rows
 from enginewright.plugins.library import ort_library

@@ -10,8 +10,8 @@ import pytest
 from clp_sets import Edit, random_set
 from fixtures import CheckpointMaker, EngineMaker
 
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.clp import Config
+from enginewright.exporters.methods.clp.method import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import Sampling
 from enginewright.runtime.cli import main

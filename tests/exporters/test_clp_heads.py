@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from enginewright.exporters.head_set import HeadShape
-from enginewright.exporters.methods.clp import accept_lengths
-from enginewright.exporters.tuning.clp import Options, fit_classifier
-from enginewright.exporters.tuning.clp_heads import (
+from enginewright.exporters.methods.clp.head_set import HeadShape
+from enginewright.exporters.methods.clp.heads import (
     IGNORED,
     Heads,
     backbone_targets,
@@ -17,6 +15,8 @@ from enginewright.exporters.tuning.clp_heads import (
     data_targets,
     length_labels,
 )
+from enginewright.exporters.methods.clp.lengths import accept_lengths
+from enginewright.exporters.methods.clp.train import Options, fit_classifier
 
 TEXT = [5, 6, 7, 8, 9, 5, 6, 7, 8]
 HEADS = [[7, 8, 9, 5, 0, 7, 8, 9, 5], [8, 0, 5, 6, 7, 8, 9, 5, 6]]

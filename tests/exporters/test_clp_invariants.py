@@ -16,8 +16,8 @@ from depth_step import Pool, read_pool, run_decoder
 from families import save_checkpoint
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.clp import Config
+from enginewright.exporters.methods.clp.method import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime import LLM, Completion, Sampling, load

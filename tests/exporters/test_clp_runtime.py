@@ -10,9 +10,9 @@ from clp_sets import random_set
 from fixtures import CheckpointMaker, EngineMaker
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.clp import Config
+from enginewright.exporters.methods.clp.method import Config
 from enginewright.exporters.methods.kvarn import Config as KVarNConfig
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import Completion, Sampling, load
 

@@ -22,10 +22,15 @@ from test_lora import random_adapter
 from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.build import build
-from enginewright.exporters.depth_attention import DepthAttention, DepthMixer, Mix, read_depth_attention
-from enginewright.exporters.depth_reference import Base, add_depth_attention, mix_by_softmax, mix_evenly
-from enginewright.exporters.methods import Applied
+from enginewright.exporters.methods.depth_attention.reference import (
+    Base,
+    add_depth_attention,
+    mix_by_softmax,
+    mix_evenly,
+)
+from enginewright.exporters.methods.depth_attention.rule import DepthAttention, DepthMixer, Mix, read_depth_attention
 from enginewright.exporters.methods.kvarn import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.reference import load_reference

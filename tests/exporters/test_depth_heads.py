@@ -14,13 +14,13 @@ from families import save_checkpoint
 from safetensors.torch import load_file
 
 from enginewright.exporters.build import build
-from enginewright.exporters.head_set import read_head_set
-from enginewright.exporters.methods import Applied
-from enginewright.exporters.methods.clp import Config
+from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.head_set import read_head_set
+from enginewright.exporters.methods.clp.method import Config
+from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
+from enginewright.exporters.methods.clp.train import Options, tune
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.tuning import clp
-from enginewright.exporters.tuning.clp import Options, tune
-from enginewright.exporters.tuning.states import States, TokenSequence, compute_states
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.errors import ExportError
 
@@ -70,7 +70,7 @@ def recorded(model: Path, texts: Sequence[TokenSequence], output: Path) -> tuple
         return states
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clp, "compute_states", record)
+        patch.setattr(train, "compute_states", record)
         tune(str(model), texts, output, Options(epochs=1, classifier_epochs=1))
     return found[0]
 

@@ -14,8 +14,8 @@ from fixtures import CheckpointMaker, EngineMaker
 from kvarn_reference import oracle_logits, plain_logits
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.kvarn import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.passes.fold_value_rotation import transform
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.plugins.ops import TILE_TOKENS

@@ -20,8 +20,8 @@ from fixtures import CheckpointMaker, EngineMaker
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from enginewright.exporters.methods import Applied, transform_weights
 from enginewright.exporters.methods.lora import Config
+from enginewright.exporters.methods.registry import Applied, transform_weights
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters

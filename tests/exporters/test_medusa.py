@@ -10,8 +10,8 @@ import pytest
 from fixtures import CheckpointMaker
 from safetensors.numpy import load_file, save_file
 
-from enginewright.exporters.head_set import WEIGHTS, read_head_set
-from enginewright.exporters.tuning.medusa import convert
+from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
+from enginewright.exporters.methods.clp.medusa import convert
 from enginewright.plugins.oracles.clp_emit import clp_emit
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import EnginewrightError

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 from enginewright.exporters.build import build
 from enginewright.exporters.calibration import Stage
 from enginewright.exporters.checkpoint_formats.writer import export_checkpoint
-from enginewright.exporters.methods import Applied, piso, transform_weights
-from enginewright.exporters.methods.piso import Config
-from enginewright.exporters.methods.piso_solver import int_grid, solve
+from enginewright.exporters.methods.piso import method
+from enginewright.exporters.methods.piso.method import Config
+from enginewright.exporters.methods.piso.solver import int_grid, solve
+from enginewright.exporters.methods.registry import Applied, transform_weights
 from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import open_checkpoint
@@ -70,7 +71,7 @@ def test_an_engine_computes_with_the_chosen_codes(
     """Largest logit error against PyTorch with the restored weights: the order of float32 sums. One calibration serves all."""
     model, applied = checkpoint(family), (Applied("piso", Config(group_size=0, **SMALL)),)
     manifest = build(str(model), tmp_path / "e", Recipe(apply=applied, weights=EXACT, kv_bits=32), "onnxruntime")
-    monkeypatch.setattr(piso, "quantize_layer", None)
+    monkeypatch.setattr(method, "quantize_layer", None)
     layers, products = LAYERS[family]
     count = open_checkpoint(str(model)).config.num_hidden_layers
     quantised = [name for name, weight in quantise(model, applied[0].config).items() if weight.quantized is not None]
@@ -122,7 +123,7 @@ def test_a_checkpoint_for_other_servers_gives_the_same_logits(
     """What transformers and compressed-tensors make of it, against the reference that engines are compared with."""
     applied = (Applied("piso", Config(bits=3, group_size=16, **SMALL)),)
     size = export_checkpoint(open_checkpoint(str(checkpoint("qwen3"))), tmp_path, applied, "compressed-tensors")
-    monkeypatch.setattr(piso, "quantize_layer", None)  # the reference takes the same results
+    monkeypatch.setattr(method, "quantize_layer", None)  # the reference takes the same results
     ids = torch.arange(3, 43)[None] * 5 % 250
     with torch.no_grad():
         expected = load_reference(str(checkpoint("qwen3")), applied)(input_ids=ids).logits
@@ -156,8 +157,8 @@ def test_what_was_done_is_not_done_again(checkpoint: CheckpointMaker, monkeypatc
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(piso, "quantize_layer", never)
-    monkeypatch.setattr(piso, "tokens_from_model", never)
+    monkeypatch.setattr(method, "quantize_layer", never)
+    monkeypatch.setattr(method, "tokens_from_model", never)
     again = quantise(checkpoint("qwen2"), config)
     for name, weight in first.items():
         np.testing.assert_array_equal(weight.load(), again[name].load())
@@ -173,7 +174,7 @@ def test_engine_reference_and_checkpoint_share_a_calibration(tmp_path: Path, mon
     model.save_pretrained(tmp_path / "model")
     applied = (Applied("piso", Config(**SMALL)),)
     build(str(tmp_path / "model"), tmp_path / "e", Recipe(apply=applied), "onnxruntime")
-    monkeypatch.setattr(piso, "quantize_layer", None)
+    monkeypatch.setattr(method, "quantize_layer", None)
     load_reference(str(tmp_path / "model"), applied)
     (tmp_path / "c").mkdir()
     export_checkpoint(open_checkpoint(str(tmp_path / "model")), tmp_path / "c", applied, "compressed-tensors")
@@ -229,7 +230,7 @@ def test_a_layer_that_no_token_reached_gets_scales_without_data(capsys: pytest.C
     weights, nothing = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(32, 32)
     names, rows = ("experts.0.weight", "experts.1.weight"), (1, 2)
     stage = Stage(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
-    codes, scales = piso.quantize_stage(Config(), {}, stage)
+    codes, scales = method.quantize_stage(Config(), {}, stage)
     found = solve(weights, torch.ones(32), grid=int_grid(4), signed=True)
     np.testing.assert_array_equal(codes.numpy(), found.codes)
     np.testing.assert_allclose(scales.numpy(), found.scales, rtol=1e-6)
@@ -273,6 +274,6 @@ def test_what_does_not_fit_the_model(
     changes: dict[str, Any], message: str, checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found before the model has written anything."""
-    monkeypatch.setattr(piso, "tokens_from_model", None)
+    monkeypatch.setattr(method, "tokens_from_model", None)
     with pytest.raises(ExportError, match=message):
         quantise(checkpoint("qwen2"), Config(**{**SMALL, **changes}))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso_layer import LayerResult, LayerSettings, quantize_layer
-from enginewright.exporters.methods.piso_solver import best_cells, int_grid
+from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.solver import best_cells, int_grid
 
 pytestmark = pytest.mark.native
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from piso_reference import GROUPS_OF_4, example
 
-from enginewright.exporters.methods.piso_layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.runtime.errors import ExportError
 
 pytestmark = pytest.mark.native

@@ -11,8 +11,9 @@ import pytest
 import torch
 from piso_reference import GROUPS_OF_4, example
 
-from enginewright.exporters.methods import piso_solver, piso_sweep
-from enginewright.exporters.methods.piso_solver import Array, int_grid, solve
+from enginewright.exporters.methods.piso import solver
+from enginewright.exporters.methods.piso.solver import Array, int_grid, solve
+from enginewright.exporters.methods.piso.sweep import sweep_in_chunks
 from enginewright.runtime.errors import ExportError
 
 pytestmark = pytest.mark.native
@@ -22,10 +23,10 @@ pytestmark = pytest.mark.native
 def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test runs with both sweeps, and with chunks that split what belongs together."""
     if request.param != "library":
-        monkeypatch.setattr(piso_solver, "sweep_on_cpu", piso_sweep.sweep_in_chunks)
+        monkeypatch.setattr(solver, "sweep_on_cpu", sweep_in_chunks)
     if request.param == "chunks of 3":
-        monkeypatch.setattr(piso_sweep, "_CHUNK", 3)
-        monkeypatch.setattr(piso_sweep, "_EVENT_BYTES", 1000)
+        monkeypatch.setattr(sweep, "_CHUNK", 3)
+        monkeypatch.setattr(sweep, "_EVENT_BYTES", 1000)
     name: str = request.param
     return name
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from enginewright.exporters.commands import build
-from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.lora import Config
+from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights, read_recipe
 from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime import cli

@@ -13,11 +13,11 @@ from fixtures import CheckpointMaker
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from enginewright.exporters.head_set import WEIGHTS, read_head_set
-from enginewright.exporters.tuning import clp
-from enginewright.exporters.tuning.clp import Options, fit_classifier, tune
-from enginewright.exporters.tuning.clp_heads import classifier_loss
-from enginewright.exporters.tuning.states import TokenSequence, compute_states
+from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
+from enginewright.exporters.methods.clp.heads import classifier_loss
+from enginewright.exporters.methods.clp.states import TokenSequence, compute_states
+from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError
 
@@ -62,7 +62,7 @@ def test_heads_learn_what_can_be_told(checkpoint: CheckpointMaker, tmp_path: Pat
     assert (heads.shape.k, heads.shape.classes, heads.shape.head_hidden) == (3, 3, 32)
     assert heads.training["label_source"] == "data" and heads.training["texts"] == 120
     assert json.loads((tmp_path / "heads/report.json").read_text())["positions"] == report.positions
-    assert not (tmp_path / "heads" / clp.UNFINISHED).exists()
+    assert not (tmp_path / "heads" / train.UNFINISHED).exists()
 
 
 def test_labels_by_the_backbone_are_about_its_own_choices(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_run_goes_on_where_it_was_stopped(
 ) -> None:
     model, texts, options = str(checkpoint("qwen2")), cycles(40), Options(**FAST)
     tune(model, texts, tmp_path / "whole", options)
-    monkeypatch.setattr(clp, "SAVE_SECONDS", 0.0)
-    module, name = {"states": (clp.compute_states.__globals__, "_run"), "heads": (vars(clp), "_step")}[stop]
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    module, name = {"states": (train.compute_states.__globals__, "_run"), "heads": (vars(train), "_step")}[stop]
     original, calls = module[name], 0
 
     def interrupted(*arguments: Any) -> Any:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from families import save_checkpoint
 
-from enginewright.exporters.methods.piso import Config, transform_weights
-from enginewright.exporters.methods.piso_layer import LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.layer import LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.method import Config, transform_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton

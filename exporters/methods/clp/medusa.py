@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.head_set import MOST_TOKENS, Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.methods.clp.head_set import (
+    MOST_TOKENS,
+    Backbone,
+    HeadSet,
+    HeadShape,
+    hash_of,
+    write_head_set,
+)
 from enginewright.exporters.source.checkpoint import open_checkpoint, read_json
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.clp import accept_lengths
-from enginewright.exporters.tuning.clp_heads import IGNORED, Heads, classifier_loss
+from enginewright.exporters.methods.clp.heads import IGNORED, Heads, classifier_loss
+from enginewright.exporters.methods.clp.lengths import accept_lengths
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 

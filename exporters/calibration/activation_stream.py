@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from enginewright.exporters.calibration.entrance import Call
-from enginewright.exporters.calibration.plan import Plan
-from enginewright.exporters.calibration.products import FastLinear, multiply
-from enginewright.exporters.calibration.spool import Spool
+from enginewright.exporters.calibration.activation_file import Spool
+from enginewright.exporters.calibration.block_calls import Call
+from enginewright.exporters.calibration.block_schedule import Plan
+from enginewright.exporters.calibration.fast_linear import FastLinear, multiply
 
 
 class _Reached(Exception):

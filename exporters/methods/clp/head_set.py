@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from enginewright.exporters.depth_attention import read_depth_attention
+from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
 from enginewright.exporters.source.checkpoint import Checkpoint, read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from enginewright.exporters.calibration.entrance import Call
+from enginewright.exporters.calibration.block_calls import Call
 from enginewright.runtime.errors import UnsupportedError
 
 _Key = tuple[

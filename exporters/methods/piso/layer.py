@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from enginewright.exporters.methods.piso_correction import correct
-from enginewright.exporters.methods.piso_scales import ScaleFitter
-from enginewright.exporters.methods.piso_settings import LayerSettings
-from enginewright.exporters.methods.piso_solver import quadratic_errors
+from enginewright.exporters.methods.piso.correction import correct
+from enginewright.exporters.methods.piso.scales import ScaleFitter
+from enginewright.exporters.methods.piso.settings import LayerSettings
+from enginewright.exporters.methods.piso.solver import quadratic_errors
 from enginewright.runtime.errors import ExportError
 
 __all__ = ["LayerResult", "LayerSettings", "quantize_layer"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginewright.exporters.calibration.files import disk_errors, replace_file
+from enginewright.exporters.calibration.atomic_files import disk_errors, replace_file
 from enginewright.runtime.errors import ExportError
 
 NOTE = "calibration.json"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from enginewright.exporters.methods.piso_settings import LayerSettings
-from enginewright.exporters.methods.piso_solver import best_cells, group_targets, int_grid, nearest
+from enginewright.exporters.methods.piso.settings import LayerSettings
+from enginewright.exporters.methods.piso.solver import best_cells, group_targets, int_grid, nearest
 from enginewright.runtime.errors import ExportError
 
 _SMALLEST = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}

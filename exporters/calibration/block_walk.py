@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from enginewright.exporters.calibration.activation_file import Spool
+from enginewright.exporters.calibration.activation_stream import Stream
+from enginewright.exporters.calibration.block_calls import Call, Calls, enter
+from enginewright.exporters.calibration.block_results import Layer, open_block, save_block
+from enginewright.exporters.calibration.block_schedule import Plan, make_plan
 from enginewright.exporters.calibration.blocks import Blocks, load_weight
-from enginewright.exporters.calibration.entrance import Call, Calls, enter
+from enginewright.exporters.calibration.linear_group import Calibration, Quantize, Stage
 from enginewright.exporters.calibration.moments import Moments
-from enginewright.exporters.calibration.plan import Plan, make_plan
-from enginewright.exporters.calibration.progress import Progress
-from enginewright.exporters.calibration.results import Layer, open_block, save_block
-from enginewright.exporters.calibration.spool import Spool
-from enginewright.exporters.calibration.stage import Calibration, Quantize, Stage
-from enginewright.exporters.calibration.stream import Stream
+from enginewright.exporters.calibration.resume import Progress
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from enginewright.exporters.calibration.files import disk_errors
+from enginewright.exporters.calibration.atomic_files import disk_errors
 
 
 class Spool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from enginewright.exporters.methods.piso_scales import ScaleFitter
-from enginewright.exporters.methods.piso_settings import LayerSettings
+from enginewright.exporters.methods.piso.scales import ScaleFitter
+from enginewright.exporters.methods.piso.settings import LayerSettings
 
 _BLOCK = 128  # columns whose corrections of later ones are brought in together
 _ATTEMPTS = 6  # each with ten times the damping of the one before

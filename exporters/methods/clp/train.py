@@ -25,18 +25,25 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from enginewright.exporters.head_set import MOST_TOKENS, Backbone, HeadSet, HeadShape, hash_of, write_head_set
-from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.tuning.clp_heads import (
+from enginewright.exporters.methods.clp.head_set import (
+    MOST_TOKENS,
+    Backbone,
+    HeadSet,
+    HeadShape,
+    hash_of,
+    write_head_set,
+)
+from enginewright.exporters.methods.clp.heads import (
     Heads,
     backbone_targets,
     classifier_loss,
     data_targets,
     length_labels,
 )
-from enginewright.exporters.tuning.clp_report import Report, measure
-from enginewright.exporters.tuning.states import States, TokenSequence, compute_states
+from enginewright.exporters.methods.clp.report import Report, measure
+from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError
 
 UNFINISHED = ".unfinished"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso_sweep import sweep_in_chunks, sweep_on_cpu
+from enginewright.exporters.methods.piso.sweep import sweep_in_chunks, sweep_on_cpu
 from enginewright.runtime.errors import ExportError
 
 Array = NDArray[np.floating[Any]]

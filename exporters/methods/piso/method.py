@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from enginewright.exporters.calibration.driver import calibrate, check_layers
-from enginewright.exporters.calibration.files import disk_errors, replace_file
-from enginewright.exporters.calibration.stage import Calibration, Stage
+from enginewright.exporters.calibration.atomic_files import disk_errors, replace_file
+from enginewright.exporters.calibration.calibrate import calibrate, check_layers
+from enginewright.exporters.calibration.linear_group import Calibration, Stage
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.methods.piso_layer import LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.layer import LayerSettings, quantize_layer
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import stored_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight

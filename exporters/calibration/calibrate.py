@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from enginewright.exporters.calibration.atomic_files import alone_in
+from enginewright.exporters.calibration.block_results import Layer, open_block
+from enginewright.exporters.calibration.block_walk import Passage
 from enginewright.exporters.calibration.blocks import Blocks, load_blocks
-from enginewright.exporters.calibration.files import alone_in
-from enginewright.exporters.calibration.passage import Passage
-from enginewright.exporters.calibration.progress import open_progress
-from enginewright.exporters.calibration.results import Layer, open_block
-from enginewright.exporters.calibration.stage import Calibration, Quantize
+from enginewright.exporters.calibration.linear_group import Calibration, Quantize
+from enginewright.exporters.calibration.resume import open_progress
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
 from enginewright.runtime.errors import ExportError

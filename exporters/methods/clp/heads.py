@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.head_set import HeadShape
-from enginewright.exporters.methods.clp import accept_lengths
+from enginewright.exporters.methods.clp.head_set import HeadShape
+from enginewright.exporters.methods.clp.lengths import accept_lengths
 
 IGNORED = -100
 """The target of a position that has none."""

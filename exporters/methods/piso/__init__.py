@@ -1,0 +1,1 @@
+"""PiSO: linear layers in 2, 3, 4 or 8 bits, with exact scales and error correction, calibrated on text."""
