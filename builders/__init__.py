@@ -13,10 +13,10 @@ from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
 
 BACKENDS = {
-    "onnxruntime": "enginewright.builders.onnxruntime",
-    "onnxruntime-cuda": "enginewright.builders.onnxruntime_cuda",
-    "tensorrt": "enginewright.builders.tensorrt",
-    "tensorrt-rtx": "enginewright.builders.tensorrt",
+    "onnxruntime": "enginewright.builders.onnxruntime.cpu",
+    "onnxruntime-cuda": "enginewright.builders.onnxruntime.cuda",
+    "tensorrt": "enginewright.builders.tensorrt.build",
+    "tensorrt-rtx": "enginewright.builders.tensorrt.build",
 }
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from enginewright.builders.triton import TritonModel, write_model
+from enginewright.builders.triton.repository import TritonModel, write_model
 
 _HELP = {
     "instances": "processes that serve the model, each with its own batch and cache",

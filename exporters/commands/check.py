@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginewright.builders.layer_check import compare_layers
+from enginewright.builders.layer_check.compare import compare_layers
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "triton"))  # streams, triton
 import tritonserver
 from streams import MODEL, Stream
 
-from enginewright.builders.triton import TritonModel, write_model
+from enginewright.builders.triton.repository import TritonModel, write_model
 from enginewright.runtime import LLM, Sampling, load
 
 Prompts = Sequence[list[int]]

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from enginewright.builders.tensorrt import rewrite
+from enginewright.builders.tensorrt.build import rewrite
 from enginewright.plugins.ops import DOMAIN
 
 

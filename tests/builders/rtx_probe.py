@@ -20,12 +20,12 @@ if importlib.util.find_spec("enginewright") is None:  # not installed: the check
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
+from enginewright.builders.layer_check.residual_stream import find_residual_stream
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.residual_stream import find_residual_stream
-from enginewright.builders.rows_tensor import save_rewritten
-from enginewright.builders.tensorrt import rewrite
-from enginewright.builders.tensorrt_network import PlanBuilder
-from enginewright.builders.tensorrt_profiles import plan_profiles
+from enginewright.builders.tensorrt.build import rewrite
+from enginewright.builders.tensorrt.graph_file import save_rewritten
+from enginewright.builders.tensorrt.network import PlanBuilder
+from enginewright.builders.tensorrt.profiles import plan_profiles
 from enginewright.runtime.artifact.directory import load
 
 

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
-from enginewright.builders.passes.block_weights import BlockWeightsPass
-from enginewright.builders.rows_tensor import RowsTensor, data_path, move_rewritten, save_rewritten
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
+from enginewright.builders.tensorrt.graph_file import RowsTensor, data_path, move_rewritten, save_rewritten
 from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks
 
 Arrays = dict[str, np.ndarray]
@@ -154,7 +154,7 @@ def test_what_it_does_not_know_stays() -> None:
 
 def test_saved_beside_the_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pass changes is written, a few rows at a time; what it leaves alone is not copied."""
-    monkeypatch.setattr("enginewright.builders.rows_tensor.STEP_BYTES", 2048)
+    monkeypatch.setattr("enginewright.builders.tensorrt.graph_file.STEP_BYTES", 2048)
     constants = {**make_blocks(4, 64, 32), "shape": np.array([N, -1])}
     exported = tmp_path / "decoder.onnx"
     ir.save(tied_model(constants), exported, external_data="decoder.onnx.data", size_threshold_bytes=0)

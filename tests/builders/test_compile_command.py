@@ -14,7 +14,7 @@ import pytest
 from families import save_checkpoint
 
 from enginewright import builders
-from enginewright.builders import tensorrt
+from enginewright.builders.tensorrt import build
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import TargetError
@@ -124,6 +124,6 @@ def test_target_errors_are_for_build_alone(root: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise TargetError("no GPU")
 
-    monkeypatch.setattr(tensorrt, "build", refuse)
+    monkeypatch.setattr(build, "build", refuse)
     with pytest.raises(TargetError, match="no GPU"):
         builders.build(root, dataclasses.replace(directory.load(root), weights={"kind": "float16"}), "tensorrt")

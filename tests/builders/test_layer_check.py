@@ -16,10 +16,10 @@ import onnx_ir as ir
 import pytest
 from families import save_checkpoint
 
-from enginewright.builders import layer_check
-from enginewright.builders.layer_check import LayerError, LayerReport, compare_layers
-from enginewright.builders.residual_stream import find_residual_stream
-from enginewright.builders.rows_tensor import RowsTensor
+from enginewright.builders.layer_check import compare
+from enginewright.builders.layer_check.compare import LayerError, LayerReport, compare_layers
+from enginewright.builders.layer_check.residual_stream import find_residual_stream
+from enginewright.builders.tensorrt.graph_file import RowsTensor
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.runtime import cli
@@ -93,8 +93,8 @@ def test_a_difference_is_seen_where_it_begins(root: Path, monkeypatch: pytest.Mo
         rows = tensor.rows
         tensor.rows = lambda a, b: rows(a, b) / np.float16(2)
 
-    plain = layer_check.rewrite
-    monkeypatch.setattr(layer_check, "rewrite", wrong)
+    plain = compare.rewrite
+    monkeypatch.setattr(compare, "rewrite", wrong)
     report = compare_layers(root, directory.load(root))
     first = report.first_beyond(0.02)
     assert first is not None and first.layer == 1

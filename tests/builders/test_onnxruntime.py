@@ -117,7 +117,7 @@ def test_without_the_library_the_error_says_so(root: Path, monkeypatch: pytest.M
     def missing() -> Path:
         raise LibraryError("libenginewright_ort.so: not found; install a C++ compiler")
 
-    monkeypatch.setattr("enginewright.builders.onnxruntime.ort_library", missing)
+    monkeypatch.setattr("enginewright.builders.onnxruntime.cpu.ort_library", missing)
     with pytest.raises(BuildError, match="install a C"):
         build(root)
     assert directory.load(root).graphs["decoder"].engines == ()

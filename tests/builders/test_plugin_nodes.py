@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from enginewright.builders.passes.plugin_nodes import PluginNodesPass
+from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
 from enginewright.plugins.ops import CLP_EMIT, DEPTH_MIX, OPS, PAGED_ATTENTION, SPLIT_QKV, Op
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_graphs import evaluate, make_graph, random_arrays
 
-from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
+from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 
 Types = collections.Counter
 

@@ -18,8 +18,9 @@ from fake_tensorrt import Fake
 from families import save_checkpoint
 
 from enginewright import builders
-from enginewright.builders import tensorrt, tensorrt_module
 from enginewright.builders.options import BackendOptions
+from enginewright.builders.tensorrt import build as builder
+from enginewright.builders.tensorrt.module import MODULES, device_compute, open_module
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.library import LibraryError
@@ -67,9 +68,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """TensorRT, a GPU and the plugin library, as far as a build sees them."""
     made = Fake()
     monkeypatch.setitem(sys.modules, "tensorrt", made)  # type: ignore[arg-type]
-    monkeypatch.setattr(tensorrt, "device_compute", lambda: "sm_90")
+    monkeypatch.setattr(builder, "device_compute", lambda: "sm_90")
     library = TensorRTLibrary(path=LIBRARY, version="1", op_versions=op_versions(OPS))
-    monkeypatch.setattr(tensorrt, "open_tensorrt_library", lambda: library)
+    monkeypatch.setattr(builder, "open_tensorrt_library", lambda: library)
     return made
 
 
@@ -239,14 +240,14 @@ class TestFailures:
         fake.loads_library = False
         fails(packed, tmp_path, BuildError, r"/lib/libenginewright_trt.so: tensorrt 11.1.0 cannot load it")
         library = TensorRTLibrary(path=LIBRARY, version="7", op_versions={**op_versions(OPS), "PagedAttention": 2})
-        monkeypatch.setattr(tensorrt, "open_tensorrt_library", lambda: library)
+        monkeypatch.setattr(builder, "open_tensorrt_library", lambda: library)
         match = r"libenginewright_trt.so 7: got PagedAttention version 2, expected PagedAttention version 1"
         fails(packed, tmp_path / "b", BuildError, match)
 
         def missing() -> None:
             raise LibraryError("libenginewright_trt.so: not found; build it")
 
-        monkeypatch.setattr(tensorrt, "open_tensorrt_library", missing)
+        monkeypatch.setattr(builder, "open_tensorrt_library", missing)
         fails(packed, tmp_path / "c", BuildError, r"libenginewright_trt\.so: not found; build it")
 
     def test_of_a_plugin(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
@@ -339,9 +340,9 @@ class TestRefusals:
 def test_without_the_package(
     backend: str, error: type[BuildError], extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, tensorrt_module.MODULES[backend], None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, MODULES[backend], None)  # type: ignore[arg-type]
     with pytest.raises(error, match=rf"got no Python package tensorrt.*; pip install 'enginewright\[{extra}\]'") as e:
-        tensorrt_module.open_module(backend)
+        open_module(backend)
     assert isinstance(e.value, TargetError) == (backend == "tensorrt")
 
 
@@ -373,14 +374,14 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)  # type: ignore[arg-type]
 
     place(Cuda("cudaSuccess", 1))
-    assert tensorrt_module.device_compute() == "sm_90"
+    assert device_compute() == "sm_90"
     for status, reason in (("cudaErrorInsufficientDriver", "driver too old"), ("cudaSuccess", "no device")):
         place(Cuda(status, 0))
         with pytest.raises(TargetError, match=rf"--backend tensorrt: cuda: got no GPU .*{reason}"):
-            tensorrt_module.device_compute()
+            device_compute()
     place(None)
     with pytest.raises(TargetError, match=r"got no Python package cuda\.bindings"):
-        tensorrt_module.device_compute()
+        device_compute()
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 512])
@@ -391,7 +392,7 @@ def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request
     options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
     capacity = plan_capacity(manifest, 1 << 40, **options)
     shapes = with_spares(input_shapes(manifest, TileTables(manifest.cache, capacity), capacity))
-    profile = tensorrt.plan_profiles(manifest, manifest.graphs["decoder"], chunk)[1].shapes
+    profile = builder.plan_profiles(manifest, manifest.graphs["decoder"], chunk)[1].shapes
     for name, (_, _, most) in profile.items():
         wanted = shapes[name][0]
         if name == "sample_rows":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginewright.builders.triton import TritonModel, render_config, write_model
+from enginewright.builders.triton.repository import TritonModel, render_config, write_model
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine

@@ -12,7 +12,7 @@ import pytest
 from fake_cuda import FakeCuda
 from fake_trt_runtime import make_module, write_plan
 
-from enginewright.builders.tensorrt_profiles import plan_profiles
+from enginewright.builders.tensorrt.profiles import plan_profiles
 from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import TensorRTLibrary
 from enginewright.runtime.artifact import directory

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
+from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.plugins.library import LibraryError, ort_library
 from enginewright.plugins.ops import DOMAIN, op_versions

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
-from enginewright.builders.kernels import check_graph
+from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.supported_kernels import check_graph
 from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.runtime.artifact import directory

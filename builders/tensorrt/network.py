@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.tensorrt_module import Held, open_logger, open_progress, open_writer
-from enginewright.builders.tensorrt_profiles import Profile
+from enginewright.builders.tensorrt.module import Held, open_logger, open_progress, open_writer
+from enginewright.builders.tensorrt.profiles import Profile
 from enginewright.plugins.ops import OPS
 from enginewright.plugins.tensorrt import MODULES
 from enginewright.runtime.errors import BuildError

@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from enginewright.builders.kernels import check_graph
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.block_weights import BlockWeightsPass
-from enginewright.builders.passes.plugin_nodes import PluginNodesPass
 from enginewright.builders.passes.split_qkv import SplitQkvPass
-from enginewright.builders.rows_tensor import data_path, move_rewritten, save_rewritten
-from enginewright.builders.tensorrt_module import PORTABLE, device_compute, open_module
-from enginewright.builders.tensorrt_network import PlanBuilder, plugins_loaded
-from enginewright.builders.tensorrt_profiles import Profile, plan_profiles
+from enginewright.builders.supported_kernels import check_graph
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
+from enginewright.builders.tensorrt.graph_file import data_path, move_rewritten, save_rewritten
+from enginewright.builders.tensorrt.module import PORTABLE, device_compute, open_module
+from enginewright.builders.tensorrt.network import PlanBuilder, plugins_loaded
+from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
+from enginewright.builders.tensorrt.profiles import Profile, plan_profiles
 from enginewright.plugins.library import LibraryError
 from enginewright.plugins.ops import DOMAIN, op_versions
 from enginewright.plugins.tensorrt import open_tensorrt_library

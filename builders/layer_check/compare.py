@@ -19,12 +19,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from enginewright.builders.residual_stream import find_residual_stream
-from enginewright.builders.rows_tensor import data_path, save_rewritten
-from enginewright.builders.tensorrt import rewrite
-from enginewright.builders.tensorrt_module import device_compute, open_module
-from enginewright.builders.tensorrt_network import PlanBuilder
-from enginewright.builders.tensorrt_profiles import DENSE_AXES
+from enginewright.builders.layer_check.residual_stream import find_residual_stream
+from enginewright.builders.tensorrt.build import rewrite
+from enginewright.builders.tensorrt.graph_file import data_path, save_rewritten
+from enginewright.builders.tensorrt.module import device_compute, open_module
+from enginewright.builders.tensorrt.network import PlanBuilder
+from enginewright.builders.tensorrt.profiles import DENSE_AXES
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError

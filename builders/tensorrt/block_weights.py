@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.builders.rows_tensor import RowsTensor
+from enginewright.builders.tensorrt.graph_file import RowsTensor
 
 MICROSOFT = "com.microsoft"
 STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}

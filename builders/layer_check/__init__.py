@@ -1,0 +1,1 @@
+"""Compares a backend's graph with the exported one, layer by layer."""

@@ -1,0 +1,1 @@
+"""Builds engines for ONNX Runtime, on the CPU and on NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""Builds plans for TensorRT and TensorRT-RTX."""

@@ -1,0 +1,1 @@
+"""Writes an engine directory as a model of a Triton model repository."""
