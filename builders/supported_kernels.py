@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from enginewright.plugins.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.libraries.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.errors import BuildError
 
 

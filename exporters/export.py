@@ -33,7 +33,9 @@ from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.version import package_version
 from enginewright.exporters.weights.graph_weights import to_initializers
-from enginewright.plugins.ops import DOMAIN, TILE_TOKENS, op_versions
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import op_versions
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.errors import ExportError, UnsupportedError

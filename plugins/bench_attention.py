@@ -22,8 +22,11 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from enginewright.plugins.library import cpu_isa, load_ort_library, ort_library
-from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, Op, tile_bytes
+from enginewright.plugins.libraries.cpu import cpu_isa, load_ort_library
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.op import DOMAIN, Op
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS, tile_bytes
 
 GIB = 1 << 30
 SLICE = 1 << 26

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from enginewright.plugins.bench_attention import GIB, SLICE, best_times, reader
-from enginewright.plugins.library import cpu_isa, ort_library
-from enginewright.plugins.ops import CLP_EMIT, DOMAIN
+from enginewright.plugins.libraries.cpu import cpu_isa
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.ops.op import DOMAIN
 
 HIDDEN, VOCAB, BACKBONE = 896, 151_936, 494_000_000
 """Hidden size, vocabulary and parameters of Qwen2.5-0.5B."""

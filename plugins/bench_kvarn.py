@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.plugins.bench_attention import GIB, SLICE, Shape, attention, best_times, bound_op
-from enginewright.plugins.library import cpu_isa
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_tile_bytes
+from enginewright.plugins.libraries.cpu import cpu_isa
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
 
 MAX_LAYERS = 64
 HEADS = ((32, 8, 128), (14, 2, 64))

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enginewright.plugins.library import LibraryError, file_name
+from enginewright.plugins.libraries.locate import LibraryError, file_name
 
 PLUGINS = Path(__file__).resolve().parent
 OBJECTS = PLUGINS.parent / "build"

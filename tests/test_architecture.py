@@ -18,7 +18,7 @@ MODULE_LINES, FUNCTION_LINES = 400, 60
 ARROWS = {
     "exporters": {
         "plugins.ops",
-        "plugins.scales",
+        "plugins.libraries.scale_sweep",
         "runtime.artifact",
         "runtime.errors",
         "runtime.host",
@@ -31,9 +31,9 @@ ARROWS = {
         "runtime.host",
         "runtime.backends.onnxruntime.load_errors",
         "runtime.cache",
-        "runtime.triton.signature",
+        "runtime.triton.ports",
     },
-    "runtime": {"plugins.library", "plugins.cuda", "plugins.tensorrt", "plugins.ops"},
+    "runtime": {"plugins.libraries", "plugins.ops"},
     "plugins": set[str](),
 }
 # Commands compose packages; parity compares an engine, run, with the model it came from.
@@ -85,7 +85,7 @@ def test_arrows(package: str) -> None:
 def test_the_check_sees_imports() -> None:
     """The reader finds what is there, so that an empty list of wrong ones means something."""
     found = {name for _, name in imports(ROOT / "builders/onnxruntime/cpu.py")}
-    assert {"plugins.library.ort_library", "runtime.artifact.directory"} <= found
+    assert {"plugins.libraries.locate.ort_library", "runtime.artifact.directory"} <= found
 
 
 def test_modules_are_short() -> None:
@@ -117,14 +117,17 @@ def test_functions_are_short() -> None:
             ["torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"],
         ),
         ("runtime.backends.tensorrt.dense_graph", ["torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"]),
-        ("runtime.artifact", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
+        ("runtime.artifact.directory", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
         ("runtime.cli", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
         ("builders", ["torch", "transformers", "onnx_ir", "tensorrt"]),
-        ("builders.triton_command", ["torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "numpy"]),
-        ("plugins.ops", ["torch", "transformers", "onnx", "onnxruntime"]),
-        ("plugins.library", ["torch", "transformers", "onnx", "onnxruntime"]),
-        ("plugins.cuda", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
-        ("plugins.tensorrt", ["torch", "transformers", "onnx", "onnxruntime", "numpy", "tensorrt", "tensorrt_rtx"]),
+        ("builders.commands.triton", ["torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "numpy"]),
+        ("plugins.ops.registry", ["torch", "transformers", "onnx", "onnxruntime"]),
+        ("plugins.libraries.cpu", ["torch", "transformers", "onnx", "onnxruntime"]),
+        ("plugins.libraries.cuda", ["torch", "transformers", "onnx", "onnxruntime", "numpy"]),
+        (
+            "plugins.libraries.tensorrt",
+            ["torch", "transformers", "onnx", "onnxruntime", "numpy", "tensorrt", "tensorrt_rtx"],
+        ),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:

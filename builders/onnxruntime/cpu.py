@@ -17,8 +17,9 @@ from onnx_ir.passes import common
 from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.split_qkv import SplitQkvPass
-from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.plugins.ops import DOMAIN, op_versions
+from enginewright.plugins.libraries.locate import LibraryError, ort_library
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS

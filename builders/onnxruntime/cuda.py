@@ -16,8 +16,9 @@ from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPa
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.split_qkv import SplitQkvPass
 from enginewright.builders.supported_kernels import check_graph
-from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE
-from enginewright.plugins.ops import DOMAIN, op_versions
+from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from enginewright.plugins.ops import DOMAIN, OPS, SPLIT_QKV
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 
 OPERANDS = ("query", "key", "value")
 NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")  # the second is ONNX Runtime's name for it

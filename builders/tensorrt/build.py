@@ -26,9 +26,10 @@ from enginewright.builders.tensorrt.module import PORTABLE, device_compute, open
 from enginewright.builders.tensorrt.network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
 from enginewright.builders.tensorrt.profiles import Profile, plan_profiles
-from enginewright.plugins.library import LibraryError
-from enginewright.plugins.ops import DOMAIN, op_versions
-from enginewright.plugins.tensorrt import open_tensorrt_library
+from enginewright.plugins.libraries.locate import LibraryError
+from enginewright.plugins.libraries.tensorrt import open_tensorrt_library
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, File, Manifest
 from enginewright.runtime.errors import BuildError

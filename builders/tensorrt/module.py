@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from enginewright.plugins.tensorrt import EXTRAS, MODULES
+from enginewright.plugins.libraries.tensorrt import EXTRAS, MODULES
 from enginewright.runtime.backends.device.cuda_runtime import open_cuda_runtime
 from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError
 

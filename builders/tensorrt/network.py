@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt.module import Held, open_logger, open_progress, open_writer
 from enginewright.builders.tensorrt.profiles import Profile
-from enginewright.plugins.ops import OPS
-from enginewright.plugins.tensorrt import MODULES
+from enginewright.plugins.libraries.tensorrt import MODULES
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.errors import BuildError
 
 FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "strip_weights": "STRIP_PLAN", "refit": "REFIT"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from enginewright.plugins.ops import DOMAIN, OPS, Op
+from enginewright.plugins.ops.op import DOMAIN, Op
+from enginewright.plugins.ops.registry import OPS
 
 
 class PluginNodesPass(ir.passes.InPlacePass):

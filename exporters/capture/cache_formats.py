@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from enginewright.plugins.ops import tile_bytes
+from enginewright.plugins.ops.tiles import tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
 
 Tensors = dict[str, torch.Tensor]

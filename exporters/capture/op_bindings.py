@@ -10,7 +10,8 @@ import onnx
 import onnxscript
 import torch
 
-from enginewright.plugins.ops import DOMAIN, OPS, Op, Tensor
+from enginewright.plugins.ops.op import DOMAIN, Op, Tensor
+from enginewright.plugins.ops.registry import OPS
 
 OPSET = onnxscript.values.Opset(DOMAIN, 1)
 

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, PagedCache, Tensors
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

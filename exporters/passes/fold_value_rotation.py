@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from enginewright.exporters.weights.graph_weights import add_weight, find_bias, weight_of
 from enginewright.exporters.weights.weight import Weight
-from enginewright.plugins.ops import DOMAIN, KVARN_ATTENTION
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.op import DOMAIN
 
 VALUE = [each.name for each in KVARN_ATTENTION.inputs].index("value")
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from enginewright.exporters.passes.decomposed_attention import decomposed_attention
 from enginewright.exporters.passes.graph_writer import GraphWriter
-from enginewright.plugins.ops import DOMAIN
+from enginewright.plugins.ops.op import DOMAIN
 from enginewright.runtime.errors import UnsupportedError
 
 OPSET = 24

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from enginewright.exporters.passes.quantize_weights import output_projection
 from enginewright.exporters.weights.graph_weights import KEY, weight_of
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 WIDE_OPS = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Softmax"})
@@ -18,7 +19,7 @@ class NarrowActivationsPass(ir.passes.InPlacePass):
 
     1. What no weight has a part in (rotary angles and their cos and sin) stays float32 up to where the rest reads it.
     2. WIDE_OPS and what follows the output projection, the logits with their softcap, stay float32, as all outputs do.
-    3. Inputs that `plugins/ops.py` declares as float32 alone stay so.
+    3. Inputs that `plugins/ops/op.py` declares as float32 alone stay so.
     4. A norm keeps its scale in `dtype`; its op computes in float32 by itself.
     """
 

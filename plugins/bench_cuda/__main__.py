@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginewright.plugins.cuda import CudaLibrary, open_cuda_library
-from enginewright.plugins.library import LibraryError
+from enginewright.plugins.libraries.cuda import CudaLibrary, open_cuda_library
+from enginewright.plugins.libraries.locate import LibraryError
 
 if TYPE_CHECKING:
     from enginewright.plugins.bench_cuda.contests import Sizes

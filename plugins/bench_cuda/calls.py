@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from enginewright.plugins.cuda import (
-    HALF,
+from enginewright.plugins.libraries.cuda import HALF
+from enginewright.plugins.libraries.cuda_calls import (
     Attention,
     ClpEmit,
     DepthMix,
@@ -24,7 +24,7 @@ from enginewright.plugins.cuda import (
     PagedAttention,
     SplitQkv,
 )
-from enginewright.plugins.ops import TILE_TOKENS, kvarn_tile_bytes, tile_bytes
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes, tile_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

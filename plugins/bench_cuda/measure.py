@@ -11,7 +11,7 @@ from enginewright.plugins.bench_cuda.calls import Call
 from enginewright.plugins.bench_cuda.contests import Contest, Entry, Figure, FlushContest, Target
 from enginewright.plugins.bench_cuda.rivals import Family, Rival
 from enginewright.plugins.bench_cuda.timing import Bandwidth, Launch, Timer, Times
-from enginewright.plugins.cuda import CudaLibrary
+from enginewright.plugins.libraries.cuda import CudaLibrary
 
 MODEL_BYTES = 16e9
 """Weights of an 8B model in halves, which each of its decode steps reads."""

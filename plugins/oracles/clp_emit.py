@@ -1,4 +1,4 @@
-"""The numpy definition of ClpEmit (`plugins/ops.py` declares it).
+"""The numpy definition of ClpEmit (`plugins/ops/op.py` declares it).
 
 Source: Collocation-Length Prediction, arXiv 2606.10935, equations 2 to 5 and algorithm 1: a classifier on the state of a
 token decides how many of the extra heads' tokens follow the model's own, and only those heads are evaluated.
@@ -42,7 +42,7 @@ def clp_emit(
     activation: int = GELU,
     residual: int = 0,
 ) -> tuple[Ints, Ints]:
-    """Tokens [N, k] and how many of each row are emitted [N]; shapes and meaning as `plugins.ops.CLP_EMIT`."""
+    """Tokens [N, k] and how many of each row are emitted [N]; shapes and meaning as `plugins/ops/clp_emit.py` declares them."""
     tokens = np.full((len(hidden), k), NOTHING, np.int64)
     tokens[:, 0] = greedy
     lengths = extra_lengths(hidden, classifier_weight, classifier_bias, tau=tau, most=k - 1)

@@ -1,4 +1,4 @@
-"""The numpy definition of DepthMix (`plugins/ops.py` declares it).
+"""The numpy definition of DepthMix (`plugins/ops/op.py` declares it).
 
 Source: Depth-Attention, arXiv 2606.05014, section 3.2 (equations 1 to 4) and 3.3 (grouped queries).
 """

@@ -1,4 +1,4 @@
-"""The numpy definition of GreedySample (`plugins/ops.py` declares it)."""
+"""The numpy definition of GreedySample (`plugins/ops/op.py` declares it)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import ITERATIONS, Mode, decode, encode, from_record, hadamard, to_record
 
 BLOCK_TOKENS = 16

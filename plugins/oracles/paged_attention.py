@@ -1,4 +1,4 @@
-"""The numpy definition of PagedAttention (`plugins/ops.py` declares it), and its tile layout.
+"""The numpy definition of PagedAttention (`plugins/ops/op.py` declares it), and its tile layout.
 
 A tile holds TILE_TOKENS tokens of one KV head: keys as [TILE_TOKENS / 16][head_dim][16], so that sixteen tokens'
 values of one dimension are neighbours, then values as [TILE_TOKENS][value_dim].
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 
 BLOCK_TOKENS = 16
 HALF_MAX = 65504.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.plugins.ops import OPS
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact.manifest import Graph, Manifest, TensorSpec
 from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity
 from enginewright.runtime.cache.tile_tables import TileTables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enginewright.plugins.cuda import ORT_BACKEND
+from enginewright.plugins.libraries.cuda import ORT_BACKEND
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.backend import Backend
 from enginewright.runtime.backends.onnxruntime.backend import CpuBackend, CudaBackend

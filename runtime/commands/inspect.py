@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from enginewright.plugins.ops import OPS
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest
 from enginewright.runtime.cache.capacity import cache_bytes, request_bytes

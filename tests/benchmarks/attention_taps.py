@@ -13,7 +13,7 @@ import onnx
 from cache_codecs import Floats
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.backends.session import Outputs, PackedStep
 

@@ -32,8 +32,8 @@ from onnx import TensorProto, helper
 
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_weights
-from enginewright.plugins.library import ort_library
-from enginewright.plugins.ops import DOMAIN
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.op import DOMAIN
 from enginewright.runtime import load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.backends.session import PackedStep

@@ -29,7 +29,7 @@ import numpy as np
 
 from enginewright.plugins.bench_attention import SLICE, best_times, reader
 from enginewright.plugins.bench_kvarn import made_up_record
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime import load
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.backends.session import PackedStep

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from tqdm import tqdm
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals

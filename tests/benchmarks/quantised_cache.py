@@ -18,7 +18,7 @@ import numpy as np
 from cache_codecs import Codec, Floats
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.backends.session import Outputs, PackedStep, Session

@@ -24,7 +24,7 @@ import onnx_ir as ir
 import tensorrt_rtx as trt
 
 from enginewright.builders.tensorrt.build import rewrite
-from enginewright.plugins.ops import DOMAIN
+from enginewright.plugins.ops.op import DOMAIN
 
 
 def probe(registry: Any, node: ir.Node) -> dict[str, Any]:

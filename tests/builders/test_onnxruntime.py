@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from enginewright import builders
-from enginewright.plugins.library import LibraryError, ort_library
+from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError

@@ -13,7 +13,7 @@ from families import save_checkpoint
 
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.plugins.ops import CLP_EMIT
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import BuildError
 

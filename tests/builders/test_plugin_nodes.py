@@ -7,7 +7,12 @@ import onnx_ir as ir
 import pytest
 
 from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
-from enginewright.plugins.ops import CLP_EMIT, DEPTH_MIX, OPS, PAGED_ATTENTION, SPLIT_QKV, Op
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.ops.depth_mix import DEPTH_MIX
+from enginewright.plugins.ops.op import Op
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION
+from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 
 
 def make_node(op: Op, given: set[str], variadic: int = 2) -> tuple[ir.Model, ir.Node]:

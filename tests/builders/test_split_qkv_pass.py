@@ -12,8 +12,8 @@ import pytest
 from onnx_ir.passes import common
 
 from enginewright.builders.passes.split_qkv import SplitQkvPass
-from enginewright.plugins.library import ort_library
-from enginewright.plugins.ops import tile_bytes
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.tiles import tile_bytes
 
 pytestmark = pytest.mark.native
 

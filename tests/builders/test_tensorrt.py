@@ -23,9 +23,9 @@ from enginewright.builders.tensorrt import build as builder
 from enginewright.builders.tensorrt.module import MODULES, device_compute, open_module
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.plugins.library import LibraryError
-from enginewright.plugins.ops import OPS, op_versions
-from enginewright.plugins.tensorrt import TensorRTLibrary
+from enginewright.plugins.libraries.locate import LibraryError
+from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
+from enginewright.plugins.ops.registry import OPS, op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.device.padded_buffers import with_spares

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from enginewright.plugins.library import ort_library
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
 
 Pool = tuple[np.ndarray, np.ndarray]

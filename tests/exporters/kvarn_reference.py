@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enginewright.exporters.methods.depth_attention.rule import DepthMixer
 from enginewright.exporters.methods.kvarn import Config
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import record_bytes
 from enginewright.plugins.oracles.kvarn_attention import KVarNCache, KVarNFormat, Weighting, attend_and_hold
 

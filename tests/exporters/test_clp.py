@@ -21,7 +21,7 @@ from enginewright.exporters.methods.clp.method import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.weights.block_codes import quantize_rows
-from enginewright.plugins.library import ort_library
+from enginewright.plugins.libraries.locate import ort_library
 from enginewright.plugins.oracles.clp_emit import clp_emit
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError

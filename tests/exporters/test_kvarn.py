@@ -18,7 +18,7 @@ from enginewright.exporters.methods.kvarn import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.passes.fold_value_rotation import transform
 from enginewright.exporters.recipe import Recipe, parse_method
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import hadamard, record_bytes
 from enginewright.runtime import Sampling
 from enginewright.runtime.errors import ExportError, UnsupportedError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from device import TYPES, Buffer, Device, download, from_bits, rounded, run, to_bits
 
-from enginewright.plugins.cuda import Attention, KVarNAttention, PagedAttention
+from enginewright.plugins.libraries.cuda_calls import Attention, KVarNAttention, PagedAttention
 
 Arrays = dict[str, np.ndarray]
 ACTIVATIONS = ("query", "key", "value")

@@ -24,7 +24,7 @@ if any(find_spec(name) is None for name in ("onnxruntime", "onnx_ir", "transform
 from device import CudaDevice, Device, EmulatedDevice  # noqa: E402
 
 from enginewright.plugins.build import OBJECTS, build, build_emulation  # noqa: E402
-from enginewright.plugins.cuda import CudaLibrary, open_cuda_library  # noqa: E402
+from enginewright.plugins.libraries.cuda import CudaLibrary, open_cuda_library  # noqa: E402
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from enginewright.plugins.cuda import BFLOAT16, HALF, CudaLibrary
+from enginewright.plugins.libraries.cuda import BFLOAT16, HALF, CudaLibrary
 
 GUARD_BYTES = 4096
 POISON = 0xFF  # halves and floats of these bytes are NaN

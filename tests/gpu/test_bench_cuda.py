@@ -26,7 +26,7 @@ from enginewright.plugins.bench_cuda.contests import (  # noqa: E402
 from enginewright.plugins.bench_cuda.measure import launches, run_contest  # noqa: E402
 from enginewright.plugins.bench_cuda.rivals import Family  # noqa: E402
 from enginewright.plugins.bench_cuda.timing import Bandwidth, CudaTimer, Times  # noqa: E402
-from enginewright.plugins.library import LibraryError  # noqa: E402
+from enginewright.plugins.libraries.locate import LibraryError  # noqa: E402
 
 TINY = Sizes(
     query_heads=4,

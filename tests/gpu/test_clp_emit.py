@@ -11,8 +11,8 @@ from clp_cases import CASES, Case, always, make_inputs
 from device import TYPES, Device, download, rounded, run, to_bits
 from tight import stays_within_buffers
 
-from enginewright.plugins.cuda import ClpEmit
-from enginewright.plugins.ops import CLP_EMIT
+from enginewright.plugins.libraries.cuda_calls import ClpEmit
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
 
 TYPED = ("hidden", "up_weight", "up_bias", "out_bias", "out_weight")
 """Inputs of the graph's type; the others are what they are."""

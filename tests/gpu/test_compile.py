@@ -18,8 +18,9 @@ import pytest
 from compile_report import ARCHITECTURES, FOLDER, ROOT, Kernel, read_report, read_reports, table
 
 from enginewright.plugins.build import build
-from enginewright.plugins.cuda import CALLS, CudaLibrary
-from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, file_name
+from enginewright.plugins.libraries.cuda import CudaLibrary
+from enginewright.plugins.libraries.cuda_calls import CALLS
+from enginewright.plugins.libraries.locate import CUDA_LIBRARY, LibraryError, file_name
 
 KERNELS = ROOT / "plugins" / "csrc"
 MAY_SPILL = {

@@ -11,7 +11,7 @@ from depth_mix_cases import CASES, Case, expected, make_inputs
 from device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tight import stays_within_buffers
 
-from enginewright.plugins.cuda import DepthMix
+from enginewright.plugins.libraries.cuda_calls import DepthMix
 
 STEP, MOST = 8, 512
 MOST_SOURCES = 64

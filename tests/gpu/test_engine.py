@@ -21,8 +21,8 @@ pytest.importorskip("onnx_ir", reason="engines are exported first, which needs e
 
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method
-from enginewright.plugins.cuda import CudaLibrary
-from enginewright.plugins.library import LibraryError
+from enginewright.plugins.libraries.cuda import CudaLibrary
+from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.backends.onnxruntime import cuda_session
 from enginewright.runtime.errors import RequestError, UnsupportedError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from device import Device, download, run
 
-from enginewright.plugins.cuda import GreedySample
-from enginewright.plugins.ops import GREEDY_SAMPLE
+from enginewright.plugins.libraries.cuda_calls import GreedySample
+from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
 
 
 def sample(device: Device, logits: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tight import stays_within_buffers
 
-from enginewright.plugins.cuda import Int4Linear
+from enginewright.plugins.libraries.cuda_calls import Int4Linear
 
 BLOCKS = (16, 32, 64, 128)
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}

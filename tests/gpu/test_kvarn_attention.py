@@ -11,7 +11,7 @@ from device import Device
 from kvarn_case import Arrays, Case, Row, check, make_inputs
 from kvarn_cases import CASES
 
-from enginewright.plugins.ops import KVARN_ATTENTION
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 
 TYPES = ("float16", "bfloat16")
 

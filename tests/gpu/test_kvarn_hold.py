@@ -14,7 +14,8 @@ from attention_calls import kvarn_attention, typed
 from device import Device
 from kvarn_case import Arrays, Case, Row, check, check_record, make_inputs, tile_views
 
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import decode, from_record
 
 DIMS = (32, 64, 128, 256)

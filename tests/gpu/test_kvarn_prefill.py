@@ -13,7 +13,8 @@ from device import Device
 from kvarn_case import Case, Row, make_inputs
 from test_prefill import BLOCK_TOKENS, TYPES, around
 
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 
 
 def kvarn(name: str, *rows: Row, **given: object) -> Case:

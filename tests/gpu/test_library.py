@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from device import Device
 
-from enginewright.plugins import cuda
-from enginewright.plugins.cuda import CudaLibrary
-from enginewright.plugins.library import LibraryError
+from enginewright.plugins.libraries import cuda
+from enginewright.plugins.libraries.cuda import CudaLibrary
+from enginewright.plugins.libraries.locate import LibraryError
 
 
 def test_the_configurations_are_those_that_python_knows(device: Device) -> None:

@@ -7,8 +7,8 @@ import pytest
 from device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from split_qkv_cases import CASES, Case, make_inputs
 
-from enginewright.plugins.cuda import SplitQkv
-from enginewright.plugins.ops import SPLIT_QKV
+from enginewright.plugins.libraries.cuda_calls import SplitQkv
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 
 HALF_UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """What rounding a result of size 1 may cost."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.plugins.ops import PAGED_ATTENTION, TILE_TOKENS, tile_bytes
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS, tile_bytes
 
 Arrays = dict[str, np.ndarray]
 

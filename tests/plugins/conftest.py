@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enginewright.plugins.library import set_cpu_isa
+from enginewright.plugins.libraries.cpu import set_cpu_isa
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # attention_case, attention_cases, op_session

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.plugins.ops import DEPTH_MIX
+from enginewright.plugins.ops.depth_mix import DEPTH_MIX
 
 
 @dataclass(frozen=True, kw_only=True)

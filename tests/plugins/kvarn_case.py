@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from attention_case import at_layer
 
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import Tile, decode, from_record, to_record
 
 Arrays = dict[str, np.ndarray]

@@ -13,8 +13,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from enginewright.plugins.library import ort_library
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.libraries.locate import ort_library
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
 
 TYPES = {
     "float32": TensorProto.FLOAT,

@@ -17,8 +17,8 @@ import pytest
 from device import GUARD_BYTES, POISON, from_bits, to_bits
 
 from enginewright.plugins.build import build_tensorrt_tests
-from enginewright.plugins.library import file_name
-from enginewright.plugins.ops import OPS
+from enginewright.plugins.libraries.locate import file_name
+from enginewright.plugins.ops.registry import OPS
 
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bfloat16": 7, "int64": 8}
 """TensorRT's numbers of element types."""

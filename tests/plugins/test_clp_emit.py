@@ -9,7 +9,7 @@ import pytest
 from clp_cases import CASES, Case, always, make_inputs
 from op_session import run_op
 
-from enginewright.plugins.ops import CLP_EMIT
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
 
 pytestmark = pytest.mark.native
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from op_session import run_op
 
-from enginewright.plugins.ops import GREEDY_SAMPLE
+from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
 
 pytestmark = pytest.mark.native
 

@@ -13,7 +13,8 @@ from kvarn_case import Arrays, Case, Row, check, check_record, inputs_and_answer
 from kvarn_cases import CASES
 from op_session import run_op, run_op_in_place
 
-from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_tile_bytes
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
 from enginewright.plugins.oracles.kvarn import record_bytes
 
 pytestmark = pytest.mark.native

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from enginewright.plugins.ops import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import decode, encode, from_record, hadamard, record_bytes
 from enginewright.plugins.oracles.kvarn_attention import (
     KVarNCache,

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from enginewright.plugins import library
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.libraries import cpu, locate
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(library, "_library_folders", lambda: [tmp_path])
-    with pytest.raises(library.LibraryError, match=r"got no .*enginewright_ort.* do: install a C\+\+ compiler"):
-        library.ort_library()
+    monkeypatch.setattr(locate, "_library_folders", lambda: [tmp_path])
+    with pytest.raises(locate.LibraryError, match=r"got no .*enginewright_ort.* do: install a C\+\+ compiler"):
+        locate.ort_library()
 
 
 @pytest.mark.native
 def test_declarations_equal_ops_py() -> None:
-    declared = library.declared_ops()
+    declared = cpu.declared_ops()
     assert declared["domain"] == DOMAIN
     assert {op["name"] for op in declared["ops"]} == set(OPS)
     for op in declared["ops"]:
@@ -56,12 +57,12 @@ def test_abi_table_equals_the_official_header() -> None:
     if header is None:
         pytest.skip("no onnxruntime_c_api.h here (ENGINEWRIGHT_ORT_HEADER, or Debian's libonnxruntime-dev)")
     names = entry_names(header.read_text())
-    entries = library.ort_entries()
+    entries = cpu.ort_entries()
     assert entries == {name: names.index(name) for name in entries}
 
 
 @pytest.mark.native
 def test_an_unknown_instruction_set_is_refused() -> None:
-    before = library.cpu_isa()
-    assert not library.set_cpu_isa("mmx")
-    assert library.cpu_isa() == before
+    before = cpu.cpu_isa()
+    assert not cpu.set_cpu_isa("mmx")
+    assert cpu.cpu_isa() == before

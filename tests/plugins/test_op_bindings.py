@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from enginewright.exporters.capture.op_bindings import onnx_schema, register
-from enginewright.plugins.ops import DOMAIN, KVARN_ATTENTION, OPS, TILE_TOKENS, Op, kvarn_tile_bytes
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.op import DOMAIN, Op
+from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)

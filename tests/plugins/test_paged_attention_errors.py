@@ -11,7 +11,7 @@ from attention_case import Case, make_inputs, run
 from bad_inputs import put, replaced
 from op_session import open_op
 
-from enginewright.plugins.ops import PAGED_ATTENTION
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION
 
 pytestmark = pytest.mark.native
 REQUIRED = tuple(tensor.name for tensor in PAGED_ATTENTION.inputs if not tensor.optional)

@@ -9,7 +9,7 @@ import pytest
 from op_session import run_op
 from split_qkv_cases import CASES, Case, make_inputs
 
-from enginewright.plugins.ops import SPLIT_QKV
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 
 pytestmark = pytest.mark.native
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from tensorrt_host import built_folder, creators, plugin_library
 
-from enginewright.plugins import library, tensorrt
 from enginewright.plugins.build import PLUGINS
-from enginewright.plugins.library import LibraryError, file_name
-from enginewright.plugins.ops import DOMAIN, OPS, op_versions
+from enginewright.plugins.libraries import locate, tensorrt
+from enginewright.plugins.libraries.locate import LibraryError, file_name
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS, op_versions
 
 VERSIONS = op_versions(OPS)
 
@@ -104,7 +105,7 @@ def test_what_is_no_plugin_library_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(library, "_library_folders", lambda: [tmp_path])
+    monkeypatch.setattr(locate, "_library_folders", lambda: [tmp_path])
     message = r"got no .*enginewright_trt.* do: install CUDA 13's nvcc and unpack TensorRT's SDK.* --tensorrt SDK`"
     with pytest.raises(LibraryError, match=message):
         tensorrt.open_tensorrt_library()

@@ -18,18 +18,14 @@ from kvarn_case import make_inputs as make_kvarn_inputs
 from kvarn_cases import CASES as KVARN_CASES
 from tensorrt_host import Arrays, Output, built_folder, run_node, workspace_bound
 
-from enginewright.plugins.cuda import (
-    KVARN_BITS,
-    KVARN_DIMS,
-    PAGED_ATTENTION_DIMS,
-    Attention,
-    ClpEmit,
-    CudaLibrary,
-    KVarNAttention,
-    PagedAttention,
-)
-from enginewright.plugins.library import file_name
-from enginewright.plugins.ops import CLP_EMIT, GREEDY_SAMPLE, KVARN_ATTENTION, SPLIT_QKV, kvarn_tile_bytes, tile_bytes
+from enginewright.plugins.libraries.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS, CudaLibrary
+from enginewright.plugins.libraries.cuda_calls import Attention, ClpEmit, KVarNAttention, PagedAttention
+from enginewright.plugins.libraries.locate import file_name
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
+from enginewright.plugins.ops.tiles import kvarn_tile_bytes, tile_bytes
 
 TYPES = ("float16", "bfloat16")
 UNIT = {"float16": 2**-11, "bfloat16": 2**-8}

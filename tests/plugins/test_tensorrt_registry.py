@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tensorrt_host import plugin_library
 
-from enginewright.plugins.ops import DOMAIN, OPS
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
 
 HERE = Path(__file__).resolve().parent
 ATTRIBUTES: dict[str, dict[str, Any]] = {

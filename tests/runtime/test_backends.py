@@ -13,8 +13,8 @@ import pytest
 from fake_cuda import FakeCuda
 from trt_engines import add_plan, install
 
-from enginewright.plugins.cuda import ORT_BACKEND
-from enginewright.plugins.library import LibraryError, ort_library
+from enginewright.plugins.libraries.cuda import ORT_BACKEND
+from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Manifest

@@ -14,8 +14,8 @@ import pytest
 from fake_cuda import FakeCuda, Misuse
 from trt_engines import add_plan, install
 
-from enginewright.plugins.library import LibraryError, ort_library
-from enginewright.plugins.tensorrt import TensorRTLibrary
+from enginewright.plugins.libraries.locate import LibraryError, ort_library
+from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
 from enginewright.runtime import ArtifactError, RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import File, Graph

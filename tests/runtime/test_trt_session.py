@@ -13,7 +13,7 @@ import pytest
 from fake_cuda import FakeCuda
 from trt_engines import add_plan, install
 
-from enginewright.plugins.library import ort_library
+from enginewright.plugins.libraries.locate import ort_library
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.backends.session import PackedStep

@@ -12,7 +12,9 @@ import tokenizers
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from enginewright.plugins.ops import DOMAIN, OPS, TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes, tile_bytes
+from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes, tile_bytes
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Graph, Limits, Manifest, Model, TensorSpec
 

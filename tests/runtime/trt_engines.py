@@ -13,8 +13,8 @@ from fake_cuda import FakeCuda
 from fake_trt_runtime import make_module, write_plan
 
 from enginewright.builders.tensorrt.profiles import plan_profiles
-from enginewright.plugins.ops import OPS
-from enginewright.plugins.tensorrt import TensorRTLibrary
+from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Engine, Manifest
 from enginewright.runtime.backends.tensorrt import plan

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import enginewright.plugins
 import enginewright.runtime
-from enginewright.plugins.library import ort_library
+from enginewright.plugins.libraries.locate import ort_library
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "nvidia-pytriton==0.7.0"

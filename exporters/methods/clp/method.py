@@ -33,7 +33,8 @@ from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import quantize_rows
 from enginewright.exporters.weights.graph_weights import add_weight
 from enginewright.exporters.weights.weight import Weight
-from enginewright.plugins.ops import CLP_EMIT, DOMAIN
+from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.ops.op import DOMAIN
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 KIND = "multi_token"

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from enginewright.plugins.scales import sweep_scales
+from enginewright.plugins.libraries.scale_sweep import sweep_scales
 
 Swept = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _MARGIN = 8  # units of the last place between a scale and its cell's ends; as in csrc/cpu/scale_sweep.cpp

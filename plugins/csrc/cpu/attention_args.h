@@ -5,7 +5,7 @@
 
 namespace ew {
 
-// One call of PagedAttention, as raw pointers. Shapes and meaning as plugins/ops.py declares them; kv_lens and
+// One call of PagedAttention, as raw pointers. Shapes and meaning as plugins/ops/op.py declares them; kv_lens and
 // tile_table already point at the node's layer.
 struct AttentionArgs {
   const float* query;           // [tokens, query_heads, head_dim]

@@ -15,5 +15,5 @@ EW_EXPORT int ew_cpu_set_isa(const char* name) { return ew::set_isa(name) ? 0 : 
 // The sum of x[0 .. size): reads memory as fast as one thread can. For benchmarks.
 EW_EXPORT float ew_read_sum(const float* x, std::int64_t size) { return ew::kernels().read_sum(x, size); }
 
-// The best scales of some rows; plugins/scales.py has the structure's twin.
+// The best scales of some rows; plugins/libraries/scale_sweep.py has the structure's twin.
 EW_EXPORT void ew_sweep_scales(const ew::ScaleSweep* sweep) { ew::sweep_scales(*sweep); }

@@ -9,7 +9,7 @@
 
 namespace ew {
 
-// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops/op.py declares them.
 struct ClpEmitArgs {
   const float* hidden;
   const std::int64_t* greedy;

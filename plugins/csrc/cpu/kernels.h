@@ -9,7 +9,7 @@
 
 namespace ew {
 
-// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops/op.py declares them.
 struct SplitQkvArgs {
   const float* packed;                 // [tokens, width()]
   const float *cos, *sin;              // [tokens, half]; null when half is 0

@@ -42,7 +42,7 @@ constexpr std::int64_t record_bytes(std::int64_t dim, int k_bits, int v_bits) {
 // Halves of an exact tile: keys, then values, laid out as PagedAttention's.
 constexpr std::int64_t exact_tile_size(std::int64_t dim) { return 2 * kTileTokens * dim; }
 
-// Shapes and meaning as plugins/ops.py declares them; `tiles` holds the records, value_dim is head_dim, and the lengths
+// Shapes and meaning as plugins/ops/op.py declares them; `tiles` holds the records, value_dim is head_dim, and the lengths
 // point at the node's layer.
 struct KVarNArgs : AttentionArgs {
   Half* exact;                                         // [slot_count, kv_heads, exact_tiles, exact_tile_size]

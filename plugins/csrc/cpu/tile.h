@@ -1,4 +1,4 @@
-// The memory layout of a PagedAttention tile; plugins/ops.py (tile_bytes) documents it.
+// The memory layout of a PagedAttention tile; plugins/ops/op.py (tile_bytes) documents it.
 #pragma once
 
 #include <cstdint>

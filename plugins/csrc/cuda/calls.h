@@ -1,6 +1,6 @@
 // The C functions of libenginewright_cuda: one per op, raw device pointers and a stream in, no framework.
 //
-// Each op has a struct that describes a call (plugins/ops.py says what shapes and names mean), a query of the workspace
+// Each op has a struct that describes a call (plugins/ops/op.py says what shapes and names mean), a query of the workspace
 // it needs, and a launch. A launch checks what the host knows, starts kernels on `stream` (a cudaStream_t) and returns:
 // it allocates nothing, waits for nothing, and so can be captured in a CUDA graph. Both return a negative number for a
 // call they refuse, and ew_cuda_error says why: "Op: name: got X, expected Y".

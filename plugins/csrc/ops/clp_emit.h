@@ -26,7 +26,7 @@ enum Input {
   kInputCount
 };
 
-// kType: of the states and the heads; plugins/ops.py allows several.
+// kType: of the states and the heads; plugins/ops/op.py allows several.
 template <ElementType kType>
 inline constexpr Port kInputs[] = {{"hidden", kType},
                                    {"greedy", kInt64},

@@ -1,4 +1,4 @@
-// An op as a library declares it to its host; tests compare it with plugins/ops.py. Every host's adapters share these
+// An op as a library declares it to its host; tests compare it with plugins/ops/op.py. Every host's adapters share these
 // declarations, and the checks beside them.
 #pragma once
 
@@ -39,7 +39,7 @@ struct Declaration {
   std::size_t attribute_count;
 };
 
-// As plugins/ops.py calls it.
+// As plugins/ops/op.py calls it.
 const char* name_of(ElementType type);
 
 // {"name": ..., "version": ..., "inputs": [...], "outputs": [...], "attributes": [...]}

@@ -12,7 +12,7 @@ namespace ew::ops::depth {
 
 enum Input { kQuery, kKey, kValue, kSources };
 
-// kType: of the activations that the host's kernels take; plugins/ops.py allows several.
+// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
 template <ElementType kType>
 inline constexpr Port kInputs[] = {{"query", kType}, {"key", kType}, {"value", kType}, {"sources", kType, kVariadic}};
 template <ElementType kType>

@@ -25,7 +25,7 @@ enum Input {
   kInputCount
 };
 
-// kType: of the activations that the host's kernels take; plugins/ops.py allows several.
+// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
 template <ElementType kType>
 inline constexpr Port kInputs[] = {{"query", kType},
                                    {"key", kType},

@@ -12,7 +12,7 @@ namespace ew::ops::split {
 
 enum Input { kPacked, kCos, kSin, kQueryNorm, kKeyNorm, kInputCount };
 
-// kType: of the activations that the host's kernels take; plugins/ops.py allows several.
+// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
 template <ElementType kType>
 inline constexpr Port kInputs[] = {{"packed", kType},
                                    {"cos", kType, kOptional},

@@ -12,7 +12,7 @@ namespace ew::trt {
 
 nvinfer1::DataType data_type(ops::ElementType type);
 
-// As plugins/ops.py calls the types that it has; others by TensorRT's number.
+// As plugins/ops/op.py calls the types that it has; others by TensorRT's number.
 std::string name_of(nvinfer1::DataType type);
 
 // The ports of a node's inputs and then outputs, as one of its op's declarations has them.

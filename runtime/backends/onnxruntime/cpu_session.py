@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from enginewright.plugins.library import LibraryError, ort_library
+from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.graph_check import (
     PER_STEP,

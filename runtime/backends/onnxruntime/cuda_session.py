@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from enginewright.plugins.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
-from enginewright.plugins.library import LibraryError
+from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
+from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers

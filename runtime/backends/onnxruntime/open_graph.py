@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from enginewright.plugins.ops import OPS
+from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact.manifest import Engine, Graph
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import ArtifactError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from enginewright.plugins.tensorrt import EXTRAS
+from enginewright.plugins.libraries.tensorrt import EXTRAS
 from enginewright.runtime.artifact.manifest import Engine, Manifest
 from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from enginewright.plugins.library import LibraryError
-from enginewright.plugins.tensorrt import EXTRAS, MODULES, open_tensorrt_library
+from enginewright.plugins.libraries.locate import LibraryError
+from enginewright.plugins.libraries.tensorrt import EXTRAS, MODULES, open_tensorrt_library
 from enginewright.runtime.artifact.manifest import Engine, Graph
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.errors import ArtifactError, UnsupportedError

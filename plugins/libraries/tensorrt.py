@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from enginewright.plugins.library import TENSORRT_LIBRARY, LibraryError, library_path
-from enginewright.plugins.ops import OPS
+from enginewright.plugins.libraries.locate import TENSORRT_LIBRARY, LibraryError, library_path
+from enginewright.plugins.ops.registry import OPS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend, as command lines and manifests call it -> the Python module that builds and runs its engines."""

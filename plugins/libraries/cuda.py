@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, library_path
+from enginewright.plugins.libraries.cuda_calls import CALLS, _int64, _pointer
+from enginewright.plugins.libraries.locate import CUDA_LIBRARY, LibraryError, library_path
 
 ABI = 1
 # How the manifest calls engines for ONNX Runtime's CUDA provider, and what they run on.
@@ -21,101 +22,6 @@ HALF, BFLOAT16 = 0, 1
 PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
 KVARN_DIMS = (32, 64, 128, 256)
 KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
-
-_pointer, _int64, _int32, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-
-
-class Attention(ctypes.Structure):
-    """`EwAttention`: what both attention ops take."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("query", "key", "value", "output")),
-        *((name, _pointer) for name in ("query_starts", "kv_lens", "table", "sinks")),
-        *((name, _int64) for name in ("tokens", "rows", "query_heads", "kv_heads", "head_dim", "value_dim")),
-        *((name, _int64) for name in ("table_width", "window", "longest")),
-        *((name, _float) for name in ("scale", "softcap")),
-        *((name, _int32) for name in ("type", "reserved")),
-    )
-
-
-class PagedAttention(ctypes.Structure):
-    """`EwPagedAttention`."""
-
-    _fields_ = (("attention", Attention), ("tiles", _pointer), ("tile_count", _int64), ("kv_bits", _int64))
-
-
-class KVarNAttention(ctypes.Structure):
-    """`EwKVarNAttention`."""
-
-    _fields_ = (
-        ("attention", Attention),
-        *((name, _pointer) for name in ("tiles", "exact", "slots", "encoded_before", "encoded_after")),
-        *((name, _int64) for name in ("record_count", "slot_count", "exact_tiles", "iterations")),
-        *((name, _int32) for name in ("k_bits", "v_bits", "robust", "rotate_values")),
-    )
-
-
-class DepthMix(ctypes.Structure):
-    """`EwDepthMix`; sources: an array of pointers in host memory."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("query", "key", "value", "sources", "mixed")),
-        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "source_count")),
-        ("scale", _float),
-        ("type", _int32),
-    )
-
-
-class ClpEmit(ctypes.Structure):
-    """`EwClpEmit`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("hidden", "greedy", "classifier_weight", "classifier_bias")),
-        *((name, _pointer) for name in ("up_weight", "up_bias", "out_bias", "out_weight", "out_codes", "out_scales")),
-        *((name, _pointer) for name in ("sample_rows", "query_starts", "tokens", "counts")),
-        *((name, _int64) for name in ("rows", "size", "classes", "extra", "inner", "vocab", "sequences")),
-        ("tau", _float),
-        *((name, _int32) for name in ("activation", "residual", "type")),
-    )
-
-
-class Int4Linear(ctypes.Structure):
-    """`EwInt4Linear`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("x", "codes", "scales", "out")),
-        *((name, _int64) for name in ("rows", "outputs", "size", "block")),
-        *((name, _int32) for name in ("type", "reserved")),
-    )
-
-
-class SplitQkv(ctypes.Structure):
-    """`EwSplitQkv`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("packed", "cos", "sin", "query_norm", "key_norm", "query", "key", "value")),
-        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "half")),
-        ("epsilon", _float),
-        ("type", _int32),
-    )
-
-
-class GreedySample(ctypes.Structure):
-    """`EwGreedySample`."""
-
-    _fields_ = (("logits", _pointer), ("tokens", _pointer), ("rows", _int64), ("vocab", _int64))
-
-
-CALLS: dict[type[ctypes.Structure], str] = {
-    PagedAttention: "paged_attention",
-    KVarNAttention: "kvarn_attention",
-    DepthMix: "depth_mix",
-    ClpEmit: "clp_emit",
-    Int4Linear: "int4_linear",
-    SplitQkv: "split_qkv",
-    GreedySample: "greedy_sample",
-}
-"""The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""
 
 
 _MEMORY_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {

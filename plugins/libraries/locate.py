@@ -6,12 +6,8 @@ The runtime loads kernels through ONNX Runtime (`ort_library`); tests and benchm
 
 from __future__ import annotations
 
-import ctypes
-import json
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 ORT_LIBRARY = "enginewright_ort"
 CUDA_LIBRARY = "enginewright_cuda"
@@ -36,9 +32,9 @@ def file_name(name: str) -> str:
 
 
 def _library_folders() -> list[Path]:
-    """`lib` beside this file, then in every folder of the package: an editable install splits code and libraries."""
-    package = sys.modules[__name__.rpartition(".")[0]]
-    folders = [Path(__file__).resolve().parent, *map(Path, package.__path__)]
+    """The `lib` folders of `enginewright.plugins`: the checkout's, then the installed one, which an editable install has too."""
+    package = sys.modules[__name__.rsplit(".", 2)[0]]
+    folders = [Path(__file__).resolve().parents[1], *map(Path, package.__path__)]
     return [folder / "lib" for folder in dict.fromkeys(folders)]
 
 
@@ -70,47 +66,3 @@ def library_path(name: str) -> Path:
         f"plugins: got no {file_name(name)} in {looked}, expected the library that {needs} builds; do: "
         f"{_HOW_TO_BUILD[name]}"
     )
-
-
-@cache
-def load_ort_library() -> ctypes.CDLL:
-    """The library with its C functions typed; calls release the GIL. The same instance that ONNX Runtime loads."""
-    library = ctypes.CDLL(str(ort_library()))
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "ew_cpu_isa": (ctypes.c_char_p, []),
-        "ew_cpu_set_isa": (ctypes.c_int, [ctypes.c_char_p]),
-        "ew_read_sum": (ctypes.c_float, [pointer, size]),
-        "ew_op_declarations": (ctypes.c_char_p, []),
-        "ew_ort_entries": (ctypes.c_char_p, []),
-        "ew_sweep_scales": (None, [pointer]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def cpu_isa() -> str:
-    """The instruction set that the kernels use: `avx512`, `avx2` or `portable`."""
-    name: bytes = load_ort_library().ew_cpu_isa()
-    return name.decode()
-
-
-def set_cpu_isa(name: str) -> bool:
-    """Use another instruction set from now on in this process, `auto` for the best one; False if it cannot run here.
-
-    For tests and benchmarks; no engine depends on it.
-    """
-    return bool(load_ort_library().ew_cpu_set_isa(name.encode()) == 0)
-
-
-def declared_ops() -> dict[str, Any]:
-    """What the library registers with ONNX Runtime: `{"domain": ..., "ops": [{"name", "version", "inputs", ...}]}`."""
-    declared: dict[str, Any] = json.loads(load_ort_library().ew_op_declarations())
-    return declared
-
-
-def ort_entries() -> dict[str, int]:
-    """Name -> index of the entries of ONNX Runtime's function table that the library calls."""
-    return {name: index for index, name in json.loads(load_ort_library().ew_ort_entries()) if index >= 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from enginewright.plugins.library import load_ort_library
+from enginewright.plugins.libraries.cpu import load_ort_library
 
 
 class ScaleSweep(ctypes.Structure):

@@ -1,0 +1,1 @@
+"""The native libraries: finds them, loads them, and calls their C functions."""

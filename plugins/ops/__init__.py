@@ -1,0 +1,1 @@
+"""Every custom op, declared once, one file an op; `registry.py` lists them."""
