@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 PACKAGES = ("exporters", "builders", "plugins", "runtime")
 MODULE_LINES, FUNCTION_LINES = 400, 60
 

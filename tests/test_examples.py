@@ -13,8 +13,8 @@ import pytest
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import Sampling, cli, load
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT_MODEL = ROOT / "examples/tiny-text"
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("0*.py"))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from cache_codecs import parse_codec
 from pseudo_decode import Reader, TileErrors
-from tiny_engine import write_engine
 
 from enginewright.runtime.evaluation.texts import Text
+from tests.support.runtime.tiny_engine import write_engine
 
 pytestmark = pytest.mark.native
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from cache_codecs import Codec, parse_codec
 from quantised_cache import CompletedTiles, QuantisedSession, open_quantised
-from tiny_engine import write_engine
 
 from enginewright.runtime import Sampling, UnsupportedError, load
+from tests.support.runtime.tiny_engine import write_engine
 
 pytestmark = pytest.mark.native
 

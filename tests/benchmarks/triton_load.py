@@ -26,11 +26,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "triton"))  # streams, tritonserver
 
-import tritonserver
-from streams import MODEL, Stream
-
 from enginewright.builders.triton.repository import TritonModel, write_model
 from enginewright.runtime import LLM, Sampling, load
+from tests.support.serving import tritonserver
+from tests.support.serving.streams import MODEL, Stream
 
 Prompts = Sequence[list[int]]
 Measure = Callable[[Prompts, int], tuple[float, list[float]]]

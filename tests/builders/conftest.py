@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "exporters"))  # families
-sys.path.insert(0, str(Path(__file__).parent))  # fake_tensorrt
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("plugins", "gpu")]  # tensorrt_host and its device
-
-from families import save_checkpoint
-
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
+from tests.support.exporters.families import save_checkpoint
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other cost more than they share
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # families, fixtures
-
-from families import save_checkpoint
-from fixtures import CheckpointMaker, EngineMaker
-
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.artifact.manifest import Manifest
+from tests.support.exporters.families import save_checkpoint
+from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other cost more than they share
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import pytest
-from device import Device
+
+from tests.support.kernels.device import Device
 
 torch = pytest.importorskip("torch", reason="the benchmark's memory is torch's")
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from enginewright.plugins.libraries.cpu import set_cpu_isa
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # attention_case, attention_cases, op_session
-sys.path.append(str(HERE.parent / "gpu"))  # device, attention_calls: the plugins' kernels are those of its tests
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])

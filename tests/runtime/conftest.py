@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tokenizers
-
-sys.path.insert(0, str(Path(__file__).parent))  # tiny_engine, toy_model
 
 from enginewright.runtime.llm import LLM
 
@@ -33,7 +30,7 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 @pytest.fixture(scope="session")
 def make_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a tiny engine into a new folder."""
-    from tiny_engine import write_engine
+    from tests.support.runtime.tiny_engine import write_engine
 
     return lambda **options: write_engine(tmp_path_factory.mktemp("engine") / "tiny", **options)
 
@@ -47,7 +44,7 @@ def tiny_engine(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tok
 @pytest.fixture
 def make_toy(byte_tokenizer: tokenizers.Tokenizer) -> Iterator[Callable[..., LLM]]:
     """Makes toy LLMs and closes them."""
-    from toy_model import make_llm
+    from tests.support.runtime.toy_model import make_llm
 
     opened: list[LLM] = []
 

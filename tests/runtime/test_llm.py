@@ -7,15 +7,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_model import reference_logits
-from toy_session import VOCAB
 
 from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling, Token
 from enginewright.runtime.backends.session import Outputs
+from tests.support.paths import ROOT
+from tests.support.runtime.toy_model import reference_logits
+from tests.support.runtime.toy_session import VOCAB
 
 Make = Callable[..., LLM]
 
@@ -301,7 +301,7 @@ def test_a_request_larger_than_the_cache_is_refused(make_toy: Make) -> None:
 
 
 def test_text_needs_a_tokenizer() -> None:
-    from toy_model import make_llm
+    from tests.support.runtime.toy_model import make_llm
 
     with make_llm(None) as llm:
         with pytest.raises(RequestError, match="no tokenizer"):
@@ -312,14 +312,13 @@ def test_text_needs_a_tokenizer() -> None:
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[2]
     start = (
         "import sys, types, importlib.util\n"
         "if importlib.util.find_spec('enginewright') is None:\n"
         "    package = types.ModuleType('enginewright')\n"
-        f"    package.__path__ = [{str(root)!r}]\n"
+        f"    package.__path__ = [{str(ROOT)!r}]\n"
         "    sys.modules['enginewright'] = package\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
     )
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60)
 
@@ -339,7 +338,7 @@ def test_importing_the_runtime_loads_no_build_tools() -> None:
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "llm.close()", "del llm, handle"])
 def test_the_interpreter_exits_while_a_request_runs(ending: str) -> None:
     done = _python(
-        "from toy_model import make_llm\n"
+        "from tests.support.runtime.toy_model import make_llm\n"
         "llm = make_llm(eos=(), context=4096, cache_tokens=8192)\n"
         "handle = llm.submit([1])\n"
         f"next(iter(handle))\n{ending}\n"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from toy_model import WINDOWS, reference_logits
-from toy_session import VOCAB
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.sampling import Sampling
+from tests.support.runtime.toy_model import WINDOWS, reference_logits
+from tests.support.runtime.toy_session import VOCAB
 
 Make = Callable[..., LLM]
 

@@ -28,13 +28,13 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import lm_eval_adapter
 from enginewright.runtime.evaluation.lm_eval_adapter import EngineLM
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 CONTEXT = 96
 TOLERANCE = 1e-3  # nats over a whole continuation, float32 on both sides
 TEMPLATE = "<s>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}reply:{% endif %}"
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

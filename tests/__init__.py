@@ -1,0 +1,1 @@
+"""The tests; `tests.support` is the package of what several of them share."""

@@ -1,0 +1,358 @@
+"""Merged adapters against forward hooks that add scaling * B(A x) to the eager model, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from enginewright.exporters.methods.lora import Config
+from enginewright.exporters.methods.registry import Applied, transform_weights
+from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
+from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
+from enginewright.runtime.loader import load
+from tests.support.exporters.families import make_model
+from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
+
+# Merging changes the order of float32 sums: W x + s B (A x) against (W + s B A) x. Logits reach 0.5 here.
+TOLERANCE = 2e-6
+TOKENS = torch.arange(3, 43)[None] * 5 % 250
+
+ATTENTION = {f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"}
+MLP = {f"model.layers.{i}.mlp.{p}_proj" for i in range(2) for p in ("gate", "up", "down")}
+
+
+@dataclass
+class Adapter:
+    """A LoRA adapter: pairs[module] = A [r, in], B [out, r], and the keys of adapter_config.json beside the defaults."""
+
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, root: Path) -> Path:
+        """Write it as PEFT does."""
+        root.mkdir(parents=True)
+        defaults = {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "bias": "none",
+            "use_dora": False,
+            "use_rslora": False,
+        }
+        (root / "adapter_config.json").write_text(json.dumps({**defaults, **self.settings}))
+        tensors = {}
+        for module, (a, b) in self.pairs.items():
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        save_file(tensors, root / "adapter_model.safetensors", {"format": "pt"})
+        return root
+
+
+def random_adapter(
+    model: PreTrainedModel, modules: set[str], ranks: dict[str, int] | None = None, **settings: Any
+) -> Adapter:
+    """An adapter of rank 4, or `ranks` by the module's last name, that changes answers visibly."""
+    generator = torch.Generator().manual_seed(len(modules))
+    pairs = {}
+    for name in sorted(modules):
+        out, into = model.get_submodule(name).weight.shape
+        rank = (ranks or {}).get(name.rpartition(".")[2], 4)
+        a, b = (torch.randn(shape, generator=generator) * 0.1 for shape in ((rank, into), (out, rank)))
+        pairs[name] = a, b
+    return Adapter(pairs, settings)
+
+
+def hooked(model: PreTrainedModel, *applied: tuple[Adapter, Callable[[str, int], float]]) -> np.ndarray:
+    """Logits of the model with each adapter's scaling(module, rank) * B(A x) added to its modules' outputs."""
+    handles = []
+    for adapter, scaling in applied:
+        for name, (a, b) in adapter.pairs.items():
+
+            def add(
+                _: Any, inputs: Any, output: torch.Tensor, a: Any = a, b: Any = b, s: float = scaling(name, len(a))
+            ) -> torch.Tensor:
+                return output + s * (inputs[0] @ a.T @ b.T)
+
+            handles.append(model.get_submodule(name).register_forward_hook(add))
+    with torch.no_grad():
+        logits: np.ndarray = model(input_ids=TOKENS).logits.numpy()
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def merge(base: Base, *configs: Config) -> dict[str, Weight]:
+    """The weights with adapters merged, one after another."""
+    return transform_weights(tuple(Applied("lora", config) for config in configs), base.weights, base.checkpoint)
+
+
+def merged_logits(base: Base, *configs: Config) -> np.ndarray:
+    """Logits of the base's model with merged weights."""
+    model, merged = copy.deepcopy(base.model), merge(base, *configs)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(merged[name].load())))
+        logits: np.ndarray = model(input_ids=TOKENS).logits.numpy()
+    return logits
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model and the weights read from its checkpoint."""
+
+    model: PreTrainedModel
+    weights: dict[str, Weight]
+    checkpoint: Checkpoint
+
+
+def make_base(family: str, path: Path) -> Base:
+    """The model that the checkpoint at `path` holds, and its weights."""
+    model = make_model(family)
+    checkpoint = open_checkpoint(str(path))
+    return Base(model, bind_parameters(checkpoint, model), checkpoint)
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: CheckpointMaker) -> Base:
+    """A model with an output projection of its own."""
+    return make_base("llama", checkpoint("llama"))
+
+
+@pytest.fixture(scope="module")
+def tied(checkpoint: CheckpointMaker) -> Base:
+    """A model whose output projection is its embedding."""
+    return make_base("qwen2", checkpoint("qwen2"))
+
+
+CASES: dict[str, tuple[set[str], dict[str, Any], dict[str, int], Callable[[str, int], float]]] = {
+    "plain": (ATTENTION | MLP, {}, {}, lambda _, r: 8 / r),
+    "one module": ({"model.layers.1.mlp.down_proj"}, {}, {}, lambda _, r: 8 / r),
+    "output projection": ({"lm_head"}, {}, {}, lambda _, r: 8 / r),
+    "rank-stabilised": (ATTENTION, {"use_rslora": True}, {}, lambda _, r: 8 / math.sqrt(r)),
+    "ranks by pattern": (ATTENTION, {"rank_pattern": {"q_proj": 7, "o_proj": 1}}, {"q_proj": 7, "o_proj": 1}, lambda _, r: 8 / r),
+    "alphas by pattern": (
+        ATTENTION,
+        {"alpha_pattern": {"q_proj": 32, r"layers\.1\.self_attn\.v_proj": 1}},
+        {},
+        lambda m, r: (32 if m.endswith("q_proj") else 1 if m.endswith("1.self_attn.v_proj") else 8) / r,
+    ),
+    "the first matching pattern wins": (ATTENTION, {"alpha_pattern": {"q_proj": 32, ".*_proj": 2}}, {}, lambda m, r: (32 if m.endswith("q_proj") else 2) / r),
+    "a pattern matches whole names": (ATTENTION, {"alpha_pattern": {"proj": 32}}, {}, lambda _, r: 8 / r),
+    "patterns with rank-stabilising": (
+        ATTENTION,
+        {"alpha_pattern": {"k_proj": 3}, "rank_pattern": {"k_proj": 2}, "use_rslora": True},
+        {"k_proj": 2},
+        lambda m, r: (3 if m.endswith("k_proj") else 8) / math.sqrt(r),
+    ),
+    "patterns of none": (ATTENTION, {"alpha_pattern": None, "rank_pattern": None, "modules_to_save": None}, {}, lambda _, r: 8 / r),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_equals_hooks(case: str, base: Base, tmp_path: Path) -> None:
+    modules, settings, ranks, scaling = CASES[case]
+    adapter = random_adapter(base.model, modules, ranks, **settings)
+    got = merged_logits(base, Config(path=str(adapter.save(tmp_path / "a"))))
+    expected = hooked(base.model, (adapter, scaling))
+    assert np.abs(expected - hooked(base.model)).max() > 1e-3, "the adapter must matter"
+    assert np.abs(got - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("weight", [0.5, -1.0, 0.0])
+def test_weight_scales_what_is_added(weight: float, base: Base, tmp_path: Path) -> None:
+    adapter = random_adapter(base.model, ATTENTION)
+    got = merged_logits(base, Config(path=str(adapter.save(tmp_path / "a")), weight=weight))
+    assert np.abs(got - hooked(base.model, (adapter, lambda _, r: weight * 8 / r))).max() < TOLERANCE
+
+
+def test_several_adapters_add_up(base: Base, tmp_path: Path) -> None:
+    first, second = random_adapter(base.model, ATTENTION), random_adapter(base.model, ATTENTION | MLP, lora_alpha=3)
+    configs = Config(path=str(first.save(tmp_path / "a"))), Config(path=str(second.save(tmp_path / "b")), weight=0.5)
+    expected = hooked(base.model, (first, lambda _, r: 8 / r), (second, lambda _, r: 1.5 / r))
+    assert np.abs(merged_logits(base, *configs) - expected).max() < TOLERANCE
+
+
+def test_half_precision_adapters(base: Base, tmp_path: Path) -> None:
+    adapter = random_adapter(base.model, ATTENTION)
+    adapter.pairs = {name: (a.bfloat16(), b.bfloat16()) for name, (a, b) in adapter.pairs.items()}
+    got = merged_logits(base, Config(path=str(adapter.save(tmp_path / "a"))))
+    adapter.pairs = {name: (a.float(), b.float()) for name, (a, b) in adapter.pairs.items()}
+    assert np.abs(got - hooked(base.model, (adapter, lambda _, r: 8 / r))).max() < TOLERANCE
+
+
+def test_nothing_is_computed_and_the_base_stays(base: Base, tmp_path: Path) -> None:
+    weights = base.weights
+
+    def never() -> np.ndarray:
+        raise AssertionError("read while merging")
+
+    closed = {name: Weight(shape=w.shape, dtype=w.dtype, load=never) for name, w in weights.items()}
+    path = random_adapter(base.model, MLP).save(tmp_path / "a")
+    merged = transform_weights((Applied("lora", Config(path=str(path))),), closed, base.checkpoint)
+    assert {name for name in merged if merged[name] is not closed[name]} == {f"{module}.weight" for module in MLP}
+    assert all(merged[name].shape == weight.shape for name, weight in weights.items())
+
+
+def test_an_adapter_of_a_quantised_matrix_is_refused(base: Base, tmp_path: Path) -> None:
+    module = min(MLP)
+    rows = QuantizedRows(
+        bits=4, group_size=64, load=lambda: (np.zeros((96, 64), np.int8), np.ones((96, 1), np.float32))
+    )
+    weights = {**base.weights, f"{module}.weight": quantized_weight((96, 64), rows)}
+    path = random_adapter(base.model, {module}).save(tmp_path / "a")
+    with pytest.raises(ExportError, match=f"'{module}', which is quantised by then; apply lora before"):
+        merge(dataclasses.replace(base, weights=weights), Config(path=str(path)))
+
+
+def test_an_adapter_of_a_tied_matrix_is_refused(tied: Base, tmp_path: Path) -> None:
+    """It changes the output projection alone; merging would change the embedding too."""
+    path = random_adapter(tied.model, {"lm_head"}).save(tmp_path / "a")
+    with pytest.raises(UnsupportedError, match=r"'lm_head'.*tied to 'model.embed_tokens.weight'"):
+        merge(tied, Config(path=str(path)))
+
+
+def test_tied_parameters_stay_tied(tied: Base, tmp_path: Path) -> None:
+    adapter = random_adapter(tied.model, ATTENTION)
+    config = Config(path=str(adapter.save(tmp_path / "a")))
+    merged = merge(tied, config)
+    assert merged["lm_head.weight"] is merged["model.embed_tokens.weight"]
+    assert np.abs(merged_logits(tied, config) - hooked(tied.model, (adapter, lambda _, r: 8 / r))).max() < TOLERANCE
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_engine_equals_hooks(base: Base, checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path) -> None:
+    adapter = random_adapter(base.model, ATTENTION | MLP | {"lm_head"})
+    config = Config(path=str(adapter.save(tmp_path / "a")), weight=0.5)
+    root, manifest = engine(checkpoint("llama"), Recipe(kv_bits=32, apply=(Applied("lora", config),)))
+    assert manifest.applied == ({"name": "lora", "path": config.path, "weight": 0.5},)
+    with load(root, threads=1) as llm:
+        got = llm.logits(TOKENS[0].tolist())
+    assert np.abs(got - hooked(base.model, (adapter, lambda _, r: 4 / r))[0]).max() < 1e-5
+
+
+@pytest.fixture
+def adapter_path(base: Base, tmp_path: Path) -> Iterator[Path]:
+    """A whole adapter, to be damaged."""
+    yield random_adapter(base.model, {"model.layers.0.self_attn.q_proj"}).save(tmp_path / "adapter")
+
+
+def settings(**changes: Any) -> Callable[[Path], object]:
+    """A change of adapter_config.json."""
+
+    def change(root: Path) -> None:
+        path = root / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """A change of the adapter's tensors."""
+
+    def change(root: Path) -> None:
+        path = root / "adapter_model.safetensors"
+        found = load_file(path)
+        edit(found)
+        save_file(found, path)
+
+    return change
+
+
+A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB")
+FILE = "adapter_model.safetensors"
+
+REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]] = {
+    "no directory": (shutil.rmtree, ExportError, r"adapter_config.json: not found"),
+    "no config": (lambda r: (r / "adapter_config.json").unlink(), ExportError, r"adapter_config.json: not found"),
+    "broken config": (lambda r: (r / "adapter_config.json").write_text("{"), ExportError, r"not valid JSON"),
+    "no weights": (lambda r: (r / FILE).unlink(), ExportError, rf"{FILE}: not found"),
+    "pickle": (lambda r: (r / FILE).rename(r / "adapter_model.bin"), ExportError, r"adapter_model.bin is a pickle"),
+    "cut off": (
+        lambda r: (r / FILE).write_bytes((r / FILE).read_bytes()[:-1]),
+        ExportError,
+        r"not a whole safetensors",
+    ),
+    "empty": (tensors(lambda t: t.clear()), ExportError, rf"{FILE}: holds no adapter"),
+    "another method": (settings(peft_type="IA3"), UnsupportedError, r"got peft_type 'IA3', expected 'LORA'"),
+    "dora": (settings(use_dora=True), UnsupportedError, r"use_dora=True cannot be merged"),
+    "bias": (settings(bias="all"), UnsupportedError, r"bias='all' cannot be merged; expected 'none'"),
+    "lora bias": (settings(lora_bias=True), UnsupportedError, r"lora_bias=True cannot be merged"),
+    "transposed weights": (settings(fan_in_fan_out=True), UnsupportedError, r"fan_in_fan_out=True cannot be merged"),
+    "replicated layers": (
+        settings(layer_replication=[[0, 2]]),
+        UnsupportedError,
+        r"layer_replication=.* cannot be merged",
+    ),
+    "pooled inputs": (settings(use_qalora=True), UnsupportedError, r"use_qalora=True cannot be merged"),
+    "residual base": (settings(init_lora_weights="pissa"), UnsupportedError, r"init_lora_weights='pissa' .*base"),
+    "residual base, iterated": (
+        settings(init_lora_weights="pissa_niter_4"),
+        UnsupportedError,
+        r"init_lora_weights='pissa_",
+    ),
+    "modules to save": (settings(modules_to_save=["lm_head"]), UnsupportedError, r"whole modules or single parameters"),
+    "target parameters": (settings(target_parameters=["w"]), UnsupportedError, r"whole modules or single parameters"),
+    "NaN": (tensors(lambda t: t[A].fill_(float("nan"))), ExportError, r"q_proj.lora_A.weight' holds NaN or infinity"),
+    "infinity": (tensors(lambda t: t[B][0].fill_(float("inf"))), ExportError, r"q_proj.lora_B.weight' holds NaN"),
+    "half a pair": (tensors(lambda t: t.pop(A)), ExportError, r"q_proj' has lora_B alone, expected lora_A and lora_B"),
+    "wrong rank": (tensors(lambda t: t.update({A: t[A][:2].clone()})), ExportError, r"got A \[2, 60\] and B \[60, 4\]"),
+    "wrong width": (
+        tensors(lambda t: t.update({A: t[A][:, :9].clone()})),
+        ExportError,
+        r"got A \[4, 9\].*of \[60, 60\]",
+    ),
+    "one axis": (tensors(lambda t: t.update({A: t[A][0].clone()})), ExportError, r"got A \[60\]"),
+    "rank 0": (
+        tensors(lambda t: t.update({A: t[A][:0].clone(), B: t[B][:, :0].clone()})),
+        ExportError,
+        r"got A \[0, 60\] and B \[60, 0\]",
+    ),
+    "unknown module": (
+        tensors(lambda t: t.update({k.replace("q_proj", "query"): t.pop(k) for k in (A, B)})),
+        ExportError,
+        r"adapts 'model.layers.0.self_attn.query', which the model does not have",
+    ),
+    "embedding": (
+        tensors(lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 250)})),
+        UnsupportedError,
+        r"lora_embedding_A' is no lora_A or lora_B of a linear layer",
+    ),
+    "unknown tensor": (tensors(lambda t: t.update({"x": torch.ones(1)})), UnsupportedError, r"tensor 'x' is no lora_A"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, adapter_path: Path, base: Base) -> None:
+    damage, error, message = REFUSED[case]
+    damage(adapter_path)
+    with pytest.raises(error, match=message):
+        merge(base, Config(path=str(adapter_path)))
+
+
+def test_a_small_initialisation_is_no_obstacle(adapter_path: Path, base: Base) -> None:
+    for harmless in (True, False, "gaussian", "eva", "orthogonal"):
+        settings(init_lora_weights=harmless)(adapter_path)
+        merge(base, Config(path=str(adapter_path)))
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weight_is_finite(weight: float) -> None:
+    with pytest.raises(ExportError, match=r"lora: got weight=.*, expected a finite number"):
+        Config(path="p", weight=weight)

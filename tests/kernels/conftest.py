@@ -1,0 +1,5 @@
+"""Kernels run on each device in turn."""
+
+from tests.support.kernels.fixtures import device
+
+__all__ = ["device"]

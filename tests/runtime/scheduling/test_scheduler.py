@@ -1,0 +1,201 @@
+"""In-flight batching: whatever else is running, a request's tokens are those it gets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.sampling import Sampling
+from tests.support.runtime.simulated_requests import Kept
+from tests.support.runtime.toy_model import greedy, make_llm, reference_logits
+from tests.support.runtime.toy_session import VOCAB
+
+
+def _alone(prompt: Sequence[int], sampling: Sampling) -> tuple[int, ...]:
+    with make_llm(rows=1) as llm:
+        return llm.generate([list(prompt)], sampling)[0].token_ids
+
+
+def _request(llm: LLM, prompt: Sequence[int], sampling: Sampling) -> Generation:
+    return llm._generation(list(prompt), sampling)
+
+
+def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
+    scheduler = llm.engine.scheduler
+    assert scheduler.is_idle
+    assert scheduler._tables.free_tiles == free
+    assert not scheduler._tables.held.any() and not scheduler._count.any()
+    assert scheduler._slots == [None] * llm.capacity.rows
+
+
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
+arrival = st.fixed_dictionaries(
+    {
+        "prompt": prompts,
+        "at": st.integers(0, 12),
+        "new": st.integers(1, 14),
+        "seed": st.integers(0, 3),
+        "temperature": st.sampled_from([0.0, 0.0, 1.0]),
+        "cancel": st.one_of(st.none(), st.none(), st.integers(0, 20)),
+        "score": st.sampled_from([False, False, True]),
+    }
+)
+
+
+@given(
+    st.lists(arrival, min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(4, 20),
+    st.integers(40, 120),
+    st.sampled_from([2, 4, 16]),
+)
+@settings(max_examples=100, deadline=None)
+def test_random_arrivals_match_the_model_without_a_cache(
+    arrivals: list[dict[str, Any]], rows: int, step_tokens: int, cache_tokens: int, tile_tokens: int
+) -> None:
+    llm = make_llm(
+        rows=rows, step_tokens=max(step_tokens, rows), cache_tokens=cache_tokens, tile_tokens=tile_tokens, eos=()
+    )
+    scheduler, free = llm.engine.scheduler, llm.engine.scheduler._tables.free_tiles
+    requests: list[Generation | Kept] = []
+    for each in arrivals:
+        sampling = Sampling(max_tokens=each["new"], seed=each["seed"], temperature=each["temperature"])
+        request = Kept(each["prompt"]) if each["score"] else _request(llm, each["prompt"], sampling)
+        requests.append(request)
+    time = 0
+    while time < 21 or not scheduler.is_idle:
+        for request, each in zip(requests, arrivals, strict=True):
+            if each["at"] == time:
+                scheduler.submit(request)
+            if each["cancel"] == time and time > each["at"] and not request.done.is_set():
+                scheduler.remove(request)
+                request.cancel()
+        if not scheduler.is_idle:
+            llm.engine.step()
+        time += 1
+        assert time < 2000, "no progress"
+    for request, each in zip(requests, arrivals, strict=True):
+        _check_output(request, each)
+    _check_idle(llm, free)
+
+
+def _check_output(request: Generation | Kept, each: dict[str, Any]) -> None:
+    assert request.done.is_set()
+    if request.error is not None:
+        assert isinstance(request, Kept) and each["cancel"] is not None
+    elif isinstance(request, Kept):
+        expected = [reference_logits(each["prompt"][: i + 1]) for i in range(len(each["prompt"]))]
+        np.testing.assert_array_equal(request.logits, expected)
+    else:
+        assert request.completion is not None
+        got = list(request.generated)
+        assert len(got) == each["new"] or request.completion.finish_reason == "cancelled"
+        if each["temperature"] == 0:
+            assert got == greedy(each["prompt"], len(got))
+        elif got:
+            sampling = Sampling(max_tokens=len(got), seed=each["seed"], temperature=1.0, ignore_eos=True)
+            assert tuple(got) == _alone(each["prompt"], sampling)
+
+
+def test_a_step_mixes_decoding_rows_with_chunks_and_keeps_the_budget() -> None:
+    llm = make_llm(rows=4, step_tokens=6, eos=())
+    scheduler = llm.engine.scheduler
+    first = _request(llm, [5], Sampling(max_tokens=20))
+    scheduler.submit(first)
+    llm.engine.step()
+    for length in (11, 3):
+        scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
+    shares = []
+    while not scheduler.is_idle:
+        shares.append([int(n) for n in llm.engine.step()[0].share])
+    assert shares[:3] == [[1, 5, 0, 0], [1, 5, 0, 0], [1, 1, 3, 0]]
+    assert all(sum(share) <= 6 for share in shares)
+    assert first.generated == greedy([5], 20)
+
+
+def test_the_newest_request_is_preempted_and_its_stream_continues() -> None:
+    sampling = Sampling(max_tokens=20, temperature=1.0, seed=7)
+    llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
+    requests = [_request(llm, [i + 1] * 8, sampling) for i in range(3)]
+    for request in requests:
+        llm.engine.scheduler.submit(request)
+    most, waited = 0, set()
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        most = max(most, len(llm.engine.scheduler.running))
+        waited |= {requests.index(r) for r in llm.engine.scheduler.waiting if r.length > 8}
+    assert most == 3 and waited == {1, 2}, "the oldest never waits"
+    solo = make_llm(rows=1, windows=(0, 0, 0, 0), eos=())
+    for i, request in enumerate(requests):
+        assert tuple(request.generated) == solo.generate([[i + 1] * 8], sampling)[0].token_ids
+    solo.close()
+
+
+def test_preempted_requests_come_back_before_newer_ones() -> None:
+    llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
+    requests = [_request(llm, [i + 1] * 8, Sampling(max_tokens=20)) for i in range(5)]
+    for request in requests:
+        llm.engine.scheduler.submit(request)
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        live = [requests.index(request) for request in llm.engine.scheduler.live()]
+        assert live == sorted(live), "oldest first, running or waiting"
+    assert [request.generated for request in requests] == [greedy([i + 1] * 8, 20, (0, 0, 0, 0)) for i in range(5)]
+
+
+def test_a_row_without_ready_tokens_still_runs() -> None:
+    llm = make_llm(rows=1, step_tokens=4, eos=())
+    request = _request(llm, range(10), Sampling(max_tokens=1))
+    llm.engine.scheduler.submit(request)
+    assert [len(llm.engine.step()[0].sampled) for _ in range(3)] == [0, 0, 1]
+    assert request.generated == greedy(range(10), 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_first_come_first_served(rows: int) -> None:
+    llm = make_llm(rows=rows, eos=())
+    requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(7)]
+    for request in requests:
+        llm.engine.scheduler.submit(request)
+    ended: list[int] = []
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
+    assert ended == list(range(7))
+
+
+def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
+    llm = make_llm(rows=1, eos=())
+    priorities = [0, 5, 0, -1, 5, -1]
+    requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(6)]
+    for request, priority in zip(requests, priorities, strict=True):
+        request.priority = priority
+        llm.engine.scheduler.submit(request)
+        if request is requests[0]:
+            llm.engine.step()  # it runs, and stays
+    ended: list[int] = []
+    while not llm.engine.scheduler.is_idle:
+        llm.engine.step()
+        ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
+    assert ended == [0, 3, 5, 2, 1, 4]
+    assert [request.generated for request in requests] == [greedy([i + 1], 3) for i in range(6)]
+
+
+def test_cache_use_counts_what_requests_hold() -> None:
+    llm = make_llm(rows=2, eos=(), windows=(0, 0, 0, 0))
+    scheduler = llm.engine.scheduler
+    assert scheduler.cache_use == 0
+    request = _request(llm, range(32), Sampling(max_tokens=2))
+    scheduler.submit(request)
+    llm.engine.step()
+    assert scheduler.cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
+    while not scheduler.is_idle:
+        llm.engine.step()
+    assert scheduler.cache_use == 0

@@ -1,0 +1,30 @@
+"""The fixture `device`: `emulated` on any machine with a C++ compiler, `cuda` on one with a GPU and nvcc."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+
+import pytest
+
+from enginewright.plugins.build import OBJECTS, build, build_emulation
+from enginewright.plugins.libraries.cuda import CudaLibrary, open_cuda_library
+from tests.support.kernels.device import CudaDevice, Device, EmulatedDevice
+
+
+@cache
+def open_device(name: str) -> Device:
+    if name == "emulated":
+        return EmulatedDevice(CudaLibrary(build_emulation()))
+    build(OBJECTS / "cuda", ort=False, cuda=True)
+    library = open_cuda_library()
+    library.check_device()
+    return CudaDevice(library)
+
+
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=[pytest.mark.gpu])])
+def device(request: pytest.FixtureRequest) -> Device:
+    """Each device in turn."""
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    return open_device(request.param)
