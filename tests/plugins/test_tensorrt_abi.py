@@ -13,8 +13,8 @@ from enginewright.plugins.build import PLUGINS
 
 HERE = Path(__file__).resolve().parent
 OURS = HERE / "tensorrt_sdk"
-ADAPTERS = sorted((PLUGINS / "csrc" / "tensorrt").glob("*.cpp"))
-STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror", '-DEW_VERSION="0"')
+ADAPTERS = sorted((PLUGINS / "csrc" / "hosts" / "tensorrt").glob("*.cpp"))
+STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror", '-DEW_VERSION="0"', "-I", str(PLUGINS / "csrc"))
 
 
 def compiler() -> str:

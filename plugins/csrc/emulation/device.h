@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "fibers.h"
+#include "emulation/fibers.h"
 
 #define EW_DEVICE inline
 #define EW_KERNEL(threads, blocks) static void

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../cuda/calls.h"
-#include "tensor.h"
+#include "abi/cuda_calls.h"
+#include "ops/tensor.h"
 
 namespace ew::ops {
 

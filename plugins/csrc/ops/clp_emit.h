@@ -4,9 +4,9 @@
 #include <cmath>
 #include <string>
 
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "ops/attributes.h"
+#include "ops/declaration.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::clp {
 

@@ -1,8 +1,8 @@
 // ClpEmit's call of the kernels, without outputs.
 #pragma once
 
-#include "../cuda/calls.h"
-#include "clp_emit.h"
+#include "abi/cuda_calls.h"
+#include "ops/clp_emit.h"
 
 namespace ew::ops::clp {
 

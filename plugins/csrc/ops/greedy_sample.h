@@ -1,8 +1,8 @@
 // GreedySample for every host: ports and the shape that a call must have.
 #pragma once
 
-#include "declaration.h"
-#include "tensor.h"
+#include "ops/declaration.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::greedy {
 

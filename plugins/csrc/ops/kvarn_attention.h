@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "../cpu/kvarn.h"
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "cpu/kvarn/kvarn_args.h"
+#include "ops/attributes.h"
+#include "ops/declaration.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::kvarn {
 

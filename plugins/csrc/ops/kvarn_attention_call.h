@@ -1,8 +1,8 @@
 // KVarNAttention's call of the kernels, without outputs.
 #pragma once
 
-#include "attention_call.h"
-#include "kvarn_attention.h"
+#include "ops/attention_call.h"
+#include "ops/kvarn_attention.h"
 
 namespace ew::ops::kvarn {
 

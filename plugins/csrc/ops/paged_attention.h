@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "../cpu/tile.h"
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "layout/tile.h"
+#include "ops/attributes.h"
+#include "ops/declaration.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::paged {
 

@@ -1,8 +1,8 @@
 // PagedAttention's call of the kernels, without outputs.
 #pragma once
 
-#include "attention_call.h"
-#include "paged_attention.h"
+#include "ops/attention_call.h"
+#include "ops/paged_attention.h"
 
 namespace ew::ops::paged {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "../../../plugins/csrc/cuda/calls.h"
+#include "abi/cuda_calls.h"
 #include "host.h"
 
 #define EW_TEST_EXPORT extern "C" __attribute__((visibility("default")))
