@@ -60,16 +60,11 @@ struct Memory {
   }
 };
 
-std::int64_t record_bytes(const EwKVarNAttention& call) {
-  const std::int64_t dim = call.attention.head_dim;
-  return dim * kTileTokens * (call.k_bits + call.v_bits) / 8 + 2 * (3 * dim + 3 * kTileTokens);
-}
-
 AttentionView kvarn_view(const EwKVarNAttention& call, const Memory& memory) {
   AttentionView view = view_of(call.attention);
   view.query = memory.query;
   view.tiles = static_cast<unsigned char*>(call.tiles);
-  view.tile_bytes = record_bytes(call);
+  view.tile_bytes = record_bytes(call.attention.head_dim, call.k_bits, call.v_bits);
   view.exact = static_cast<std::uint16_t*>(call.exact);
   view.slots = call.slots;
   view.encoded_before = call.encoded_before;

@@ -45,7 +45,7 @@ void run(const EwPagedAttention& call, const Memory& memory, void* stream) {
   AttentionView view = view_of(a);
   view.query = memory.query;
   view.tiles = static_cast<unsigned char*>(call.tiles);
-  view.tile_bytes = 2 * kTileTokens * (a.head_dim + a.value_dim);
+  view.tile_bytes = tile_bytes(a.head_dim, a.value_dim, call.kv_bits);
   PrepareArguments prepare{};
   prepare.view = view;
   prepare.query = static_cast<const std::uint16_t*>(a.query);

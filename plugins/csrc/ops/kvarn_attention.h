@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cpu/kvarn/kvarn_args.h"
+#include "layout/kvarn_record.h"
 #include "ops/attributes.h"
 #include "ops/declaration.h"
 #include "ops/tensor.h"

@@ -1,46 +1,12 @@
-// One call of KVarNAttention, as raw pointers, and where everything lies in its cache.
+// One call of KVarNAttention, as raw pointers, and the places of its tiles in the cache.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/attention/attention_args.h"
-#include "layout/tile.h"
+#include "layout/kvarn_record.h"
 
 namespace ew {
-
-constexpr std::int64_t kMinHeadDim = 16, kMaxHeadDim = 512;  // of KVarNAttention; powers of two
-
-// One side of a record: codes [rows, columns * bits / 8], element [r, c] being (code * a[r] + b[r]) * c[c].
-struct CodedTile {
-  unsigned char* codes;
-  Half *a, *b, *c;
-};
-
-// A record: keys [D, kTileTokens] and values [kTileTokens, D] of one KV head, as plugins/oracles/kvarn.py lays them
-// out.
-struct Record {
-  CodedTile keys, values;
-
-  Record(unsigned char* data, std::int64_t dim, int k_bits, int v_bits) {
-    const auto take = [&data](std::int64_t bytes) { return (data += bytes) - bytes; };
-    const auto halves = [&take](std::int64_t count) { return reinterpret_cast<Half*>(take(2 * count)); };
-    keys.codes = take(dim * kTileTokens * k_bits / 8);
-    keys.a = halves(dim);
-    keys.b = halves(dim);
-    keys.c = halves(kTileTokens);
-    values.codes = take(dim * kTileTokens * v_bits / 8);
-    values.c = halves(dim);
-    values.a = halves(kTileTokens);
-    values.b = halves(kTileTokens);
-  }
-};
-
-constexpr std::int64_t record_bytes(std::int64_t dim, int k_bits, int v_bits) {
-  return dim * kTileTokens * (k_bits + v_bits) / 8 + 2 * (2 * dim + kTileTokens) + 2 * (dim + 2 * kTileTokens);
-}
-
-// Halves of an exact tile: keys, then values, laid out as PagedAttention's.
-constexpr std::int64_t exact_tile_size(std::int64_t dim) { return 2 * kTileTokens * dim; }
 
 // Shapes and meaning as plugins/ops.py declares them; `tiles` holds the records, value_dim is head_dim, and the lengths
 // point at the node's layer.
@@ -67,14 +33,14 @@ struct KVarNArgs : AttentionArgs {
     return tile > 0 && tile < before(row, head) / kTileTokens;
   }
   unsigned char* record_data(std::int64_t row, std::int64_t head, std::int64_t tile) const {
-    return tiles + tile_ids(row, head)[tile] * ew::record_bytes(head_dim, k_bits, v_bits);
+    return tiles + tile_ids(row, head)[tile] * record_bytes(head_dim, k_bits, v_bits);
   }
   Record record(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     return Record(record_data(row, head, tile), head_dim, k_bits, v_bits);
   }
   // Where an exact tile stays after the call.
   Half* kept_tile(std::int64_t row, std::int64_t head, std::int64_t tile) const {
-    const std::int64_t place = tile == 0 ? 0 : 1 + (tile - 1) % (exact_tiles - 1);
+    const std::int64_t place = tile == 0 ? 0 : ring_place(tile, exact_tiles);
     return exact + ((slots[row] * kv_heads + head) * exact_tiles + place) * exact_tile_size(head_dim);
   }
   // Where an exact tile is during the call.

@@ -30,7 +30,7 @@ inline float fold(const float* x, const Half* a, const Half* b, std::int64_t siz
 }
 
 // A lane's scores: c[t] * (sum over d of (q[d] a[d]) code[d, t] + sum over d of q[d] b[d]).
-inline void score_codes(const KVarNArgs& a, const CodedTile& keys, const CodedTile& next, std::int64_t lane, int size,
+inline void score_codes(const KVarNArgs& a, const CodedSide& keys, const CodedSide& next, std::int64_t lane, int size,
                         const TaskScratch& scratch) {
   float starts[kMaxLanes];
   for (int r = 0; r < size; ++r)
@@ -44,7 +44,7 @@ inline void score_codes(const KVarNArgs& a, const CodedTile& keys, const CodedTi
 }
 
 // A lane's sums grow by c[d] * (sum over t of (w[t] a[t]) code[t, d] + sum over t of w[t] b[t]).
-inline void weigh_codes(const KVarNArgs& a, const CodedTile& values, const CodedTile& next, std::int64_t lane, int size,
+inline void weigh_codes(const KVarNArgs& a, const CodedSide& values, const CodedSide& next, std::int64_t lane, int size,
                         const TaskScratch& scratch, const Partial& out) {
   float starts[kMaxLanes];
   for (int r = 0; r < size; ++r)
@@ -60,7 +60,7 @@ inline void weigh_codes(const KVarNArgs& a, const CodedTile& values, const Coded
 }
 
 // Ask for the scales of a record, which no loop over its codes comes past.
-inline void prefetch_scales(const CodedTile& tile, std::int64_t rows, std::int64_t columns) {
+inline void prefetch_scales(const CodedSide& tile, std::int64_t rows, std::int64_t columns) {
   const auto* first = reinterpret_cast<const unsigned char*>(tile.a < tile.c ? tile.a : tile.c);
   for (std::int64_t b = 0; b < 2 * (2 * rows + columns); b += 64) prefetch(first + b);
 }

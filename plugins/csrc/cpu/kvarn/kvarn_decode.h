@@ -23,7 +23,7 @@ inline void for_codes(const unsigned char* row, std::int64_t count, Use use) {
 }
 
 template <int kBits>
-void decode_keys(const CodedTile& tile, std::int64_t dim, float* keys) {
+void decode_keys(const CodedSide& tile, std::int64_t dim, float* keys) {
   for (std::int64_t d = 0; d < dim; ++d) {
     const Vec a = load_one(tile.a + d), b = load_one(tile.b + d);
     for_codes<kBits>(tile.codes + d * kTileTokens * kBits / 8, kTileTokens, [&](std::int64_t t, Vec x) {
@@ -33,7 +33,7 @@ void decode_keys(const CodedTile& tile, std::int64_t dim, float* keys) {
 }
 
 template <int kBits>
-void decode_values(const CodedTile& tile, std::int64_t dim, float* values) {
+void decode_values(const CodedSide& tile, std::int64_t dim, float* values) {
   for (std::int64_t t = 0; t < kTileTokens; ++t) {
     const Vec a = load_one(tile.a + t), b = load_one(tile.b + t);
     for_codes<kBits>(tile.codes + t * dim * kBits / 8, dim,

@@ -68,7 +68,7 @@ inline Steps steps_of(const BalancedTile& t, std::int64_t r, float top) {
   return {lowest, even > floor ? even : floor};
 }
 
-inline void round_row(const BalancedTile& t, std::int64_t r, const Steps& steps, int bits, const CodedTile& out) {
+inline void round_row(const BalancedTile& t, std::int64_t r, const Steps& steps, int bits, const CodedSide& out) {
   const float* x = t.x + r * t.columns;
   const float top = static_cast<float>((1 << bits) - 1);
   const Vec per_step = splat(1.0f / steps.step), from = splat(steps.low);
@@ -83,7 +83,7 @@ inline void round_row(const BalancedTile& t, std::int64_t r, const Steps& steps,
 }
 
 // Rows go in blocks, so that the long way to one row's steps overlaps with the others'.
-inline void round_rows(const BalancedTile& t, int bits, const CodedTile& out) {
+inline void round_rows(const BalancedTile& t, int bits, const CodedSide& out) {
   constexpr int kRows = 8;
   for (std::int64_t r = 0; r < t.rows; r += kRows) {
     Steps steps[kRows];
@@ -99,7 +99,7 @@ inline void encode(const KVarNArgs& a, const EncodeTask& task, float* memory) {
   const float size = a.robust ? divide_by_size(t) : 1.0f;
   balance(t, a.iterations);
   const Record record = a.record(task.row, task.head, task.tile);
-  const CodedTile& out = task.values ? record.values : record.keys;
+  const CodedSide& out = task.values ? record.values : record.keys;
   const int bits = task.values ? a.v_bits : a.k_bits;
   round_rows(t, bits, out);
   for (std::int64_t c = 0; c < t.columns; c += kWidth) put(out.c + c, load(t.column_scale + c) * splat(size), kWidth);

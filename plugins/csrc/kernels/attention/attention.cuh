@@ -10,17 +10,16 @@
 //   finish    merges the parts, turns KVarN's outputs back
 //   hold      KVarN: the new tokens become exact tiles, and those that are complete and committed become records
 //
-// A tile holds 128 tokens of one KV head. As halves: keys [8][head_dim][16 tokens], then values [128][value_dim]. As a
-// record: kvarn_record.cuh. So channels of a key's 16 tokens and a value's channels are contiguous: what a lane reads
-// is paired up to fragments of mma by byte_permute, as codes are.
+// A tile holds 128 tokens of one KV head, as halves (layout/tile.h) or as a record (layout/kvarn_record.h). So channels
+// of a key's 16 tokens and a value's channels are contiguous: what a lane reads is paired up to fragments of mma by
+// byte_permute, as codes are.
 #pragma once
 
 #include "kernels/device/device.cuh"
+#include "layout/kvarn_record.h"
 
 namespace ew {
 
-constexpr int kTileTokens = 128;
-constexpr int kBlockTokens = 16;  // tokens whose keys interleave in a tile of halves
 constexpr int kDecodeLanes = 32;  // (query, head of the group) pairs up to which a row is decoded, not prefilled
 
 struct AttentionView {
@@ -86,10 +85,10 @@ struct RowTokens {
 
 // Where an exact tile of KVarN lies: the sink, then a ring.
 EW_DEVICE std::uint16_t* exact_tile(const AttentionView& view, int row, int head, int tile) {
-  const int place = tile == 0 ? 0 : 1 + (tile - 1) % (view.exact_tiles - 1);
+  const int place = tile == 0 ? 0 : ring_place(tile, view.exact_tiles);
   const std::int64_t index =
       (static_cast<std::int64_t>(view.slots[row]) * view.kv_heads + head) * view.exact_tiles + place;
-  return view.exact + index * (2 * kTileTokens * view.head_dim);
+  return view.exact + index * exact_tile_size(view.head_dim);
 }
 
 EW_DEVICE unsigned char* pool_tile(const AttentionView& view, int row, int head, int tile) {
@@ -107,12 +106,6 @@ EW_DEVICE const std::uint16_t* halves_tile(const AttentionView& view, int row, i
   return view.is_kvarn() ? exact_tile(view, row, head, tile)
                          : reinterpret_cast<const std::uint16_t*>(pool_tile(view, row, head, tile));
 }
-
-// Element `channel` of the key in `slot` of a tile of halves, from its start; and the first one of the value.
-EW_DEVICE int key_place(int slot, int channel, int head_dim) {
-  return (slot / kBlockTokens * head_dim + channel) * kBlockTokens + slot % kBlockTokens;
-}
-EW_DEVICE int value_place(int slot, int head_dim, int value_dim) { return kTileTokens * head_dim + slot * value_dim; }
 
 // Prepared queries carry scale * log2 e, or scale alone where logits are capped. The logit, in powers of two, of such a
 // product:

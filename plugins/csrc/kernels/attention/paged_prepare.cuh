@@ -25,10 +25,10 @@ EW_KERNEL(kPrepareThreads, 4) prepare_paged_kernel(EW_CONSTANT PrepareArguments 
     const std::int64_t source = static_cast<std::int64_t>(token) * view.kv_heads + head;
     if (channel < view.head_dim) {
       const float x = element(view, args.key, source * view.head_dim + channel);
-      tile[key_place(slot, channel, view.head_dim)] = float_to_half(clamp_to_half(x));
+      tile[key_offset(slot, channel, view.head_dim)] = float_to_half(clamp_to_half(x));
     } else {
       const float x = element(view, args.value, source * view.value_dim + channel - view.head_dim);
-      tile[value_place(slot, view.head_dim, view.value_dim) + channel - view.head_dim] =
+      tile[value_offset(slot, view.head_dim, view.value_dim) + channel - view.head_dim] =
           float_to_half(clamp_to_half(x));
     }
   }

@@ -51,8 +51,8 @@ struct BlockLoader {
 
   EW_DEVICE unsigned char* buffer(int j) const { return memory + j % 2 * Shape::bytes; }
   EW_DEVICE unsigned char* stage(int j) const { return memory + 2 * Shape::bytes + j % 2 * sizes.bytes; }
-  EW_DEVICE RecordSides record(int tile) const {
-    return RecordSides(pool_tile(view, row.row, row.head, tile), Shape::dim, key_bits, value_bits);
+  EW_DEVICE Record record(int tile) const {
+    return Record(pool_tile(view, row.row, row.head, tile), Shape::dim, key_bits, value_bits);
   }
   EW_DEVICE bool is_record_block(const TokenBlock& block) const {
     return !block.is_fresh && is_record(view, row.row, row.head, block.begin / kTileTokens);

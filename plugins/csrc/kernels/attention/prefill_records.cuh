@@ -10,7 +10,7 @@
 #pragma once
 
 #include "kernels/attention/prefill_tile.cuh"
-#include "kernels/kvarn/kvarn_sides.cuh"
+#include "layout/kvarn_record.h"
 
 namespace ew {
 
@@ -149,27 +149,20 @@ EW_DEVICE void decode_values(const CodedSide& side, int slot, const unsigned cha
     }                           \
   }
 
-struct RecordSides {
-  CodedSide keys, values;
-
-  EW_DEVICE RecordSides(unsigned char* record, int dim, int key_bits, int value_bits)
-      : keys(key_side(record, dim, key_bits)), values(value_side(record, dim, key_bits, value_bits)) {}
-};
-
 // A stage of `bytes`: values' codes are key_bytes behind the keys'.
 struct StageSizes {
   int key_bytes, bytes;
 };
 
 template <class Shape>
-EW_DEVICE void stage_record(const RecordSides& record, int slot, unsigned char* keys, unsigned char* values) {
+EW_DEVICE void stage_record(const Record& record, int slot, unsigned char* keys, unsigned char* values) {
   EW_FOR_BITS(record.keys.bits, (stage_keys<Shape, kBits>(record.keys, slot, keys)))
   EW_FOR_BITS(record.values.bits, (stage_values<Shape, kBits>(record.values, slot, values)))
 }
 
 template <class Shape>
-EW_DEVICE void decode_record(const RecordSides& record, int slot, const unsigned char* keys,
-                             const unsigned char* values, unsigned char* to) {
+EW_DEVICE void decode_record(const Record& record, int slot, const unsigned char* keys, const unsigned char* values,
+                             unsigned char* to) {
   EW_FOR_BITS(record.keys.bits, (decode_keys<Shape, kBits>(record.keys, slot, keys, to)))
   EW_FOR_BITS(record.values.bits, (decode_values<Shape, kBits>(record.values, slot, values, to + Shape::key_bytes)))
 }

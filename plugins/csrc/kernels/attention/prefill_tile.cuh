@@ -92,8 +92,8 @@ EW_DEVICE void copy_rows(const std::uint16_t* from, int valid, unsigned char* to
 template <class Shape>
 EW_DEVICE void copy_halves(const std::uint16_t* tile, int slot, int valid, unsigned char* to) {
   constexpr int kKeyRows = Shape::tokens / kBlockTokens * Shape::dim;  // of 16 tokens
-  copy_rows<kKeyRows, kBlockTokens / kChunk>(tile + key_place(slot, 0, Shape::dim), kKeyRows, to);
-  copy_rows<Shape::tokens, Shape::value_dim / kChunk>(tile + value_place(slot, Shape::dim, Shape::value_dim), valid,
+  copy_rows<kKeyRows, kBlockTokens / kChunk>(tile + key_offset(slot, 0, Shape::dim), kKeyRows, to);
+  copy_rows<Shape::tokens, Shape::value_dim / kChunk>(tile + value_offset(slot, Shape::dim, Shape::value_dim), valid,
                                                       to + Shape::key_bytes);
 }
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels/kvarn/kvarn_balance.cuh"
-#include "kernels/kvarn/kvarn_sides.cuh"
+#include "layout/kvarn_record.h"
 
 namespace ew {
 

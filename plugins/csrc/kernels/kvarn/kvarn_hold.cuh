@@ -11,6 +11,7 @@
 // out as codes. Any architecture; shared memory 40 KB at most.
 #pragma once
 
+#include "kernels/attention/attention.cuh"
 #include "kernels/kvarn/kvarn_encode.cuh"
 
 namespace ew {
@@ -43,8 +44,8 @@ template <int kDim, bool kValues>
 EW_DEVICE TokenPlace token_place(const AttentionView& view, const RowTokens& row, const std::uint16_t* exact,
                                  int token) {
   const int slot = token % kTileTokens;
-  if (token < row.held && kValues) return {exact + value_place(slot, kDim, kDim), 1};
-  if (token < row.held) return {exact + key_place(slot, 0, kDim), kBlockTokens};
+  if (token < row.held && kValues) return {exact + value_offset(slot, kDim, kDim), 1};
+  if (token < row.held) return {exact + key_offset(slot, 0, kDim), kBlockTokens};
   const std::int64_t at = static_cast<std::int64_t>(row.start + token - row.held) * view.kv_heads + row.head;
   return {(kValues ? view.fresh_values : view.fresh_keys) + at * kDim, 1};
 }
@@ -105,7 +106,7 @@ EW_DEVICE void hold_tokens(const AttentionView& view, const RowTokens& row, int 
   for (int i = thread_index(); i < (end - begin) * kDim; i += thread_count()) {
     const int token = begin + i / kDim, channel = i % kDim, slot = token % kTileTokens;
     const TokenPlace place = token_place<kDim, kValues>(view, row, exact, token);
-    exact[kValues ? value_place(slot, kDim, kDim) + channel : key_place(slot, channel, kDim)] = place.from[channel];
+    exact[kValues ? value_offset(slot, kDim, kDim) + channel : key_offset(slot, channel, kDim)] = place.from[channel];
   }
 }
 

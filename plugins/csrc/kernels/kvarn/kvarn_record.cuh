@@ -1,13 +1,7 @@
-// Where everything lies in a KVarN record: 128 tokens of one KV head in codes of two to eight bits.
-//
-//   keys    codes [head_dim][128 tokens], a [head_dim], b [head_dim], c [128]
-//   values  codes [128 tokens][head_dim], c [head_dim], a [128], b [128]
-//
-// Codes fill bytes from the lowest bits on; a, b and c are halves. An element is (code * a[row] + b[row]) * c[column],
-// in the order of the codes' axes. Records are multiples of 16 bytes, so codes and scales are aligned for wide loads.
+// The layout of a KVarN record (layout/kvarn_record.h) for kernels that know the sizes when they are compiled.
 #pragma once
 
-#include "kernels/attention/attention.cuh"
+#include "layout/kvarn_record.h"
 
 namespace ew {
 
@@ -15,20 +9,15 @@ template <int kDim, int kKeyBits, int kValueBits>
 struct RecordLayout {
   static constexpr int key_row_bytes = kTileTokens * kKeyBits / 8;
   static constexpr int value_row_bytes = kDim * kValueBits / 8;
-  static constexpr int key_codes = 0;
-  static constexpr int key_a = kDim * key_row_bytes;
-  static constexpr int key_b = key_a + 2 * kDim;
-  static constexpr int key_c = key_b + 2 * kDim;
-  static constexpr int value_codes = key_c + 2 * kTileTokens;
-  static constexpr int value_c = value_codes + kTileTokens * value_row_bytes;
-  static constexpr int value_a = value_c + 2 * kDim;
-  static constexpr int value_b = value_a + 2 * kTileTokens;
-  static constexpr int bytes = value_b + 2 * kTileTokens;
+  static constexpr int key_scales = code_bytes(kDim, kKeyBits);
+  static constexpr int key_a = key_scales + 2 * ew::key_scales(kDim).a;
+  static constexpr int key_c = key_scales + 2 * ew::key_scales(kDim).c;
+  static constexpr int value_codes = key_bytes(kDim, kKeyBits);
+  static constexpr int value_scales = value_codes + code_bytes(kDim, kValueBits);
+  static constexpr int value_a = value_scales + 2 * ew::value_scales(kDim).a;
+  static constexpr int value_c = value_scales + 2 * ew::value_scales(kDim).c;
+  static constexpr int bytes = record_bytes(kDim, kKeyBits, kValueBits);
   static_assert(bytes % 16 == 0 && value_codes % 16 == 0, "wide loads");
 };
-
-EW_DEVICE const std::uint16_t* halves_at(const unsigned char* record, int offset) {
-  return reinterpret_cast<const std::uint16_t*>(record + offset);
-}
 
 }  // namespace ew
