@@ -4,28 +4,16 @@
 #include <cmath>
 #include <string>
 
-#include "ops/attributes.h"
-#include "ops/declaration.h"
+#include "generated/declarations.h"
 #include "ops/tensor.h"
 
 namespace ew::ops::depth {
 
-enum Input { kQuery, kKey, kValue, kSources };
+using namespace declared::depth_mix;
 
-// kType: of the activations that the host's kernels take; plugins/ops.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {{"query", kType}, {"key", kType}, {"value", kType}, {"sources", kType, kVariadic}};
-template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"mixed", kType}};
-inline constexpr AttributeDeclaration kAttributes[] = {{"scale", "float", "null"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"DepthMix", 1, kInputs<kType>, 4, kOutputs<kType>, 1, kAttributes, 1};
-
-struct Attributes {
-  float scale;
-
-  explicit Attributes(const AttributeReader& node) : scale(node.number("scale")) {
-    if (!std::isfinite(scale)) fail("scale", std::to_string(scale), "a finite number");
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(std::isfinite(scale), "scale", scale, "a finite number");
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention/attention_args.h"
+#include "generated/attributes.h"
 #include "layout/kvarn_record.h"
 
 namespace ew {
@@ -14,13 +15,14 @@ struct KVarNArgs : AttentionArgs {
   Half* exact;                                         // [slot_count, kv_heads, exact_tiles, exact_tile_size]
   const std::int32_t* slots;                           // [rows]
   const std::int32_t *encoded_before, *encoded_after;  // [rows, kv_heads]
-  std::int64_t slot_count, exact_tiles, iterations;
-  int k_bits, v_bits;
-  bool robust, rotate_values;
+  std::int64_t slot_count, exact_tiles;
+  declared::kvarn_attention::AttributeValues attributes;  // AttentionArgs has what both ops share once more
   // Tiles that hold what the ring has no room for while the call lasts; kvarn_attention fills these in.
   Half* spare;                      // [spare tiles, exact_tile_size]
   const std::int64_t* first_spare;  // [rows, kv_heads]: spare tile of open_begin; -1: none
 
+  int k_bits() const { return static_cast<int>(attributes.k_bits); }
+  int v_bits() const { return static_cast<int>(attributes.v_bits); }
   std::int64_t before(std::int64_t row, std::int64_t head) const { return encoded_before[row * kv_heads + head]; }
   std::int64_t after(std::int64_t row, std::int64_t head) const { return encoded_after[row * kv_heads + head]; }
   // The first tile after the sink that is not encoded when the call begins; and the end of those encoded by it.
@@ -33,10 +35,10 @@ struct KVarNArgs : AttentionArgs {
     return tile > 0 && tile < before(row, head) / kTileTokens;
   }
   unsigned char* record_data(std::int64_t row, std::int64_t head, std::int64_t tile) const {
-    return tiles + tile_ids(row, head)[tile] * record_bytes(head_dim, k_bits, v_bits);
+    return tiles + tile_ids(row, head)[tile] * record_bytes(head_dim, k_bits(), v_bits());
   }
   Record record(std::int64_t row, std::int64_t head, std::int64_t tile) const {
-    return Record(record_data(row, head, tile), head_dim, k_bits, v_bits);
+    return Record(record_data(row, head, tile), head_dim, k_bits(), v_bits());
   }
   // Where an exact tile stays after the call.
   Half* kept_tile(std::int64_t row, std::int64_t head, std::int64_t tile) const {

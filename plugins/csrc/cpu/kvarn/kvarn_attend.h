@@ -36,10 +36,10 @@ inline void score_codes(const KVarNArgs& a, const CodedSide& keys, const CodedSi
   for (int r = 0; r < size; ++r)
     starts[r] =
         fold(scratch.turned + (lane + r) * a.head_dim, keys.a, keys.b, a.head_dim, scratch.folded + r * kFoldedStride);
-  multiply_rows_for(size, a.k_bits)(scratch.folded, kFoldedStride, starts, keys.codes, kTileTokens * a.k_bits / 8,
-                                    a.head_dim, scratch.strided, kTileTokens, next.codes);
+  multiply_rows_for(size, a.k_bits())(scratch.folded, kFoldedStride, starts, keys.codes, kTileTokens * a.k_bits() / 8,
+                                      a.head_dim, scratch.strided, kTileTokens, next.codes);
   for (int r = 0; r < size; ++r)
-    for_ordered(a.k_bits, scratch.strided + r * kTileTokens, kTileTokens,
+    for_ordered(a.k_bits(), scratch.strided + r * kTileTokens, kTileTokens,
                 [&](std::int64_t t, Vec x) { store(scratch.scores + r * kTileTokens + t, x * load(keys.c + t)); });
 }
 
@@ -50,11 +50,11 @@ inline void weigh_codes(const KVarNArgs& a, const CodedSide& values, const Coded
   for (int r = 0; r < size; ++r)
     starts[r] =
         fold(scratch.scores + r * kTileTokens, values.a, values.b, kTileTokens, scratch.strided + r * kTileTokens);
-  multiply_rows_for(size, a.v_bits)(scratch.strided, kTileTokens, starts, values.codes, a.head_dim * a.v_bits / 8,
-                                    kTileTokens, scratch.folded, kFoldedStride, next.codes);
+  multiply_rows_for(size, a.v_bits())(scratch.strided, kTileTokens, starts, values.codes, a.head_dim * a.v_bits() / 8,
+                                      kTileTokens, scratch.folded, kFoldedStride, next.codes);
   for (int r = 0; r < size; ++r) {
     float* sums = out.sums(lane + r);
-    for_ordered(a.v_bits, scratch.folded + r * kFoldedStride, a.head_dim,
+    for_ordered(a.v_bits(), scratch.folded + r * kFoldedStride, a.head_dim,
                 [&](std::int64_t d, Vec x) { store(sums + d, fma(x, load(values.c + d), load(sums + d))); });
   }
 }
@@ -82,7 +82,7 @@ inline void attend_record(const KVarNArgs& a, const LaneBlocks& blocks, const Re
 }
 
 // Whether the microkernels read a row of codes in whole vectors of bytes.
-inline bool reads_codes(const KVarNArgs& a) { return a.head_dim * a.v_bits / 8 % kWidth == 0; }
+inline bool reads_codes(const KVarNArgs& a) { return a.head_dim * a.v_bits() / 8 % kWidth == 0; }
 
 // Where the task's own next tile lies, or the first one of the task that follows. An exact tile is fetched ahead as if
 // it were a record: its first lines, on which the hardware's prefetchers go on.
@@ -119,7 +119,7 @@ inline void attend_kvarn(const KVarNArgs& a, const AttentionTask& task, const At
     }
     const Record record = a.record(task.row, task.head, tile);
     if (fused) {
-      const Record next(next_tile(a, task, following, tile + 1), a.head_dim, a.k_bits, a.v_bits);
+      const Record next(next_tile(a, task, following, tile + 1), a.head_dim, a.k_bits(), a.v_bits());
       attend_record(a, blocks, record, next, base, scratch, out);
     } else {
       decode(a, record, scratch);
@@ -130,7 +130,7 @@ inline void attend_kvarn(const KVarNArgs& a, const AttentionTask& task, const At
 
 inline void merge_kvarn(const KVarNArgs& a, const AttentionTask& task, const Partial& first, std::int64_t count) {
   merge(a, task, first, count);
-  if (!a.rotate_values) return;
+  if (!a.attributes.rotate_values) return;
   for (std::int64_t lane = 0; lane < first.lanes; ++lane) {
     float* out = a.output + (query_of(a, task, lane) - a.query);  // query and output have one shape
     hadamard(out, a.head_dim, 1.0f, out);

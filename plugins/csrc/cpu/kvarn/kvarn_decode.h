@@ -42,8 +42,8 @@ void decode_values(const CodedSide& tile, std::int64_t dim, float* values) {
 }
 
 inline void decode(const KVarNArgs& a, const Record& record, const TaskScratch& scratch) {
-  const auto keys = a.k_bits == 2 ? decode_keys<2> : a.k_bits == 4 ? decode_keys<4> : decode_keys<8>;
-  const auto values = a.v_bits == 2 ? decode_values<2> : a.v_bits == 4 ? decode_values<4> : decode_values<8>;
+  const auto keys = a.k_bits() == 2 ? decode_keys<2> : a.k_bits() == 4 ? decode_keys<4> : decode_keys<8>;
+  const auto values = a.v_bits() == 2 ? decode_values<2> : a.v_bits() == 4 ? decode_values<4> : decode_values<8>;
   keys(record.keys, a.head_dim, scratch.keys);
   values(record.values, a.head_dim, scratch.values);
 }

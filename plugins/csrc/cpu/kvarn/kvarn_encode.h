@@ -96,11 +96,11 @@ inline void encode(const KVarNArgs& a, const EncodeTask& task, float* memory) {
   const std::int64_t dim = a.head_dim;
   const BalancedTile t(memory, task.values ? kTileTokens : dim, task.values ? dim : kTileTokens);
   read_side(a.exact_tile(task.row, task.head, task.tile), dim, task.values, t.x);
-  const float size = a.robust ? divide_by_size(t) : 1.0f;
-  balance(t, a.iterations);
+  const float size = a.attributes.robust ? divide_by_size(t) : 1.0f;
+  balance(t, a.attributes.iterations);
   const Record record = a.record(task.row, task.head, task.tile);
   const CodedSide& out = task.values ? record.values : record.keys;
-  const int bits = task.values ? a.v_bits : a.k_bits;
+  const int bits = task.values ? a.v_bits() : a.k_bits();
   round_rows(t, bits, out);
   for (std::int64_t c = 0; c < t.columns; c += kWidth) put(out.c + c, load(t.column_scale + c) * splat(size), kWidth);
 }

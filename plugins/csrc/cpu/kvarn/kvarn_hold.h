@@ -19,8 +19,8 @@ inline void hold_tokens(const KVarNArgs& a, std::int64_t row, std::int64_t head,
     Half* tile = a.exact_tile(row, head, index / kTileTokens);
     hadamard(a.key + source, dim, 1.0f, turned);
     put_key(tile, slot, turned, dim);
-    if (a.rotate_values) hadamard(a.value + source, dim, 1.0f, turned);
-    put_value(tile + value_offset(slot, dim, dim), a.rotate_values ? turned : a.value + source, dim);
+    if (a.attributes.rotate_values) hadamard(a.value + source, dim, 1.0f, turned);
+    put_value(tile + value_offset(slot, dim, dim), a.attributes.rotate_values ? turned : a.value + source, dim);
   }
 }
 

@@ -10,24 +10,20 @@ namespace {
 using namespace clp;
 
 // The CPU takes float32 only.
-struct Kernel {
+struct Kernel : NodeKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kFloat>;
-  const Api& api;
-  Attributes attributes;
+  using NodeKernel::NodeKernel;
   mutable Pool<ClpScratch> pool;
 
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
-
   void compute(KernelContext* context) const {
-    Tensor in[kInputCount];
-    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-    expect_shapes(attributes, in);
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
     auto floats = [&](Input i) { return static_cast<const float*>(in[i].data); };
     ClpEmitArgs args{};
-    args.extra = attributes.extra;
+    args.extra = attributes.extra();
     args.tau = attributes.tau;
-    args.silu = attributes.silu;
-    args.residual = attributes.residual;
+    args.silu = attributes.activation != 0;
+    args.residual = attributes.residual != 0;
     args.hidden = floats(kHidden);
     args.greedy = static_cast<const std::int64_t*>(in[kGreedy].data);
     args.classifier_weight = floats(kClassifierWeight);

@@ -7,13 +7,22 @@
 
 namespace ew::ort {
 
-// An OrtCustomOp that carries its declaration; the callbacks get the CustomOp back and find it behind.
+// An OrtCustomOp that carries its declaration; the callbacks get the CustomOp back and find the declaration after it.
 struct DeclaredOp : CustomOp {
   const Declaration* declaration;
 };
 
 // Fills in every callback that follows from the declaration.
 DeclaredOp declare(const Declaration& declaration);
+
+// The part that the kernels of all ops have in common: the host and the attributes of the node, read once.
+template <class Attributes>
+struct NodeKernel {
+  const Api& api;
+  Attributes attributes;
+
+  NodeKernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
+};
 
 // The same with a kernel: a struct with `static constexpr const Declaration& declaration`, `const Api& api`, a
 // constructor (api, info) and compute(context) const. What they throw becomes a status.

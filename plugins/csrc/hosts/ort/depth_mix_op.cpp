@@ -12,12 +12,9 @@ namespace {
 using namespace depth;
 
 // The CPU takes float32 only.
-struct Kernel {
+struct Kernel : NodeKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kFloat>;
-  const Api& api;
-  Attributes attributes;
-
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
+  using NodeKernel::NodeKernel;
 
   void compute(KernelContext* context) const {
     const std::size_t count = input_count(api, context);

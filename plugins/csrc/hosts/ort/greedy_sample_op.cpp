@@ -9,11 +9,9 @@ namespace {
 
 using namespace greedy;
 
-struct Kernel {
-  static constexpr const Declaration& declaration = kDeclaration;
-  const Api& api;
-
-  Kernel(const Api& host, const KernelInfo*) : api(host) {}
+struct Kernel : NodeKernel<Attributes> {
+  static constexpr const Declaration& declaration = kDeclaration<kFloat>;
+  using NodeKernel::NodeKernel;
 
   void compute(KernelContext* context) const {
     const Tensor logits = input(api, context, 0);
@@ -27,7 +25,7 @@ struct Kernel {
 }  // namespace
 
 const DeclaredOp& greedy_sample_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration);
+  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
   return op;
 }
 

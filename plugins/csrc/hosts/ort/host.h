@@ -1,6 +1,7 @@
 // ONNX Runtime's calls with C++ manners: statuses become exceptions inside, and statuses again at the edge.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
@@ -40,6 +41,13 @@ Status* guarded(const Api& api, const char* op, Body body) noexcept {
 
 std::size_t input_count(const Api& api, KernelContext* context);
 Tensor input(const Api& api, KernelContext* context, std::size_t index);
+// The first kCount inputs.
+template <std::size_t kCount>
+std::array<Tensor, kCount> inputs(const Api& api, KernelContext* context) {
+  std::array<Tensor, kCount> all;
+  for (std::size_t i = 0; i < kCount; ++i) all[i] = input(api, context, i);
+  return all;
+}
 Tensor output(const Api& api, KernelContext* context, std::size_t index, std::initializer_list<std::int64_t> shape);
 
 // The attributes of a node.

@@ -10,17 +10,13 @@ namespace {
 using namespace split;
 
 // The CPU takes float32 only.
-struct Kernel {
+struct Kernel : NodeKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kFloat>;
-  const Api& api;
-  Attributes attributes;
-
-  Kernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
+  using NodeKernel::NodeKernel;
 
   void compute(KernelContext* context) const {
-    Tensor in[kInputCount];
-    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-    expect_shapes(attributes, in);
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
     SplitQkvArgs args{};
     args.query_heads = attributes.query_heads;
     args.kv_heads = attributes.kv_heads;

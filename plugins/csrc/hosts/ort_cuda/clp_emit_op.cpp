@@ -8,20 +8,14 @@ namespace {
 using namespace clp;
 
 template <ElementType kType>
-struct Kernel {
+struct Kernel : DeviceKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kType>;
-  const Api& api;
-  Attributes attributes;
-  DeviceMemory memory;
-
-  Kernel(const Api& host, const KernelInfo* info)
-      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
+  using DeviceKernel::DeviceKernel;
 
   void compute(KernelContext* context) const {
-    Tensor in[kInputCount];
-    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-    expect_shapes(attributes, in);
-    EwClpEmit call = call_of(attributes, in, kCallType<kType>);
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
+    EwClpEmit call = call_of(attributes, in.data(), kCallType<kType>);
     call.tokens = static_cast<std::int64_t*>(output(api, context, 0, {call.rows, call.extra + 1}).data);
     call.counts = static_cast<std::int64_t*>(output(api, context, 1, {call.rows}).data);
     start(api, context, memory, call, ew_cuda_clp_emit_workspace, ew_cuda_clp_emit);

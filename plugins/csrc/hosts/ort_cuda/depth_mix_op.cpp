@@ -10,14 +10,9 @@ namespace {
 using namespace depth;
 
 template <ElementType kType>
-struct Kernel {
+struct Kernel : DeviceKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kType>;
-  const Api& api;
-  Attributes attributes;
-  DeviceMemory memory;
-
-  Kernel(const Api& host, const KernelInfo* info)
-      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
+  using DeviceKernel::DeviceKernel;
 
   void compute(KernelContext* context) const {
     const std::size_t count = input_count(api, context);

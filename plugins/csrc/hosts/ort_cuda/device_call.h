@@ -72,6 +72,14 @@ class DeviceMemory {
   Allocator* allocator_ = nullptr;
 };
 
+// The part that the kernels of all ops have in common on a device.
+template <class Attributes>
+struct DeviceKernel : NodeKernel<Attributes> {
+  DeviceMemory memory;
+
+  DeviceKernel(const Api& host, const KernelInfo* info) : NodeKernel<Attributes>(host, info), memory(host, info) {}
+};
+
 inline void* stream_of(const Api& api, const KernelContext* context) {
   void* stream = nullptr;
 #ifdef EW_EMULATED

@@ -7,12 +7,9 @@ namespace {
 
 using namespace greedy;
 
-struct Kernel {
-  static constexpr const Declaration& declaration = kDeclaration;
-  const Api& api;
-  DeviceMemory memory;
-
-  Kernel(const Api& host, const KernelInfo* info) : api(host), memory(host, info) {}
+struct Kernel : DeviceKernel<Attributes> {
+  static constexpr const Declaration& declaration = kDeclaration<kFloat>;
+  using DeviceKernel::DeviceKernel;
 
   void compute(KernelContext* context) const {
     const Tensor logits = input(api, context, 0);
@@ -26,7 +23,7 @@ struct Kernel {
 }  // namespace
 
 const DeclaredOp& greedy_sample_op() {
-  static const DeclaredOp op = declare_on_device<Kernel>(kDeclaration);
+  static const DeclaredOp op = declare_on_device<Kernel>(kDeclaration<kFloat>);
   return op;
 }
 

@@ -8,20 +8,14 @@ namespace {
 using namespace paged;
 
 template <ElementType kType>
-struct Kernel {
+struct Kernel : DeviceKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kType>;
-  const Api& api;
-  Attributes attributes;
-  DeviceMemory memory;
-
-  Kernel(const Api& host, const KernelInfo* info)
-      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
+  using DeviceKernel::DeviceKernel;
 
   void compute(KernelContext* context) const {
-    Tensor in[kInputCount];
-    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-    expect_shapes(attributes, in);
-    EwPagedAttention call = call_of(attributes, in, kCallType<kType>);
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
+    EwPagedAttention call = call_of(attributes, in.data(), kCallType<kType>);
     EwAttention& a = call.attention;
     a.output = output(api, context, 0, {a.tokens, a.query_heads, a.value_dim}).data;
     const Tensor tiles = output(api, context, 1, {in[kTiles].shape[0], in[kTiles].shape[1]});

@@ -8,20 +8,14 @@ namespace {
 using namespace split;
 
 template <ElementType kType>
-struct Kernel {
+struct Kernel : DeviceKernel<Attributes> {
   static constexpr const Declaration& declaration = kDeclaration<kType>;
-  const Api& api;
-  Attributes attributes;
-  DeviceMemory memory;
-
-  Kernel(const Api& host, const KernelInfo* info)
-      : api(host), attributes(NodeAttributes(host, info)), memory(host, info) {}
+  using DeviceKernel::DeviceKernel;
 
   void compute(KernelContext* context) const {
-    Tensor in[kInputCount];
-    for (int i = 0; i < kInputCount; ++i) in[i] = input(api, context, static_cast<std::size_t>(i));
-    expect_shapes(attributes, in);
-    EwSplitQkv call = call_of(attributes, in, kCallType<kType>);
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
+    EwSplitQkv call = call_of(attributes, in.data(), kCallType<kType>);
     call.query = output(api, context, 0, {call.tokens, call.query_heads, call.head_dim}).data;
     call.key = output(api, context, 1, {call.tokens, call.kv_heads, call.head_dim}).data;
     call.value = output(api, context, 2, {call.tokens, call.kv_heads, call.value_dim}).data;

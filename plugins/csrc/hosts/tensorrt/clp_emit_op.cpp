@@ -12,7 +12,7 @@ class ClpEmit final : public Operation {
   explicit ClpEmit(const Fields& fields) : attributes_(fields) {}
 
   std::vector<Shape> outputs() const override {
-    return {{axis_of(kHidden, 0), constant(attributes_.extra + 1)}, {axis_of(kHidden, 0)}};
+    return {{axis_of(kHidden, 0), constant(attributes_.extra() + 1)}, {axis_of(kHidden, 0)}};
   }
   void expect_shapes(const Tensors& in) const override { ops::clp::expect_shapes(attributes_, in.data()); }
   std::int64_t workspace(const Call& call) const override {

@@ -30,6 +30,6 @@ class GreedySample final : public Operation {
 
 }  // namespace
 
-Op greedy_sample() { return {{&kDeclaration}, make<GreedySample>}; }
+Op greedy_sample() { return {{&kDeclaration<ops::kFloat>}, make<GreedySample>}; }
 
 }  // namespace ew::trt
