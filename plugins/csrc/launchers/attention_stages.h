@@ -41,6 +41,6 @@ struct Encoding {
   bool robust;
 };
 
-void hold(const AttentionView& view, const Encoding& encoding, void* stream);
+void store(const AttentionView& view, const Encoding& encoding, void* stream);
 
 }  // namespace ew::cuda

@@ -103,7 +103,7 @@ void run(const EwKVarNAttention& call, const Memory& memory, void* stream) {
   decode(kOp, view, bits, memory.parts, stream);
   if (memory.plan.has_prefill) prefill(kOp, view, bits, stream);
   finish(kOp, view, memory.parts, call.rotate_values != 0, stream);
-  hold(view, Encoding{bits, static_cast<int>(call.iterations), call.robust != 0}, stream);
+  store(view, Encoding{bits, static_cast<int>(call.iterations), call.robust != 0}, stream);
 }
 
 }  // namespace

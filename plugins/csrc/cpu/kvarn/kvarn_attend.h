@@ -4,7 +4,7 @@
 #include "cpu/attention/attend.h"
 #include "cpu/kvarn/code_kernels.h"
 #include "cpu/kvarn/hadamard.h"
-#include "cpu/kvarn/kvarn_decode.h"
+#include "cpu/kvarn/kvarn_dequantize.h"
 
 namespace ew {
 namespace {
@@ -122,7 +122,7 @@ inline void attend_kvarn(const KVarNArgs& a, const AttentionTask& task, const At
       const Record next(next_tile(a, task, following, tile + 1), a.head_dim, a.k_bits(), a.v_bits());
       attend_record(a, blocks, record, next, base, scratch, out);
     } else {
-      decode(a, record, scratch);
+      dequantize(a, record, scratch);
       attend_tile<float>(a, blocks, {scratch.keys, scratch.values, scratch.keys, scratch.values}, base, scratch, out);
     }
   }

@@ -104,7 +104,7 @@ void kvarn_attention(KVarNArgs args, const Parallel& parallel) {
   open_spare(args, *work);
   fill_spare(args);
   for_new_tokens(args, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count) {
-    kernels.hold_tokens(args, row, head, begin, count);
+    kernels.store_tokens(args, row, head, begin, count);
   });
   run_attention(args, kernels.attend_kvarn, kernels.merge_kvarn, parallel);
   encode_tiles(args, kernels, *work, parallel);

@@ -6,7 +6,7 @@
 #include "cpu/attention/write_tokens.h"
 #include "cpu/kvarn/kvarn_attend.h"
 #include "cpu/kvarn/kvarn_encode.h"
-#include "cpu/kvarn/kvarn_hold.h"
+#include "cpu/kvarn/kvarn_store.h"
 #include "cpu/rows/argmax.h"
 #include "cpu/rows/depth_mix.h"
 #include "cpu/rows/linear.h"
@@ -14,7 +14,7 @@
 
 namespace ew {
 
-const Kernels kPortableKernels = {"portable", write_tokens, attend,    merge,  hold_tokens, attend_kvarn, merge_kvarn,
-                                  encode,     split_qkv,    depth_mix, argmax, linear,      read_sum};
+const Kernels kPortableKernels = {"portable", write_tokens, attend,    merge,  store_tokens, attend_kvarn, merge_kvarn,
+                                  encode,     split_qkv,    depth_mix, argmax, linear,       read_sum};
 
 }  // namespace ew

@@ -8,7 +8,7 @@
 //   decode    rows with few queries: the context is split, each part leaves sums with their maximum and denominator
 //   prefill   the other rows: straight to the output
 //   finish    merges the parts, turns KVarN's outputs back
-//   hold      KVarN: the new tokens become exact tiles, and those that are complete and committed become records
+//   store     KVarN: the new tokens become exact tiles, and those that are complete and committed become records
 //
 // A tile holds 128 tokens of one KV head, as halves (layout/tile.h) or as a record (layout/kvarn_record.h). So channels
 // of a key's 16 tokens and a value's channels are contiguous: what a lane reads is paired up to fragments of mma by

@@ -23,7 +23,7 @@ inline void for_codes(const unsigned char* row, std::int64_t count, Use use) {
 }
 
 template <int kBits>
-void decode_keys(const CodedSide& tile, std::int64_t dim, float* keys) {
+void dequantize_keys(const CodedSide& tile, std::int64_t dim, float* keys) {
   for (std::int64_t d = 0; d < dim; ++d) {
     const Vec a = load_one(tile.a + d), b = load_one(tile.b + d);
     for_codes<kBits>(tile.codes + d * kTileTokens * kBits / 8, kTileTokens, [&](std::int64_t t, Vec x) {
@@ -33,7 +33,7 @@ void decode_keys(const CodedSide& tile, std::int64_t dim, float* keys) {
 }
 
 template <int kBits>
-void decode_values(const CodedSide& tile, std::int64_t dim, float* values) {
+void dequantize_values(const CodedSide& tile, std::int64_t dim, float* values) {
   for (std::int64_t t = 0; t < kTileTokens; ++t) {
     const Vec a = load_one(tile.a + t), b = load_one(tile.b + t);
     for_codes<kBits>(tile.codes + t * dim * kBits / 8, dim,
@@ -41,9 +41,11 @@ void decode_values(const CodedSide& tile, std::int64_t dim, float* values) {
   }
 }
 
-inline void decode(const KVarNArgs& a, const Record& record, const TaskScratch& scratch) {
-  const auto keys = a.k_bits() == 2 ? decode_keys<2> : a.k_bits() == 4 ? decode_keys<4> : decode_keys<8>;
-  const auto values = a.v_bits() == 2 ? decode_values<2> : a.v_bits() == 4 ? decode_values<4> : decode_values<8>;
+inline void dequantize(const KVarNArgs& a, const Record& record, const TaskScratch& scratch) {
+  const auto keys = a.k_bits() == 2 ? dequantize_keys<2> : a.k_bits() == 4 ? dequantize_keys<4> : dequantize_keys<8>;
+  const auto values = a.v_bits() == 2   ? dequantize_values<2>
+                      : a.v_bits() == 4 ? dequantize_values<4>
+                                        : dequantize_values<8>;
   keys(record.keys, a.head_dim, scratch.keys);
   values(record.values, a.head_dim, scratch.values);
 }

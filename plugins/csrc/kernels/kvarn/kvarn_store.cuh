@@ -1,4 +1,4 @@
-// Stage `hold` of KVarNAttention: tiles that are complete and committed become records, the new tokens that stay exact
+// Stage `store` of KVarNAttention: tiles that are complete and committed become records, the new tokens that stay exact
 // go into their exact tiles.
 //
 // Block x: one side of a tile and a place of the ring, of KV head (x / 2) % heads; y: the row. Block number i of a
@@ -16,18 +16,18 @@
 
 namespace ew {
 
-struct HoldArguments {
+struct StoreArguments {
   AttentionView view;
   int key_bits, value_bits, iterations;
   bool robust;
 };
 
 // The call's part of a row and KV head.
-struct HeldRow {
+struct StoredRow {
   RowTokens tokens;
   int first, end;  // tiles that the call encodes, from the first that is no record yet
 
-  EW_DEVICE HeldRow(const AttentionView& view, int row, int head) : tokens(view, row, head) {
+  EW_DEVICE StoredRow(const AttentionView& view, int row, int head) : tokens(view, row, head) {
     const int at = row * view.kv_heads + head, before = view.encoded_before[at] / kTileTokens;
     first = before > 1 ? before : 1;
     end = view.encoded_after[at] / kTileTokens;
@@ -84,7 +84,7 @@ EW_DEVICE void load_values(const AttentionView& view, const RowTokens& row, int 
 }
 
 template <int kDim, bool kValues>
-EW_DEVICE void encode_tile(const HoldArguments& args, const RowTokens& row, int tile) {
+EW_DEVICE void encode_tile(const StoreArguments& args, const RowTokens& row, int tile) {
   using Shape = TileShape<kValues ? kTileTokens : kDim, kValues ? kDim : kTileTokens>;
   unsigned char* record = pool_tile(args.view, row.row, row.head, tile);
   TileElements<Shape> x;
@@ -99,7 +99,7 @@ EW_DEVICE void encode_tile(const HoldArguments& args, const RowTokens& row, int 
 
 // The new tokens of an exact tile.
 template <int kDim, bool kValues>
-EW_DEVICE void hold_tokens(const AttentionView& view, const RowTokens& row, int tile) {
+EW_DEVICE void store_tokens(const AttentionView& view, const RowTokens& row, int tile) {
   const int begin = tile * kTileTokens > row.held ? tile * kTileTokens : row.held;
   const int end = (tile + 1) * kTileTokens < row.total ? (tile + 1) * kTileTokens : row.total;
   std::uint16_t* exact = exact_tile(view, row.row, row.head, tile);
@@ -111,28 +111,28 @@ EW_DEVICE void hold_tokens(const AttentionView& view, const RowTokens& row, int 
 }
 
 template <int kDim, bool kValues>
-EW_DEVICE void hold_side(const HoldArguments& args, const HeldRow& row, int number) {
+EW_DEVICE void store_side(const StoreArguments& args, const StoredRow& row, int number) {
   const int tile = row.first + number, places = args.view.exact_tiles - 1;
   if (tile < row.end) encode_tile<kDim, kValues>(args, row.tokens, tile);
   if (number >= places) return;
   sync_block();  // all have read the tile in this place
-  if (number == 0) hold_tokens<kDim, kValues>(args.view, row.tokens, 0);
+  if (number == 0) store_tokens<kDim, kValues>(args.view, row.tokens, 0);
   const int behind = row.end > tile ? (row.end - tile + places - 1) / places * places : 0;
   for (int next = tile + behind; next * kTileTokens < row.tokens.total; next += places)
-    hold_tokens<kDim, kValues>(args.view, row.tokens, next);
+    store_tokens<kDim, kValues>(args.view, row.tokens, next);
 }
 
 template <int kDim>
 EW_KERNEL(2 * kDim, 1)
-hold_kvarn_kernel(EW_CONSTANT HoldArguments args) {
+store_kvarn_kernel(EW_CONSTANT StoreArguments args) {
   const AttentionView& view = args.view;
   const int heads = view.kv_heads, number = block_x() / (2 * heads);
-  const HeldRow row(view, block_y(), block_x() / 2 % heads);
+  const StoredRow row(view, block_y(), block_x() / 2 % heads);
   if (row.tokens.count == 0) return;
   if (block_x() % 2 != 0)
-    hold_side<kDim, true>(args, row, number);
+    store_side<kDim, true>(args, row, number);
   else
-    hold_side<kDim, false>(args, row, number);
+    store_side<kDim, false>(args, row, number);
 }
 
 }  // namespace ew
