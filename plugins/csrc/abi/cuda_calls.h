@@ -1,12 +1,12 @@
 // The C functions of libenginewright_cuda: one per op, raw device pointers and a stream in, no framework.
 //
-// Each op has a struct that describes a call (plugins/ops.py says what shapes and names mean), a query of the workspace
+// Each op has a struct that describes a call (plugins/ops describes its shapes and names), a query of the workspace
 // it needs, and a launch. A launch checks what the host knows, starts kernels on `stream` (a cudaStream_t) and returns:
 // it allocates nothing, waits for nothing, and so can be captured in a CUDA graph. Both return a negative number for a
 // call they refuse, and ew_cuda_error says why: "Op: name: got X, expected Y".
 //
-// What lies in device memory is not looked at by the host: lengths, tables and slots must be what the scheduler makes
-// them. The same functions with host pointers are in the emulated library of the tests.
+// The host does not look at device memory: lengths, tables and slots must be what the scheduler makes them. The same
+// functions with host pointers are in the emulated library of the tests.
 #pragma once
 
 #include <stdint.h>
@@ -22,8 +22,8 @@ extern "C" {
 
 enum { EW_HALF = 0, EW_BFLOAT16 = 1 };
 
-// What both attention ops take. kv_lens and table point at the node's layer; query, key, value and output are of
-// `type`.
+// The arguments that both attention ops share. kv_lens and table point at the node's layer; query, key, value and
+// output are of `type`.
 typedef struct EwAttention {
   const void *query, *key, *value;
   void* output;
@@ -111,11 +111,11 @@ EW_EXPORT int ew_cuda_abi(void);
 EW_EXPORT const char* ew_cuda_version(void);
 // Why the last call of this thread was refused.
 EW_EXPORT const char* ew_cuda_error(void);
-// What is instantiated, as JSON: op -> list of configurations.
+// The instantiated configurations as JSON: op -> list of configurations.
 EW_EXPORT const char* ew_cuda_configurations(void);
 // 0, or a negative number and an error where this machine's driver or device cannot run the library.
 EW_EXPORT int ew_cuda_check_device(void);
-// Of the current device, or a negative number and an error; workspaces grow with it.
+// The current device's multiprocessors, or a negative number and an error; workspaces grow with it.
 EW_EXPORT int ew_cuda_multiprocessors(void);
 
 EW_EXPORT int64_t ew_cuda_paged_attention_workspace(const EwPagedAttention* call);

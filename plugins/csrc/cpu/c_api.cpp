@@ -1,4 +1,4 @@
-// Functions for ctypes: what tests and benchmarks need, and the search for scales.
+// C functions for ctypes: for tests and benchmarks, and the search for scales.
 #include <cstdint>
 
 #include "cpu/quantise/scale_sweep.h"

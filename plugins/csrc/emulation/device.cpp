@@ -43,7 +43,7 @@ void matrices(void* const* lanes) {
     }
 }
 
-// What the lanes hold as matrices, multiplied.
+// Multiplies the matrices that the lanes hold.
 template <float (*kToFloat)(std::uint16_t)>
 void multiply(void* const* lanes) {
   float left[16][16], right[16][8];

@@ -1,4 +1,4 @@
-// The stages of attention (kernels/attention.cuh says what each does), as the launchers of both ops call them.
+// The stages of attention as the launchers of both ops call them; kernels/attention/attention.cuh describes each.
 #pragma once
 
 #include "abi/cuda_calls.h"
@@ -7,7 +7,7 @@
 
 namespace ew::cuda {
 
-// How a call is split: by the sizes alone, for lengths are in device memory.
+// The split of a call, by its sizes alone: lengths are in device memory.
 struct AttentionPlan {
   int parts;            // of each row's context, when decoding
   int decoded_queries;  // the most that a decoded row may have
@@ -16,7 +16,7 @@ struct AttentionPlan {
 
 AttentionPlan plan_attention(const EwAttention& call);
 
-// What both ops check, and the part of the view that both fill alike; `op` for messages.
+// The checks that both ops share, and the part of the view that both fill in the same way; `op`: for messages.
 void check_attention(const char* op, const EwAttention& call);
 AttentionView view_of(const EwAttention& call);
 

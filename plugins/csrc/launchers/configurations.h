@@ -26,7 +26,7 @@
 #define EW_DEPTH_MIX_DIM_STEP 8
 #define EW_DEPTH_MIX_MOST_DIM 512
 
-// What ClpEmit takes of rows, classes and heads; any size of states, hidden layers and vocabularies.
+// The most rows, classes and heads that ClpEmit takes; any size of states, hidden layers and vocabularies.
 #define EW_CLP_MOST_ROWS 1024
 #define EW_CLP_MOST_CLASSES 256
 #define EW_CLP_MOST_EXTRA 15

@@ -1,4 +1,4 @@
-# Runs the compiler and keeps what ptxas reports (registers, stack, spills) beside the object, as OBJECT.report.txt.
+# Runs the compiler and keeps what ptxas reports (registers, stack, spills) next to the object, as OBJECT.report.txt.
 #
 #     cmake -P keep_report.cmake -- nvcc ... -o OBJECT
 #

@@ -1,4 +1,4 @@
-// What the library says of itself, and the last error of each thread.
+// The library's ABI, version, configurations and device check, and the last error of each thread.
 #include <string>
 
 #include "abi/cuda_calls.h"

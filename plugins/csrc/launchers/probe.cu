@@ -1,4 +1,5 @@
-// Runs each collective of kernels/device.cuh once, so that a test can hold PTX and its emulation to the same numbers.
+// Runs each collective of kernels/device/device.cuh once, so that a test can hold PTX and its emulation to the same
+// numbers.
 #include "abi/cuda_calls.h"
 #include "launchers/refuse.h"
 

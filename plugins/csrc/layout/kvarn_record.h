@@ -1,4 +1,4 @@
-// The memory layout of a KVarN cache: its records and where its exact tiles lie.
+// The memory layout of a KVarN cache: its records and its exact tiles.
 //
 // A record holds the tokens of a tile in codes of two to eight bits, as plugins/oracles/kvarn.py defines it:
 //

@@ -3,8 +3,8 @@
 //   keys    [kTileTokens / kBlockTokens][head_dim][kBlockTokens]
 //   values  [kTileTokens][value_dim]
 //
-// Sixteen tokens' keys interleave so that scores vectorise over tokens. CPU and GPU lay tiles out alike; nothing stores
-// them (plugins/ops: tile_bytes).
+// Sixteen tokens' keys interleave so that scores vectorise over tokens. CPU and GPU use the same layout; no file
+// contains tiles, so it may change (plugins/ops: tile_bytes).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// ClpEmit for every host: ports, attributes and the shapes that a call must have.
+// ClpEmit for every host: checks of its attributes and of the shapes that a call must have.
 #pragma once
 
 #include <cmath>

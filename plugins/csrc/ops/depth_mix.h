@@ -1,4 +1,4 @@
-// DepthMix for every host: ports, the attribute and the shapes that a call must have.
+// DepthMix for every host: checks of its attribute and of the shapes that a call must have.
 #pragma once
 
 #include <cmath>

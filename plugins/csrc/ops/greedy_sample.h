@@ -1,4 +1,4 @@
-// GreedySample for every host: ports and the shape that a call must have.
+// GreedySample for every host: the check of the shape that a call must have.
 #pragma once
 
 #include "generated/declarations.h"

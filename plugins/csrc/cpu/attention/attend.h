@@ -11,7 +11,7 @@ namespace {
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
-// Lanes of a task in blocks of nearly equal size: no block of one lane beside a full one.
+// Lanes of a task in blocks of nearly equal size: no block of one lane next to a full one.
 struct LaneBlocks {
   std::int64_t lanes, blocks;
 
@@ -174,7 +174,7 @@ inline float join_factors(const Partial& first, std::int64_t count, std::int64_t
   return total;
 }
 
-// Joins parts first, first + 1, ... in that order, whichever thread computed them; their maxima are used up.
+// Joins parts first, first + 1, ... in that order, no matter which thread computed them; their maxima are used up.
 inline void merge(const AttentionArgs& a, const AttentionTask& task, const Partial& first, std::int64_t count) {
   const std::int64_t group = a.group(), token = a.starts[task.row] + task.query_begin, size = first.floats();
   for (std::int64_t lane = 0; lane < first.lanes; ++lane) {

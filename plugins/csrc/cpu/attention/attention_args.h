@@ -5,8 +5,8 @@
 
 namespace ew {
 
-// One call of PagedAttention, as raw pointers. Shapes and meaning as plugins/ops.py declares them; kv_lens and
-// tile_table already point at the node's layer.
+// Shapes and meaning as plugins/ops declares them for PagedAttention; kv_lens and table already point at the node's
+// layer.
 struct AttentionArgs {
   const float* query;           // [tokens, query_heads, head_dim]
   const float* key;             // [tokens, kv_heads, head_dim]

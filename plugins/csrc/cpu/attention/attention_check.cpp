@@ -1,4 +1,4 @@
-// What a wrong call would otherwise turn into a read or write outside a buffer.
+// Checks for the faults of a call that would make it read or write outside a buffer.
 #include "cpu/attention/attention_check.h"
 
 #include <string>

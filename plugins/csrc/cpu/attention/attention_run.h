@@ -12,7 +12,7 @@
 
 namespace ew {
 
-// What one call needs and the next one reuses.
+// Memory that one call needs and the next one reuses.
 struct AttentionWorkspace {
   AttentionPlan plan;
   FloatBuffer parts;
@@ -91,7 +91,7 @@ void run_attention(const Args& args, Attend attend, Merge merge, const Parallel&
     }
     out.data = work->parts.reserve(0) + task.part;
     attend(args, task, following, memory.scratch, out);
-    // whoever finishes last joins; acquire and release make every part visible to it
+    // the task that finishes last joins; acquire and release make every part visible to it
     if (work->open[static_cast<std::size_t>(task.join)].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const Join& join = plan.joins[static_cast<std::size_t>(task.join)];
     out.data = work->parts.reserve(0) + join.first;

@@ -1,4 +1,4 @@
-// New keys and values into their tiles. Include a simd_*.h first.
+// Writes new keys and values into their tiles. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/simd/kernels.h"

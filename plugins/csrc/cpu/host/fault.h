@@ -1,4 +1,4 @@
-// What checks of a call's contents say: "name: got X, expected Y".
+// The messages of checks of a call's contents: "name: got X, expected Y".
 #pragma once
 
 #include <cstdint>

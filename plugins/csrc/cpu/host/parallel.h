@@ -1,4 +1,4 @@
-// How the host runs loop iterations on its threads.
+// The host's threads, as loops use them.
 #pragma once
 
 #include <cstddef>

@@ -30,7 +30,7 @@ inline void in_order(Vec* x) {
   }
 }
 
-// What one pass over a tile multiplies: kLoads vectors of bytes of each row, and kParts codes of each byte.
+// The factors of one pass over a tile: kLoads vectors of bytes of each row, and kParts codes of each byte.
 template <int kVectors, int kBits>
 struct Pass {
   static constexpr int each = 8 / kBits;

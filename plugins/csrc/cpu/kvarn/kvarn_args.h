@@ -9,14 +9,14 @@
 
 namespace ew {
 
-// Shapes and meaning as plugins/ops.py declares them; `tiles` holds the records, value_dim is head_dim, and the lengths
+// Shapes and meaning as plugins/ops declares them; `tiles` holds the records, value_dim is head_dim, and the lengths
 // point at the node's layer.
 struct KVarNArgs : AttentionArgs {
   Half* exact;                                         // [slot_count, kv_heads, exact_tiles, exact_tile_size]
   const std::int32_t* slots;                           // [rows]
   const std::int32_t *encoded_before, *encoded_after;  // [rows, kv_heads]
   std::int64_t slot_count, exact_tiles;
-  declared::kvarn_attention::AttributeValues attributes;  // AttentionArgs has what both ops share once more
+  declared::kvarn_attention::AttributeValues attributes;  // of them AttentionArgs has scale, softcap and window too
   // Tiles that hold what the ring has no room for while the call lasts; kvarn_attention fills these in.
   Half* spare;                      // [spare tiles, exact_tile_size]
   const std::int64_t* first_spare;  // [rows, kv_heads]: spare tile of open_begin; -1: none
@@ -40,19 +40,19 @@ struct KVarNArgs : AttentionArgs {
   Record record(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     return Record(record_data(row, head, tile), head_dim, k_bits(), v_bits());
   }
-  // Where an exact tile stays after the call.
+  // The place of an exact tile after the call.
   Half* kept_tile(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     const std::int64_t place = tile == 0 ? 0 : ring_place(tile, exact_tiles);
     return exact + ((slots[row] * kv_heads + head) * exact_tiles + place) * exact_tile_size(head_dim);
   }
-  // Where an exact tile is during the call.
+  // The place of an exact tile during the call.
   Half* exact_tile(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     const std::int64_t first = first_spare[row * kv_heads + head];
     if (tile == 0 || first < 0) return kept_tile(row, head, tile);
     return spare + (first + tile - open_begin(row, head)) * exact_tile_size(head_dim);
   }
 
-  // The first byte of a tile, whatever it is.
+  // The first byte of a tile, record or exact.
   unsigned char* tile_data(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     return is_record(row, head, tile) ? record_data(row, head, tile)
                                       : reinterpret_cast<unsigned char*>(exact_tile(row, head, tile));

@@ -9,7 +9,7 @@
 namespace ew {
 namespace {
 
-// The lane's query rotated and scaled, [lanes, head_dim]; packed for the exact tiles besides.
+// The lane's query rotated and scaled, [lanes, head_dim]; packed as well, for the exact tiles.
 inline void turn_queries(const KVarNArgs& a, const AttentionTask& task, const LaneBlocks& blocks,
                          const TaskScratch& scratch) {
   for (std::int64_t lane = 0; lane < blocks.lanes; ++lane)
@@ -59,7 +59,7 @@ inline void weigh_codes(const KVarNArgs& a, const CodedSide& values, const Coded
   }
 }
 
-// Ask for the scales of a record, which no loop over its codes comes past.
+// Ask for the scales of a record, which the loops over its codes do not touch.
 inline void prefetch_scales(const CodedSide& tile, std::int64_t rows, std::int64_t columns) {
   const auto* first = reinterpret_cast<const unsigned char*>(tile.a < tile.c ? tile.a : tile.c);
   for (std::int64_t b = 0; b < 2 * (2 * rows + columns); b += 64) prefetch(first + b);
@@ -81,11 +81,11 @@ inline void attend_record(const KVarNArgs& a, const LaneBlocks& blocks, const Re
   }
 }
 
-// Whether the microkernels read a row of codes in whole vectors of bytes.
+// True where the microkernels read a row of codes in whole vectors of bytes.
 inline bool reads_codes(const KVarNArgs& a) { return a.head_dim * a.v_bits() / 8 % kWidth == 0; }
 
-// Where the task's own next tile lies, or the first one of the task that follows. An exact tile is fetched ahead as if
-// it were a record: its first lines, on which the hardware's prefetchers go on.
+// The address of the task's next tile, or of the first one of the task that follows. An exact tile is fetched ahead as
+// if it were a record: its first lines, on which the hardware's prefetchers go on.
 inline unsigned char* next_tile(const KVarNArgs& a, const AttentionTask& task, const AttentionTask* following,
                                 std::int64_t tile) {
   if (tile == task.tile_end && !following) return a.tile_data(task.row, task.head, tile - 1);

@@ -9,7 +9,7 @@
 namespace ew {
 namespace {
 
-// What the calls of one thread of the host need, kept from call to call.
+// Memory of the calls of one thread of the host, kept from call to call.
 struct KVarNWorkspace {
   std::vector<std::int64_t> first_spare;  // as KVarNArgs has it
   FloatBuffer spare;

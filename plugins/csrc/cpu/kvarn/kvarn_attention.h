@@ -12,8 +12,8 @@ namespace ew {
 // Shapes must agree already. Reads the lengths, the slots and the table entries that the call uses.
 std::string find_fault(const KVarNArgs& args);
 
-// Hold the new tokens exactly, attend, then encode the tiles that the call commits. Results do not depend on the number
-// of threads, nor on the other rows. Safe to call concurrently. Throws std::bad_alloc.
+// Stores the new tokens exactly, attends, then encodes the tiles that the call commits. Results do not depend on the
+// number of threads, nor on the other rows. Safe to call concurrently. Throws std::bad_alloc.
 void kvarn_attention(KVarNArgs args, const Parallel& parallel);
 
 }  // namespace ew

@@ -1,4 +1,4 @@
-// What a wrong call would otherwise turn into a read or write outside a buffer, or into a tile that two rows write.
+// Checks for the faults of a call that would make it read or write outside a buffer, or let two rows write one tile.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// A record as floats, laid out as the microkernels read a tile. Include a simd_*.h first.
+// Turns a record into floats, laid out as the microkernels read a tile. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/kvarn/code_kernels.h"

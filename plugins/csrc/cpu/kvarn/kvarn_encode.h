@@ -1,4 +1,4 @@
-// An exact tile into its record: balance, round, pack. Include a simd_*.h first.
+// Encodes an exact tile as a record: balances, rounds and packs it. Include a simd_*.h first.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// New keys and values, rotated, into the exact tiles of a KVarN cache. Include a simd_*.h first.
+// Stores new keys and values, rotated, in the exact tiles of a KVarN cache. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/attention/write_tokens.h"

@@ -1,4 +1,4 @@
-// CLP's emission: how many tokens behind the next one to emit, and which.
+// CLP's emission: the number of tokens to emit after the next one, and these tokens.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace ew {
 
-// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops declares them.
 struct ClpEmitArgs {
   const float* hidden;
   const std::int64_t* greedy;
@@ -28,7 +28,7 @@ struct ClpEmitArgs {
   bool silu, residual;
 };
 
-// What a call needs, kept for the next one.
+// Memory that a call needs, kept for the next one.
 struct ClpScratch {
   FloatBuffer scores;                 // classifier scores [rows, classes]
   FloatBuffer states;                 // hidden states of the rows that emit, the longest emission first
@@ -40,7 +40,7 @@ struct ClpScratch {
   std::vector<std::int64_t> counts;   // how many of them need head j
 };
 
-// A head is evaluated for the rows that emit its token, and its logits are never held but for a block at a time.
+// A head is evaluated for the rows that emit its token, and its logits are held for one block at a time only.
 void clp_emit(const ClpEmitArgs& args, ClpScratch& scratch, const Parallel& parallel);
 
 }  // namespace ew

@@ -1,4 +1,4 @@
-// A packed projection into heads, normalised and rotated. Include a simd_*.h first.
+// Splits a packed projection into heads, normalised and rotated. Include a simd_*.h first.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// Which instruction set the kernels use.
+// The choice of the instruction set that the kernels use.
 #pragma once
 
 #include "cpu/simd/kernels.h"

@@ -1,4 +1,4 @@
-// What the instruction-set-specific objects offer to the rest of the library: one table of functions per ISA.
+// The kernels of one instruction set as a table of functions, which the rest of the library calls.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace ew {
 
-// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops.py declares them.
+// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops declares them.
 struct SplitQkvArgs {
   const float* packed;                 // [tokens, width()]
   const float *cos, *sin;              // [tokens, half]; null when half is 0
@@ -21,7 +21,7 @@ struct SplitQkvArgs {
   std::int64_t width() const { return (query_heads + kv_heads) * head_dim + kv_heads * value_dim; }
 };
 
-// One call of DepthMix. Source i has its key at sources[2 i] and its mixed value behind it.
+// One call of DepthMix. Source i has its key at sources[2 i] and its mixed value after it.
 struct DepthMixArgs {
   const float *query, *key, *value;
   const float* const* sources;
@@ -63,7 +63,7 @@ struct Partial {
   std::int64_t floats() const { return lanes * (value_stride + 2); }
 };
 
-// What one thread needs while it runs a task.
+// Memory of one thread while it runs a task.
 struct TaskScratch {
   float* queries;         // lanes x head_dim, packed per lane block
   float* scores;          // kMaxLanesPerBlock x kTileTokens
@@ -77,7 +77,7 @@ struct TaskScratch {
 
 constexpr int kMaxLanesPerBlock = 8;
 constexpr std::int64_t kFoldedStride = kMaxHeadDim + 16;  // not a power of two: lanes fall into different cache sets
-constexpr std::int64_t kFusedLanes = 16;  // up to here halves convert in the microkernel, beyond once per tile
+constexpr std::int64_t kFusedLanes = 16;  // up to here halves convert in the microkernel, above that once per tile
 
 struct Kernels {
   const char* name;

@@ -1,4 +1,4 @@
-// The kernels, compiled for portable; the build gives this file its own instruction-set flags.
+// The kernels, compiled for any CPU; the build gives this file its own instruction-set flags.
 #include "cpu/simd/kernels.h"
 #include "cpu/simd/simd_portable.h"
 // the headers below need Vec

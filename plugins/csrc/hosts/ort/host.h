@@ -1,4 +1,4 @@
-// ONNX Runtime's calls with C++ manners: statuses become exceptions inside, and statuses again at the edge.
+// ONNX Runtime's calls for C++: statuses become exceptions inside the library, and statuses again at its edge.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// The library's entry for ONNX Runtime, and the declarations a test compares with plugins/ops.py.
+// The library's entry for ONNX Runtime, and its declarations as JSON, for tests.
 #include <mutex>
 #include <string>
 

@@ -1,4 +1,5 @@
-// How the adapters for devices call the kernels' C functions: the host's stream, its memory for workspaces, its errors.
+// The calls of the kernels' C functions by the adapters for devices: the host's stream, its memory for workspaces, its
+// errors.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ constexpr const char* kProvider = "CUDAExecutionProvider";
 template <ElementType kType>
 constexpr std::int32_t kCallType = kType == kBfloat16 ? EW_BFLOAT16 : EW_HALF;
 
-// As declare, for ops of this library's provider.
+// The same as declare, for ops of this library's provider.
 template <class Kernel>
 DeclaredOp declare_on_device(const Declaration& declaration) {
   DeclaredOp op = declare<Kernel>(declaration);
@@ -36,8 +37,8 @@ static const DeclaredOp& op_of(ElementType type) {
   return type == kFloat16 ? half : bfloat16;
 }
 
-// The provider's own allocator, of which workspaces come. What is freed while kernels that use it are under way is
-// given to none but later work of the same stream.
+// The provider's own allocator, of which workspaces come. Memory that is freed while kernels still use it is
+// given only to later work of the same stream.
 class DeviceMemory {
  public:
   DeviceMemory(const Api& api, const KernelInfo* info) : api_(api) {

@@ -1,5 +1,5 @@
-// A node's constants as TensorRT carries them: the op's attributes, and what a host without absent inputs needs
-// besides.
+// A node's constants as TensorRT carries them: the op's attributes, and the list of the inputs that are present,
+// which a host without absent inputs needs.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -13,12 +13,12 @@
 
 namespace ew::trt {
 
-// Bit mask over the op's declared inputs: which of them the node lists. All of them, as far as the node's inputs reach,
-// where it is not given.
+// Bit mask of the op's declared inputs that the node lists. Where it is not given, the node lists all of them in order,
+// as far as its inputs reach.
 constexpr const char* kPresent = "present";
 constexpr std::int32_t kAllInOrder = -1;
 
-// Of the device that the workspace was planned for; an engine carries it, a graph does not.
+// The multiprocessors of the device that the workspace was planned for; an engine carries it, a graph does not.
 constexpr const char* kMultiprocessors = "multiprocessors";
 
 // The attributes of an op, from the fields of a graph's node or of an engine.
@@ -55,7 +55,7 @@ class Fields : public ops::AttributeReader {
   std::int32_t present_ = kAllInOrder, multiprocessors_ = 0;
 };
 
-// What a node may have, without data.
+// The fields that a node may have, without data.
 std::vector<nvinfer1::PluginField> field_names(const ops::Declaration& op);
 
 }  // namespace ew::trt

@@ -1,4 +1,4 @@
-// Which of an op's inputs a node lists, and the node's tensors in the places that the op declares.
+// The inputs of an op that a node lists, and the node's tensors in the places that the op declares.
 //
 // A network of TensorRT has no absent inputs: a node lists those that are given, one after another, and `present` says
 // which they are.
@@ -14,7 +14,7 @@
 
 namespace ew::trt {
 
-// Tensors by their place among the declared inputs; those of a variadic input behind one another, from its place on.
+// Tensors by their place among the declared inputs; those of a variadic input follow one another, from its place on.
 using Tensors = std::vector<ops::Tensor>;
 
 class Inputs {
@@ -25,7 +25,7 @@ class Inputs {
   // The place of each of a node's `count` inputs. Throws where they are not as many as they should be.
   std::vector<std::size_t> places(std::int32_t count) const;
 
-  // Where the node lists the input of a place that is declared before any optional one.
+  // The node's index of the input of a place that is declared before any optional one.
   std::int32_t index_of(std::size_t place) const;
 
   // The node's inputs of these sizes; addresses(i) is where input i lies.

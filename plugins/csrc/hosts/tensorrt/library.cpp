@@ -1,4 +1,4 @@
-// What the library exports: TensorRT's two entries, and C functions for the loader.
+// The library's exports: TensorRT's two entries, and C functions for the loader.
 #include <NvInferRuntime.h>
 
 #include <cstring>
@@ -56,7 +56,7 @@ EW_TRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t
 
 EW_TRT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { set_logger_finder(finder); }
 
-// Of the package that the library was built from.
+// The version of the package that the library was built from.
 EW_TRT_EXPORT const char* ew_trt_version() { return EW_VERSION; }
 
 // {"domain": ..., "ops": [...]}: what the creators make; an op once for each type of its activations.

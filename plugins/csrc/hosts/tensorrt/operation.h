@@ -1,4 +1,4 @@
-// What the adapter of an op adds to the plugin that all ops have in common.
+// The interface between an op's adapter and the plugin that all ops have in common.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ struct Axis {
   int input, axis;
 };
 
-// A call, or with addresses that nobody reads the plan of one.
+// A call; or the plan of one, with addresses that are not read.
 struct Call {
   const Tensors& in;
   void* const* out;

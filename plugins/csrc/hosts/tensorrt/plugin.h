@@ -1,4 +1,4 @@
-// The plugin of every op: its core, what a builder asks, and what runs it.
+// The plugin of every op: TensorRT's interfaces of its core, for a builder and for running it.
 #pragma once
 
 #include <NvInferRuntime.h>

@@ -1,4 +1,5 @@
-// How messages leave the library: to TensorRT's error recorder and logger, and to ew_trt_error. Exceptions never do.
+// Messages on their way out of the library: to TensorRT's error recorder and logger, and to ew_trt_error. Exceptions
+// never leave it.
 #pragma once
 
 #include <NvInferRuntime.h>

@@ -1,10 +1,9 @@
-// One attention call as kernels see it: which row a token belongs to, which tokens a row's queries see, and where the
-// key and the value of each lie. PagedAttention and KVarNAttention have the same stages:
+// One attention call as kernels see it: the row of a token, the tokens that a row's queries see, and the places of
+// their keys and values. PagedAttention and KVarNAttention have the same stages:
 //
-//   prepare   queries become halves in the workspace, scaled (and rotated by Hadamard for KVarN); the new tokens' keys
-//   and
-//             values go into their tiles (PagedAttention) or, rotated, into the workspace (KVarN: the call's own tokens
-//             see each other exactly, and tiles are encoded when all have attended)
+//   prepare   queries become halves in the workspace, scaled (and rotated by Hadamard for KVarN); the new tokens'
+//             keys and values go into their tiles (PagedAttention) or, rotated, into the workspace (KVarN: the call's
+//             own tokens see each other exactly, and tiles are encoded when all have attended)
 //   decode    rows with few queries: the context is split, each part leaves sums with their maximum and denominator
 //   prefill   the other rows: straight to the output
 //   finish    merges the parts, turns KVarN's outputs back
@@ -58,7 +57,7 @@ EW_DEVICE int row_of(const AttentionView& view, int token) {
   return low;
 }
 
-// Whether a row of `count` new tokens is decoded rather than prefilled.
+// True where a row of `count` new tokens is decoded rather than prefilled.
 EW_DEVICE bool is_decoded(int count, int group) { return count * group <= kDecodeLanes; }
 
 // A row's tokens of one KV head: [0, stored) lie in tiles; those from there to `total` are in fresh_keys and
@@ -83,7 +82,7 @@ struct RowTokens {
   EW_DEVICE int tile_end() const { return (stored + kTileTokens - 1) / kTileTokens; }
 };
 
-// Where an exact tile of KVarN lies: the sink, then a ring.
+// The address of an exact tile of KVarN: the sink, then a ring.
 EW_DEVICE std::uint16_t* exact_tile(const AttentionView& view, int row, int head, int tile) {
   const int place = tile == 0 ? 0 : ring_place(tile, view.exact_tiles);
   const std::int64_t index =
@@ -96,7 +95,7 @@ EW_DEVICE unsigned char* pool_tile(const AttentionView& view, int row, int head,
   return view.tiles + view.table[entry] * view.tile_bytes;
 }
 
-// Whether a tile that holds stored tokens is a record.
+// True for a record among the tiles that hold stored tokens.
 EW_DEVICE bool is_record(const AttentionView& view, int row, int head, int tile) {
   return view.is_kvarn() && tile > 0 && tile < view.encoded_before[row * view.kv_heads + head] / kTileTokens;
 }
@@ -118,7 +117,7 @@ EW_DEVICE float logit_of(const AttentionView& view, float product) {
   return view.softcap * kLog2E * (x < 0.0f ? -bent : bent);
 }
 
-// What decoding leaves: of each part of the context, row, query of the row and query head, value_dim sums before
+// The results of decoding: for each part of the context, row, query of the row and query head, value_dim sums before
 // normalisation, and their maximum logit (-infinity: the part saw nothing) and denominator.
 struct DecodeParts {
   float* sums;          // [parts, rows, queries, query_heads, value_dim]

@@ -1,4 +1,4 @@
-// Stage `finish` of attention: merges what decoding left of each part, and turns KVarN's outputs back by Hadamard.
+// Stage `finish` of attention: merges the parts that decoding left, and turns KVarN's outputs back by Hadamard.
 //
 // A warp takes a query head of a token, lane l holding channels l, l + 32, ...: parts are read in full lines. Tokens of
 // prefilled rows have their output already; of these kRotate alone reads and writes it. Any architecture.

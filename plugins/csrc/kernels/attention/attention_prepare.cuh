@@ -1,4 +1,4 @@
-// What stage `prepare` of both attention ops takes; paged_prepare.cuh and kvarn_prepare.cuh have the kernels.
+// The arguments of stage `prepare` of both attention ops; paged_prepare.cuh and kvarn_prepare.cuh have the kernels.
 #pragma once
 
 #include "kernels/attention/attention.cuh"

@@ -61,8 +61,8 @@ EW_DEVICE void store_queries(const AttentionView& view, const RowTokens& tokens,
   }
 }
 
-// What the warps of a block have left in shared memory becomes the block's part. The row is looked up again: nothing of
-// it but `column` has to be kept while warps attend.
+// Makes the block's part of the results that its warps have left in shared memory. The row is looked up again: nothing
+// of it but `column` has to be kept while warps attend.
 template <int kDim>
 EW_DEVICE void leave_part(const DecodeArguments& args, int column) {
   using Memory = DecodeMemory<kDim>;

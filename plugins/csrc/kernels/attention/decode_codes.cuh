@@ -6,8 +6,8 @@
 
 namespace ew {
 
-// What codes are less of as halves: the middle of their range. Products are then of numbers near zero, so that rounding
-// a scale to a half costs half as much.
+// The middle of the codes' range, which they are less as halves. Products are then of numbers near zero, so that
+// rounding a scale to a half costs half as much.
 template <int kBits>
 constexpr int kCodeMiddle = 1 << (kBits - 1);
 

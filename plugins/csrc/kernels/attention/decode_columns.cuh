@@ -17,8 +17,8 @@ constexpr float kNothing = -__builtin_huge_valf();  // -infinity: the maximum of
 EW_DEVICE int fragment_row() { return lane_index() / 4; }
 EW_DEVICE int fragment_pair() { return lane_index() % 4; }
 
-// Which tokens columns see: of `span`, up to `last`. That of this lane's two columns, and of the block's
-// last one.
+// The tokens that columns see: `span` of them, up to `last`. `last`: of this lane's two columns; `last_last`: of the
+// block's last one.
 struct Columns {
   int last[2], last_last;
   unsigned span;
@@ -36,11 +36,11 @@ struct Columns {
     return tokens.held + (query < tokens.count ? query : tokens.count - 1);
   }
   EW_DEVICE bool sees(int column, int token) const { return static_cast<unsigned>(last[column] - token) < span; }
-  // Whether all columns see token `from`, and so every token after it that all queries have before them.
+  // True where all columns see token `from`, and so every token after it that all queries have before them.
   EW_DEVICE bool see_since(int from) const { return static_cast<unsigned>(last_last - from) < span; }
 };
 
-// What a warp has of its columns so far: the largest logit, and sums over this lane's tokens alone of 2^(logit -
+// A warp's results for its columns so far: the largest logit, and sums over this lane's tokens alone of 2^(logit -
 // maximum); output[m]: rows g and g + 8 of slab m of channels, which are the channels that a source's fragments have.
 template <int kDim>
 struct Running {

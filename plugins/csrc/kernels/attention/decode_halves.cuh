@@ -26,7 +26,7 @@ struct HalvesStage {
   static_assert(kDim % kSlab == 0, "whole slabs of channels");
 };
 
-// Which tokens a piece has.
+// The tokens of a piece.
 struct Piece {
   int first, count;
   bool is_fresh;
@@ -49,7 +49,7 @@ struct HalvesShare {
     const int left = (is_sink ? sink : end) - first;
     return {first, left < kPieceTokens ? left : kPieceTokens, false};
   }
-  // Where the keys of its tile begin; values lie behind those of 128 tokens, fresh ones in an array of their own.
+  // The first of the keys of its tile; values lie after those of 128 tokens, fresh ones in an array of their own.
   EW_DEVICE const std::uint16_t* keys(const AttentionView& view, const RowTokens& tokens, int index) const {
     const Piece piece = at(tokens, index);
     return piece.is_fresh ? view.fresh_keys + fresh_place(view, tokens)
@@ -114,8 +114,8 @@ class HalvesSource {
   }
 
   // Rows from `left` on hold anything, NaN too, and become zeros: their weights are zeros. A pass of the warp copies
-  // whole rows, so that all a lane keeps of its places is one address; fresh rows beyond the last may lie behind all
-  // memory, and the first one stands for them.
+  // whole rows, so that all a lane keeps of its places is one address; fresh rows beyond the last may lie after the end
+  // of memory, and the first one stands for them.
   template <bool kFresh>
   EW_DEVICE void copy_rows(unsigned char* to, const std::uint16_t* rows, int first, int left) const {
     constexpr int kChunks = kDim / 8, kRows = kWarp / kChunks;
@@ -175,7 +175,7 @@ EW_DEVICE void mix_slab(float (&output)[kDim / kSlab][4], const unsigned char* s
   }
 }
 
-// What a warp works with: B of the queries, room for B of its weights, and its ring.
+// A warp's shared memory: B of the queries, room for B of its weights, and its ring.
 struct WarpMemory {
   const unsigned char* queries;
   unsigned char *weights, *ring;

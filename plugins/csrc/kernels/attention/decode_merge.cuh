@@ -1,11 +1,11 @@
-// How the warps of a decoding block put together what each has seen, and leave it as one part.
+// Merges the results of a decoding block's warps into one part.
 #pragma once
 
 #include "kernels/attention/decode_columns.cuh"
 
 namespace ew {
 
-// Where a lane's outputs lie among a head's channels: row g + 8 r of slab m.
+// The place of a lane's outputs among a head's channels: row g + 8 r of slab m.
 struct PlainChannels {  // of tiles of halves: slabs of 16 channels
   template <int kDim>
   EW_DEVICE static int at(int m, int r) {
@@ -51,7 +51,7 @@ EW_DEVICE void store_denominators(float* table, const Running<kDim>& running) {
   }
 }
 
-// What the warps of a block have of one column, put together.
+// The results of a block's warps for one column, merged.
 template <int kWarps>
 struct Merged {
   float maximum, denominator, factors[kWarps];

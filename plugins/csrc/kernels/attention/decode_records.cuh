@@ -6,7 +6,7 @@
 //   scales   keys' c [128], values' a [128], b [128]
 //   values   codes of 16 tokens, [token][dim]; the last one with values' c [dim]
 //
-// Which token or channel a row of a fragment stands for is free, so each lane takes neighbours: with g = lane / 4,
+// A row of a fragment may stand for any token or channel, so each lane takes neighbours: with g = lane / 4,
 // tokens 16 g to 16 g + 15 of keys (row g + 8 r of slab m: token 16 g + 2 m + r), channels [g, g + 1) dim / 8 of
 // values. Lane i = lane % 4 has channels 2 i, 2 i + 1, 2 i + 8 and 2 i + 9 of a slab of keys, whose rows the copy
 // therefore puts where those of the four lanes do not share a bank; and tokens i, i + 4, i + 8 and i + 12 of a slab of

@@ -1,6 +1,6 @@
 // A warp's ring of stages in shared memory, into which its cache is copied ahead of use.
 //
-// A `source` is what fills stages: source.copy_next(stage) starts the copies of the next slab of its tiles, or of
+// A `source` fills stages: source.copy_next(stage) starts the copies of the next slab of its tiles, or of
 // nothing once there is none. All but one stage are in flight while one is used: copies need no registers, so that
 // enough of them are under way to keep the memory busy, with few warps.
 #pragma once

@@ -1,4 +1,4 @@
-// The blocks of keys and values that a block of queries goes over, and how each gets into shared memory.
+// The blocks of keys and values that a block of queries goes over, and their way into shared memory.
 //
 // First those of tiles, which begin at multiples of Shape::tokens, then KVarN's own new tokens, which begin at the
 // first of them. Block j is in buffer j % 2. When block j is attended, block j + 1 is on its way into the other buffer;
@@ -22,7 +22,7 @@ struct BlockList {
   int fresh;                 // the first one of new tokens, among those
   const RowTokens& row;
 
-  // Those that queries which see [low, high) need.
+  // The blocks that queries which see [low, high) need.
   EW_DEVICE BlockList(const RowTokens& row_tokens, int low, int high) : row(row_tokens) {
     const int stored_end = high < row.stored ? high : row.stored;
     first = low / Shape::tokens;

@@ -10,7 +10,7 @@
 
 namespace ew {
 
-// The first token that is seen by whoever sees the tokens up to `high`.
+// The first token that a query which sees the tokens up to `high` also sees.
 EW_DEVICE int low_of(const AttentionView& view, int high) {
   return view.window > 0 && high > view.window ? high - view.window : 0;
 }
@@ -19,7 +19,7 @@ EW_DEVICE int low_of(const AttentionView& view, int high) {
 struct PairPlaces {
   int query[2], head[2];  // of the row; of all query heads
 
-  // Of the pairs from `first` on, of `lanes`: those beyond repeat the last one.
+  // The places of two of `lanes` pairs, counted from `first`; pairs beyond the last one repeat it.
   EW_DEVICE PairPlaces(const AttentionView& view, int kv_head, int first, int lanes) {
     EW_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -28,13 +28,13 @@ struct PairPlaces {
       head[i] = kv_head * view.group() + lane % view.group();
     }
   }
-  // Where a pair's query and output are, in heads.
+  // The place of a pair's query and output, in heads.
   EW_DEVICE std::int64_t operator()(const AttentionView& view, const RowTokens& row, int i) const {
     return static_cast<std::int64_t>(row.start + query[i]) * view.query_heads + head[i];
   }
 };
 
-// What a lane's pairs see: tokens below `high`. All else follows from it, as registers are few.
+// The tokens that a lane's pairs see: those below `high`. All else follows from it, as registers are few.
 struct PairSight {
   int high[2];  // of the lane's pairs, which rise from lane 0's first to lane 31's second
 
@@ -43,7 +43,7 @@ struct PairSight {
     EW_UNROLL
     for (int i = 0; i < 2; ++i) high[i] = is_idle ? 0 : row.held + pairs.query[i] + 1;
   }
-  // Whether some pair of the warp sees some of the block; whether all see all.
+  // Some pair of the warp sees some of the block; or all pairs see all of it.
   template <class Shape>
   EW_DEVICE bool is_some(const AttentionView& view, const TokenBlock& block) const {
     const int first = shuffle(high[0], 0), last = shuffle(high[1], kWarp - 1);
@@ -56,7 +56,8 @@ struct PairSight {
   }
 };
 
-// What a warp has of its pairs: sums before normalisation, the largest logit, and this lane's share of the denominator.
+// A warp's results for its pairs so far: sums before normalisation, the largest logit, and this lane's share of the
+// denominator.
 template <class Shape>
 struct WarpSums {
   float sums[Shape::value_dim / 8][4] = {};

@@ -14,7 +14,7 @@
 
 namespace ew {
 
-// How many halves of the block a piece of 16 bytes of a channel's codes holds, and pieces a channel.
+// The number of halves of the block in a piece of 16 bytes of a channel's codes, and of pieces a channel.
 template <class Shape, int kBits>
 struct KeyPieces {
   static constexpr int codes = 128 / kBits;  // in 16 bytes
@@ -149,7 +149,7 @@ EW_DEVICE void decode_values(const CodedSide& side, int slot, const unsigned cha
     }                           \
   }
 
-// A stage of `bytes`: values' codes are key_bytes behind the keys'.
+// A stage of `bytes`: values' codes are key_bytes after the keys'.
 struct StageSizes {
   int key_bytes, bytes;
 };

@@ -1,4 +1,4 @@
-// What prefill's block holds in shared memory: keys and values of kTokens tokens, in chunks of 16 bytes that are
+// The shared memory of prefill's block: keys and values of kTokens tokens, in chunks of 16 bytes that are
 // swizzled so that the eight rows of a matrix which a tensor core's operand is loaded from lie in different banks.
 //
 //   keys    of tiles: [kTokens / 16][dim][16 tokens], as in a tile of halves; operands are its transpose
@@ -25,7 +25,7 @@ struct Swizzle {
   EW_DEVICE static int of_row(int row) { return (row & 7) * group / 8; }
 };
 
-// Where chunk `chunk` of row `row` lies, in chunks, in a matrix of kChunks chunks a row.
+// The place of chunk `chunk` of row `row`, in chunks, in a matrix of kChunks chunks a row.
 template <int kChunks>
 EW_DEVICE int swizzled(int row, int chunk) {
   return row * kChunks + (chunk ^ Swizzle<kChunks>::of_row(row));
@@ -62,7 +62,7 @@ EW_DEVICE int key_chunk(int channel, int octet) {
 template <int kRows, int kChunks>
 struct ThreadChunks {
   static constexpr int all = kRows * kChunks, count = (all + kPrefillThreads - 1) / kPrefillThreads;
-  // whether those of a thread are the same one of different rows, which are alike modulo 8: then addresses differ by
+  // a thread's chunks are the same one of different rows, and these rows are equal modulo 8: then addresses differ by
   // constants
   static constexpr bool is_regular = kPrefillThreads % (8 * kChunks) == 0 && all % kPrefillThreads == 0;
 
@@ -78,7 +78,7 @@ struct ThreadChunks {
   }
 };
 
-// Starts copies of a matrix whose rows are one behind the other; rows from the `valid`th on become zeros.
+// Starts copies of a matrix whose rows follow one another; rows from the `valid`th on become zeros.
 template <int kRows, int kChunks>
 EW_DEVICE void copy_rows(const std::uint16_t* from, int valid, unsigned char* to) {
   using Mine = ThreadChunks<kRows, kChunks>;

@@ -75,7 +75,7 @@ EW_DEVICE std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
-// Of two bfloat16 in each word.
+// The same for two bfloat16 in each word.
 EW_DEVICE std::uint32_t bfloat2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   std::uint32_t d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));

@@ -1,10 +1,10 @@
-// ClpEmit: a classifier says how many tokens behind the next one to emit, and only the heads that are wanted run.
+// ClpEmit: a classifier says how many tokens after the next one to emit, and only the heads that are wanted run.
 //
 // Four launches whose sizes the host knows; lengths stay on the device, and a block of a head that no row wants
 // returns.
-//   classify  a block for each row: its class scores (float), its length L in the workspace, and an emission of 1
-//   token. up        a block for each 16 outputs of a head's hidden layer; its 8 warps share the sum over `size`, 32
-//   inputs at
+//   classify  a block for each row: its class scores (float), its length L in the workspace, and an emission of one
+//             token.
+//   up        a block for each 16 outputs of a head's hidden layer; its 8 warps share the sum over `size`, 32 inputs at
 //             a time in turns, and add their sums in the order of the warps.
 //   out       `parts` blocks for each head; a warp takes 16 outputs (tokens) at a time over all of `inner`, and keeps
 //             the best of each row: no logits are written. The blocks' best go to the workspace.
@@ -27,7 +27,7 @@
 // to kMostRows rows. mma of bfloat16: 8.0 and later.
 //
 // Bytes moved: 4 classes size + 2 rows size, and for each head that any row wants 2 inner (size + 1) +
-// vocab (2 inner + 2), with codes vocab (inner + 6); the rest (z, keys) is small beside it.
+// vocab (2 inner + 2), with codes vocab (inner + 6); the rest (z, keys) is small compared with it.
 #pragma once
 
 #include "kernels/device/device.cuh"
@@ -66,7 +66,7 @@ constexpr int out_bytes(int rows) { return kWarps * rows * 8; }
 
 constexpr int padded(int inner) { return (inner + 63) / 64 * 64; }
 
-// How many of the first `end` rows want head `wanted`, counted from 1; by a whole warp.
+// The number of the first `end` rows that want head `wanted`, counted from 1; by a whole warp.
 EW_DEVICE int count_rows(const std::int32_t* lengths, int end, int wanted) {
   int count = 0;
   for (int first = 0; first < end; first += kWarp) {

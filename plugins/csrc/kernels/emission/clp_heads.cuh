@@ -5,7 +5,7 @@
 
 namespace ew::clp_emit {
 
-// Where z[row of 8, k] lies among the states of a head and 8 rows: as the lanes of `out` load it, 16 bytes at a time.
+// The place of z[row of 8, k] among the states of a head and 8 rows: as the lanes of `out` load it, 16 bytes at a time.
 template <bool kCodes>
 EW_DEVICE int state_place(int row, int k, int part) {
   constexpr int kRun = kCodes ? 16 : 8;  // inputs of one lane in one step
@@ -15,7 +15,7 @@ EW_DEVICE int state_place(int row, int k, int part) {
 
 // ---- up
 
-// Elements k .. k + 8 (codes: 16) of a row of weights or states that has `size`; zeros behind its end.
+// Elements k .. k + 8 (codes: 16) of a row of weights or states that has `size`; zeros after its end.
 template <bool kWide, class Element>
 EW_DEVICE Words4 load_run(const Element* row, int k, int size) {
   constexpr int kBits = 8 * sizeof(Element), kEach = 32 / kBits;
@@ -93,7 +93,7 @@ EW_DEVICE float saturated(float x) {
 // z of one output and one of 8 rows, from the warps' sums; row: -1 where there is none.
 template <Type type>
 EW_DEVICE float hidden_layer(const Task& task, int head, int output, int row, const float* sums) {
-  if (row < 0 || output >= task.inner) return 0.0f;  // zeros that `out` reads behind the end of `inner`
+  if (row < 0 || output >= task.inner) return 0.0f;  // zeros that `out` reads after the end of `inner`
   float x = to_float<type>(task.up_bias[head * task.inner + output]);
   for (int w = 0; w < kWarps; ++w) x += sums[w * kOutputs * kRows];
   const float z = activate(x, task.silu);

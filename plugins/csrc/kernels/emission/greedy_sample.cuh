@@ -1,7 +1,7 @@
 // GreedySample: the index of each row's largest logit, the lowest among equals; -1 where a logit is NaN or the largest
 // is not finite.
 //
-// A block takes a row of logits [rows, vocab] float32; its threads go over it side by side, then the warps' finds
+// A block takes a row of logits [rows, vocab] float32; its threads go over it together, then the warps' finds
 // meet in shared memory (8 bytes a warp). Bytes: the logits once. Any architecture.
 #pragma once
 
@@ -22,7 +22,7 @@ struct Largest {
   float value;
   int index;
 
-  // What compares as larger than this: NaN above all, then the value, then the lower index.
+  // Takes the other where it compares as larger: NaN above all, then the value, then the lower index.
   EW_DEVICE void meet(float other, int other_index) {
     const bool is_nan = value != value, other_is_nan = other != other;
     const bool wins = other_is_nan ? !is_nan || other_index < index

@@ -18,7 +18,7 @@ constexpr int kBalanceElements = 64;  // that a thread holds
 constexpr float kSmallestStd = 1e-3f, kLargestStd = 1e3f;
 constexpr float kSmallestScale = 0.74081822f, kLargestScale = 22026.4658f;  // e^-0.3, e^10
 
-// How a tile [kRowCount, kColumnCount] lies in a block.
+// The distribution of a tile [kRowCount, kColumnCount] over a block's threads.
 template <int kRowCount, int kColumnCount>
 struct TileShape {
   static constexpr int rows = kRowCount, columns = kColumnCount;

@@ -1,8 +1,8 @@
 // A balanced tile into a side of a KVarN record: rounded, packed, with its scales.
 //
-// What a thread holds: kvarn_balance.cuh. A lane's columns are neighbours, so it packs them by itself; where they do
-// not fill a byte (small heads in few bits) lanes join theirs by shuffles. Codes go out as bytes or words, whole rows
-// of a warp at a time.
+// kvarn_balance.cuh says which elements a thread holds. A lane's columns are neighbours, so it packs them by itself;
+// where they do not fill a byte (small heads in few bits) lanes join theirs by shuffles. Codes go out as bytes or
+// words, whole rows of a warp at a time.
 #pragma once
 
 #include "kernels/kvarn/kvarn_balance.cuh"
@@ -46,7 +46,7 @@ EW_DEVICE void store_codes(const std::uint32_t (&codes)[kEach], int bits, unsign
   EW_UNROLL
   for (int j = 0; j < kEach; ++j) packed |= static_cast<std::uint64_t>(codes[j]) << (j * bits);
   int width = kEach * bits, lanes = 1;
-  for (; width < 8; width *= 2, lanes *= 2) {  // the neighbour's codes behind one's own; its packed ones are complete
+  for (; width < 8; width *= 2, lanes *= 2) {  // the neighbour's codes after one's own; its packed ones are complete
     const std::uint32_t other = shuffle_xor(static_cast<std::uint32_t>(packed), lanes);
     packed |= static_cast<std::uint64_t>(other) << width;
   }

@@ -5,7 +5,7 @@
 // The lane holds its pieces of the query (the sum of its group's heads, in float), of the mixed value (float), and of
 // the keys and values of kSlots layers at a time, all loaded before the first of them is used: kSlots 2 loads of 512
 // bytes for a warp, so that a few warps of a multiprocessor keep its memory busy. The layer's own key and value are
-// layer 0 of the list, the sources come behind; beyond kSlots layers the softmax goes on with its largest score so far.
+// layer 0 of the list, the sources follow it; beyond kSlots layers the softmax goes on with its largest score so far.
 //
 // All tensors are dense: query[tokens, kv_heads group, head_dim], layers[2 j][tokens, kv_heads, head_dim] and
 // layers[2 j + 1][tokens, kv_heads, value_dim], at addresses that are multiples of 16; pointers travel in the argument.
@@ -40,7 +40,7 @@ EW_DEVICE void unpack(float (&to)[8], const Words4& from) {
   }
 }
 
-// The lane's pieces of a head of `size` elements; zeros behind its end.
+// The lane's pieces of a head of `size` elements; zeros after its end.
 template <int kLanes, int kPieces>
 EW_DEVICE void load_pieces(Words4 (&to)[kPieces], const std::uint16_t* head, int size) {
   EW_UNROLL
@@ -51,7 +51,7 @@ EW_DEVICE void load_pieces(Words4 (&to)[kPieces], const std::uint16_t* head, int
   }
 }
 
-// What a lane knows of its (token, KV head).
+// A lane's state of its (token, KV head).
 template <int kPieces>
 struct State {
   float query[kPieces][8], mixed[kPieces][8];

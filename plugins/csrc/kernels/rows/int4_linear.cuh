@@ -10,7 +10,7 @@
 //
 // A product is mma of 16 outputs x 16 inputs (A) and 16 inputs x 8 rows (B). A word of 8 codes n0 .. n7 becomes the
 // pairs (n0, n4), (n1, n5), (n2, n6), (n3, n7) less 8, exact in half and bfloat16; each lane permutes its 8 inputs of x
-// alike. x comes through the first cache, which all blocks of a multiprocessor share.
+// in the same way. x comes through the first cache, which all blocks of a multiprocessor share.
 //
 // codes[outputs, size / 2] are those of MatMulNBits: [outputs, size / block, block / 2], low nibble first, zero 8.
 // x[rows, size], scales[outputs, size / block], out[rows, outputs] of `type`. size: a multiple of 32 and of block,
@@ -38,7 +38,7 @@ struct Task {
   int rows, outputs, size, block;
 };
 
-// Starts the copies of one step's codes, from input `first` on; zeros behind the end of W.
+// Starts the copies of one step's codes, from input `first` on; zeros after the end of W.
 EW_DEVICE void copy_codes(const Task& task, unsigned char* stage, int output, int first) {
   EW_UNROLL
   for (int c = 0; c < kOutputs * 4 / kWarp; ++c) {
@@ -109,7 +109,7 @@ struct Scales {
     }
   }
 
-  // Of inputs 32 q .. 32 q + 32 of the step.
+  // The scale of inputs 32 q .. 32 q + 32 of the step.
   template <Type type>
   EW_DEVICE float get(int s, int h, int q) const {
     return to_float<type>(static_cast<std::uint16_t>(shuffle(bits[s][h], lane_index() / 4 * 4 + q)));

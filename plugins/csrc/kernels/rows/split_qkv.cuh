@@ -1,9 +1,9 @@
 // SplitQkv: a packed projection into heads; on the way query and key are normalised and rotated.
 //
-// A warp takes one head of one token: packed [tokens, width] of `type`, the heads of query, key and value side by side.
-// Lane l holds channels l, l + 32, ...; a channel's partner in the rotation, R channels away, is read again (from the
-// first cache) and normalised again instead of being passed around, so that any R and head size will do. Bytes: the
-// projection once in and once out, and cos, sin [tokens, R] once per token. Any architecture.
+// A warp takes one head of one token: packed [tokens, width] of `type`, the heads of query, key and value one after
+// another. Lane l holds channels l, l + 32, ...; a channel's partner in the rotation, R channels away, is read again
+// (from the first cache) and normalised again instead of being passed around, so that any R and head size will do.
+// Bytes: the projection once in and once out, and cos, sin [tokens, R] once per token. Any architecture.
 #pragma once
 
 #include "kernels/device/device.cuh"
