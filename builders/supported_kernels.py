@@ -11,7 +11,7 @@ from enginewright.runtime.errors import BuildError
 
 
 def check_graph(graph: ir.Graph, backend: str) -> None:
-    """Raise BuildError where an op of ours in `graph` has no kernel; csrc/cuda/configurations.h lists what they take."""
+    """Raise BuildError where an op of ours in `graph` has no kernel; csrc/launchers/configurations.h lists what they take."""
     for node in graph:
         if node.domain == DOMAIN:
             _check_node(node, backend)

@@ -83,6 +83,7 @@ def _make(objects: Path, *options: str) -> None:
     if not (PLUGINS / "CMakeLists.txt").exists():
         raise LibraryError(f"plugins: got no CMakeLists.txt in {PLUGINS}, expected a source checkout")
     configure = [_cmake(), "-S", str(PLUGINS), "-B", str(objects), *options, f"-DCMAKE_INSTALL_PREFIX={PLUGINS}"]
+    configure.append(f"-DPython3_EXECUTABLE={sys.executable}")  # runs generate.py
     if shutil.which("ninja") and not (objects / "CMakeCache.txt").exists():
         configure += ["-G", "Ninja"]
     _run(*configure)

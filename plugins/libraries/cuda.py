@@ -1,4 +1,4 @@
-"""The C functions of `libenginewright_cuda` for Python: structures as `csrc/cuda/calls.h` has them, errors as exceptions.
+"""The C functions of `libenginewright_cuda` for Python: structures as `csrc/abi/cuda_calls.h` has them, errors as exceptions.
 
 Tests and benchmarks call kernels through this; engines reach them through their host's adapter. Standard library only.
 """
@@ -18,7 +18,7 @@ ABI = 1
 # How the manifest calls engines for ONNX Runtime's CUDA provider, and what they run on.
 ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1
-# What is instantiated, as csrc/cuda/configurations.h lists it; a test compares the two.
+# What is instantiated, as csrc/launchers/configurations.h lists it; a test compares the two.
 PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
 KVARN_DIMS = (32, 64, 128, 256)
 KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
@@ -104,7 +104,7 @@ class CudaLibrary:
             raise ValueError(self._error())
 
     def probe(self, pointers: list[int], stream: int = 0) -> None:
-        """Run `csrc/cuda/probe.cu`."""
+        """Run `csrc/launchers/probe.cu`."""
         array = (_pointer * len(pointers))(*pointers)
         function = self._function("probe")
         function.argtypes = [_pointer, _pointer]

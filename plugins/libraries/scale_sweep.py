@@ -9,7 +9,7 @@ from enginewright.plugins.libraries.cpu import load_ort_library
 
 
 class ScaleSweep(ctypes.Structure):
-    """`ew::ScaleSweep` of csrc/cpu/scale_sweep.h."""
+    """`ew::ScaleSweep` of csrc/cpu/quantise/scale_sweep.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "targets", "block", "grid", "codes", "scales", "errors")),

@@ -18,7 +18,7 @@ import torch
 from enginewright.plugins.libraries.scale_sweep import sweep_scales
 
 Swept = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-_MARGIN = 8  # units of the last place between a scale and its cell's ends; as in csrc/cpu/scale_sweep.cpp
+_MARGIN = 8  # units of the last place between a scale and its cell's ends; as in csrc/cpu/quantise/scale_sweep.cpp
 _EVENT_BYTES = 1 << 28  # of a batch's transitions
 _CHUNK = 32  # transitions of every row at a time
 

@@ -1,8 +1,8 @@
-// Functions for ctypes: what tests and benchmarks need, and the search for scales.
+// C functions for ctypes: for tests and benchmarks, and the search for scales.
 #include <cstdint>
 
-#include "isa.h"
-#include "scale_sweep.h"
+#include "cpu/quantise/scale_sweep.h"
+#include "cpu/simd/isa.h"
 
 #define EW_EXPORT extern "C" __attribute__((visibility("default")))
 

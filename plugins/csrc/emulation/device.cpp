@@ -1,6 +1,6 @@
 // Halves and warp-wide matrix operations of the emulated device. A half is a float here, rounded after each operation,
 // which is exact: a float holds the product of two halves, and a fused sum of them rounds once from a double.
-#include "device.h"
+#include "emulation/device.h"
 
 namespace ew {
 namespace {
@@ -43,7 +43,7 @@ void matrices(void* const* lanes) {
     }
 }
 
-// What the lanes hold as matrices, multiplied.
+// Multiplies the matrices that the lanes hold.
 template <float (*kToFloat)(std::uint16_t)>
 void multiply(void* const* lanes) {
   float left[16][16], right[16][8];

@@ -1,4 +1,4 @@
-// The device functions of kernels/device.cuh on a CPU: the threads of a block are fibers, and what a warp does together
+// The device functions of kernels/device.cuh on a CPU: the threads of a block are fibers, and a collective of a warp
 // happens when all its lanes have arrived. For tests: it checks results and the rules of synchronisation, not speed.
 #pragma once
 
@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "fibers.h"
+#include "emulation/fibers.h"
 
 #define EW_DEVICE inline
 #define EW_KERNEL(threads, blocks) static void

@@ -1,5 +1,5 @@
 // Fibers: contexts made by makecontext, switched by _setjmp and _longjmp, which save no signal mask and so are quick.
-#include "fibers.h"
+#include "emulation/fibers.h"
 
 #include <setjmp.h>
 #include <ucontext.h>

@@ -1,16 +1,12 @@
-// What both attention ops' calls of the kernels have in common, whatever the host.
+// The part of a call of the kernels that both attention ops fill in the same way.
 #pragma once
 
 #include <cstdint>
 
-#include "../cuda/calls.h"
-#include "tensor.h"
+#include "abi/cuda_calls.h"
+#include "ops/attention_tensors.h"
 
 namespace ew::ops {
-
-struct AttentionTensors {
-  const Tensor &query, &key, &value, &query_starts, &kv_lens, &tile_table, &sinks;
-};
 
 template <class Attributes>
 EwAttention attention_call(const Attributes& attributes, const AttentionTensors& in, std::int32_t type) {
@@ -21,15 +17,14 @@ EwAttention attention_call(const Attributes& attributes, const AttentionTensors&
   call.query_starts = static_cast<const std::int32_t*>(in.query_starts.data);
   call.sinks = static_cast<const float*>(in.sinks.data);
   call.tokens = call.longest = in.query.shape[0];
-  call.rows = in.query_starts.shape[0] - 1;
+  call.rows = in.rows();
   call.query_heads = in.query.shape[1];
   call.kv_heads = in.key.shape[1];
   call.head_dim = in.query.shape[2];
   call.value_dim = in.value.shape[2];
   call.table_width = in.tile_table.shape[3];
-  const std::int64_t lens = call.rows * call.kv_heads;
-  call.kv_lens = static_cast<const std::int32_t*>(in.kv_lens.data) + attributes.layer * lens;
-  call.table = static_cast<const std::int32_t*>(in.tile_table.data) + attributes.layer * lens * call.table_width;
+  call.kv_lens = in.layer_lens(attributes.layer);
+  call.table = in.layer_table(attributes.layer);
   call.window = attributes.window;
   call.scale = attributes.scale;
   call.softcap = attributes.softcap;

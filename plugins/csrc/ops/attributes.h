@@ -1,7 +1,10 @@
-// How an op reads the attributes of its node, whatever the host.
+// The reader of a node's attributes, which every host implements, and the checks of their values.
 #pragma once
 
 #include <cstdint>
+#include <string>
+
+#include "ops/tensor.h"
 
 namespace ew::ops {
 
@@ -18,5 +21,15 @@ class AttributeReader {
   float number(const char* name) const { return read(name, static_cast<const float*>(nullptr)); }
   float number(const char* name, float fallback) const { return read(name, &fallback); }
 };
+
+// Throws unless `holds`.
+template <class Value>
+void expect_value(bool holds, const char* name, Value value, const std::string& expected) {
+  if (!holds) fail(name, std::to_string(value), expected);
+}
+
+inline void expect_flag(const char* name, std::int64_t value) {
+  expect_value(value == 0 || value == 1, name, value, "0 or 1");
+}
 
 }  // namespace ew::ops

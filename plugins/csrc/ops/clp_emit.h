@@ -1,77 +1,31 @@
-// ClpEmit for every host: ports, attributes and the shapes that a call must have.
+// ClpEmit for every host: checks of its attributes and of the shapes that a call must have.
 #pragma once
 
 #include <cmath>
 #include <string>
 
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::clp {
 
-enum Input {
-  kHidden,
-  kGreedy,
-  kClassifierWeight,
-  kClassifierBias,
-  kUpWeight,
-  kUpBias,
-  kOutBias,
-  kOutWeight,
-  kOutCodes,
-  kOutScales,
-  kSampleRows,
-  kQueryStarts,
-  kInputCount
-};
+using namespace declared::clp_emit;
 
-// kType: of the states and the heads; plugins/ops/op.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {{"hidden", kType},
-                                   {"greedy", kInt64},
-                                   {"classifier_weight", kFloat},
-                                   {"classifier_bias", kFloat},
-                                   {"up_weight", kType},
-                                   {"up_bias", kType},
-                                   {"out_bias", kType},
-                                   {"out_weight", kType, kOptional},
-                                   {"out_codes", kInt8, kOptional},
-                                   {"out_scales", kFloat, kOptional},
-                                   {"sample_rows", kInt64, kOptional},
-                                   {"query_starts", kInt32, kOptional}};
-inline constexpr Port kOutputs[] = {{"tokens", kInt64}, {"counts", kInt64}};
-inline constexpr AttributeDeclaration kAttributes[] = {
-    {"k", "int", "null"}, {"tau", "float", "null"}, {"activation", "int", "0"}, {"residual", "int", "0"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"ClpEmit", 1, kInputs<kType>, kInputCount, kOutputs, 2, kAttributes, 4};
 constexpr std::int64_t kMostTokens = 16;
 
-struct Attributes {
-  std::int64_t extra;
-  float tau;
-  bool silu, residual;
-
-  explicit Attributes(const AttributeReader& node) {
-    const std::int64_t k = node.integer("k");
-    if (k < 2 || k > kMostTokens) fail("k", std::to_string(k), "2 to " + std::to_string(kMostTokens));
-    extra = k - 1;
-    tau = node.number("tau");
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(k >= 2 && k <= kMostTokens, "k", k, "2 to " + std::to_string(kMostTokens));
     if (std::isnan(tau)) fail("tau", "NaN", "a number");
-    silu = flag(node, "activation");
-    residual = flag(node, "residual");
+    expect_flag("activation", activation);
+    expect_flag("residual", residual);
   }
 
- private:
-  static bool flag(const AttributeReader& node, const char* name) {
-    const std::int64_t value = node.integer(name, 0);
-    if (value != 0 && value != 1) fail(name, std::to_string(value), "0 or 1");
-    return value == 1;
-  }
+  std::int64_t extra() const { return k - 1; }
 };
 
 inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
-  const std::int64_t extra = attributes.extra;
+  const std::int64_t extra = attributes.extra();
   expect_shape("hidden", in[kHidden], {-1, -1}, "[N, d]");
   const std::int64_t rows = in[kHidden].shape[0], size = in[kHidden].shape[1];
   expect_shape("greedy", in[kGreedy], {rows}, "[N]");

@@ -1,8 +1,8 @@
 // ClpEmit's call of the kernels, without outputs.
 #pragma once
 
-#include "../cuda/calls.h"
-#include "clp_emit.h"
+#include "abi/cuda_calls.h"
+#include "ops/clp_emit.h"
 
 namespace ew::ops::clp {
 
@@ -30,12 +30,12 @@ inline EwClpEmit call_of(const Attributes& attributes, const Tensor* in, std::in
   call.rows = in[kHidden].shape[0];
   call.size = in[kHidden].shape[1];
   call.classes = in[kClassifierWeight].shape[0];
-  call.extra = attributes.extra;
+  call.extra = attributes.extra();
   call.inner = in[kUpWeight].shape[1];
   call.vocab = in[kOutBias].shape[1];
   call.tau = attributes.tau;
-  call.activation = attributes.silu;
-  call.residual = attributes.residual;
+  call.activation = static_cast<std::int32_t>(attributes.activation);
+  call.residual = static_cast<std::int32_t>(attributes.residual);
   call.type = type;
   return call;
 }

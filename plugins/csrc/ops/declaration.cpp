@@ -1,4 +1,4 @@
-#include "declaration.h"
+#include "ops/declaration.h"
 
 namespace ew::ops {
 namespace {

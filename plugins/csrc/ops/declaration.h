@@ -1,5 +1,5 @@
-// An op as a library declares it to its host; tests compare it with plugins/ops/op.py. Every host's adapters share these
-// declarations, and the checks beside them.
+// The form of an op's declaration, as a library gives it to its host. The declarations themselves are generated
+// (generated/declarations.h); every host's adapters share them and the checks of this folder.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +39,7 @@ struct Declaration {
   std::size_t attribute_count;
 };
 
-// As plugins/ops/op.py calls it.
+// The name that plugins/ops has for it.
 const char* name_of(ElementType type);
 
 // {"name": ..., "version": ..., "inputs": [...], "outputs": [...], "attributes": [...]}

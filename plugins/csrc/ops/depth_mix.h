@@ -1,31 +1,19 @@
-// DepthMix for every host: ports, the attribute and the shapes that a call must have.
+// DepthMix for every host: checks of its attribute and of the shapes that a call must have.
 #pragma once
 
 #include <cmath>
 #include <string>
 
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::depth {
 
-enum Input { kQuery, kKey, kValue, kSources };
+using namespace declared::depth_mix;
 
-// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {{"query", kType}, {"key", kType}, {"value", kType}, {"sources", kType, kVariadic}};
-template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"mixed", kType}};
-inline constexpr AttributeDeclaration kAttributes[] = {{"scale", "float", "null"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"DepthMix", 1, kInputs<kType>, 4, kOutputs<kType>, 1, kAttributes, 1};
-
-struct Attributes {
-  float scale;
-
-  explicit Attributes(const AttributeReader& node) : scale(node.number("scale")) {
-    if (!std::isfinite(scale)) fail("scale", std::to_string(scale), "a finite number");
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(std::isfinite(scale), "scale", scale, "a finite number");
   }
 };
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../cuda/calls.h"
-#include "depth_mix.h"
+#include "abi/cuda_calls.h"
+#include "ops/depth_mix.h"
 
 namespace ew::ops::depth {
 

@@ -1,17 +1,17 @@
-// GreedySample for every host: ports and the shape that a call must have.
+// GreedySample for every host: the check of the shape that a call must have.
 #pragma once
 
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::greedy {
 
-enum Input { kLogits };
+using namespace declared::greedy_sample;
 
-// Logits are float32 in every graph.
-inline constexpr Port kInputs[] = {{"logits", kFloat}};
-inline constexpr Port kOutputs[] = {{"tokens", kInt64}};
-inline constexpr Declaration kDeclaration = {"GreedySample", 1, kInputs, 1, kOutputs, 1, nullptr, 0};
+// Logits are float32 in every graph, so hosts declare kDeclaration<kFloat> alone.
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader&) {}
+};
 
 inline void expect_shapes(const Tensor* in) {
   expect_shape("logits", in[kLogits], {-1, -1}, "[N, V]");

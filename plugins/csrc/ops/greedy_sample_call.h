@@ -1,8 +1,8 @@
 // GreedySample's call of the kernel, without the output.
 #pragma once
 
-#include "../cuda/calls.h"
-#include "greedy_sample.h"
+#include "abi/cuda_calls.h"
+#include "ops/greedy_sample.h"
 
 namespace ew::ops::greedy {
 

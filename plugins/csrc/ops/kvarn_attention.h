@@ -1,89 +1,38 @@
-// KVarNAttention for every host: ports, attributes and the shapes that a call must have.
+// KVarNAttention for every host: checks of its attributes and of the shapes that a call must have.
 #pragma once
 
 #include <string>
 
-#include "../cpu/kvarn.h"
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "layout/kvarn_record.h"
+#include "ops/attention_tensors.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::kvarn {
 
-enum Input {
-  kQuery,
-  kKey,
-  kValue,
-  kTiles,
-  kExact,
-  kQueryStarts,
-  kKvLens,
-  kTileTable,
-  kSlots,
-  kEncodedLens,
-  kSinks,
-  kInputCount
-};
+using namespace declared::kvarn_attention;
 
-// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {{"query", kType},
-                                   {"key", kType},
-                                   {"value", kType},
-                                   {"tiles", kInt8},
-                                   {"exact", kFloat16},
-                                   {"query_starts", kInt32},
-                                   {"kv_lens", kInt32},
-                                   {"tile_table", kInt32},
-                                   {"slots", kInt32},
-                                   {"encoded_lens", kInt32},
-                                   {"sinks", kFloat, kOptional}};
-template <ElementType kType>
-inline constexpr Port kOutputs[] = {
-    {"output", kType}, {"tiles_out", kInt8, kRequired, kTiles}, {"exact_out", kFloat16, kRequired, kExact}};
-inline constexpr AttributeDeclaration kAttributes[] = {
-    {"layer", "int", "null"},    {"scale", "float", "null"}, {"window", "int", "0"},
-    {"softcap", "float", "0.0"}, {"k_bits", "int", "4"},     {"v_bits", "int", "2"},
-    {"iterations", "int", "8"},  {"robust", "int", "0"},     {"rotate_values", "int", "1"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"KVarNAttention", 1, kInputs<kType>, kInputCount,
-                                             kOutputs<kType>,  3, kAttributes,    9};
-
-struct Attributes {
-  std::int64_t layer, window, iterations;
-  float scale, softcap;
-  int k_bits, v_bits;
-  bool robust, rotate_values;
-
-  explicit Attributes(const AttributeReader& node) {
-    layer = node.integer("layer");
-    scale = node.number("scale");
-    softcap = node.number("softcap", 0.0f);
-    if (layer < 0) fail("layer", std::to_string(layer), "0 or more");
-    if (!(softcap >= 0.0f)) fail("softcap", std::to_string(softcap), "0 (off) or more");
-    window = node.integer("window", 0);
-    if (window < 0) fail("window", std::to_string(window), "0 (all) or more");
-    k_bits = bits(node, "k_bits", 4);
-    v_bits = bits(node, "v_bits", 2);
-    iterations = node.integer("iterations", 8);
-    if (iterations < 0) fail("iterations", std::to_string(iterations), "0 or more");
-    robust = flag(node, "robust", 0);
-    rotate_values = flag(node, "rotate_values", 1);
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(layer >= 0, "layer", layer, "0 or more");
+    expect_value(softcap >= 0.0f, "softcap", softcap, "0 (off) or more");
+    expect_value(window >= 0, "window", window, "0 (all) or more");
+    expect_bits("k_bits", k_bits);
+    expect_bits("v_bits", v_bits);
+    expect_value(iterations >= 0, "iterations", iterations, "0 or more");
+    expect_flag("robust", robust);
+    expect_flag("rotate_values", rotate_values);
   }
 
  private:
-  static int bits(const AttributeReader& node, const char* name, std::int64_t fallback) {
-    const std::int64_t width = node.integer(name, fallback);
-    if (width != 2 && width != 4 && width != 8) fail(name, std::to_string(width), "2, 4 or 8");
-    return static_cast<int>(width);
-  }
-
-  static bool flag(const AttributeReader& node, const char* name, std::int64_t fallback) {
-    const std::int64_t value = node.integer(name, fallback);
-    if (value != 0 && value != 1) fail(name, std::to_string(value), "0 or 1");
-    return value == 1;
+  static void expect_bits(const char* name, std::int64_t width) {
+    expect_value(width == 2 || width == 4 || width == 8, name, width, "2, 4 or 8");
   }
 };
+
+inline AttentionTensors attention_tensors(const Tensor* in) {
+  return {in[kQuery], in[kKey], in[kValue], in[kQueryStarts], in[kKvLens], in[kTileTable], in[kSinks]};
+}
 
 inline void expect(const Tensor* in, Input i, std::initializer_list<std::int64_t> shape, const char* names) {
   expect_shape(kInputs<kFloat>[i].name, in[i], shape, names);

@@ -1,49 +1,29 @@
-// PagedAttention for every host: ports, attributes and the shapes that a call must have.
+// PagedAttention for every host: checks of its attributes and of the shapes that a call must have.
 #pragma once
 
 #include <string>
 
-#include "../cpu/tile.h"
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "layout/tile.h"
+#include "ops/attention_tensors.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::paged {
 
-enum Input { kQuery, kKey, kValue, kTiles, kQueryStarts, kKvLens, kTileTable, kSinks, kInputCount };
+using namespace declared::paged_attention;
 
-// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {
-    {"query", kType},         {"key", kType},      {"value", kType},       {"tiles", kInt8},
-    {"query_starts", kInt32}, {"kv_lens", kInt32}, {"tile_table", kInt32}, {"sinks", kFloat, kOptional}};
-template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"output", kType}, {"tiles_out", kInt8, kRequired, kTiles}};
-inline constexpr AttributeDeclaration kAttributes[] = {{"layer", "int", "null"},
-                                                       {"scale", "float", "null"},
-                                                       {"window", "int", "0"},
-                                                       {"softcap", "float", "0.0"},
-                                                       {"kv_bits", "int", "16"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"PagedAttention", 1, kInputs<kType>, kInputCount,
-                                             kOutputs<kType>,  2, kAttributes,    5};
-
-struct Attributes {
-  std::int64_t layer, window, kv_bits;
-  float scale, softcap;
-
-  explicit Attributes(const AttributeReader& node) {
-    layer = node.integer("layer");
-    scale = node.number("scale");
-    window = node.integer("window", 0);
-    softcap = node.number("softcap", 0.0f);
-    kv_bits = node.integer("kv_bits", 16);
-    if (layer < 0) fail("layer", std::to_string(layer), "0 or more");
-    if (window < 0) fail("window", std::to_string(window), "0 (all) or more");
-    if (!(softcap >= 0.0f)) fail("softcap", std::to_string(softcap), "0 (off) or more");
-    if (kv_bits != 16 && kv_bits != 32) fail("kv_bits", std::to_string(kv_bits), "16 or 32");
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(layer >= 0, "layer", layer, "0 or more");
+    expect_value(window >= 0, "window", window, "0 (all) or more");
+    expect_value(softcap >= 0.0f, "softcap", softcap, "0 (off) or more");
+    expect_value(kv_bits == 16 || kv_bits == 32, "kv_bits", kv_bits, "16 or 32");
   }
 };
+
+inline AttentionTensors attention_tensors(const Tensor* in) {
+  return {in[kQuery], in[kKey], in[kValue], in[kQueryStarts], in[kKvLens], in[kTileTable], in[kSinks]};
+}
 
 inline void expect(const Tensor* in, Input i, std::initializer_list<std::int64_t> shape, const char* names) {
   expect_shape(kInputs<kFloat>[i].name, in[i], shape, names);

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cuda/calls.h"
+#include "abi/cuda_calls.h"
 
 namespace ew::ops {
 

@@ -1,47 +1,23 @@
-// SplitQkv for every host: ports, attributes and the shapes that a call must have.
+// SplitQkv for every host: checks of its attributes and of the shapes that a call must have.
 #pragma once
 
 #include <string>
 #include <utility>
 
-#include "attributes.h"
-#include "declaration.h"
-#include "tensor.h"
+#include "generated/declarations.h"
+#include "ops/tensor.h"
 
 namespace ew::ops::split {
 
-enum Input { kPacked, kCos, kSin, kQueryNorm, kKeyNorm, kInputCount };
+using namespace declared::split_qkv;
 
-// kType: of the activations that the host's kernels take; plugins/ops/op.py allows several.
-template <ElementType kType>
-inline constexpr Port kInputs[] = {{"packed", kType},
-                                   {"cos", kType, kOptional},
-                                   {"sin", kType, kOptional},
-                                   {"query_norm", kType, kOptional},
-                                   {"key_norm", kType, kOptional}};
-template <ElementType kType>
-inline constexpr Port kOutputs[] = {{"query", kType}, {"key", kType}, {"value", kType}};
-inline constexpr AttributeDeclaration kAttributes[] = {{"query_heads", "int", "null"},
-                                                       {"kv_heads", "int", "null"},
-                                                       {"head_dim", "int", "null"},
-                                                       {"value_dim", "int", "null"},
-                                                       {"epsilon", "float", "1e-06"}};
-template <ElementType kType>
-inline constexpr Declaration kDeclaration = {"SplitQkv", 1, kInputs<kType>, 5, kOutputs<kType>, 3, kAttributes, 5};
-
-struct Attributes {
-  std::int64_t query_heads, kv_heads, head_dim, value_dim;
-  float epsilon;
-
-  explicit Attributes(const AttributeReader& node) {
-    const std::pair<const char*, std::int64_t*> sizes[] = {
-        {"query_heads", &query_heads}, {"kv_heads", &kv_heads}, {"head_dim", &head_dim}, {"value_dim", &value_dim}};
-    for (const auto& [name, size] : sizes) {
-      *size = node.integer(name);
-      if (*size < 1) fail(name, std::to_string(*size), "1 or more");
-    }
-    epsilon = node.number("epsilon", 1e-6f);
-    if (!(epsilon >= 0.0f)) fail("epsilon", std::to_string(epsilon), "0 or more");
+struct Attributes : AttributeValues {
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
+    expect_value(query_heads >= 1, "query_heads", query_heads, "1 or more");
+    expect_value(kv_heads >= 1, "kv_heads", kv_heads, "1 or more");
+    expect_value(head_dim >= 1, "head_dim", head_dim, "1 or more");
+    expect_value(value_dim >= 1, "value_dim", value_dim, "1 or more");
+    expect_value(epsilon >= 0.0f, "epsilon", epsilon, "0 or more");
   }
 
   std::int64_t width() const { return (query_heads + kv_heads) * head_dim + kv_heads * value_dim; }

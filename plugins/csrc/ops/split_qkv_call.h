@@ -1,8 +1,8 @@
 // SplitQkv's call of the kernel, without outputs.
 #pragma once
 
-#include "../cuda/calls.h"
-#include "split_qkv.h"
+#include "abi/cuda_calls.h"
+#include "ops/split_qkv.h"
 
 namespace ew::ops::split {
 

@@ -1,4 +1,4 @@
-#include "tensor.h"
+#include "ops/tensor.h"
 
 #include <stdexcept>
 

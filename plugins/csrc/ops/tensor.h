@@ -1,4 +1,4 @@
-// A call's tensors as the checks see them, whatever the host, and the form of every message.
+// A call's tensors in the form that checks read, the same for every host, and the form of every message.
 #pragma once
 
 #include <cstdint>

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from enginewright.plugins import generate
 from enginewright.plugins.build import PLUGINS
 
 HERE = Path(__file__).resolve().parent
 OURS = HERE / "sdk_headers"
-ADAPTERS = sorted((PLUGINS / "csrc" / "tensorrt").glob("*.cpp"))
-STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror", '-DEW_VERSION="0"')
+ADAPTERS = sorted((PLUGINS / "csrc" / "hosts" / "tensorrt").glob("*.cpp"))
+STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror", '-DEW_VERSION="0"', "-I", str(PLUGINS / "csrc"))
 
 
 def compiler() -> str:
@@ -59,9 +60,12 @@ def test_our_declaration_is_nvidias(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("headers", ["ours", "nvidias"])
-def test_adapters_compile_without_warnings(headers: str) -> None:
+def test_adapters_compile_without_warnings(headers: str, tmp_path: Path) -> None:
+    generate.write(tmp_path)
     options = nvidias() if headers == "nvidias" else ["-I", str(OURS)]
-    subprocess.run([compiler(), *STRICT, *options, "-fsyntax-only", *map(str, ADAPTERS)], check=True)
+    subprocess.run(
+        [compiler(), *STRICT, *options, "-I", str(tmp_path), "-fsyntax-only", *map(str, ADAPTERS)], check=True
+    )
 
 
 def test_the_declaration_is_for_tests_alone() -> None:

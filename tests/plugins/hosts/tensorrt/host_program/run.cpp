@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "../../../plugins/csrc/cuda/calls.h"
+#include "abi/cuda_calls.h"
 #include "host.h"
 
 #define EW_TEST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -12,7 +12,7 @@ using namespace host;
 
 namespace {
 
-constexpr std::ptrdiff_t kGuard = 4096;  // as the caller has behind its arrays
+constexpr std::ptrdiff_t kGuard = 4096;  // as the caller has after its arrays
 constexpr unsigned char kPoison = 0xff;
 
 std::string message;
@@ -58,7 +58,7 @@ class Stream {
   void* stream_;
 };
 
-// Memory where the kernels run, and kGuard bytes behind it.
+// Memory where the kernels run, and kGuard bytes after it.
 class Memory {
  public:
   explicit Memory(std::size_t bytes) : bytes_(static_cast<std::int64_t>(bytes + std::size_t{kGuard})) {
@@ -113,7 +113,7 @@ class Arrays {
   std::map<void*, Memory> memory_;
 };
 
-// Runs with a workspace of just the size that was asked for, full of NaNs and with more of them behind it.
+// Runs with a workspace of just the size that was asked for, full of NaNs and with more of them after it.
 void run_with_workspace(nvinfer1::IPluginV3& plugin, const std::vector<Tensor>& inputs,
                         const std::vector<Tensor>& outputs, std::size_t bytes) {
   const Stream stream;

@@ -1,4 +1,4 @@
-// What a builder asks of a plugin, for every op: outputs, formats, aliases.
+// A builder's questions to a plugin, for every op: outputs, formats, aliases.
 #include "check.h"
 #include "examples.h"
 
@@ -56,7 +56,7 @@ TEST(each_single_wrong_type_is_refused) {
         if (changed.type == static_cast<DataType>(number)) continue;
         changed.type = static_cast<DataType>(number);
         const int refused = first_refused(plugin, wrong.inputs, wrong.outputs);
-        // another type of activations may be right as such, and then disagrees with those behind it
+        // another type of activations may be right as such, and then disagrees with those after it
         CHECK(refused >= static_cast<int>(i) || (refused == -1 && one.inputs.size() + one.outputs.size() == 1));
         const bool is_activation = changed.type == DataType::kHALF || changed.type == DataType::kBF16;
         CHECK(refused == static_cast<int>(i) || (i == 0 && is_activation && refused > 0));

@@ -1,0 +1,53 @@
+// Checks for the faults of a call that would make it read or write outside a buffer.
+#include "cpu/attention/attention_check.h"
+
+#include <string>
+
+#include "cpu/attention/attention_plan.h"
+#include "cpu/attention/paged_attention.h"
+#include "cpu/host/fault.h"
+
+namespace ew {
+
+std::string check_starts(const AttentionArgs& args) {
+  if (args.starts[0] != 0) return expected("query_starts[0]", args.starts[0], "0");
+  for (std::int64_t row = 0; row < args.rows; ++row)
+    if (args.starts[row + 1] < args.starts[row])
+      return expected(index_of("query_starts", row + 1), args.starts[row + 1],
+                      "at least " + std::to_string(args.starts[row]) + ", the entry before it");
+  if (args.starts[args.rows] != args.tokens)
+    return expected(index_of("query_starts", args.rows), args.starts[args.rows], "T = " + std::to_string(args.tokens));
+  return {};
+}
+
+namespace {
+
+std::string check_head(const AttentionArgs& args, std::int64_t row, std::int64_t head) {
+  const std::int64_t held = args.held(row, head), count = args.starts[row + 1] - args.starts[row];
+  if (held < 0) return expected(at("kv_lens", row, head), held, "0 or more");
+  if (held + count > args.table_width * kTileTokens)
+    return expected(at("kv_lens", row, head), held,
+                    "room for " + std::to_string(count) + " new tokens in M = " + std::to_string(args.table_width) +
+                        " tiles of " + std::to_string(kTileTokens));
+  const TileRange tiles = visible_tiles(args, row, head, 0, count);
+  for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+    const std::int64_t id = args.tile_ids(row, head)[tile];
+    if (id < 0 || id >= args.tile_count)
+      return expected(at("tile_table", row, head) + "[" + std::to_string(tile) + "]", id,
+                      "a tile id in [0, " + std::to_string(args.tile_count) + ")");
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string find_fault(const AttentionArgs& args) {
+  std::string fault = check_starts(args);
+  for (std::int64_t row = 0; row < args.rows && fault.empty(); ++row) {
+    if (args.starts[row + 1] == args.starts[row]) continue;
+    for (std::int64_t head = 0; head < args.kv_heads && fault.empty(); ++head) fault = check_head(args, row, head);
+  }
+  return fault;
+}
+
+}  // namespace ew

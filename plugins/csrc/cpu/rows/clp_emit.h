@@ -1,0 +1,46 @@
+// CLP's emission: the number of tokens to emit after the next one, and these tokens.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/host/parallel.h"
+#include "cpu/host/scratch.h"
+
+namespace ew {
+
+// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops declares them.
+struct ClpEmitArgs {
+  const float* hidden;
+  const std::int64_t* greedy;
+  const float *classifier_weight, *classifier_bias;
+  const float *up_weight, *up_bias;
+  const float* out_bias;
+  const float* out_weight;  // null: codes and scales
+  const std::int8_t* out_codes;
+  const float* out_scales;
+  const std::int64_t* sample_rows;   // null: every row may emit; else those that are the last of their sequence
+  const std::int32_t* query_starts;  // [sequences + 1], rising
+  std::int64_t* tokens;
+  std::int64_t* counts;
+  std::int64_t rows, size, classes, extra, inner, vocab, sequences;
+  float tau;
+  bool silu, residual;
+};
+
+// Memory that a call needs, kept for the next one.
+struct ClpScratch {
+  FloatBuffer scores;                 // classifier scores [rows, classes]
+  FloatBuffer states;                 // hidden states of the rows that emit, the longest emission first
+  FloatBuffer inner;                  // hidden layers of the heads, [extra][emitting rows, inner]
+  FloatBuffer best;                   // largest logit of each (head, block of the vocabulary, row)
+  std::vector<std::int64_t> best_at;  // and its index
+  std::vector<std::int64_t> lengths;  // extra tokens of each row
+  std::vector<std::int64_t> order;    // the rows that emit, the longest emission first
+  std::vector<std::int64_t> counts;   // how many of them need head j
+};
+
+// A head is evaluated for the rows that emit its token, and its logits are held for one block at a time only.
+void clp_emit(const ClpEmitArgs& args, ClpScratch& scratch, const Parallel& parallel);
+
+}  // namespace ew

@@ -1,0 +1,46 @@
+// An op as the library declares it to ONNX Runtime.
+#pragma once
+
+#include "hosts/ort/host.h"
+#include "hosts/ort/ort_abi.h"
+#include "ops/declaration.h"
+
+namespace ew::ort {
+
+// An OrtCustomOp that carries its declaration; the callbacks get the CustomOp back and find the declaration after it.
+struct DeclaredOp : CustomOp {
+  const Declaration* declaration;
+};
+
+// Fills in every callback that follows from the declaration.
+DeclaredOp declare(const Declaration& declaration);
+
+// The part that the kernels of all ops have in common: the host and the attributes of the node, read once.
+template <class Attributes>
+struct NodeKernel {
+  const Api& api;
+  Attributes attributes;
+
+  NodeKernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
+};
+
+// The same with a kernel: a struct with `static constexpr const Declaration& declaration`, `const Api& api`, a
+// constructor (api, info) and compute(context) const. What they throw becomes a status.
+template <class Kernel>
+DeclaredOp declare(const Declaration& declaration) {
+  DeclaredOp op = declare(declaration);
+  op.create_kernel_v2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
+    return guarded(*api, Kernel::declaration.name, [&] { *kernel = new Kernel(*api, info); });
+  };
+  op.compute_v2 = [](void* self, KernelContext* context) -> Status* {
+    const Kernel& kernel = *static_cast<const Kernel*>(self);
+    return guarded(kernel.api, Kernel::declaration.name, [&] { kernel.compute(context); });
+  };
+  op.destroy_kernel = [](void* self) { delete static_cast<Kernel*>(self); };
+  return op;
+}
+
+// The ops of the library that this is compiled into, ending with null.
+const DeclaredOp* const* ops();
+
+}  // namespace ew::ort

@@ -1,0 +1,32 @@
+// GreedySample for ONNX Runtime.
+#include "cpu/rows/row_ops.h"
+#include "hosts/ort/declaration.h"
+#include "hosts/ort/host.h"
+#include "ops/greedy_sample.h"
+
+namespace ew::ort {
+namespace {
+
+using namespace greedy;
+
+struct Kernel : NodeKernel<Attributes> {
+  static constexpr const Declaration& declaration = kDeclaration<kFloat>;
+  using NodeKernel::NodeKernel;
+
+  void compute(KernelContext* context) const {
+    const Tensor logits = input(api, context, 0);
+    expect_shapes(&logits);
+    const std::int64_t rows = logits.shape[0], vocab = logits.shape[1];
+    auto* tokens = static_cast<std::int64_t*>(output(api, context, 0, {rows}).data);
+    greedy_sample(static_cast<const float*>(logits.data), rows, vocab, tokens, HostThreads(api, context));
+  }
+};
+
+}  // namespace
+
+const DeclaredOp& greedy_sample_op() {
+  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
+  return op;
+}
+
+}  // namespace ew::ort

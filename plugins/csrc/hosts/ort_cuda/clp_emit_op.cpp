@@ -1,0 +1,29 @@
+// ClpEmit for ONNX Runtime's CUDA provider.
+#include "hosts/ort_cuda/device_call.h"
+#include "ops/clp_emit_call.h"
+
+namespace ew::ort {
+namespace {
+
+using namespace clp;
+
+template <ElementType kType>
+struct Kernel : DeviceKernel<Attributes> {
+  static constexpr const Declaration& declaration = kDeclaration<kType>;
+  using DeviceKernel::DeviceKernel;
+
+  void compute(KernelContext* context) const {
+    const auto in = inputs<kInputCount>(api, context);
+    expect_shapes(attributes, in.data());
+    EwClpEmit call = call_of(attributes, in.data(), kCallType<kType>);
+    call.tokens = static_cast<std::int64_t*>(output(api, context, 0, {call.rows, call.extra + 1}).data);
+    call.counts = static_cast<std::int64_t*>(output(api, context, 1, {call.rows}).data);
+    start(api, context, memory, call, ew_cuda_clp_emit_workspace, ew_cuda_clp_emit);
+  }
+};
+
+}  // namespace
+
+const DeclaredOp& clp_emit_op(ElementType type) { return op_of<Kernel>(type); }
+
+}  // namespace ew::ort

@@ -1,0 +1,15 @@
+// The library's ops, one adapter file each.
+#pragma once
+
+#include "hosts/tensorrt/operation.h"
+
+namespace ew::trt {
+
+Op paged_attention();
+Op kvarn_attention();
+Op depth_mix();
+Op split_qkv();
+Op greedy_sample();
+Op clp_emit();
+
+}  // namespace ew::trt

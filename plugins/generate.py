@@ -1,0 +1,164 @@
+"""Writes the C++ headers of the ops' declarations from `plugins/ops`.
+
+    python plugins/generate.py FOLDER
+
+CMake runs this before it compiles. So the ports, attributes and defaults of an op are written once, in Python, and C++
+reads them from FOLDER/generated:
+
+    attributes.h    each op's attributes as plain data
+    declarations.h  each op's inputs as an enum, its declaration for hosts, and the reader of its attributes
+
+The checks of values and shapes are written by hand, in `csrc/ops`. Standard library only; runs where enginewright is
+not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from enginewright.plugins.ops.op import Attribute, Op, Tensor
+
+PLUGINS = Path(__file__).resolve().parent
+ELEMENT_TYPES = {
+    "float32": "kFloat",
+    "float16": "kFloat16",
+    "bfloat16": "kBfloat16",
+    "int8": "kInt8",
+    "int32": "kInt32",
+    "int64": "kInt64",
+}
+"""Names of `ops/declaration.h`."""
+_NUMBERS = {"int": "std::int64_t", "float": "float"}
+_NOTE = "// Generated from plugins/ops by plugins/generate.py."
+
+
+def declarations() -> tuple[list[Op], int]:
+    """The declared ops and TILE_TOKENS; the only place that knows which modules hold them."""
+    registry = importlib.import_module("enginewright.plugins.ops.registry")
+    tiles = importlib.import_module("enginewright.plugins.ops.tiles")
+    return list(registry.OPS.values()), tiles.TILE_TOKENS
+
+
+def constant(name: str) -> str:
+    """A C++ constant's name: query_starts -> kQueryStarts."""
+    return "k" + "".join(word.capitalize() for word in name.split("_"))
+
+
+def literal(value: int | float) -> str:
+    """A number as C++ writes it."""
+    return f"{value!r}f" if isinstance(value, float) else repr(value)
+
+
+def element_type(tensor: Tensor, variable: tuple[str, ...]) -> str:
+    """A tensor's C++ element type: kType where the op allows several.
+
+    variable: the types that kType stands for.
+
+    Raises:
+        ValueError: the tensor allows several types, and not those.
+    """
+    if len(tensor.types) == 1:
+        return ELEMENT_TYPES[tensor.types[0]]
+    if tensor.types != variable:
+        raise ValueError(f"{tensor.name}: got types {tensor.types}, expected {variable}: an op has one variable type")
+    return "kType"
+
+
+def port(tensor: Tensor, variable: tuple[str, ...]) -> str:
+    """A `Port` of one input or output."""
+    presence = "kVariadic" if tensor.variadic else "kOptional" if tensor.optional else "kRequired"
+    alias = "kNoAlias" if tensor.alias is None else constant(tensor.alias)
+    return f'{{"{tensor.name}", {element_type(tensor, variable)}, {presence}, {alias}}}'
+
+
+def read_call(attribute: Attribute) -> str:
+    """The expression that reads one attribute of a node."""
+    fallback = "" if attribute.default is None else f", {literal(attribute.default)}"
+    return f'node.{"integer" if attribute.type == "int" else "number"}("{attribute.name}"{fallback})'
+
+
+def attribute_values(op: Op) -> str:
+    """The struct of an op's attributes."""
+    members = "".join(f"  {_NUMBERS[a.type]} {a.name};  // {a.doc}\n" for a in op.attributes)
+    return _in_namespace(op, f"struct AttributeValues {{\n{members}}};\n")
+
+
+def declaration(op: Op) -> str:
+    """An op's enum of inputs, its ports and attributes, its `Declaration` and the reader of its attributes."""
+    variable = next((t.types for t in (*op.inputs, *op.outputs) if len(t.types) > 1), ())
+    ports, updated = ([port(t, variable) for t in tensors] for tensors in (op.inputs, op.outputs))
+    attributes = [f'{{"{a.name}", "{a.type}", "{json.dumps(a.default)}"}}' for a in op.attributes]
+    declared = f"inline constexpr AttributeDeclaration kAttributes[] = {_listed(attributes)};\n" if attributes else ""
+    template = "template <ElementType kType>\ninline constexpr "
+    return _in_namespace(
+        op,
+        f"using namespace ops;\n"
+        f"enum Input {_listed([*(constant(tensor.name) for tensor in op.inputs), 'kInputCount'])};\n"
+        f"{template}Port kInputs[] = {_listed(ports)};\n"
+        f"{template}Port kOutputs[] = {_listed(updated)};\n"
+        f"{declared}"
+        f'{template}Declaration kDeclaration = {{"{op.name}", {op.version}, '
+        f"kInputs<kType>, {len(ports)}, kOutputs<kType>, {len(updated)}, "
+        f"{'kAttributes' if attributes else 'nullptr'}, {len(attributes)}}};\n"
+        "inline AttributeValues read_attributes([[maybe_unused]] const AttributeReader& node) {\n"
+        f"  return {_listed([read_call(attribute) for attribute in op.attributes])};\n"
+        "}\n",
+    )
+
+
+def _listed(items: list[str]) -> str:
+    return "{\n" + "".join(f"    {item},\n" for item in items) + "}"
+
+
+def _in_namespace(op: Op, text: str) -> str:
+    return f"namespace {op.torch_name} {{\n{text}}}  // namespace {op.torch_name}\n"
+
+
+def header(includes: Iterable[str], body: Iterable[str]) -> str:
+    """A header of namespace `ew::declared`."""
+    included = "".join(f"#include {name}\n" for name in includes)
+    whole = "\n".join(body)
+    return f"{_NOTE}\n#pragma once\n\n{included}\nnamespace ew::declared {{\n\n{whole}\n}}  // namespace ew::declared\n"
+
+
+def headers(ops: list[Op], tile_tokens: int) -> dict[str, str]:
+    """The text of each header by its name."""
+    needed = ('"generated/attributes.h"', '"layout/tile.h"', '"ops/attributes.h"', '"ops/declaration.h"')
+    check = f'static_assert(kTileTokens == {tile_tokens}, "plugins/ops: TILE_TOKENS");\n'
+    return {
+        "attributes.h": header(["<cstdint>"], map(attribute_values, ops)),
+        "declarations.h": header(needed, [check, *map(declaration, ops)]),
+    }
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the headers into `folder/generated`; a file that has its text already keeps its date."""
+    made = []
+    for name, text in headers(*declarations()).items():
+        path = folder / "generated" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        made.append(path)
+    return made
+
+
+def main() -> None:
+    """Write the headers of this checkout, whatever enginewright is installed."""
+    if len(sys.argv) != 2:
+        sys.exit(f"generate.py: got {len(sys.argv) - 1} arguments, expected the folder to write into")
+    package = types.ModuleType("enginewright")
+    package.__path__ = [str(PLUGINS.parent)]
+    sys.modules["enginewright"] = package
+    write(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The C++ headers of the ops' declarations: written without an installed package, and the only place of a default."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from enginewright.plugins import generate
+from enginewright.plugins.build import PLUGINS
+from enginewright.plugins.ops.registry import KVARN_ATTENTION, OPS, SPLIT_QKV, TILE_TOKENS
+
+CSRC = PLUGINS / "csrc"
+
+
+def test_a_bare_interpreter_writes_them(tmp_path: Path) -> None:
+    """As CMake runs it: no site-packages, no environment, no package."""
+    subprocess.run([sys.executable, "-I", "-S", str(PLUGINS / "generate.py"), str(tmp_path)], check=True)
+    written = {path.name: path.read_text() for path in (tmp_path / "generated").iterdir()}
+    assert written == generate.headers(list(OPS.values()), TILE_TOKENS)
+
+
+def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
+    """Otherwise every build would compile everything."""
+    first, second = generate.write(tmp_path)
+    first.write_text("something else")
+    date = second.stat().st_mtime_ns
+    generate.write(tmp_path)
+    assert first.read_text() != "something else" and second.stat().st_mtime_ns == date
+
+
+def test_it_needs_a_folder() -> None:
+    ran = subprocess.run([sys.executable, str(PLUGINS / "generate.py")], capture_output=True, text=True)
+    assert ran.returncode == 1 and "got 0 arguments, expected the folder to write into" in ran.stderr
+
+
+def test_the_reader_has_the_defaults() -> None:
+    text = generate.declaration(KVARN_ATTENTION)
+    assert 'node.integer("k_bits", 4),' in text and '{"k_bits", "int", "4"},' in text
+    assert 'node.number("scale"),' in text and '{"scale", "float", "null"},' in text
+    assert 'node.number("epsilon", 1e-06f),' in generate.declaration(SPLIT_QKV)
+
+
+def test_an_op_has_one_variable_type() -> None:
+    first, *others = SPLIT_QKV.outputs
+    other = replace(SPLIT_QKV, outputs=(replace(first, types=("float32", "float16")), *others))
+    with pytest.raises(ValueError, match=r"query: got types \('float32', 'float16'\), expected .*one variable type"):
+        generate.declaration(other)
+
+
+def test_no_default_is_written_by_hand() -> None:
+    """Sources read attributes through the generated reader, and declare none themselves."""
+    sources = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    assert len(sources) > 100
+    by_hand = re.compile(r"\b(integer|number)\(\"|AttributeDeclaration k\w+\[\]|Port k\w+\[\]")
+    assert not [path.relative_to(CSRC).as_posix() for path in sources if by_hand.search(path.read_text())]
+
+
+def test_the_headers_compile(tmp_path: Path) -> None:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    generate.write(tmp_path)
+    source = tmp_path / "both.cpp"
+    source.write_text(
+        '#include "generated/declarations.h"\n'
+        "using namespace ew;\n"
+        "static_assert(declared::kvarn_attention::kInputCount == 11);\n"
+        "constexpr auto& op = declared::paged_attention::kDeclaration<ops::kFloat16>;\n"
+        "static_assert(op.inputs[0].type == ops::kFloat16 && op.inputs[4].type == ops::kInt32);\n"
+        "static_assert(op.outputs[1].alias == declared::paged_attention::kTiles && op.attribute_count == 5);\n"
+    )
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", str(CSRC), "-I", str(tmp_path)]
+    subprocess.run([compiler, *options, str(source)], check=True)
