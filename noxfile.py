@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent
 CXX = tuple(
     f":(glob){folder}/**/*.{kind}" for folder in ("plugins/csrc", "tests") for kind in ("h", "cpp", "cuh", "cu")
 )
+COMPILED = (
+    "tests/kernels",
+    "tests/device",
+    "tests/serving",
+)  # need compiled kernels for GPUs, a GPU or a Triton server
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "none"
@@ -68,8 +73,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """The tests to run while working: everything but those marked slow, in under two minutes on two cores."""
-    _pytest(session, "-m", "not slow")
+    """The tests to run while working, in under two minutes on two cores: none that is slow or compiles kernels."""
+    folders = [folder for folder in COMPILED if (ROOT / folder).is_dir()]
+    _pytest(session, "-m", "not slow", *(f"--ignore={folder}" for folder in folders))
 
 
 @nox.session
