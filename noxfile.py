@@ -41,7 +41,7 @@ def _run(session: nox.Session, *command: str | os.PathLike[str], **variables: st
 def _pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
     """Run pytest with a process per core; what follows `--` on nox's command line goes to pytest.
 
-    Each process gets one thread of torch's: with more they wait for one another, and small products take ten times as long.
+    Each process gets one thread of torch's: more of them wait for one another, and small products take ten times as long.
     """
     python = _prepare(session, "test")
     variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
