@@ -1,0 +1,84 @@
+"""What SECURITY.md promises of untrusted checkpoints and engines, read off the sources of the four packages."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("exporters", "builders", "plugins", "runtime")
+
+# Call -> the keyword that makes it safe with files of other people, and its value.
+NEEDS = {
+    "from_pretrained": ("trust_remote_code", False),  # left out, transformers asks on the terminal
+    "torch.load": ("weights_only", True),
+}
+NEVER = {  # runs what a file says
+    "eval",
+    "exec",
+    "marshal.load",
+    "marshal.loads",
+    "os.system",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+    "yaml.unsafe_load",
+}
+
+
+def name_of(call: ast.Call) -> str:
+    """The called name as it is written: `a.b` for `a.b(...)`, the last part alone where it begins with a call."""
+    return ast.unparse(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else ""
+
+
+def wrong_calls(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each call that could run code of a file."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = name_of(node)
+        keywords = {each.arg: ast.literal_eval(each.value) for each in node.keywords if is_literal(each.value)}
+        if name in NEVER:
+            yield node.lineno, name
+        if keywords.get("allow_pickle") is True:
+            yield node.lineno, f"{name} with allow_pickle=True"
+        for known, (keyword, value) in NEEDS.items():
+            if (name == known or name.endswith(f".{known}")) and keywords.get(keyword) is not value:
+                yield node.lineno, f"{name} without {keyword}={value}"
+
+
+def is_literal(node: ast.expr) -> bool:
+    """Whether the value of a keyword is written out."""
+    return isinstance(node, ast.Constant)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_run(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT).as_posix()}:{line} {call}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, call in wrong_calls(path.read_text())
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("AutoConfig.from_pretrained(path, trust_remote_code=False)", []),
+        ("AutoConfig.from_pretrained(path)", ["AutoConfig.from_pretrained without trust_remote_code=False"]),
+        ("T.from_pretrained(p, trust_remote_code=flag)", ["T.from_pretrained without trust_remote_code=False"]),
+        ("torch.load(path, weights_only=True)", []),
+        ("torch.load(path)", ["torch.load without weights_only=True"]),
+        ("model.eval()", []),
+        ("eval(text)", ["eval"]),
+        ("yaml.safe_load(text)", []),
+        ("np.load(path)", []),
+        ("np.load(path, allow_pickle=True)", ["np.load with allow_pickle=True"]),
+    ],
+)
+def test_the_check_sees_and_spares(source: str, expected: list[str]) -> None:
+    assert [call for _, call in wrong_calls(source)] == expected
