@@ -189,9 +189,13 @@ _INPUTS = (
     _port("query_starts", "int32", "B + 1", "step", "row b owns the tokens query_starts[b] .. query_starts[b + 1]"),
     _port("sample_rows", "int64", "N", "step", "the tokens whose logits are wanted"),
     _port("kv_lens", "int32", _CACHE, "table", "tokens stored before this step, per layer, row and KV head"),
-    _port("tile_table", "int32", f"{_CACHE}, M", "table", "tile ids in token order; one tile is 128 tokens of one KV head"),
+    _port(
+        "tile_table", "int32", f"{_CACHE}, M", "table", "tile ids in token order; one tile is 128 tokens of one KV head"
+    ),
     _port("slots", "int32", "B", "table", "each row's place in `kv.<l>.exact`; KVarN caches alone"),
-    _port("encoded_lens", "int32", f"2, {_CACHE}", "table", "tokens in encoded tiles before and after; KVarN caches alone"),
+    _port(
+        "encoded_lens", "int32", f"2, {_CACHE}", "table", "tokens in encoded tiles before and after; KVarN caches alone"
+    ),
     _port("kv.<l>.tiles", "int8", "N_l, tile_bytes", "pool", "the tile pool of layer l, updated in place"),
     _port("kv.<l>.exact", "float16", "B, Hkv, 2, exact_bytes / 2", "pool", "tiles not encoded; KVarN caches alone"),
 )
@@ -209,8 +213,7 @@ def port_reference() -> str:
     """Two tables: inputs and outputs."""
     head = ("name", "type", "axes", "kind", "meaning")
     tables = (
-        _table(head, [(_code(p.name), p.dtype, _code(f"[{p.axes}]"), p.lives, p.doc) for p in side])
-        for side in ports()
+        _table(head, [(_code(p.name), p.dtype, _code(f"[{p.axes}]"), p.lives, p.doc) for p in side]) for side in ports()
     )
     return "## Inputs\n\n{}\n## Outputs\n\n{}".format(*tables)
 
@@ -242,7 +245,9 @@ def _describe_record(record: type) -> str:
 def _field_table(record: type, title: str) -> str:
     """What the record's docstring says before its fields, then a table of them with what it says of each."""
     hints, (intro, told) = typing.get_type_hints(record), _field_docs(record)
-    rows = [(_code(f.name), _type_name(hints[f.name]), _field_default(f), told.get(f.name, "")) for f in _fields(record)]
+    rows = [
+        (_code(f.name), _type_name(hints[f.name]), _field_default(f), told.get(f.name, "")) for f in _fields(record)
+    ]
     return f"{intro}\n\n{_table((title, 'type', 'default', 'meaning'), rows)}"
 
 
