@@ -313,17 +313,21 @@ def _json_like(value: Any) -> str:
 
 def method_options(name: str) -> str:
     """The options of one method, from its config."""
-    methods = importlib.import_module("enginewright.exporters.methods")
-    config = methods.find_method(name).Config
+    config = _methods().find_method(name).Config
     return _field_table(config, "option")
+
+
+def _methods() -> Any:
+    registry = "enginewright.exporters.methods.registry"
+    return importlib.import_module(registry if _exists(registry) else "enginewright.exporters.methods")
 
 
 # ---- the rest ------------------------------------------------------------------------------
 
 
 def changelog() -> str:
-    """CHANGELOG.md without its title, which the page has."""
-    return (ROOT / "CHANGELOG.md").read_text().partition("\n")[2].lstrip()
+    """CHANGELOG.md without its title, which the page has, and with links from this folder."""
+    return (ROOT / "CHANGELOG.md").read_text().partition("\n")[2].lstrip().replace("](docs/", "](")
 
 
 TABLES: dict[str, Callable[[], str]] = {
