@@ -27,7 +27,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 README_LINES = 150
-OTHERS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")  # those that are there
+OTHERS = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "examples/README.md",
+    "benchmarks/README.md",
+)  # those that are there
 HISTORY = (DOCS / "changelog.md", ROOT / "CHANGELOG.md")  # tell of names that were
 PAGES = sorted(DOCS.rglob("*.md")) + [ROOT / name for name in OTHERS if (ROOT / name).exists()]
 PRESENT = [page for page in PAGES if page not in HISTORY]
@@ -293,6 +300,8 @@ def wrong_script(words: list[str], options: list[str]) -> list[str]:
     if words[0] == "build_engine.py":
         return [option for option in options if option not in options_of(parsers()["build"])]
     if words[0] == "-m" and words[1].startswith(("enginewright.", "benchmarks.")):
+        if not words[1].islower():
+            return []  # a placeholder
         dotted = words[1] if words[1].startswith("enginewright.") else f"enginewright.{words[1]}"
         path = ROOT.joinpath(*dotted.split(".")[1:])
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
