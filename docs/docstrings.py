@@ -49,7 +49,7 @@ def _as_list(text: str, names: list[str]) -> str:
         before, *found = re.split(entry, paragraph, flags=re.MULTILINE)
         items = [f"- `{name}`: {' '.join(doc.split())}" for name, doc in zip(found[::2], found[1::2], strict=True)]
         paragraphs.append("\n\n".join(filter(None, (before.strip(), "\n".join(items)))))
-    return "\n\n".join(paragraphs) + "\n\n"
+    return "\n\n".join(filter(None, paragraphs)) + "\n\n"
 
 
 def _escape(text: str) -> str:

@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("exporters", "builders", "plugins", "runtime")
 MARK = re.compile(r"^<!-- generate: ([a-z-]+) -->$", re.MULTILINE)
 
-if importlib.util.find_spec("enginewright") is None:  # not installed: the checkout is the package
+if (
+    "enginewright" not in sys.modules and importlib.util.find_spec("enginewright") is None
+):  # the checkout is the package
     enginewright = types.ModuleType("enginewright")
     enginewright.__path__ = [str(ROOT)]
     sys.modules["enginewright"] = enginewright

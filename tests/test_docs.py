@@ -61,7 +61,12 @@ def name_of(page: Path) -> str:
 @functools.cache
 def generator() -> ModuleType:
     """The module `docs/generate.py`."""
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    return load_script("generate")
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a script of the folder `docs`."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -373,6 +378,23 @@ def test_the_decoder_graphs_page_has_the_ports_of_an_engine(tmp_path: Path) -> N
     for specs, side in zip((graph.inputs, graph.outputs), generator().ports(), strict=True):
         found = {(re.sub(r"^kv\.\d+\.", "kv.<l>.", spec.name), spec.dtype) for spec in specs}
         assert found == {(port.name, port.dtype) for port in side}
+
+
+def test_docstrings_become_lists() -> None:
+    """Fields that a docstring tells of in running text, and brackets that are no links."""
+    pytest.importorskip("griffe", reason="pip install 'enginewright[docs]' builds the site")
+    text = "Opens it.\n\nthreads: of it; x[i][j]. k_bits, v_bits: of a code.\nmode: `a[b][c]` <d>\n\nRaises:\n    E: f"
+    readable = load_script("docstrings").readable(text, ["threads", "k_bits", "v_bits", "mode"])
+    assert readable.split("\n") == [
+        "Opens it.",
+        "",
+        "- `threads`: of it; x[i]\\[j].",
+        "- `k_bits, v_bits`: of a code.",
+        "- `mode`: `a[b][c]` &lt;d>",
+        "",
+        "Raises:",
+        "    E: f",
+    ]
 
 
 # ---- examples and the site -----------------------------------------------------------------
