@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -335,6 +336,18 @@ def test_options_exist(page: Path) -> None:
             known |= options_in(path)
     told = [word for code in inline_codes(page) if code.startswith("--") for word in code.split()]
     assert not [m[1] for word in told if (m := OPTION.match(word.split("[")[0])) and m[1] not in known]
+
+
+def test_markers_exist() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = {line.partition(":")[0] for line in options["markers"]}
+    setup = (DOCS / "contributing/setup.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \| ", setup, re.MULTILINE)) == markers
+    for page in PRESENT:
+        required = re.findall(r"ENGINEWRIGHT_REQUIRE=([\w,]+)", page.read_text())
+        asked = {name for names in required for name in names.split(",")}
+        asked |= set(re.findall(r"pytest [^\n`]*-m (\w+)", page.read_text()))
+        assert asked <= markers, name_of(page)
 
 
 # ---- generated pages -----------------------------------------------------------------------
