@@ -16,7 +16,7 @@ from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from tests.support.exporters.families import save_checkpoint
 
-pytestmark = [pytest.mark.gpu, pytest.mark.native]
+pytestmark = [pytest.mark.cuda, pytest.mark.native]
 DEVICE = "cuda"
 
 

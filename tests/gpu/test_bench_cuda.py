@@ -234,7 +234,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, device: Devic
         command.main([])
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_the_timer_times() -> None:
     """A copy of 64 MiB takes longer than one of a MiB, and a rate no GPU has is not found."""
     small, large = (torch.zeros(size, dtype=torch.uint8, device="cuda") for size in (1 << 20, 1 << 26))

@@ -22,7 +22,7 @@ def open_device(name: str) -> Device:
     return CudaDevice(library)
 
 
-@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=[pytest.mark.gpu])])
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device in turn."""
     if shutil.which("cmake") is None:

@@ -29,7 +29,7 @@ UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """Largest relative error of one rounding: that of an output."""
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.gpu])])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
 def kernels(request: pytest.FixtureRequest) -> str:
     """What the plugins start."""
     return str(request.param)

@@ -1,0 +1,368 @@
+"""Fills the reference pages from the code, so that they cannot drift from it.
+
+An mkdocs hook: a line `<!-- generate: NAME -->` of a page becomes what `TABLES[NAME]` returns. `tests/test_docs.py` calls
+the same functions. They import the package, so that a build of the site needs what a build of an engine needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("exporters", "builders", "plugins", "runtime")
+MARK = re.compile(r"^<!-- generate: ([a-z-]+) -->$", re.MULTILINE)
+
+if (
+    "enginewright" not in sys.modules and importlib.util.find_spec("enginewright") is None
+):  # the checkout is the package
+    enginewright = types.ModuleType("enginewright")
+    enginewright.__path__ = [str(ROOT)]
+    sys.modules["enginewright"] = enginewright
+
+
+def on_startup(**_: Any) -> None:
+    """Lay the four packages, and nothing else of the checkout, where mkdocstrings looks for them."""
+    home = ROOT / "build/docs/enginewright"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "__init__.py").write_text('"""Export, build and run LLM inference engines."""\n')
+    for name in PACKAGES:
+        if not (home / name).is_symlink():
+            (home / name).symlink_to(ROOT / name)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the marks of a page; KeyError for a name that no function here has."""
+    return MARK.sub(lambda mark: TABLES[mark[1]](), markdown)
+
+
+# ---- commands ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand with its parser; `name` holds two words where the command has subcommands of its own."""
+
+    name: str
+    summary: str
+    parser: argparse.ArgumentParser
+
+
+def commands() -> Iterator[Command]:
+    """Every command of `enginewright`, subcommands after the command they belong to."""
+    cli = importlib.import_module("enginewright.runtime.cli")
+    for name, (module, summary) in cli.COMMANDS.items():
+        parser = argparse.ArgumentParser(prog=f"enginewright {name}", add_help=False)
+        importlib.import_module(module).add_arguments(parser)
+        yield Command(name=name, summary=summary, parser=parser)
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub, inner in action.choices.items():
+                    yield Command(name=f"{name} {sub}", summary=inner.description or "", parser=inner)
+
+
+def command_reference() -> str:
+    """One section for each command: its summary, and a table of its arguments."""
+    return "\n".join(_describe_command(command) for command in commands())
+
+
+def _describe_command(command: Command) -> str:
+    summary = command.summary[:1].upper() + command.summary[1:].rstrip(".") + "."
+    rows = [_describe_argument(action) for action in command.parser._actions if "--help" not in action.option_strings]
+    return f"## enginewright {command.name}\n\n{summary}\n\n{_table(('argument', 'meaning', 'default'), rows)}"
+
+
+def _describe_argument(action: argparse.Action) -> tuple[str, str, str]:
+    if isinstance(action, argparse._SubParsersAction):
+        return _code(str(action.metavar or action.dest)), f"one of {', '.join(action.choices)}", "required"
+    values = "" if action.nargs == 0 else str(action.metavar or _choices(action) or action.dest.upper())
+    flags = ", ".join(action.option_strings)
+    told = f"one of {', '.join(map(str, action.choices))}" if action.choices and action.metavar else ""
+    meaning = "; ".join(filter(None, ((action.help or "").replace("%%", "%"), told)))
+    return _code(f"{flags} {values}".strip()), meaning, _default(action)
+
+
+def _choices(action: argparse.Action) -> str:
+    return "|".join(map(str, action.choices)) if action.choices else ""
+
+
+def _default(action: argparse.Action) -> str:
+    if action.required and (action.option_strings or action.nargs not in ("*", "?")):
+        return "required"
+    if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
+        return ""
+    return _code(str(action.default))
+
+
+# ---- ops -----------------------------------------------------------------------------------
+
+
+def declared_ops() -> dict[str, Any]:
+    """Every op's declaration by its name."""
+    for home in ("enginewright.plugins.ops.registry", "enginewright.plugins.ops"):
+        if _exists(home):
+            ops: dict[str, Any] = importlib.import_module(home).OPS
+            return ops
+    raise ModuleNotFoundError("enginewright.plugins.ops")
+
+
+def op_reference() -> str:
+    """One section for each op: its inputs, outputs and attributes."""
+    return "\n".join(_describe_op(op) for op in declared_ops().values())
+
+
+def _describe_op(op: Any) -> str:
+    inputs = [(_code(t.name), *_shape_and_type(t), _input_doc(t)) for t in op.inputs]
+    outputs = [(_code(t.name), *_shape_and_type(t), _output_doc(t)) for t in op.outputs]
+    attributes = [
+        (_code(a.name), a.type, "required" if a.default is None else _code(str(a.default)), a.doc)
+        for a in op.attributes
+    ]
+    module, function = op.oracle.split(":")
+    parts = [
+        f"## {op.name}",
+        f"Version {op.version}. {op.doc}",
+        f"Its definition in numpy: `{module}.{function}`.",
+        _table(("input", "type", "shape", "meaning"), inputs),
+        _table(("output", "type", "shape", "meaning"), outputs),
+    ]
+    if attributes:
+        parts.append(_table(("attribute", "type", "default", "meaning"), attributes))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _shape_and_type(tensor: Any) -> tuple[str, str]:
+    return ", ".join(tensor.types), _code(f"[{', '.join(tensor.shape)}]")
+
+
+def _input_doc(tensor: Any) -> str:
+    kind = "optional" if tensor.optional else "any number of them" if tensor.variadic else ""
+    return "; ".join(filter(None, (tensor.doc, kind)))
+
+
+def _output_doc(tensor: Any) -> str:
+    return "; ".join(filter(None, (tensor.doc, f"updates `{tensor.alias}` in place" if tensor.alias else "")))
+
+
+# ---- the decoder graph ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input or output of the decoder graph, as the page shows it."""
+
+    name: str
+    dtype: str
+    axes: str
+    lives: str
+    doc: str
+
+
+def ports() -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The decoder graph's inputs and outputs. The one function that knows where they are declared."""
+    if _exists("enginewright.runtime.artifact.decoder_graph"):
+        graph = importlib.import_module("enginewright.runtime.artifact.decoder_graph")
+        return tuple(map(_from_table, graph.INPUTS)), tuple(map(_from_table, graph.OUTPUTS))
+    return _INPUTS, _OUTPUTS
+
+
+def _from_table(port: Any) -> Port:
+    return Port(name=port.name, dtype=port.dtype, axes=", ".join(port.axes), lives=port.lives, doc=port.doc)
+
+
+def _port(name: str, dtype: str, axes: str, lives: str, doc: str) -> Port:
+    return Port(name=name, dtype=dtype, axes=axes, lives=lives, doc=doc)
+
+
+_CACHE = "L, B, Hkv"
+_INPUTS = (
+    _port("input_ids", "int64", "T", "step", "new tokens of all rows, one row after another"),
+    _port("position_ids", "int64", "T", "step", "their positions in their requests"),
+    _port("query_starts", "int32", "B + 1", "step", "row b owns the tokens query_starts[b] .. query_starts[b + 1]"),
+    _port("sample_rows", "int64", "N", "step", "the tokens whose logits are wanted"),
+    _port("kv_lens", "int32", _CACHE, "table", "tokens stored before this step, per layer, row and KV head"),
+    _port(
+        "tile_table", "int32", f"{_CACHE}, M", "table", "tile ids in token order; one tile is 128 tokens of one KV head"
+    ),
+    _port("slots", "int32", "B", "table", "each row's place in `kv.<l>.exact`; KVarN caches alone"),
+    _port(
+        "encoded_lens", "int32", f"2, {_CACHE}", "table", "tokens in encoded tiles before and after; KVarN caches alone"
+    ),
+    _port("kv.<l>.tiles", "int8", "N_l, tile_bytes", "pool", "the tile pool of layer l, updated in place"),
+    _port("kv.<l>.exact", "float16", "B, Hkv, 2, exact_bytes / 2", "pool", "tiles not encoded; KVarN caches alone"),
+)
+_OUTPUTS = (
+    _port("logits", "float32", "N, V", "step", "of the tokens named in `sample_rows`"),
+    _port("greedy_tokens", "int64", "N", "step", "index of the largest logit, the lowest among equals; -1: not finite"),
+    _port("clp_tokens", "int64", "N, k", "step", "the greedy token, then the heads' guesses; extra heads alone"),
+    _port("clp_counts", "int64", "N", "step", "how many of them are emitted, 1 .. k; extra heads alone"),
+    _port("kv.<l>.tiles.out", "int8", "N_l, tile_bytes", "pool", "the same buffer as the input"),
+    _port("kv.<l>.exact.out", "float16", "B, Hkv, 2, exact_bytes / 2", "pool", "the same buffer as the input"),
+)
+
+
+def port_reference() -> str:
+    """Two tables: inputs and outputs."""
+    head = ("name", "type", "axes", "kind", "meaning")
+    tables = (
+        _table(head, [(_code(p.name), p.dtype, _code(f"[{p.axes}]"), p.lives, p.doc) for p in side]) for side in ports()
+    )
+    return "## Inputs\n\n{}\n## Outputs\n\n{}".format(*tables)
+
+
+# ---- the manifest --------------------------------------------------------------------------
+
+
+def manifest_reference() -> str:
+    """One section for each record of the manifest, outermost first."""
+    module = importlib.import_module(
+        "enginewright.runtime.artifact.manifest"
+        if _exists("enginewright.runtime.artifact.manifest")
+        else "enginewright.runtime.artifact"
+    )
+    todo, done = [module.Manifest], list[type]()
+    while todo:
+        record = todo.pop(0)
+        done.append(record)
+        for inner in _records_in(record):
+            if inner not in done and inner not in todo:
+                todo.append(inner)
+    return f"The format's number is {module.FORMAT}.\n\n" + "\n".join(map(_describe_record, done))
+
+
+def _describe_record(record: type) -> str:
+    return f"## {record.__name__}\n\n{_field_table(record, 'key')}"
+
+
+def _field_table(record: type, title: str) -> str:
+    """What the record's docstring says before its fields, then a table of them with what it says of each."""
+    hints, (intro, told) = typing.get_type_hints(record), _field_docs(record)
+    rows = [
+        (_code(f.name), _type_name(hints[f.name]), _field_default(f), told.get(f.name, "")) for f in _fields(record)
+    ]
+    return f"{intro}\n\n{_table((title, 'type', 'default', 'meaning'), rows)}"
+
+
+def _field_docs(record: type) -> tuple[str, dict[str, str]]:
+    """A docstring's beginning, and its text after each `name:` or `name, name:`."""
+    text = "\n".join(line.strip() for line in (record.__doc__ or "").splitlines())
+    names = "|".join(re.escape(field.name) for field in _fields(record))
+    # a field's name opens a line or a sentence
+    parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text, flags=re.MULTILINE)
+    told = {}
+    for heads, doc in zip(parts[1::2], parts[2::2], strict=True):
+        for name in heads.split(", "):
+            told[name] = " ".join(doc.split()).removesuffix(".")
+    return parts[0].strip().removesuffix("Attributes:").strip(), told
+
+
+def _fields(record: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(record)
+
+
+def _records_in(record: type) -> Iterator[type]:
+    for hint in typing.get_type_hints(record).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part) and isinstance(part, type):
+                yield part
+
+
+def _type_name(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return f"[{hint.__name__}](#{_anchor(hint.__name__)})"
+    origin, arguments = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not ...]
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"object of {_type_name(arguments[1])}"
+    if origin is typing.Literal:
+        return ", ".join(_code(str(a)) for a in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type_name(a) for a in arguments)
+    return _JSON_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+_JSON_NAMES: dict[Any, str] = {
+    str: "string", int: "whole number", float: "number", bool: "true or false", types.NoneType: "null", Any: "any value"
+}  # fmt: skip
+
+
+def _field_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return _code(_json_like(field.default))
+    if field.default_factory is not dataclasses.MISSING:
+        return _code(_json_like(field.default_factory()))
+    return "required"
+
+
+def _json_like(value: Any) -> str:
+    known = {"None": "null", "()": "[]", "True": "true", "False": "false"}
+    return known.get(str(value), str(value).replace("'", '"'))
+
+
+# ---- method options ------------------------------------------------------------------------
+
+
+def method_options(name: str) -> str:
+    """The options of one method, from its config."""
+    config = _methods().find_method(name).Config
+    return _field_table(config, "option")
+
+
+def _methods() -> Any:
+    registry = "enginewright.exporters.methods.registry"
+    return importlib.import_module(registry if _exists(registry) else "enginewright.exporters.methods")
+
+
+# ---- the rest ------------------------------------------------------------------------------
+
+
+def changelog() -> str:
+    """CHANGELOG.md without its title, which the page has, and with links from this folder."""
+    return (ROOT / "CHANGELOG.md").read_text().partition("\n")[2].lstrip().replace("](docs/", "](")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "commands": command_reference,
+    "ops": op_reference,
+    "decoder-graph": port_reference,
+    "manifest": manifest_reference,
+    "changelog": changelog,
+    **{f"method-{name}": lambda name=name: method_options(name) for name in ("clp", "kvarn", "lora", "piso")},  # type: ignore[misc]
+}
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a part of the path is missing, or is no package
+        return False
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    if not rows:
+        return "It takes no arguments.\n"
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
