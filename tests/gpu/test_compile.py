@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from compile_report import ARCHITECTURES, FOLDER, ROOT, Kernel, read_report, read_reports, table
 
+from benchmarks.kernels.gpu.compile_report import ARCHITECTURES, FOLDER, ROOT, Kernel, read_report, read_reports, table
 from enginewright.plugins.build import build
 from enginewright.plugins.cuda import CALLS, CudaLibrary
 from enginewright.plugins.library import CUDA_LIBRARY, LibraryError, file_name

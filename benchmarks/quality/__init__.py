@@ -1,0 +1,1 @@
+"""What a model loses to quantised caches and weights."""

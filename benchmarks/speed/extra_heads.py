@@ -1,0 +1,99 @@
+"""Measures engines with extra heads against the plain engine of the same model, one request after another.
+
+    python -m benchmarks.speed.extra_heads PLAIN ENGINE ... [--count 200] [--threads 1] [--level standard]
+
+Prints for each engine: answers that are the plain engine's token for token, tokens a step, the share of the guesses that
+the model itself would have made, repetition, right answers, and the speed-up in time per generated token over the plain
+engine. The bound is what reading weights allows: tokens a step over 1 + r x heads evaluated a step, r being the bytes of
+a head over those of the backbone; a small model's steps cost more than its bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from enginewright.runtime import Sampling, load
+from enginewright.runtime.evaluation.problems import KINDS, Problem, answer_of, held_out_problems
+from enginewright.runtime.metrics import repetition_ratio
+from enginewright.runtime.request import Completion
+
+SAMPLING = Sampling(max_tokens=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What an engine did with all questions. seconds: of each, from submission to its end."""
+
+    completions: list[Completion]
+    seconds: list[float]
+    verified: bool
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+    @property
+    def steps(self) -> int:
+        """Steps that generated them: every other token came with an earlier one."""
+        saved = (c.agreed_tokens if self.verified else c.guessed_tokens for c in self.completions)
+        return self.tokens - sum(saved)
+
+
+def answer_all(root: str, problems: list[Problem], threads: int) -> Run:
+    """Ask one question after another."""
+    completions, seconds = [], []
+    with load(root, threads=threads, prefix_reuse=False) as llm:
+        prompts = [llm.apply_chat_template([{"role": "user", "content": p.question}]) for p in problems]
+        llm.generate(prompts[0], SAMPLING)  # first runs allocate
+        for prompt in prompts:
+            start = time.perf_counter()
+            completions.append(llm.generate([prompt], SAMPLING)[0])
+            seconds.append(time.perf_counter() - start)
+        verified = bool(llm.manifest.decoding.get("verify"))
+    return Run(completions=completions, seconds=seconds, verified=verified)
+
+
+def line(name: str, run: Run, plain: Run, problems: list[Problem]) -> str:
+    """One row of the table."""
+    same = sum(a.token_ids == b.token_ids for a, b in zip(run.completions, plain.completions, strict=True))
+    right = sum(answer_of(c.text) == p.answer for c, p in zip(run.completions, problems, strict=True))
+    guessed = sum(completion.guessed_tokens for completion in run.completions)
+    agreed = sum(completion.agreed_tokens for completion in run.completions)
+    repetition = float(np.mean([repetition_ratio(completion.token_ids) for completion in run.completions]))
+    per_token = sum(run.seconds) / run.tokens
+    return (
+        f"{name:24} {same:4}/{len(problems)} {run.tokens / run.steps:11.3f} {agreed / max(1, guessed):9.1%} "
+        f"{repetition:11.3f} {right:4}/{len(problems)} {per_token * 1e3:9.3f} "
+        f"{sum(plain.seconds) / plain.tokens / per_token:8.2f}"
+    )
+
+
+def main() -> None:
+    """Run every engine and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plain", metavar="PLAIN", help="engine without extra heads")
+    parser.add_argument("engines", nargs="+", metavar="ENGINE", help="engines with them")
+    parser.add_argument("--count", type=int, default=200, help="problems, a quarter of each kind")
+    parser.add_argument("--level", default="standard")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    problems = [
+        p for kind in KINDS for p in held_out_problems(kind, options.level, options.count // len(KINDS), seed=0)
+    ]
+    plain = answer_all(options.plain, problems, options.threads)
+    print(
+        f"{'engine':24} {'same':>8} {'tokens/step':>11} {'agreement':>9} {'repetition':>11} {'right':>8} ms/token speed-up"
+    )
+    print(line(Path(options.plain).name, plain, plain, problems), flush=True)
+    for root in options.engines:
+        print(line(Path(root).name, answer_all(root, problems, options.threads), plain, problems), flush=True)
+
+
+if __name__ == "__main__":
+    main()
