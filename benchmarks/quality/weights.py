@@ -1,6 +1,6 @@
 """Perplexity against bits and method of quantised weights: one engine per cell, each calibrated on the same text.
 
-    python examples/text_corpus.py > CALIBRATION
+    python examples/training/text_corpus.py > CALIBRATION
     python -m benchmarks.quality.weights --model examples/tiny-text --text CALIBRATION --data examples/tiny-text/held_out.txt --json CELLS
 
 The decoder's linear layers are quantised, embedding and output projection stay float32, and activations too, so that a

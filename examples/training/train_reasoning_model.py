@@ -1,6 +1,6 @@
 """Trains the reasoning model from scratch, on two CPU cores or a GPU, on problems with worked solutions.
 
-Run `python examples/train_reasoning_model.py --compile --output DIR`; `--steps 2` is a smoke test.
+Run `python examples/training/train_reasoning_model.py --compile --output DIR`; `--steps 2` is a smoke test.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains a LoRA adapter that teaches the example model another style: replies that close in "Result: X.".
 
-Run `python examples/train_example_lora.py --base examples/tiny-reasoner --output DIR`; it needs `pip install peft`.
+Run `python examples/training/train_example_lora.py --base examples/tiny-reasoner --output DIR`; it needs `pip install peft`.
 """
 
 import argparse

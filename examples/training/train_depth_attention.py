@@ -4,7 +4,7 @@
     uniform mix        each layer's value averaged with those of the source layers: what mixing alone gives
     Depth-Attention    the same values weighted by query and key
 
-Run `python examples/train_depth_attention.py --output DIR`; `--steps 2 --seeds 1` is a smoke test. DIR gets the
+Run `python examples/training/train_depth_attention.py --output DIR`; `--steps 2 --seeds 1` is a smoke test. DIR gets the
 Depth-Attention model of the first seed: its config says `depth_attention`, and engines built from it mix. The spread over
 seeds is the noise: differences smaller than it say nothing.
 """

@@ -1,6 +1,6 @@
 """Trains the text model from scratch, on two CPU cores or a GPU, on the sources of the Python that runs this.
 
-Run `python examples/train_text_model.py --compile --output DIR`; `--steps 2` is a smoke test. `--held-out FILE` also
+Run `python examples/training/train_text_model.py --compile --output DIR`; `--steps 2` is a smoke test. `--held-out FILE` also
 writes text that it never trains on, for `enginewright eval ENGINE --suite perplexity --data FILE`.
 """
 
