@@ -1,33 +1,42 @@
-"""Measures PagedAttention against what the machine can do: memory reads for decoding, a matrix product for prefill.
+"""Speed of PagedAttention on a CPU, next to plain memory reads (decoding) and a matrix product (prefill).
 
-    python -m benchmarks.kernels.cpu_attention [--threads 1,2] [--seconds 3] [--only decode]
+    python -m benchmarks.kernels.cpu_attention --only decode --threads 2 --seconds 6
 
-Needs numpy, onnx and onnxruntime, and 3 GiB of memory. Every figure is the best of many short runs; reference and
-kernel alternate, so that a slow moment of the machine meets both. Memory is read in rotation, so that it comes from
-memory and not from a cache.
+Table: docs/benchmarks.md, "Attention on a CPU". Run time: 8 lines a number of threads, each `--seconds` long and a moment to
+prepare. Needs numpy, onnx and onnxruntime, and 3 GiB of memory.
+
+Limits: a decode step reads the whole cache once, so it cannot be faster than plain reads of as many bytes; prefill cannot
+exceed the processor's arithmetic, for which numpy's matrix product stands. Every figure is the best of many short runs.
+Reference and kernel alternate, so that a slow moment of the machine meets both. Runs read different memory in rotation, so
+that none finds its data in a cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, print_lines, save
 from enginewright.plugins.library import cpu_isa, load_ort_library, ort_library
 from enginewright.plugins.ops import DOMAIN, PAGED_ATTENTION, TILE_TOKENS, Op, tile_bytes
 
+NAME = "benchmarks.kernels.cpu_attention"
 GIB = 1 << 30
 SLICE = 1 << 26
 """Bytes that one run reads: twice a 32 MiB last-level cache, and only a few milliseconds."""
+Line: TypeAlias = tuple[str, list[Figure]]
+"""What is printed, and the figures in it."""
 SETS = 4
 """Sets of caches that runs take in turn."""
 
@@ -54,6 +63,11 @@ class Shape:
         pairs = self.new * self.held + self.new * (self.new + 1) // 2
         return 4 * self.batch * self.query_heads * self.dim * pairs
 
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """The shape in a results file."""
+        return vars(self)
+
     def __str__(self) -> str:
         heads = f"{self.query_heads}/{self.kv_heads} heads x {self.dim}"
         return f"{heads}, batch {self.batch}, {self.held} held + {self.new} new"
@@ -72,7 +86,7 @@ def best_times(seconds: float, *bodies: Callable[[], object]) -> list[float]:
 
 
 def reader(buffer: NDArray[np.float32], threads: int, pool: ThreadPoolExecutor) -> Callable[[], object]:
-    """Reads the next SLICE bytes of the buffer, a share on each thread."""
+    """A read of the next SLICE bytes of the buffer, a share on each thread."""
     library, share = load_ort_library(), SLICE // 4 // threads
     slices = cycle(range(buffer.ctypes.data, buffer.ctypes.data + buffer.nbytes, SLICE))
 
@@ -166,7 +180,7 @@ def attention_inputs(shape: Shape, layers: int, rng: np.random.Generator) -> dic
     return {**arrays, "tiles": pool.view(np.int8).reshape(ids.size, -1)}
 
 
-def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool: ThreadPoolExecutor) -> Iterator[str]:
+def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool: ThreadPoolExecutor) -> Iterator[Line]:
     """Decoding at 8K tokens: bytes of cache read per second, against reading a plain buffer."""
     for query_heads, kv_heads, dim in ((14, 2, 64), (32, 8, 128)):
         for batch in (1, 8):
@@ -175,10 +189,14 @@ def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool
             body = attention(shape, layers, SETS, threads)
             taken, reference = best_times(seconds, body, reader(buffer, threads, pool))
             rate, stream = layers * shape.cache_bytes / taken / 1e9, SLICE / reference / 1e9
-            yield f"decode  {shape}: {rate:.1f} GB/s, stream {stream:.1f} GB/s, {rate / stream:.0%}"
+            line = f"decode  {shape}: {rate:.1f} GB/s, stream {stream:.1f} GB/s, {rate / stream:.0%}"
+            yield (
+                line,
+                figures_of("decode", "GB/s", rate, "plain read", stream, {**shape.conditions, "threads": threads}),
+            )
 
 
-def prefill_lines(threads: int, seconds: float) -> Iterator[str]:
+def prefill_lines(threads: int, seconds: float) -> Iterator[Line]:
     """Prefill: operations per second over visible pairs, against numpy's matrix product on its own threads."""
     a = np.random.default_rng(1).standard_normal((2048, 2048), np.float32)
     for query_heads, kv_heads, dim in ((14, 2, 64), (32, 8, 128)):
@@ -186,28 +204,46 @@ def prefill_lines(threads: int, seconds: float) -> Iterator[str]:
             shape = Shape(query_heads=query_heads, kv_heads=kv_heads, dim=dim, batch=1, held=0, new=new)
             taken, product = best_times(seconds, attention(shape, 1, 1, threads), lambda: a @ a)
             rate, peak = shape.operations / taken / 1e9, 2 * 2048**3 / product / 1e9
-            yield f"prefill {shape}: {rate:.0f} GFLOP/s, numpy sgemm {peak:.0f} GFLOP/s, {rate / peak:.0%}"
+            line = f"prefill {shape}: {rate:.0f} GFLOP/s, numpy sgemm {peak:.0f} GFLOP/s, {rate / peak:.0%}"
+            conditions = {**shape.conditions, "threads": threads}
+            yield line, figures_of("prefill", "GFLOP/s", rate, "numpy sgemm", peak, conditions)
 
 
-def main() -> None:
-    """Prints one line per measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def figures_of(
+    name: str, unit: str, rate: float, limit_name: str, limit: float, conditions: dict[str, Condition]
+) -> list[Figure]:
+    """A rate, the limit that was measured next to it, and the share."""
+    return [
+        Figure(name=name, value=rate, unit=unit, conditions=conditions),
+        Figure(name=limit_name, value=limit, unit=unit, conditions=conditions),
+        Figure(name=f"{name}, share of {limit_name}", value=100 * rate / limit, unit="%", conditions=conditions),
+    ]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line; the best run counts")
     parser.add_argument("--only", choices=["decode", "prefill"], help="one of the two parts")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one line per measurement."""
+    options = make_parser().parse_args(arguments)
     print(f"kernels: {cpu_isa()}")
+    figures: list[Figure] = []
     buffer = np.ones(GIB // 4 if options.only in (None, "decode") else 0, np.float32)
     for threads in map(int, options.threads.split(",")):
         print(f"{threads} thread(s)")
         with ThreadPoolExecutor(threads) as pool:
-            for line in (
-                decode_lines(threads, options.seconds, buffer, pool) if options.only in (None, "decode") else ()
-            ):
-                print(line, flush=True)
-        for line in prefill_lines(threads, options.seconds) if options.only in (None, "prefill") else ():
-            print(line, flush=True)
+            if options.only in (None, "decode"):
+                figures += print_lines(decode_lines(threads, options.seconds, buffer, pool))
+        if options.only in (None, "prefill"):
+            figures += print_lines(prefill_lines(threads, options.seconds))
+    save(options.results, NAME, arguments, figures, notes=f"kernels: {cpu_isa()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,16 +1,20 @@
-"""Measures ClpEmit on the shape of a 0.5B model: what an emission of L extra tokens costs, and what none costs.
+"""Time of ClpEmit on a CPU at the shape of a 0.5B model: an emission of L extra tokens, and one of none.
 
     python -m benchmarks.kernels.cpu_clp [--threads 1,2] [--seconds 3] [--k 3]
 
-Needs numpy, onnx and onnxruntime, and 2 GiB of memory. A decode step is bounded by reading the backbone's weights once;
-the last column compares with that bound, at the speed at which this machine reads a plain buffer. Every figure is the
+Table: docs/benchmarks.md, "Extra heads: speed", the sentence on steps where no head runs. Needs numpy, onnx and onnxruntime,
+and 2 GiB of memory.
+
+Limit: the heads that run are read once, so an emission cannot be faster than plain reads of their bytes. A decode step reads
+the backbone's weights once; emissions of nothing are compared with that, at the speed of plain reads. Every figure is the
 best of many short runs, which alternate.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,13 +23,15 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from benchmarks.kernels.cpu_attention import GIB, SLICE, best_times, reader
+from benchmarks.kernels.cpu_attention import GIB, SLICE, Line, best_times, reader
+from benchmarks.results_file import Condition, Figure, benchmark_parser, print_lines, save
 from enginewright.plugins.library import cpu_isa, ort_library
 from enginewright.plugins.ops import CLP_EMIT, DOMAIN
 
+NAME = "benchmarks.kernels.cpu_clp"
 HIDDEN, VOCAB, BACKBONE = 896, 151_936, 494_000_000
 """Hidden size, vocabulary and parameters of Qwen2.5-0.5B."""
-NODES = 65  # of a graph that shows what a node costs beside a run's own overhead
+NODES = 65  # of a graph that shows what a node costs without a run's own overhead
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -83,7 +89,7 @@ def emission(values: dict[str, Any], k: int, length: int, threads: int, nodes: i
     return lambda: bias and session.run_with_iobinding(binding)
 
 
-def lines(k: int, threads: int, seconds: float, buffer: NDArray[np.float32]) -> Iterator[str]:
+def lines(k: int, threads: int, seconds: float, buffer: NDArray[np.float32]) -> Iterator[Line]:
     """One line for each storage, batch and length."""
     for codes in (False, True):
         for batch in (1, 8):
@@ -101,30 +107,48 @@ def lines(k: int, threads: int, seconds: float, buffer: NDArray[np.float32]) -> 
                 stream = SLICE / read
                 none = (many - one) / (NODES - 1)
                 bounds = ", ".join(f"{none * stream / (BACKBONE * bits / 8):.4%} ({bits} bits)" for bits in (4, 8, 32))
-                yield f"{where}, L = 0: {none * 1e6:.1f} us; of a step at least: {bounds}"
+                shape: dict[str, Condition] = {
+                    "storage": "int8" if codes else "float32",
+                    "batch": batch,
+                    "threads": threads,
+                }
+                nothing = Figure(name="emission of no token", value=none * 1e6, unit="us", conditions=shape)
+                yield f"{where}, L = 0: {none * 1e6:.1f} us; of a step at least: {bounds}", [nothing]
                 for length in range(1, k):
                     (taken,) = best_times(seconds, emission(values, k, length, threads))
                     rate = length * head / taken
-                    yield (
+                    line = (
                         f"{where}, L = {length}: {taken * 1e3:.2f} ms, {rate / 1e9:.1f} GB/s, stream "
                         f"{stream / 1e9:.1f} GB/s, {rate / stream:.0%}"
                     )
+                    shape = {**shape, "extra tokens": length}
+                    found = [
+                        Figure(name="emission", value=taken * 1e3, unit="ms", conditions=shape),
+                        Figure(name="share of plain read", value=100 * rate / stream, unit="%", conditions=shape),
+                    ]
+                    yield line, found
 
 
-def main() -> None:
-    """Prints one line per measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line; the best run counts")
     parser.add_argument("--k", type=int, default=3, help="tokens of one emission")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one line per measurement."""
+    options = make_parser().parse_args(arguments)
     print(f"kernels: {cpu_isa()}")
+    figures: list[Figure] = []
     buffer = np.ones(GIB // 4, np.float32)
     for threads in map(int, options.threads.split(",")):
         print(f"{threads} thread(s)")
-        for line in lines(options.k, threads, options.seconds, buffer):
-            print(line, flush=True)
+        figures += print_lines(lines(options.k, threads, options.seconds, buffer))
+    save(options.results, NAME, arguments, figures, notes=f"kernels: {cpu_isa()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,24 +1,29 @@
-"""Measures decoding over a KVarN cache against a half one of the same tokens, and what encoding a tile costs.
+"""Speed of decoding over a KVarN cache on a CPU, next to a 16-bit cache of the same tokens, and the cost of encoding a tile.
 
     python -m benchmarks.kernels.cpu_kvarn [--threads 1,2] [--seconds 3] [--k-bits 4] [--v-bits 2]
 
-Needs numpy, onnx and onnxruntime, and 4 GiB of memory. Both caches are read in turn within one process, in rotation so
-that they come from memory; every figure is the best of many short runs.
+Table: docs/benchmarks.md, "KVarN: attention alone". Needs numpy, onnx and onnxruntime, and 4 GiB of memory.
+
+Limit: at equal memory speed the ratio is at most that of the caches' bytes; both rates are printed. Both caches are read in
+turn within one process, in rotation so that they come from memory. Every figure is the best of many short runs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.kernels.cpu_attention import GIB, SLICE, Shape, attention, best_times, bound_op
+from benchmarks.kernels.cpu_attention import GIB, SLICE, Line, Shape, attention, best_times, bound_op
+from benchmarks.results_file import Condition, Figure, benchmark_parser, print_lines, save
 from enginewright.plugins.library import cpu_isa
 from enginewright.plugins.ops import KVARN_ATTENTION, TILE_TOKENS, kvarn_tile_bytes
 
+NAME = "benchmarks.kernels.cpu_kvarn"
 MAX_LAYERS = 64
 HEADS = ((32, 8, 128), (14, 2, 64))
 """Query heads, KV heads and head size of the models measured."""
@@ -70,8 +75,8 @@ def cache_bytes(shape: Shape, bits: tuple[int, int], encoded: int) -> int:
     return shape.batch * shape.kv_heads * (records + exact)
 
 
-def decode_line(shape: Shape, bits: tuple[int, int], threads: int, seconds: float) -> tuple[str, float]:
-    """One line, and the seconds that one layer takes."""
+def decode_line(shape: Shape, bits: tuple[int, int], threads: int, seconds: float) -> tuple[str, float, float]:
+    """One line, the seconds that one layer takes, and those over a 16-bit cache."""
     encoded = shape.held // TILE_TOKENS * TILE_TOKENS
     mine = cache_bytes(shape, bits, encoded)
     layers = min(MAX_LAYERS, max(1, SLICE // mine))
@@ -81,11 +86,12 @@ def decode_line(shape: Shape, bits: tuple[int, int], threads: int, seconds: floa
     taken, half = best_times(seconds, body, attention(shape, layers, sets, threads))
     rates = layers * mine / taken / 1e9, layers * shape.cache_bytes / half / 1e9
     micros = f"{taken / layers * 1e6:.0f} us a layer, half cache {half / layers * 1e6:.0f} us"
-    return f"{shape}: {micros}, ratio {half / taken:.2f} ({rates[0]:.1f} and {rates[1]:.1f} GB/s)", taken / layers
+    line = f"{shape}: {micros}, ratio {half / taken:.2f} ({rates[0]:.1f} and {rates[1]:.1f} GB/s)"
+    return line, taken / layers, half / layers
 
 
 def encode_seconds(shape: Shape, bits: tuple[int, int], threads: int, seconds: float) -> float:
-    """What a call with tokens that complete a tile takes longer than one that leaves the tile as it is."""
+    """Seconds that a call with tokens that complete a tile takes longer than one that leaves the tile as it is."""
     layers = 8
     bodies = [
         bound_op(KVARN_ATTENTION, kvarn_inputs(shape, layers, bits, lens), layers, 1, threads, attributes(shape, bits))
@@ -100,34 +106,51 @@ def attributes(shape: Shape, bits: tuple[int, int]) -> dict[str, Any]:
     return {"scale": shape.dim**-0.5, "k_bits": bits[0], "v_bits": bits[1]}
 
 
-def lines(threads: int, seconds: float, bits: tuple[int, int], contexts: list[int]) -> Iterator[str]:
-    """Decoding at each context, then the price of encoding beside 128 such steps."""
+def lines(threads: int, seconds: float, bits: tuple[int, int], contexts: list[int]) -> Iterator[Line]:
+    """Decoding at each context, and the cost of encoding as a share of 128 such steps."""
     for query_heads, kv_heads, dim in HEADS:
         for batch in (1, 8):
             model = {"query_heads": query_heads, "kv_heads": kv_heads, "dim": dim, "batch": batch, "new": 1}
             flush = encode_seconds(Shape(**model, held=2 * TILE_TOKENS - 1), bits, threads, seconds)
             tile = flush / (batch * kv_heads)
             for context in contexts:
-                line, step = decode_line(Shape(**model, held=context - 1), bits, threads, seconds)
-                yield f"{line}; encoding {tile * 1e6:.1f} us a tile, {flush / (TILE_TOKENS * step):.2%} of its steps"
+                shape = Shape(**model, held=context - 1)
+                line, step, half = decode_line(shape, bits, threads, seconds)
+                share = flush / (TILE_TOKENS * step)
+                conditions: dict[str, Condition] = {**shape.conditions, "threads": threads}
+                found = [
+                    Figure(name="attention of a layer", value=step * 1e6, unit="us", conditions=conditions),
+                    Figure(name="the same over 16 bits", value=half * 1e6, unit="us", conditions=conditions),
+                    Figure(name="16 bits / KVarN, time", value=half / step, unit="times", conditions=conditions),
+                    Figure(
+                        name="encoding, share of a tile's steps", value=100 * share, unit="%", conditions=conditions
+                    ),
+                ]
+                yield f"{line}; encoding {tile * 1e6:.1f} us a tile, {share:.2%} of its steps", found
 
 
-def main() -> None:
-    """Prints one line per measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each line; the best run counts")
     parser.add_argument("--contexts", default="2048,4096,16384", help="tokens in the cache, comma-separated")
     parser.add_argument("--k-bits", type=int, default=4)
     parser.add_argument("--v-bits", type=int, default=2)
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one line per measurement."""
+    options = make_parser().parse_args(arguments)
     print(f"kernels: {cpu_isa()}")
+    figures: list[Figure] = []
     for threads in map(int, options.threads.split(",")):
         print(f"{threads} thread(s)")
         contexts = [int(context) for context in options.contexts.split(",")]
-        for line in lines(threads, options.seconds, (options.k_bits, options.v_bits), contexts):
-            print(line, flush=True)
+        figures += print_lines(lines(threads, options.seconds, (options.k_bits, options.v_bits), contexts))
+    save(options.results, NAME, arguments, figures, notes=f"kernels: {cpu_isa()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,7 @@
-"""An engine's speeds in processor time, for `benchmarks.peers.rounds`; in wall time `enginewright bench` measures them."""
+"""An engine's side of `benchmarks.peers.rounds` in processor time; `enginewright bench` measures wall time.
+
+python -m benchmarks.peers.engine_process --engine ENGINE --threads 1
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from enginewright.runtime.engine import StepTiming
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args()
     if args.batch != 1:

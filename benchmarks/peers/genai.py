@@ -1,4 +1,4 @@
-"""Compares an engine's decode and prefill speed with onnxruntime-genai's, process by process in alternation.
+"""Decode and prefill speed of an engine next to onnxruntime-genai's, process by process in alternation.
 
     pip install onnxruntime-genai==0.18.0
     python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
@@ -6,7 +6,7 @@
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu     # wants tokenizer files too
     python -m benchmarks.peers.genai --engine ENGINE --peer PEER
 
-How rounds run and what is printed: benchmarks/peers/rounds.py.
+Table: docs/benchmarks.md, "onnxruntime-genai". The limit and the rounds: benchmarks/peers/rounds.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +30,32 @@ from benchmarks.peers.rounds import (
     print_speeds,
     size_arguments,
 )
+from benchmarks.results_file import benchmark_parser, save
+
+NAME = "benchmarks.peers.genai"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     add_arguments(parser)
     parser.add_argument("--peer", required=True, type=Path, help="onnxruntime-genai model directory")
     parser.add_argument("--side", choices=("peer",), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the rounds, or, as a process of its own, the peer's side."""
+    args = make_parser().parse_args(arguments)
     if args.side == "peer":
         print_speeds(measure(args))
         return 0
-    script = [sys.executable, "-m", "benchmarks.peers.genai", "--side", "peer"]
+    script = [sys.executable, "-m", NAME, "--side", "peer"]
     script += ["--engine", str(args.engine[0].resolve()), "--peer", str(args.peer.resolve())]
     weights = sum(file.stat().st_size for file in args.peer.glob("*.onnx.data"))
     peer = Side("onnxruntime-genai", [*script, *size_arguments(args)], weights)
-    compare([*(engine_side(engine, args) for engine in args.engine), peer], args)
+    figures = compare([*(engine_side(engine, args) for engine in args.engine), peer], args)
+    save(args.results, NAME, arguments, figures)
     return 0
 
 
@@ -76,4 +87,4 @@ def measure(args: argparse.Namespace) -> Speeds:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

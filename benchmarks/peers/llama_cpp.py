@@ -1,4 +1,4 @@
-"""Compares an engine's decode and prefill speed with llama.cpp's, process by process in alternation.
+"""Decode and prefill speed of an engine next to llama.cpp's, process by process in alternation.
 
     python -m venv LLAMA && LLAMA/bin/pip install gguf safetensors
     CMAKE_ARGS="-DGGML_NATIVE=ON" LLAMA/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
@@ -8,13 +8,14 @@
     LLAMA/bin/python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output MIXED.gguf --type q4_0
     python -m benchmarks.peers.llama_cpp --engine ENGINE --gguf PURE.gguf MIXED.gguf --peer-python LLAMA/bin/python
 
-How rounds run and what is printed: benchmarks/peers/rounds.py. That a file holds the checkpoint's model is another command's work:
+Table: docs/benchmarks.md, "llama.cpp". The limit and the rounds: benchmarks/peers/rounds.py. A second command shows that a
+file holds the checkpoint's model:
 
     LLAMA/bin/python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output EXACT.gguf --type f32
     python -m benchmarks.peers.llama_cpp --check CHECKPOINT --gguf EXACT.gguf --peer-python LLAMA/bin/python
 
-It prints the largest difference of llama.cpp's logits from those of transformers in float32, over 24 tokens, with llama.cpp's
-cache in float32, too.
+It prints the largest difference of llama.cpp's logits from those of transformers in float32, over 24 tokens, with
+llama.cpp's cache in float32, too.
 """
 
 from __future__ import annotations
@@ -23,26 +24,35 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.rounds import CHECKOUT, Side, add_arguments, compare, engine_side, size_arguments
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 
+NAME = "benchmarks.peers.llama_cpp"
 CHECKED = 24
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     add_arguments(parser, needs_engine=False)
     parser.add_argument("--gguf", required=True, type=Path, nargs="+", help="of the same model; see write_gguf.py")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with llama-cpp-python")
     parser.add_argument("--check", type=Path, metavar="CHECKPOINT", help="compare logits instead of speeds")
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the rounds, or compare logits."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     if args.check is not None:
-        for file in args.gguf:
-            print(file.name, check(file, args.check, args.peer_python))
+        save(args.results, NAME, arguments, [check(file, args.check, args.peer_python) for file in args.gguf])
         return 0
     if args.engine is None:
         parser.error("--engine: missing; only --check does without")
@@ -50,16 +60,18 @@ def main() -> int:
         Side(file.stem, [*peer_command(file, args.peer_python), *size_arguments(args)], file.stat().st_size)
         for file in args.gguf
     ]
-    compare([*(engine_side(engine, args) for engine in args.engine), *peers], args)
+    figures = compare([*(engine_side(engine, args) for engine in args.engine), *peers], args)
+    save(args.results, NAME, arguments, figures)
     return 0
 
 
 def peer_command(file: Path, python: str) -> list[str]:
+    """The command of llama.cpp's side, without sizes."""
     return [python, "-m", "benchmarks.peers.llama_cpp_process", "--model", str(file.resolve())]
 
 
-def check(file: Path, checkpoint: Path, python: str) -> str:
-    """How far llama.cpp's logits are from those of transformers."""
+def check(file: Path, checkpoint: Path, python: str) -> Figure:
+    """Print and return the largest difference of llama.cpp's logits from those of transformers."""
     tokens = np.random.default_rng(0).integers(3, 500, CHECKED).astype(np.int32)
     with tempfile.TemporaryDirectory() as work:
         exchange = Path(work) / "logits.npz"
@@ -69,7 +81,10 @@ def check(file: Path, checkpoint: Path, python: str) -> str:
         logits = np.load(exchange)["logits"]
     expected = reference_logits(checkpoint, tokens)
     same = np.mean(logits.argmax(-1) == expected.argmax(-1))
-    return f"largest difference {np.abs(logits - expected).max():.1e} of {np.abs(expected).max():.1f}, same token {same:.0%}"
+    difference, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    print(f"{file.name} largest difference {difference:.1e} of {largest:.1f}, same token {same:.0%}", flush=True)
+    conditions: dict[str, Condition] = {"file": file.name, "tokens": CHECKED, "largest logit": largest}
+    return Figure(name="largest difference of logits", value=difference, unit="logits", conditions=conditions)
 
 
 def reference_logits(checkpoint: Path, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -84,4 +99,4 @@ def reference_logits(checkpoint: Path, tokens: NDArray[np.int32]) -> NDArray[np.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,11 @@
-"""llama.cpp's side of `benchmarks.peers.llama_cpp`, under the interpreter that has llama-cpp-python: its speeds, or its logits.
+"""llama.cpp's side of `benchmarks.peers.llama_cpp`: prints its speeds, or writes its logits.
 
-    python -m benchmarks.peers.llama_cpp_process --model FILE.gguf --threads 2      # prints speeds as bench --json does
+    LLAMA/bin/python -m benchmarks.peers.llama_cpp_process --model FILE.gguf --threads 2
 
-Driven through the low-level interface with token ids. The greedy token is numpy's argmax over the logits, which costs a
-tenth of llama.cpp's own sampler. Defaults of llama.cpp but for the threads: flash attention where it judges it good, keys
-and values as halves, weights repacked for the machine where it has such kernels.
+Runs under the interpreter that has llama-cpp-python, and prints as `enginewright bench --json` does. Driven through the
+low-level interface with token ids. The greedy token is numpy's argmax over the logits, which costs a tenth of llama.cpp's own
+sampler. Defaults of llama.cpp but for the threads: flash attention where it judges it good, keys and values as halves,
+weights repacked for the machine where it has such kernels.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Decoder:
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
     def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Logits float32 [V] behind the last of the tokens, valid until the next call."""
+        """Logits float32 [V] after the last of the tokens, valid until the next call."""
         ids = (ctypes.c_int32 * len(tokens))(*tokens.tolist())
         if failed := llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(ids, len(tokens))):
             raise SystemExit(f"llama_decode: got {failed}, expected 0")

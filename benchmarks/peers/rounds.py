@@ -1,9 +1,13 @@
-"""Rounds in which an engine and other runtimes' models generate in turn, each in a fresh process, and what came out.
+"""Rounds in which an engine and other runtimes' models generate in turn, each in a fresh process, and their comparison.
 
-For `genai` and `llama_cpp`, which say how a peer is run. Each round runs every side once, so that a machine that drifts
-meets all, in an order that reverses every round; in fresh processes, so that nobody's idle threads disturb another. Within a
-process the best of REPEATS generations counts. On a machine that others use, threads of one process wait for each other
-longer than they work: --threads 1 --cpu-time still compares. Imported by the peers' interpreters, too: needs only numpy.
+For `genai` and `llama_cpp`, which know how a peer is run. Each round runs every side once, so that a machine that drifts
+meets all, in an order that reverses every round; in fresh processes, so that no side's idle threads disturb another. Within
+a process the best of REPEATS generations counts. On a machine that others use, threads of one process wait for each other
+longer than they work: `--threads 1 --cpu-time` still compares.
+
+Limit: a decode step reads all weights once, so at most the rate of plain reads over their bytes; the plain read is measured
+before the rounds and after each. `python -m benchmarks.peers.rounds --threads 2` prints it alone. The peers' interpreters
+import this, too: it needs only numpy.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results_file import Condition, Figure
+
 REPEATS = 3
 CHECKOUT = Path(__file__).resolve().parents[2]
 READING_SECONDS = 2.0
@@ -27,7 +33,7 @@ READING_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Side:
-    """A contender: its name, the command that prints its speeds as bench --json does, and the bytes a token reads."""
+    """A side: its name, the command that prints its speeds as `enginewright bench --json` does, and the bytes a token reads."""
 
     name: str
     command: Sequence[str]
@@ -43,7 +49,7 @@ class Speeds:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, needs_engine: bool = True) -> None:
-    """Declare what both sides are given."""
+    """Declare the arguments that all sides are given."""
     parser.add_argument("--engine", required=needs_engine, type=Path, nargs="+", help="enginewright engine directories")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -56,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_engine: bool = True)
 
 
 def clock(args: argparse.Namespace) -> Callable[[], float]:
-    """What speeds are measured with, in seconds."""
+    """The clock that speeds are measured with, in seconds."""
     return time.process_time if args.cpu_time else time.perf_counter
 
 
@@ -97,7 +103,7 @@ def print_speeds(speeds: Speeds) -> None:
     print(json.dumps([{"prefill_speed": speeds.prefill, "decode_speed": speeds.decode}]))
 
 
-def compare(sides: Sequence[Side], args: argparse.Namespace) -> None:
+def compare(sides: Sequence[Side], args: argparse.Namespace) -> list[Figure]:
     """Run the rounds and print each, then the best, the ratios of the first side to the others, and the limits."""
     runs: dict[str, list[Speeds]] = {side.name: [] for side in sides}
     reading = [read_bandwidth(args.threads)]
@@ -108,9 +114,11 @@ def compare(sides: Sequence[Side], args: argparse.Namespace) -> None:
             line = f"prefill {speeds.prefill:8.1f}  decode {speeds.decode:7.2f} tok/s"
             print(f"round {number + 1} {side.name:20}  {line}", flush=True)
         reading.append(read_bandwidth(args.threads))
+    figures = [Figure(name="plain read", value=max(reading), unit="GB/s", conditions={"statistic": "best"})]
     for phase in ("prefill", "decode"):
         table = {name: np.array([getattr(speeds, phase) for speeds in taken]) for name, taken in runs.items()}
         print("\n".join(ratio_lines(phase, table)))
+        figures += figures_of(phase, table)
     print(f"plain read, GB/s: best {max(reading):.1f}, median {np.median(reading):.1f}")
     for side in sides:
         rate = max(speeds.decode for speeds in runs[side.name]) / args.batch * side.weights / 1e9
@@ -119,6 +127,25 @@ def compare(sides: Sequence[Side], args: argparse.Namespace) -> None:
             f"{side.name:20}  {side.weights / 1e6:.0f} MB of weights a step, at the best read at most {limit:.0f} tok/s; "
             f"its best round reads {rate:.1f} GB/s, {rate / max(reading):.0%}"
         )
+        about: dict[str, Condition] = {"side": side.name}
+        figures.append(Figure(name="weights of a step", value=side.weights / 1e6, unit="MB", conditions=about))
+    return figures
+
+
+def figures_of(phase: str, table: dict[str, NDArray[np.float64]]) -> list[Figure]:
+    """Each side's best and median speed, and the first side's in relation to the others'; speeds [rounds]."""
+    first = next(iter(table))
+    figures = []
+    for name, speeds in table.items():
+        for statistic, speed, ratio in (
+            ("best", max(speeds), max(table[first]) / max(speeds)),
+            ("median", float(np.median(speeds)), float(np.median(table[first] / speeds))),
+        ):
+            about: dict[str, Condition] = {"side": name, "statistic": statistic}
+            figures.append(Figure(name=phase, value=speed, unit="tokens/s", conditions=about))
+            if name != first:
+                figures.append(Figure(name=f"{phase}, {first} / it", value=ratio, unit="times", conditions=about))
+    return figures
 
 
 def ratio_lines(phase: str, table: dict[str, NDArray[np.float64]]) -> Iterator[str]:

@@ -5,7 +5,7 @@
 
 For benchmarks: the file has no tokenizer, its prompts are token ids. `--type f32` and `f16` only rename the tensors, which
 needs no llama-cpp-python. `q4_0` is what `llama-quantize` makes: every matrix in Q4_0 blocks with `--pure`, as in our int4
-engines; without, a tied embedding or else the output projection in Q6_K, or Q8_0 where its rows are no multiple of 256.
+engines; without it, a tied embedding or else the output projection in Q6_K, or Q8_0 where its rows are no multiple of 256.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the file says of the model: GGUF's keys behind the family's name, and the head counts."""
+    """Metadata of the model: GGUF's keys after the family's name, and the head counts."""
 
     family: str
     query_heads: int

@@ -1,4 +1,4 @@
-"""Reads what goes into and comes out of every attention op while an engine runs."""
+"""Records queries, keys, values and outputs of every attention op while an engine runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far quantised caches are off on a model's own keys and values, read block by block as in decoding.
+"""Errors of quantised caches on a model's own keys and values, read block by block as in decoding.
 
 A text is read in blocks of one tile, so that each block sees its tile exactly, and all between the sinks and itself as
 the cache holds it: what decoding token by token would see. A shadow run over an exact cache reads the same tokens. Errors

@@ -1,4 +1,4 @@
-"""What a model answers right over each cache: the same problems, greedy, in flight together."""
+"""Runs the same problems over each cache, greedy, in flight together, and counts right answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one cache gave. codec_seconds: of `seconds`, spent on quantising tiles."""
+    """Answers over one cache. codec_seconds: of `seconds`, spent on quantising tiles."""
 
     cache: Cache
     kinds: tuple[str, ...]
@@ -76,7 +76,7 @@ class Result:
 def measure(
     caches: Sequence[Cache], questions: Sequence[Question], *, threads: int | None, max_batch: int
 ) -> Iterator[Result]:
-    """Yield what each cache gives, one engine loaded after another."""
+    """Yield the result of each cache, one engine loaded after another."""
     for cache in caches:
         with open_cache(cache, threads=threads, max_batch=max_batch) as llm:
             answers = ask(llm, questions, cache.name)

@@ -1,4 +1,4 @@
-"""What a quantised cache gives back for one tile of keys and values: KVarN, and the methods it is compared with.
+"""Codecs for one tile of keys and values: KVarN, and the methods it is compared with.
 
 Every method is the same three choices: whether keys and values are rotated by the Hadamard matrix along their channels,
 whether the tile is balanced before it is rounded, and which axis of the keys has a scale each. Values always have one

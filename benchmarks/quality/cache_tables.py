@@ -1,4 +1,4 @@
-"""Tables and JSON of what the caches did."""
+"""Tables, JSON and figures of the caches' accuracy and errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.quality.blockwise_decode import CacheErrors, TileErrors
 from benchmarks.quality.cache_accuracy import Cache, Result, compare, replies_alike
+from benchmarks.results_file import Condition, Figure
 from enginewright.runtime.evaluation.intervals import Estimate
 
 
@@ -64,6 +65,32 @@ def accuracy_json(results: Sequence[Result]) -> dict[str, Any]:
             for ours, theirs in pairs_of(results)
         ],
     }
+
+
+def accuracy_figures(results: Sequence[Result]) -> list[Figure]:
+    """Right answers of each cache, and the paired differences."""
+    figures = []
+    for result in results:
+        about: dict[str, Condition] = {**_cache_conditions(result.cache), "problems": len(result.right)}
+        figures.append(_figure("right", "%", 100, result.accuracy(), about))
+    for ours, theirs in pairs_of(results):
+        points, probability = compare(ours, theirs)
+        pair: dict[str, Condition] = {"cache": ours.cache.name, "minus": theirs.cache.name, "McNemar p": probability}
+        figures.append(_figure("right, difference", "points", 100, points, pair))
+    return figures
+
+
+def norms_figures(errors: Sequence[CacheErrors]) -> list[Figure]:
+    """Mean KL of each cache, and its static and accumulated errors where tiles were seen."""
+    figures = []
+    for each in errors:
+        about = _cache_conditions(each.cache)
+        figures.append(_figure("mean KL", "nats", 1, each.divergence()[0], about))
+        for kind, seen in (("static", each.static), ("accumulated", each.accumulated)):
+            for name, value in (seen.summary() or {}).items():
+                own: dict[str, Condition] = {**about, "kind": kind}
+                figures.append(Figure(name=f"error, {name}", value=value, unit="relative", conditions=own))
+    return figures
 
 
 def pairs_of(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
@@ -131,6 +158,19 @@ def _cache_cells(cache: Cache) -> list[str]:
     keys, values = cache.bits
     bits = f"{keys:.2f}" if cache.codec is None else f"{keys:.2f} {values:.2f}"
     return [cache.name, bits, f"{cache.bytes_per_token:.0f}"]
+
+
+def _cache_conditions(cache: Cache) -> dict[str, Condition]:
+    about: dict[str, Condition] = {"cache": cache.name, "bytes per token and head": cache.bytes_per_token}
+    if cache.codec is not None and cache.codec.exact_layers:
+        about["exact layers"] = cache.codec.exact_layers
+    return about
+
+
+def _figure(name: str, unit: str, scale: float, found: Estimate, about: dict[str, Condition]) -> Figure:
+    known = found.low is not None and found.high is not None
+    interval = (scale * (found.low or 0.0), scale * (found.high or 0.0)) if known else None
+    return Figure(name=name, value=scale * found.value, unit=unit, conditions=about, interval=interval)
 
 
 def _cache_json(cache: Cache) -> dict[str, Any]:

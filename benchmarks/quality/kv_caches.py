@@ -1,14 +1,16 @@
-"""Compares caches of keys and values by what a model gets right over them, and by how far off they are.
+"""Right answers of a model over caches of few bits, and the errors of their keys and values.
 
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 200
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 10 --norms
 
-A cache is fp16, or METHOD-kXvY with X bits a key and Y bits a value, simulated over one engine with halves in its cache:
-sinks, newest tile and attention are the same for all. --engine adds an engine directory that keeps such a cache itself.
+Table: docs/benchmarks.md, "KVarN: quality". A cache is fp16, or METHOD-kXvY with X bits a key and Y bits a value, simulated
+over one engine with halves in its cache: sinks, newest tile and attention are the same for all. --engine adds an engine
+directory that keeps such a cache itself.
 
 Without --norms, every cache answers the same held-out problems: right answers with Wilson's interval, and differences
 from fp16, and from KVarN at the same bits, with Newcombe's for pairs and McNemar's exact probability. With --norms,
-problems with their solutions, or windows of --data, are read block by block: errors of keys and values, and KL.
+problems with their solutions, or windows of --data, are read block by block: errors of keys and values, and KL. --json
+writes everything measured, each problem's verdict included; --results the figures of the table.
 """
 
 from __future__ import annotations
@@ -18,12 +20,22 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.blockwise_decode import read_texts
 from benchmarks.quality.cache_accuracy import Cache, measure
 from benchmarks.quality.cache_codecs import METHODS, parse_codec
-from benchmarks.quality.cache_tables import accuracy_json, accuracy_table, norms_json, norms_table
+from benchmarks.quality.cache_tables import (
+    accuracy_figures,
+    accuracy_json,
+    accuracy_table,
+    norms_figures,
+    norms_json,
+    norms_table,
+)
+from benchmarks.results_file import benchmark_parser
+from benchmarks.results_file import save as save_results
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.evaluation.contenders import Contender, open_contenders
 from enginewright.runtime.evaluation.data import read_documents
@@ -31,6 +43,7 @@ from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, hel
 from enginewright.runtime.evaluation.questions import pose
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
 
+NAME = "benchmarks.quality.kv_caches"
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("kivi", "hadamard-token", "hadamard-channel", "rtn")
 CACHES = (
@@ -40,8 +53,9 @@ CACHES = (
 )
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(arguments: Sequence[str]) -> int:
+    """Measure every cache and print the table."""
+    args = parse_arguments(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = args.fp16 or build(args.model, Path(folder) / "fp16", args)
         contender = open_contenders([str(root)], None)[0]
@@ -59,6 +73,7 @@ def main() -> int:
         if args.norms:
             errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
             save(args.json, norms_json(errors))
+            save_results(args.results, NAME, arguments, norms_figures(errors))
             print(norms_table(errors))
             return 0
         questions = pose(contender, pick_problems(args), contender.manifest.limits.max_context)
@@ -69,18 +84,19 @@ def main() -> int:
             print(f"{result.cache.name}: {share}, {times}", file=sys.stderr, flush=True)
             results.append(result)
             save(args.json, accuracy_json(results))  # what is there, should a long run be stopped
+        save_results(args.results, NAME, arguments, accuracy_figures(results))
         print(accuracy_table(results))
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Return the arguments, checked as far as that needs no engine."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="checkpoint, of which an engine is built")
     source.add_argument("--fp16", type=Path, metavar="DIR", help="engine directory built of it with --kv-bits 16")
     parser.add_argument("--caches", default=",".join(CACHES), help=f"methods: {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--engine", action="append", type=Path, metavar="DIR", help="engine to run beside; repeatable")
+    parser.add_argument("--engine", action="append", type=Path, metavar="DIR", help="engine to run, too; repeatable")
     parser.add_argument(
         "--exact-layers", type=int, default=0, metavar="N", help="leave the first N layers as they are (0)"
     )
@@ -97,7 +113,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything measured, each problem's verdict included"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments, checked as far as that needs no engine."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     try:
         for name in args.caches.split(","):
             if name != "fp16":
@@ -118,7 +140,7 @@ def build(model: str, output: Path, args: argparse.Namespace) -> Path:
 
 
 def save(path: Path | None, measured: object) -> None:
-    """Write what was measured as JSON where that was asked for."""
+    """Write the measurements as JSON where that was asked for."""
     if path is not None:
         path.write_text(json.dumps(measured, indent=2) + "\n")
 
@@ -137,6 +159,6 @@ def pick_texts(contender: Contender, args: argparse.Namespace) -> list[Text]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except EnginewrightError as error:
         sys.exit(str(error))

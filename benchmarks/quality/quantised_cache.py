@@ -2,8 +2,8 @@
 
 The engine itself keeps its cache as it is and attends as always, so all codecs share the same code and the same three
 regions: a sequence's first tile is exact (attention sinks), whole tiles after it are quantised once their step has run,
-and the newest, unfinished tile is exact. That is also KVarN's life cycle, and as there a prompt is computed in chunks
-that end at multiples of CHUNK tokens, and a text that is scored tile by tile.
+and the newest, unfinished tile is exact. That is also KVarN's life cycle. As there, a prompt is computed in chunks that end
+at multiples of CHUNK tokens, and a text that is scored tile by tile.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python examples/training/text_corpus.py > CALIBRATION
     python -m benchmarks.quality.weights --model examples/tiny-text --text CALIBRATION --data examples/tiny-text/held_out.txt --json CELLS
 
-The decoder's linear layers are quantised, embedding and output projection stay float32, and activations too, so that a
-cell shows what its weights lose. --json keeps the cells that are done: a second run goes on from there. --methods and
---bits choose some; `--methods list` names them.
+Table: docs/benchmarks.md, "Quantised weights: perplexity". The decoder's linear layers are quantised; embedding, output
+projection and activations stay float32, so that a cell shows what its weights lose. --json keeps the cells that are done: a
+second run goes on from there. --methods and --bits choose some; `--methods list` names them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.exporters.build_command import build
 from enginewright.exporters.methods import Applied
 from enginewright.exporters.methods.piso import Config
@@ -28,6 +30,7 @@ from enginewright.runtime.evaluation.contenders import open_contenders
 from enginewright.runtime.evaluation.outcome import prepare, run
 from enginewright.runtime.evaluation.suites import Task
 
+NAME = "benchmarks.quality.weights"
 METHODS: dict[str, dict[str, Any]] = {
     "rounding, absmax": {"correction": "none", "scales": "absmax"},
     "rounding, data-free": {"correction": "none", "scales": "mse"},
@@ -46,8 +49,9 @@ METHODS: dict[str, dict[str, Any]] = {
 FLOAT = "float32"
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(arguments: Sequence[str]) -> int:
+    """Fill the cells that are missing, and print the table."""
+    args = parse_arguments(arguments)
     if args.methods == ["list"]:
         print(*METHODS, sep="\n")
         return 0
@@ -59,11 +63,13 @@ def main() -> int:
             args.json.write_text(json.dumps(done, indent=1))
             print(f"{name}: {done[name]:.2f}", file=sys.stderr, flush=True)
     print(table(args, done))
+    save(args.results, NAME, arguments, figures_of(args, done))
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", required=True, help="calibration text")
     parser.add_argument("--data", required=True, help="text whose perplexity is measured")
@@ -73,7 +79,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[32, 0], help="0: one scale a row")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
-    args = parser.parse_args()
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; every method is known."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     if unknown := [name for name in args.methods if name not in METHODS and name != "list"]:
         parser.error(f"--methods: got {unknown[0]!r}, expected some of: {'; '.join(METHODS)}")
     return args
@@ -107,6 +119,16 @@ def perplexity(args: argparse.Namespace, config: Config | None) -> float:
         return float(np.exp(np.concatenate(outcome.scores.nats).mean()))
 
 
+def figures_of(args: argparse.Namespace, done: dict[str, float]) -> list[Figure]:
+    """The cells that the table shows, and the float32 model's perplexity."""
+    figures = [Figure(name="perplexity", value=done[FLOAT], unit="perplexity", conditions={"weights": FLOAT})]
+    for method, bits, size in grid(args):
+        about: dict[str, Condition] = {"method": method, "bits": bits, "group size": size or "whole rows"}
+        cell = done[name_of(method, bits, size)]
+        figures.append(Figure(name="perplexity", value=cell, unit="perplexity", conditions=about))
+    return figures
+
+
 def table(args: argparse.Namespace, done: dict[str, float]) -> str:
     """The cells as a Markdown table, one row per method."""
     columns = [(bits, size) for size in args.group_sizes for bits in args.bits]
@@ -119,4 +141,4 @@ def table(args: argparse.Namespace, done: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,11 +1,13 @@
-"""What serving costs: a real tritonserver on the loopback interface beside the runtime in this process.
+"""Throughput and time to first token of a real tritonserver on the loopback interface, next to the runtime in this process.
 
     python build_engine.py --model examples/tiny-reasoner --output engines/tiny-reasoner
     python -m benchmarks.serving.triton_load engines/tiny-reasoner --threads 2
 
-Both sides answer the same random prompts, one after the other in each round, so that a machine whose speed drifts slows
-both. Throughput: all tokens of `--streams` requests that start together, over the time until the last has ended; the served
-ones come through a gRPC stream each. Time to first token: of one request at a time, from call to first response.
+Table: docs/benchmarks.md, "Triton: load". Limit: the runtime in process, with the same batch; on one machine server and
+clients share its cores. Both sides answer the same random prompts, one after the other in each round, so that a machine whose
+speed drifts slows both. Throughput: all tokens of `--streams` requests that start together, over the time until the last has
+ended; the served ones come through a gRPC stream each. Time to first token: of one request at a time, from call to first
+response.
 
 --server DIR keeps the server's virtual environment there for the next run; --only served|in-process profiles one side.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.builders.triton import TritonModel, write_model
 from enginewright.runtime import LLM, Sampling, load
 from tests.triton import tritonserver
 from tests.triton.streams import MODEL, Stream
 
+NAME = "benchmarks.serving.triton_load"
 Prompts = Sequence[list[int]]
 Measure = Callable[[Prompts, int], tuple[float, list[float]]]
 """Answers the prompts with so many tokens each; returns the seconds and each request's time to first token."""
@@ -90,8 +95,8 @@ def open_server(arguments: argparse.Namespace, folder: Path) -> Iterator[tritons
         yield server
 
 
-def compare(sides: dict[str, Measure], arguments: argparse.Namespace, vocabulary: int) -> None:
-    """Let the sides take turns and print the table."""
+def compare(sides: dict[str, Measure], arguments: argparse.Namespace, vocabulary: int) -> list[Figure]:
+    """Let the sides take turns, print the table, and return its figures."""
     rng = np.random.default_rng(0)
     speeds = {name: list[float]() for name in sides}
     firsts = {name: list[float]() for name in sides}
@@ -112,11 +117,16 @@ def compare(sides: dict[str, Measure], arguments: argparse.Namespace, vocabulary
     )
     print(f"{arguments.threads or 'all'} threads, {arguments.rounds} rounds")
     print("| side | tokens/s, median | best | first token ms, median | 90 % |\n|---|---|---|---|---|")
+    figures = []
     for name in sides:
         first = np.array(firsts[name]) * 1e3
         row = [f"{statistics.median(speeds[name]):.1f}", f"{max(speeds[name]):.1f}"]
         row += [f"{np.median(first):.2f}", f"{np.percentile(first, 90):.2f}"]
         print(f"| {name} | {' | '.join(row)} |")
+        about: dict[str, Condition] = {"side": name}
+        speed = statistics.median(speeds[name])
+        figures.append(Figure(name="throughput, median", value=speed, unit="tokens/s", conditions=about))
+        figures.append(Figure(name="first token, median", value=float(np.median(first)), unit="ms", conditions=about))
     if len(sides) == 2:
         one, two = speeds.values()
         ratios = [served / own for own, served in zip(one, two, strict=True)]
@@ -128,11 +138,14 @@ def compare(sides: dict[str, Measure], arguments: argparse.Namespace, vocabulary
         print(
             f"best / best {max(two) / max(one):.3f}; first token adds {statistics.median(added) * 1e3:.2f} ms, median"
         )
+        figures.append(Figure(name="served / in process, median", value=statistics.median(ratios), unit="times"))
+        figures.append(Figure(name="added to the first token", value=statistics.median(added) * 1e3, unit="ms"))
+    return figures
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("engine", metavar="ENGINE")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -143,7 +156,12 @@ def main() -> None:
     parser.add_argument("--cache-tokens", type=int, default=16384)
     parser.add_argument("--server", metavar="DIR")
     parser.add_argument("--only", choices=("served", "in-process"))
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(given: Sequence[str]) -> None:
+    """Measure and print."""
+    arguments = make_parser().parse_args(given)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         sides: dict[str, Measure] = {}
         options = {"max_batch": arguments.streams, "cache_tokens": arguments.cache_tokens, "verify": False}
@@ -154,8 +172,8 @@ def main() -> None:
             server = stack.enter_context(open_server(arguments, Path(folder)))
             streams = [stack.enter_context(Stream(server)) for _ in range(arguments.streams)]
             sides["served"] = served(streams, stack.enter_context(ThreadPoolExecutor(arguments.streams)))
-        compare(sides, arguments, llm.manifest.model.vocab_size)
+        save(arguments.results, NAME, given, compare(sides, arguments, llm.manifest.model.vocab_size))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,8 +1,10 @@
-"""Counts how many requests of equal length run at once in equal cache memory: a 16-bit cache against KVarN's.
+"""Number of requests of equal length that run at once in equal cache memory: a 16-bit cache next to KVarN's.
 
     python build_engine.py --model examples/tiny-reasoner --output HALF --max-batch 256
     python build_engine.py --model examples/tiny-reasoner --output KVARN --max-batch 256 --apply kvarn
     python -m benchmarks.speed.cache_capacity HALF KVARN --memory 0.25 --tokens 4096
+
+Table: docs/benchmarks.md, "KVarN: capacity". Limit: the memory over the bytes of a request's tiles.
 
 Each engine is loaded with rows and cache for as many requests as the memory holds by `enginewright inspect`, and serves
 that many of random prompts. They run all together to their ends or the run fails: one that waited for another would show in
@@ -13,27 +15,46 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.results_file import Figure, benchmark_parser, save
 from enginewright.runtime import Sampling, artifact, load
 from enginewright.runtime.engine import StepTiming
 from enginewright.runtime.tiles import cache_bytes, request_bytes
 
+NAME = "benchmarks.speed.cache_capacity"
 PROMPT_TOKENS = 512
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("engines", nargs="+", type=Path, help="the first is what the others are compared with")
     parser.add_argument("--memory", type=float, default=0.25, help="of the cache, in GiB")
     parser.add_argument("--tokens", type=int, default=4096, help="of a request, prompt and completion")
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run every engine and compare with the first."""
+    args = make_parser().parse_args(arguments)
     counts = [run(engine, int(args.memory * 2**30), args.tokens, args.threads) for engine in args.engines]
     for engine, count in zip(args.engines[1:], counts[1:], strict=True):
         print(f"{engine} / {args.engines[0]}: {count / counts[0]:.2f}")
+    about = [{"engine": engine.name} for engine in args.engines]
+    figures = [
+        Figure(name="requests at once", value=count, unit="requests", conditions=engine)
+        for count, engine in zip(counts, about, strict=True)
+    ]
+    figures += [
+        Figure(name=f"requests, it / {args.engines[0].name}", value=count / counts[0], unit="times", conditions=engine)
+        for count, engine in zip(counts[1:], about[1:], strict=True)
+    ]
+    save(args.results, NAME, arguments, figures)
     return 0
 
 
@@ -62,4 +83,4 @@ def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

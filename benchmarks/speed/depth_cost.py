@@ -1,18 +1,20 @@
-"""Measures what Depth-Attention adds to a decode step: engines of one model with and without it, step by step in turn.
+"""Time that Depth-Attention adds to a decode step: engines of one model with and without it, step by step in turn.
 
     python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
     python -m benchmarks.speed.depth_cost --checkpoint CHECKPOINT --work DIR --weights int4 --threads 2
 
+Figures: docs/benchmarks.md, "Depth-Attention: cost". On a machine that is not idle, chance is larger than the effect; then
+the last line counts: the best time of a graph of the DepthMix nodes alone, each on its own inputs.
+
 Into DIR come a copy of the checkpoint whose config asks for Depth-Attention (its weights are links) and both engines, unless
 they are there. Their weights are equal, so both engines read one file: where it lies in memory favours neither. A third side
-is the plain engine loaded a second time, and says how much of a difference is chance.
+is the plain engine loaded a second time, and shows how much of a difference is chance.
 
 All sides are loaded in one process and decode in turn, a few steps each, in an order that reverses every turn; a step runs the
 whole graph for one new token over a cache that holds `--context` tokens. Where a session's memory comes to lie makes it up to
 6 % faster or slower for good, so every round loads all sides anew, each first in a third of the rounds. Printed: each side's
 best and median step, and the median over rounds of a side's median step relative to the plain engine's, with the interval that
-half of the rounds lie in and a 95 % interval of the median (bootstrap over rounds). On a machine that is not idle, chance is
-larger than the effect; then the last line counts: the best time of a graph of the DepthMix nodes alone, each on its own inputs.
+half of the rounds lie in and a 95 % interval of the median (bootstrap over rounds).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.exporters.build_command import build
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.plugins.library import ort_library
@@ -38,13 +42,15 @@ from enginewright.runtime import artifact, load
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.session import PackedStep
 
+NAME = "benchmarks.speed.depth_cost"
 SIDES = {"plain": "plain", "mixed": "mixed", "plain again": "plain"}
 ONE_ROW: dict[str, Any] = {"max_batch": 1, "prefix_reuse": False, "verify": False}
 WARM, TURN = 2, 12  # steps of a turn that are not timed, and that are
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a model without Depth-Attention")
     parser.add_argument("--work", type=Path, required=True, help="folder for the engines")
     parser.add_argument("--weights", default="int4", help="as for `enginewright build`")
@@ -53,7 +59,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=24, help="loads of every side")
     parser.add_argument("--turns", type=int, default=5, help="of each side in a round")
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build what is missing, run the rounds, and compare."""
+    args = make_parser().parse_args(arguments)
     make_engines(args.checkpoint, args.work, args.weights, args.stride)
     rounds = []
     for number in range(args.rounds):
@@ -63,16 +74,21 @@ def main() -> int:
             llms = {name: stack.enter_context(load(args.work / SIDES[name], args.threads, **ONE_ROW)) for name in names}
             rounds.append(measure({name: Side(llm, args.context) for name, llm in llms.items()}, args.turns))
     times = np.array([[each[name] for each in rounds] for name in SIDES])
-    report(times)
+    figures = report(times)
     nodes, spent = nodes_alone(args.work / "mixed", args.threads)
     print(
         f"{nodes} DepthMix nodes alone: {spent * 1e6:.1f} us, {100 * spent / times[0].min():.2f} % of the best plain step"
     )
+    about: dict[str, Condition] = {"nodes": nodes}
+    share = 100 * spent / float(times[0].min())
+    figures.append(Figure(name="DepthMix nodes alone", value=spent * 1e6, unit="us", conditions=about))
+    figures.append(Figure(name="the same, share of the best plain step", value=share, unit="%", conditions=about))
+    save(args.results, NAME, arguments, figures)
     return 0
 
 
 def make_engines(checkpoint: Path, work: Path, weights: str, stride: int | None) -> None:
-    """Build what is not there yet."""
+    """Build the engines that are not there yet."""
     source = work / "checkpoint"
     if not source.exists():
         source.mkdir(parents=True)
@@ -103,7 +119,7 @@ class Side:
         self._step = PackedStep(np.array([7]), np.array([context]), starts, np.array([0]))
 
     def step(self) -> float:
-        """Decode the token behind the context once more; the seconds it took."""
+        """Decode the token after the context once more; the seconds it took."""
         begin = time.perf_counter()
         self.session.run(self._step)
         return time.perf_counter() - begin
@@ -119,24 +135,32 @@ def measure(sides: dict[str, Side], turns: int) -> dict[str, list[float]]:
     return times
 
 
-def report(times: np.ndarray) -> None:
-    """Print what came of it; seconds [sides, rounds, steps]."""
+def report(times: np.ndarray) -> list[Figure]:
+    """Print and return the sides' figures; times [sides, rounds, steps] in seconds."""
+    figures = []
     rng = np.random.default_rng(0)
     medians = np.median(times, axis=2)
     for name, steps, each in zip(SIDES, times, medians, strict=True):
         print(f"{name:11}  best {steps.min() * 1e3:7.3f} ms, median {np.median(steps) * 1e3:7.3f} ms", end="")
+        about: dict[str, Condition] = {"side": name}
+        figures.append(Figure(name="best step", value=float(steps.min()) * 1e3, unit="ms", conditions=about))
         if name != "plain":
             ratios = 100 * (each / medians[0] - 1)
             low, high = np.percentile(np.median(rng.choice(ratios, (2000, len(ratios))), axis=1), [2.5, 97.5])
             half = np.percentile(ratios, [25, 75])
+            slower, interval = float(np.median(ratios)), (float(low), float(high))
+            figures.append(
+                Figure(name="longer than plain", value=slower, unit="%", conditions=about, interval=interval)
+            )
             print(f"; against plain: best {100 * (steps.min() / times[0].min() - 1):+.2f} %, ", end="")
             print(f"median round {np.median(ratios):+.2f} % [{low:+.2f}, {high:+.2f}], ", end="")
             print(f"half of the rounds {half[0]:+.2f} to {half[1]:+.2f} %", end="")
         print(flush=True)
+    return figures
 
 
 def nodes_alone(root: Path, threads: int) -> tuple[int, float]:
-    """How many DepthMix nodes the engine in `root` has, and the best seconds of running them without anything else."""
+    """Number of DepthMix nodes of the engine in `root`, and the best seconds of running them without anything else."""
     graph = ir.load(root / artifact.load(root, verify=False).graphs["decoder"].files[0].path).graph
     mixes = [node for node in graph if node.op_type == "DepthMix"]
     infos, nodes, feeds = [], [], {}
@@ -170,4 +194,4 @@ def nodes_alone(root: Path, threads: int) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,19 +1,23 @@
-"""Measures what extra tokens a step gain in time: engines with extra heads against the plain engine, taking turns.
+"""Time that several tokens a step save: engines with extra heads next to the plain engine, taking turns.
 
     python -m benchmarks.speed.emission_speed --engines PLAIN ENGINE ... --threads 1
 
     python -m enginewright.exporters.synthetic --like qwen2-0.5b --output CHECKPOINT
     python -m benchmarks.speed.emission_speed --checkpoint CHECKPOINT --work DIR --weights int4 --storage int8 --threads 2
 
-The first form measures engines as they are. The second builds them, unless they are in DIR: heads of random weights whose
-classifier says 2, emitted never (tau 1), by one (k 2) and by two (k 3); speed does not depend on what heads guess.
+Table: docs/benchmarks.md, "Extra heads: speed". The first form measures engines as they are. The second builds them, unless
+they are in DIR: heads of random weights whose classifier says 2, emitted never (tau 1), by one (k 2) and by two (k 3); speed
+does not depend on what heads guess.
+
+Limit: (1 + E[L]) / (1 + r E[L]) times the plain engine's speed, E[L] being the extra tokens a step and r the bytes of a head
+over those of the plain engine's weights. That assumes that a forward of several tokens costs what one of one token costs; the
+last line says what it costs here, and `priced` is the bound with that: (1 + E[L]) / (cost of the tokens of a mean step +
+r E[L]).
 
 Requests run one at a time, greedily: held-out problems where the engine has a tokenizer, random tokens elsewhere. All engines
 are loaded in one process and answer in turn, `--rounds` times. Decoding is deterministic, so that step i of a request is the
 same work in every round: `best` takes the best time of each step, from the end of the one before to its own, `median` the
-median of the rounds' ratios. Printed against (1 + E[L]) / (1 + r E[L]): E[L] extra tokens a step, r the bytes of a head over
-those of the plain engine's weights. That assumes that a forward of several tokens costs what one of one token costs; the last
-line says what it costs here, and `priced` is the bound with that: (1 + E[L]) / (cost of the tokens of a mean step + r E[L]).
+median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.exporters.build_command import build
 from enginewright.exporters.checkpoint import open_checkpoint
 from enginewright.exporters.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
@@ -39,14 +45,16 @@ from enginewright.runtime.evaluation.problems import KINDS, held_out_problems
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.session import PackedStep
 
+NAME = "benchmarks.speed.emission_speed"
 Floats = NDArray[np.float64]
 
 FORCED = {"0 extra": "tau=1", "1 extra": "k=2", "2 extra": "k=3"}
 MOST, CONTEXT, PROBES = 3, 128, 20  # tokens of a forward, tokens before it, and how often it runs in a round
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument(
         "--engines", type=Path, nargs="+", metavar="DIR", help="the plain engine, then those with heads"
     )
@@ -58,7 +66,13 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4, help="a multiple of 4 for problems")
     parser.add_argument("--new-tokens", type=int, default=60, help="of a request at most")
     parser.add_argument("--rounds", type=int, default=8)
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build what is missing, run the rounds, and compare."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     if (args.engines is None) == (args.checkpoint is None or args.work is None):
         parser.error("pass either --engines, or --checkpoint and --work")
     roots = args.engines or make_engines(args.checkpoint, args.work, args.weights, args.storage)
@@ -72,7 +86,7 @@ def main() -> int:
             for side in sides[:: 1 if number % 2 else -1]:
                 side.run(keep=number > 0)  # the first round allocates
             forwards.append(time_forwards(llms[0]))
-    report(sides, np.min(forwards, axis=0))
+    save(args.results, NAME, arguments, report(sides, np.min(forwards, axis=0)))
     return 0
 
 
@@ -140,9 +154,9 @@ class Side:
             ends = np.array([step.end for step in steps])
             if keep:
                 times.append(np.diff(ends))
-                behind = steps[1:]
+                after = steps[1:]
                 decided = len(completion.token_ids) - steps[0].decided  # the last step's may go beyond the end
-                self._totals.append(Totals(len(behind), decided, sum(s.tokens for s in behind)))
+                self._totals.append(Totals(len(after), decided, sum(s.tokens for s in after)))
 
     @property
     def totals(self) -> Totals:
@@ -177,8 +191,9 @@ def time_forwards(llm: LLM) -> list[float]:
     return best
 
 
-def report(sides: list[Side], forwards: Floats) -> None:
-    """Print the table; forwards[t - 1]: seconds of a forward of t tokens."""
+def report(sides: list[Side], forwards: Floats) -> list[Figure]:
+    """Print the table and return its figures; forwards[t - 1]: seconds of a forward of t tokens."""
+    figures = []
     plain, *others = sides
     best, rounds = plain.per_token()
     totals = plain.totals
@@ -197,9 +212,20 @@ def report(sides: list[Side], forwards: Floats) -> None:
             f"{np.median(rounds / rounds_side):6.2f} {(1 + extra) / (1 + r * extra):7.2f} "
             f"{(1 + extra) / (priced + r * extra):6.2f}"
         )
+        about: dict[str, Condition] = {"engine": side.name, "tokens a step": 1 + extra, "r": r}
+        for name, speed in (
+            ("speed-up, best", best / best_side),
+            ("speed-up, median", float(np.median(rounds / rounds_side))),
+            ("formula", (1 + extra) / (1 + r * extra)),
+            ("formula with forwards' cost", float((1 + extra) / (priced + r * extra))),
+        ):
+            figures.append(Figure(name=name, value=speed, unit="times", conditions=about))
     costs = ", ".join(f"{cost:.2f} for {count}" for count, cost in enumerate(forwards / forwards[0], 1))
     print(f"a forward of the plain engine costs, by its tokens: {costs}")
+    for count, cost in enumerate((forwards / forwards[0]).tolist(), 1):
+        figures.append(Figure(name="forward, cost", value=cost, unit="times", conditions={"tokens": count}))
+    return figures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

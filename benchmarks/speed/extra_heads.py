@@ -1,33 +1,39 @@
-"""Measures engines with extra heads against the plain engine of the same model, one request after another.
+"""Answers and tokens a step of engines with extra heads next to the plain engine of the same model, one request after another.
 
     python -m benchmarks.speed.extra_heads PLAIN ENGINE ... [--count 200] [--threads 1] [--level standard]
 
-Prints for each engine: answers that are the plain engine's token for token, tokens a step, the share of the guesses that
-the model itself would have made, repetition, right answers, and the speed-up in time per generated token over the plain
-engine. The bound is what reading weights allows: tokens a step over 1 + r x heads evaluated a step, r being the bytes of
-a head over those of the backbone; a small model's steps cost more than its bytes.
+Table: docs/benchmarks.md, "Extra heads: answers". Printed for each engine: answers that are the plain engine's token for
+token, tokens a step, the share of the guesses that the model itself would have made, repetition, right answers, and the
+speed-up in time per generated token over the plain engine.
+
+Limit: reading weights allows tokens a step over 1 + r x heads evaluated a step, r being the bytes of a head over those of the
+backbone; a small model's steps cost more than its bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, print_lines, save
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.evaluation.problems import KINDS, Problem, answer_of, held_out_problems
 from enginewright.runtime.metrics import repetition_ratio
 from enginewright.runtime.request import Completion
 
+NAME = "benchmarks.speed.extra_heads"
 SAMPLING = Sampling(max_tokens=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What an engine did with all questions. seconds: of each, from submission to its end."""
+    """An engine's completions of all questions. seconds: of each, from submission to its end."""
 
     completions: list[Completion]
     seconds: list[float]
@@ -59,30 +65,45 @@ def answer_all(root: str, problems: list[Problem], threads: int) -> Run:
     return Run(completions=completions, seconds=seconds, verified=verified)
 
 
-def line(name: str, run: Run, plain: Run, problems: list[Problem]) -> str:
-    """One row of the table."""
+def line(name: str, run: Run, plain: Run, problems: list[Problem]) -> tuple[str, list[Figure]]:
+    """One row of the table, and its figures."""
     same = sum(a.token_ids == b.token_ids for a, b in zip(run.completions, plain.completions, strict=True))
     right = sum(answer_of(c.text) == p.answer for c, p in zip(run.completions, problems, strict=True))
     guessed = sum(completion.guessed_tokens for completion in run.completions)
     agreed = sum(completion.agreed_tokens for completion in run.completions)
     repetition = float(np.mean([repetition_ratio(completion.token_ids) for completion in run.completions]))
     per_token = sum(run.seconds) / run.tokens
-    return (
+    about: dict[str, Condition] = {"engine": name, "problems": len(problems)}
+    figures = [
+        Figure(name="same answer as plain", value=same, unit="answers", conditions=about),
+        Figure(name="right", value=right, unit="answers", conditions=about),
+        Figure(name="tokens a step", value=run.tokens / run.steps, unit="tokens", conditions=about),
+        Figure(name="agreement", value=100 * agreed / max(1, guessed), unit="%", conditions=about),
+        Figure(name="repetition", value=repetition, unit="share of 3-grams", conditions=about),
+        Figure(name="time of a token", value=per_token * 1e3, unit="ms", conditions=about),
+    ]
+    row = (
         f"{name:24} {same:4}/{len(problems)} {run.tokens / run.steps:11.3f} {agreed / max(1, guessed):9.1%} "
         f"{repetition:11.3f} {right:4}/{len(problems)} {per_token * 1e3:9.3f} "
         f"{sum(plain.seconds) / plain.tokens / per_token:8.2f}"
     )
+    return row, figures
 
 
-def main() -> None:
-    """Run every engine and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("plain", metavar="PLAIN", help="engine without extra heads")
     parser.add_argument("engines", nargs="+", metavar="ENGINE", help="engines with them")
     parser.add_argument("--count", type=int, default=200, help="problems, a quarter of each kind")
     parser.add_argument("--level", default="standard")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run every engine and print the table."""
+    options = make_parser().parse_args(arguments)
     problems = [
         p for kind in KINDS for p in held_out_problems(kind, options.level, options.count // len(KINDS), seed=0)
     ]
@@ -90,10 +111,12 @@ def main() -> None:
     print(
         f"{'engine':24} {'same':>8} {'tokens/step':>11} {'agreement':>9} {'repetition':>11} {'right':>8} ms/token speed-up"
     )
-    print(line(Path(options.plain).name, plain, plain, problems), flush=True)
-    for root in options.engines:
-        print(line(Path(root).name, answer_all(root, problems, options.threads), plain, problems), flush=True)
+    figures = print_lines([line(Path(options.plain).name, plain, plain, problems)])
+    figures += print_lines(
+        line(Path(root).name, answer_all(root, problems, options.threads), plain, problems) for root in options.engines
+    )
+    save(options.results, NAME, arguments, figures)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

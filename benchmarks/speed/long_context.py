@@ -1,18 +1,19 @@
-"""Compares decoding over long contexts: an engine with a 16-bit cache against one of the same model with KVarN's.
+"""Time of decode steps over long contexts: an engine with a 16-bit cache next to one of the same model with KVarN's.
 
     python -m enginewright.exporters.synthetic --like qwen3-0.6b --output CHECKPOINT
     python build_engine.py --model CHECKPOINT --output HALF --weights int4 --max-context 17408
     python build_engine.py --model CHECKPOINT --output KVARN --weights int4 --max-context 17408 --apply kvarn
     python -m benchmarks.speed.long_context --half HALF --kvarn KVARN --context 2048,16384 --batch 8 --threads 2
 
+Table: docs/benchmarks.md, "KVarN: speed". Limit: a step reads its whole cache; the time of plain reads of as many bytes, at
+the best rate of the same run, is printed. Also printed: each side's best and median step, the ratio of the bests and the
+median ratio of neighbouring turns, and what encoding adds to the steps of a tile.
+
 Both engines are loaded in one process and decode in turn, a few steps each, so that a machine whose speed drifts slows both.
 Reading prompts of such lengths would take hours; instead the cache's memory is filled with made-up elements and the tables
-are told that every row holds the context. The steps are the engine's own: the whole graph, new tokens held, and one step in
+are told that every row holds the context. The steps are the engine's own: the whole graph, new tokens stored, and one step in
 which every row's newest tile is encoded. To spare memory, layers share `POOLS` pools, each far larger than any processor's
 cache, so that every layer still reads its tiles from memory.
-
-Printed: each side's best and median step; the ratio of the bests and the median ratio of neighbouring turns; what encoding
-adds to the steps of a tile; and how long plain reading of a step's cache takes, at the best rate of the same run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,25 +31,35 @@ import numpy as np
 
 from benchmarks.kernels.cpu_attention import SLICE, best_times, reader
 from benchmarks.kernels.cpu_kvarn import made_up_record
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.plugins.ops import TILE_TOKENS
 from enginewright.runtime import load
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.ort_session import OrtSession
 from enginewright.runtime.session import PackedStep
 
+NAME = "benchmarks.speed.long_context"
 POOLS = 4
 WARM, TURN = 1, 3  # steps of a turn that are not timed, and that are
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--half", type=Path, required=True, help="engine with a 16-bit cache")
     parser.add_argument("--kvarn", type=Path, required=True, help="engine with a KVarN cache")
     parser.add_argument("--context", default="2048,16384", help="tokens that each row holds, whole tiles")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=8, help="of each side")
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure every context."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    figures: list[Figure] = []
     for context in map(int, args.context.split(",")):
         if context % TILE_TOKENS or context < 2 * TILE_TOKENS:
             parser.error(f"--context: got {context}, expected a multiple of {TILE_TOKENS} from {2 * TILE_TOKENS} on")
@@ -59,12 +71,13 @@ def main() -> int:
                     engine, args.threads, max_batch=args.batch, cache_tokens=tokens, prefix_reuse=False, verify=False
                 )
                 sides.append(Side(stack.enter_context(llm), args.batch, context))
-            compare(sides, args.turns, args.threads)
+            figures += compare(sides, args.turns, args.threads)
+    save(args.results, NAME, arguments, figures)
     return 0
 
 
-def compare(sides: list[Side], turns: int, threads: int) -> None:
-    """Let the sides take turns, and print what came of it."""
+def compare(sides: list[Side], turns: int, threads: int) -> list[Figure]:
+    """Let the sides take turns; print and return their figures."""
     times: list[list[list[float]]] = [[], []]
     for _, (index, side) in itertools.product(range(turns), enumerate(sides)):
         times[index].append([side.step() for _ in range(WARM + TURN)][WARM:])
@@ -83,6 +96,17 @@ def compare(sides: list[Side], turns: int, threads: int) -> None:
     print(f"  half / kvarn: best/best {best[0] / best[1]:.2f}, median of turns {np.median(ratios):.2f}", end="")
     print(f" ({min(ratios):.2f} to {max(ratios):.2f})")
     print(f"  encoding: {100 * encode:.2f} % of {TILE_TOKENS} steps")
+    about: dict[str, Condition] = {"context": sides[0].context, "batch": batch}
+    figures = [
+        Figure(name="encoding, share of a tile's steps", value=100 * encode, unit="%", conditions=about),
+        Figure(name="16 bits / KVarN, median of turns", value=float(np.median(ratios)), unit="times", conditions=about),
+    ]
+    for name, side, low in zip(("16 bits", "KVarN"), sides, best, strict=True):
+        own: dict[str, Condition] = {**about, "cache": name}
+        figures.append(Figure(name="decode step, best", value=low * 1e3, unit="ms", conditions=own))
+        read = side.cache_bytes() / rate * 1e3
+        figures.append(Figure(name="reading its cache alone", value=read, unit="ms", conditions=own))
+    return figures
 
 
 class Side:
@@ -108,7 +132,7 @@ class Side:
         return spent
 
     def encoding(self) -> float:
-        """The seconds that the step at a tile's end takes beyond those around it, as a share of a tile's steps."""
+        """Seconds that the step at a tile's end takes beyond those around it, as a share of a tile's steps."""
         self._advance(np.full(self.batch, TILE_TOKENS - 6 - int(self._tables.held[0]) % TILE_TOKENS))
         times = [self.step() for _ in range(11)]
         assert self._tables.held[0] % TILE_TOKENS == 5
@@ -157,4 +181,4 @@ def read_rate(threads: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

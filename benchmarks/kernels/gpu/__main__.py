@@ -1,11 +1,14 @@
-"""Measures the GPU kernels: times, bandwidths, and ratios to torch's best, each with the target that it must reach.
+"""Speed of the GPU kernels: times, bandwidths, and ratios to torch's best, each with the target that it must reach.
 
     python -m benchmarks.kernels.gpu [--only decode,prefill,flush,mix,emit,linear,split,greedy] [--json FILE] [--quick]
 
-Needs one NVIDIA GPU, the library (`python -m enginewright.plugins.build --cuda`) and torch with CUDA; flash-attn takes
-part where it is installed. Our call and torch's alternate within one run, as CUDA graphs, on sets of memory that together
-do not fit the last-level cache. Bandwidths are shares of a copy (its reads and writes) and of a read, measured in the
-same run. The best of all rounds counts, the median is shown. Exit status 1: a target is missed.
+Table: docs/benchmarks/gpu-builds.md, "Targets". Needs one NVIDIA GPU, the library (`python -m enginewright.plugins.build
+--cuda`) and torch with CUDA; flash-attn takes part where it is installed. Exit status 1: a target is missed.
+
+Limits: bandwidths are printed as shares of a copy (its reads and writes) and of a read, both measured in the same run. Our
+call and torch's alternate within one run, as CUDA graphs, on sets of memory that together do not fit the last-level cache.
+The best of all rounds counts, the median is shown. `--json` writes every field of every result, `--results` the figures in
+the form of all benchmarks.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results_file import Figure, benchmark_parser, save, this_commit
 from enginewright.plugins.cuda import CudaLibrary, open_cuda_library
 from enginewright.plugins.library import LibraryError
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.kernels.gpu.timing import Timer
 
 GIB = 1 << 30
+NAME = "benchmarks.kernels.gpu"
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -61,7 +66,7 @@ def output_of(*command: str) -> str:
         return ""
 
 
-def facts(library: CudaLibrary, arguments: list[str]) -> dict[str, Any]:
+def facts(library: CudaLibrary, arguments: Sequence[str]) -> dict[str, Any]:
     """What the run depends on."""
     import torch
 
@@ -75,7 +80,7 @@ def facts(library: CudaLibrary, arguments: list[str]) -> dict[str, Any]:
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
         "library": library.version,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": output_of("git", "describe", "--always", "--dirty", "--abbrev=12"),
+        "commit": this_commit(),
         "command": " ".join(["python -m benchmarks.kernels.gpu", *arguments]),
     }
 
@@ -99,12 +104,32 @@ def measure_all(
     return asdict(bandwidth), results
 
 
-def main(arguments: list[str]) -> int:
-    """Measure what the command line asks for; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--only", help="groups, comma-separated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write facts and results there too")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds, no baselines of torch.compile")
+    return parser
+
+
+def figures_of(bandwidth: dict[str, float], results: Iterable[Result]) -> list[Figure]:
+    """The bandwidths, and of each result its best time and, where there is one, its ratio to torch's best."""
+    figures = [Figure(name=f"plain {way}", value=rate / 1e9, unit="GB/s") for way, rate in bandwidth.items()]
+    for result in results:
+        about = {"group": result.group, "size": result.name, "op": result.op}
+        figures.append(Figure(name="best time", value=result.best, unit="us", conditions=about))
+        if result.bytes:
+            figures.append(Figure(name="share of copying", value=100 * result.copy_share, unit="%", conditions=about))
+        if result.baseline:
+            about = {**about, "baseline": result.baseline}
+            figures.append(Figure(name="torch's best / ours, time", value=result.ratio, unit="times", conditions=about))
+    return figures
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what the command line asks for; the exit status."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     library = open_device()
     from benchmarks.kernels.gpu.comparisons import FULL, QUICK, groups
@@ -123,6 +148,8 @@ def main(arguments: list[str]) -> int:
     if options.json:
         written = {"facts": about, "bandwidth": bandwidth, "results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(written, indent=1) + "\n")
+    notes = f"library {about['library']}; torch {about['torch']}; {about['driver and clocks']}"
+    save(options.results, NAME, arguments, figures_of(bandwidth, results), gpu=about["device"], notes=notes)
     missed = sum(not met for result in results for met in result.targets.values())
     print(f"{missed} targets missed of {sum(len(result.targets) for result in results)}")
     return 1 if missed else 0

@@ -1,7 +1,7 @@
-"""What torch does for the same work, each in every way it has: the benchmark compares with the fastest that runs.
+"""torch's ways to do the same work; the benchmark compares with the fastest that runs.
 
-Attention's baselines read contiguous caches [batch, heads, tokens, head_dim] without tables. A baseline returns its result, all
-of a family the same numbers in the same order.
+Attention's baselines read contiguous caches [batch, heads, tokens, head_dim] without tables. A baseline returns its result,
+all of a family the same numbers in the same order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Calls of the GPU kernels on made-up contents, as the benchmark times them: a structure and the torch tensors behind it.
+"""Calls of the GPU kernels on made-up contents: the structure that a kernel is given, and the torch tensors it points to.
 
-Contents are random numbers that a model could have, tiles lie scattered over their pool as after a while of serving.
-Tensors are on whatever device is asked for: on `cpu` the calls run in the kernels' emulation, where tests try them.
+Contents are random numbers that a model could have; tiles lie scattered over their pool as after a while of serving.
+Tensors are on the device that is asked for: on `cpu` the calls run in the kernels' emulation, where tests try them.
 """
 
 from __future__ import annotations

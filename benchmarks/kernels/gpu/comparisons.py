@@ -1,4 +1,4 @@
-"""What the benchmark compares, at which sizes, and what it must reach."""
+"""Comparisons of the GPU benchmark: our calls, the sizes, and the targets that they must reach."""
 
 from __future__ import annotations
 

@@ -1,18 +1,25 @@
-"""What the compiler says of each kernel: registers, stack and spills, as a table.
+"""Registers, stack and spills of each GPU kernel, as the compiler reports them, as a table.
 
     python -m benchmarks.kernels.gpu.compile_report
 
-Builds `libenginewright_cuda` into build/cuda, whose objects have ptxas's report beside them. Needs nvcc, no GPU.
+Table: docs/benchmarks/gpu-builds.md, "Registers and spills". Limit: a thread has at most 255 registers; what spills goes
+through memory. Builds `libenginewright_cuda` into build/cuda, whose objects have ptxas's report next to them. Needs nvcc,
+no GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
+
+NAME = "benchmarks.kernels.gpu.compile_report"
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "build" / "cuda"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -65,11 +72,30 @@ def read_reports(folder: Path = FOLDER) -> list[Kernel]:
     return [kernel for path in sorted(folder.rglob("*.report.txt")) for kernel in read_report(path.read_text())]
 
 
-def table(kernels: Iterable[Kernel]) -> list[str]:
-    """Markdown: of each kernel the registers, least to most of its instances, and any bytes of stack and spills."""
+def grouped(kernels: Iterable[Kernel]) -> dict[str, dict[str, list[Kernel]]]:
+    """The instances of each kernel and architecture."""
     groups: dict[str, dict[str, list[Kernel]]] = defaultdict(lambda: defaultdict(list))
     for kernel in kernels:
         groups[kernel.name][kernel.architecture].append(kernel)
+    return groups
+
+
+def figures_of(kernels: Iterable[Kernel]) -> list[Figure]:
+    """The largest of each kernel's instances on each architecture; stack and spills where there are any."""
+    figures = []
+    for name, by_architecture in sorted(grouped(kernels).items()):
+        for architecture, instances in by_architecture.items():
+            about: dict[str, Condition] = {"kernel": name, "architecture": architecture, "instances": len(instances)}
+            for key, unit in (("registers", "registers"), ("stack", "bytes"), ("spills", "bytes")):
+                most = max(getattr(kernel, key) for kernel in instances)
+                if key == "registers" or most:
+                    figures.append(Figure(name=f"{key}, most", value=most, unit=unit, conditions=about))
+    return figures
+
+
+def table(kernels: Iterable[Kernel]) -> list[str]:
+    """Markdown: of each kernel the registers, least to most of its instances, and any bytes of stack and spills."""
+    groups = grouped(kernels)
     lines = [f"| kernel | instances | {' | '.join(ARCHITECTURES)} |", f"|{'---|' * (2 + len(ARCHITECTURES))}"]
     for name, by_architecture in sorted(groups.items()):
         count = max(map(len, by_architecture.values()))
@@ -87,13 +113,21 @@ def _cell(instances: list[Kernel]) -> str:
     return f"{text}, stack {stack}, spills {spills}" if stack or spills else text
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return benchmark_parser(NAME, __doc__)
+
+
+def main(arguments: Sequence[str]) -> None:
     """Build, then print the table."""
+    options = make_parser().parse_args(arguments)
     from enginewright.plugins.build import build
 
     build(FOLDER, ort=False, cuda=True)
-    print("\n".join(table(read_reports())))
+    kernels = read_reports()
+    print("\n".join(table(kernels)))
+    save(options.results, NAME, arguments, figures_of(kernels))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""How long launches take on a GPU: CUDA graphs of many, between two events, bodies in turn.
+"""Times of launches on a GPU: CUDA graphs of many, between two events, bodies in turn.
 
-A body is a list of launches that do the same on different memory, so that none finds its data in a cache. A `Timer` is
-what the benchmark asks; a test hands it one that runs every launch once on the CPU.
+A body is a list of launches that do the same on different memory, so that none finds its data in a cache. The benchmark
+asks a `Timer`; a test hands it one that runs every launch once on the CPU.
 """
 
 from __future__ import annotations
