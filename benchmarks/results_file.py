@@ -42,12 +42,12 @@ class Figure:
     """One measured number."""
 
     name: str
-    """What was measured: `decode`, `decode step`, `right answers`."""
+    """The quantity: `decode`, `decode step`, `right`."""
     value: float
     unit: str
     """`tokens/s`, `ms`, `%`; `times` for a ratio."""
     conditions: Mapping[str, Condition] = field(default_factory=dict)
-    """What sets this number apart from the others of the run: side, size, statistic."""
+    """The marks that set this number apart from the others of the run: side, size, statistic."""
     interval: tuple[float, float] | None = None
     """95 % interval of the value."""
 

@@ -36,7 +36,7 @@ GIB = 1 << 30
 SLICE = 1 << 26
 """Bytes that one run reads: twice a 32 MiB last-level cache, and only a few milliseconds."""
 Line: TypeAlias = tuple[str, list[Figure]]
-"""What is printed, and the figures in it."""
+"""A printed line, and the figures in it."""
 SETS = 4
 """Sets of caches that runs take in turn."""
 

@@ -61,7 +61,7 @@ def made_up_record(rng: np.random.Generator, dim: int, bits: tuple[int, int]) ->
 
 
 def scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Where a record's halves lie, and how many: random bytes there would be infinities."""
+    """Offset and number of a record's halves: random bytes there would be infinities."""
     keys = TILE_TOKENS * dim * bits[0] // 8
     values = TILE_TOKENS * dim * bits[1] // 8
     yield keys, 2 * dim + TILE_TOKENS

@@ -138,7 +138,7 @@ def figures_of(phase: str, table: dict[str, NDArray[np.float64]]) -> list[Figure
     figures = []
     for name, speeds in table.items():
         for statistic, speed, ratio in (
-            ("best", max(speeds), max(table[first]) / max(speeds)),
+            ("best", float(max(speeds)), float(max(table[first]) / max(speeds))),
             ("median", float(np.median(speeds)), float(np.median(table[first] / speeds))),
         ):
             about: dict[str, Condition] = {"side": name, "statistic": statistic}
@@ -171,7 +171,7 @@ def read_bandwidth(threads: int) -> float:
 
 
 def output_of(command: Sequence[str]) -> str:
-    """What a command prints that is run in the checkout's root, where `benchmarks` can be imported."""
+    """Output of a command that is run in the checkout's root, where `benchmarks` can be imported."""
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=CHECKOUT).stdout
 
 

@@ -1,1 +1,1 @@
-"""What a model loses to quantised caches and weights."""
+"""Losses of a model to quantised caches and weights."""

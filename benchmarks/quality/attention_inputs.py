@@ -64,7 +64,7 @@ class Attention:
 class TappedSession:
     """A Session that runs an engine written by `expose` and keeps what passed its attention ops.
 
-    taken: of every step since it was last emptied, [layer][tap] arrays; emptied by whoever measures.
+    taken: of every step since it was last emptied, [layer][tap] arrays; the code that measures empties it.
     """
 
     def __init__(self, inner: OrtSession, capacity: int) -> None:

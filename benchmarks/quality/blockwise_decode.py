@@ -103,7 +103,7 @@ class TileErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheErrors:
-    """What one cache did to the texts; of an engine that keeps its own cache no tiles are seen.
+    """Errors of one cache over the texts; of an engine that keeps its own cache no tiles are seen.
 
     kl: of each draw's tokens that see a quantised tile, in nats, from the shadow.
     """

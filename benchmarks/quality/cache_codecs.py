@@ -26,7 +26,7 @@ GROUP = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a tile is rounded. keys: what a scale belongs to, of keys. balanced: KVarN's normaliser, or None."""
+    """A way to round a tile. keys: the axis of keys that has a scale each. balanced: KVarN's normaliser, or None."""
 
     doc: str
     keys: Axis
@@ -62,12 +62,12 @@ class Codec:
         return f"{self.method}-k{self.k_bits}v{self.v_bits}"
 
     def restore(self, keys: Floats, values: Floats) -> tuple[Doubles, Doubles]:
-        """What the cache returns for keys [..., tokens, D] and values [..., tokens, Dv]."""
+        """The stored tile, read back, of keys [..., tokens, D] and values [..., tokens, Dv]."""
         method = METHODS[self.method]
         return _restored(keys, self.k_bits, method.keys, method), _restored(values, self.v_bits, "token", method)
 
     def restore_layers(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """What the caches of all layers [layers, ...] return, in the type that they hold."""
+        """The stored tiles of all layers [layers, ...], read back, in the type that they hold."""
         restored = self.restore(
             keys[self.exact_layers :].astype(np.float64), values[self.exact_layers :].astype(np.float64)
         )
@@ -121,7 +121,7 @@ def round_groups(x: Floats, bits: int, axis: int) -> Doubles:
 
 
 def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
-    """What storage makes of x [..., tokens, D]; `per`: what a scale belongs to."""
+    """X [..., tokens, D] stored and read back; `per`: the axis that has a scale each."""
     turn = hadamard(x.shape[-1]) if method.rotated else None
     rotated: Floats = x if turn is None else x @ turn
     if method.balanced is None:

@@ -54,7 +54,7 @@ class QuantisedSession:
     """A Session over another one; created by `open_quantised`.
 
     inner: what runs the graph. codec: of tiles from now on; None leaves them as they are. observer: called with the
-    tiles that a step completed, on the engine's thread; set by whoever measures. codec_seconds: time spent on them.
+    tiles that a step completed, on the engine's thread; set by the code that measures. codec_seconds: time spent on them.
     """
 
     def __init__(self, inner: OrtSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:

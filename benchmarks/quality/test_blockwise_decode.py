@@ -1,4 +1,4 @@
-"""Reading by blocks against a shadow: the errors of attention, which numpy finds from what the taps saw."""
+"""Reading by blocks against a shadow: the errors of attention, which numpy finds from the recorded inputs."""
 
 from __future__ import annotations
 

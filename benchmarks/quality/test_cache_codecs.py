@@ -1,4 +1,4 @@
-"""The codecs under comparison: what each one stores, and the errors that make them differ."""
+"""The codecs under comparison: their stored bits, and the errors that make them differ."""
 
 from __future__ import annotations
 

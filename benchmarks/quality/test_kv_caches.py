@@ -1,4 +1,4 @@
-"""The command: every problem and text over every cache, and what its tables say of them."""
+"""The command: every problem and text over every cache, and its tables and figures."""
 
 from __future__ import annotations
 

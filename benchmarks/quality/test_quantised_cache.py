@@ -1,4 +1,4 @@
-"""The simulated cache: which tiles are quantised and when, whatever runs beside a request."""
+"""The simulated cache: which tiles are quantised and when, whatever else runs."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def open_device() -> CudaLibrary:
 
 
 def output_of(*command: str) -> str:
-    """What a command prints, without its last newline; nothing where it is missing or fails."""
+    """Output of a command, without its last newline; empty where it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -67,7 +67,7 @@ def output_of(*command: str) -> str:
 
 
 def facts(library: CudaLibrary, arguments: Sequence[str]) -> dict[str, Any]:
-    """What the run depends on."""
+    """Facts that the run depends on: device, clocks, versions, date, commit, command."""
     import torch
 
     query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"

@@ -80,7 +80,7 @@ def _with(backend: SDPBackend, baseline: Baseline) -> Baseline:
 
 
 def _mask(shape: AttentionShape) -> dict[str, Any]:
-    """What makes SDPA causal; the new tokens are the last ones."""
+    """Arguments that make SDPA causal; the new tokens are the last ones."""
     if shape.new == 1:
         return {}
     if shape.held == 0:

@@ -35,7 +35,7 @@ class Call:
     outputs: tuple[Tensor, ...]
     moved: int
     kept: tuple[object, ...] = field(repr=False)
-    """What the structure points to."""
+    """Tensors that the structure points to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def bytes_of(*tensors: Tensor) -> int:
 
 
 def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[Attention, list[Tensor]]:
-    """What both ops take; the tensors behind it, query, key, value and output first."""
+    """Fields that both ops take, and the tensors they point to: query, key, value and output first."""
     tokens = shape.batch * shape.new
     query = halves(device, tokens, shape.query_heads, shape.dim)
     key, value = (halves(device, tokens, shape.kv_heads, shape.dim) for _ in range(2))
@@ -166,7 +166,7 @@ def made_up_records(device: str, count: int, dim: int, bits: tuple[int, int]) ->
 
 
 def _scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Where a record's halves lie, and how many: random bytes there would be infinities."""
+    """Offset and number of a record's halves: random bytes there would be infinities."""
     keys, values = (TILE_TOKENS * dim * width // 8 for width in bits)
     yield keys, 2 * dim + TILE_TOKENS
     yield keys + 2 * (2 * dim + TILE_TOKENS) + values, dim + 2 * TILE_TOKENS

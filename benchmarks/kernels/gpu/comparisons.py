@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our entries against a family of baselines; all of it is measured in turn.
+    """Our entries next to a family of baselines; all of it is measured in turn.
 
     operations: of floating point, where they and not bytes are the bound. family: made when it is needed, for torch's
     compiler is slow.
@@ -88,7 +88,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class FlushComparison:
-    """What completing a tile in every head of every layer costs, beside the decode steps that fill it."""
+    """Cost of completing a tile in every head of every layer, as a share of the decode steps that fill it."""
 
     batch: int
     context: int

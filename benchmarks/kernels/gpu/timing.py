@@ -17,7 +17,7 @@ Launch = Callable[[], object]
 CACHES = 4
 """Bodies go through so many times the bytes of the last-level cache before they use the same memory again."""
 SAMPLE_SECONDS = 2e-3
-"""What is between two events, at least: events count half microseconds."""
+"""Least time between two events, which count half microseconds."""
 MOST_NODES = 256
 
 
@@ -35,7 +35,7 @@ class Timer(Protocol):
     device: str
 
     def sets(self, bytes: int, most: int = 256) -> int:
-        """How many sets of so many bytes do not fit a cache; `most` at most."""
+        """Number of sets of so many bytes that do not fit a cache; `most` at most."""
         ...
 
     def alternate(self, bodies: Sequence[Sequence[Launch]]) -> list[Times]:
@@ -93,7 +93,7 @@ def _captured(body: Sequence[Launch], passes: int) -> Launch | None:
     try:
         with torch.cuda.graph(graph):
             _repeated(body, passes)()
-    except RuntimeError:  # an operator of torch that waits for the device, or allocates behind the graph's back
+    except RuntimeError:  # an operator of torch that waits for the device, or allocates where the graph cannot see it
         torch.cuda.synchronize()
         return None
     replay: Launch = graph.replay
