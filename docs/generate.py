@@ -109,11 +109,11 @@ def _default(action: argparse.Action) -> str:
 
 def declared_ops() -> dict[str, Any]:
     """Every op's declaration by its name."""
-    for home in ("enginewright.plugins.ops.registry", "enginewright.plugins.ops"):
+    for home in ("enginewright.plugins.ops.registry", "enginewright.plugins.ops.op"):
         if _exists(home):
             ops: dict[str, Any] = importlib.import_module(home).OPS
             return ops
-    raise ModuleNotFoundError("enginewright.plugins.ops")
+    raise ModuleNotFoundError("enginewright.plugins.ops.op")
 
 
 def op_reference() -> str:
@@ -228,7 +228,7 @@ def manifest_reference() -> str:
     module = importlib.import_module(
         "enginewright.runtime.artifact.manifest"
         if _exists("enginewright.runtime.artifact.manifest")
-        else "enginewright.runtime.artifact"
+        else "enginewright.runtime.artifact.manifest"
     )
     todo, done = [module.Manifest], list[type]()
     while todo:
@@ -321,7 +321,7 @@ def method_options(name: str) -> str:
 
 def _methods() -> Any:
     registry = "enginewright.exporters.methods.registry"
-    return importlib.import_module(registry if _exists(registry) else "enginewright.exporters.methods")
+    return importlib.import_module(registry if _exists(registry) else "enginewright.exporters.methods.registry")
 
 
 # ---- the rest ------------------------------------------------------------------------------

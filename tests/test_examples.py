@@ -104,7 +104,7 @@ def test_example_runs(example: str, engine: Path, environment: dict[str, str]) -
 
 @pytest.mark.slow
 def test_the_reasoning_model_can_be_trained(environment: dict[str, str], tmp_path: Path) -> None:
-    script = str(ROOT / "examples/train_reasoning_model.py")
+    script = str(ROOT / "examples/training/train_reasoning_model.py")
     command = [sys.executable, script, "--steps", "1", "--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_the_reasoning_model_can_be_trained(environment: dict[str, str], tmp_pat
 @pytest.mark.slow
 @pytest.mark.native
 def test_depth_attention_is_trained_and_built(environment: dict[str, str], tmp_path: Path) -> None:
-    script, model = ROOT / "examples/train_depth_attention.py", tmp_path / "model"
+    script, model = ROOT / "examples/training/train_depth_attention.py", tmp_path / "model"
     command = [sys.executable, str(script), "--steps", "1", "--seeds", "1", "--threads", "1", "--output", str(model)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

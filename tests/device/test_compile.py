@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from compile_report import ARCHITECTURES, FOLDER, ROOT, Kernel, read_report, read_reports, table
 
+from benchmarks.kernels.gpu.compile_report import ARCHITECTURES, FOLDER, ROOT, Kernel, read_report, read_reports, table
 from enginewright.plugins.build import build
 from enginewright.plugins.libraries.cuda import CudaLibrary
 from enginewright.plugins.libraries.cuda_calls import CALLS

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_prefill import BLOCK_TOKENS, TYPES, around
 
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from tests.support.kernels.attention_calls import ROUNDING, check_output, kvarn_attention, relative_tolerance, typed
 from tests.support.kernels.device import Device
+from tests.support.kernels.prefill_edges import BLOCK_TOKENS, TYPES, around
 from tests.support.ops.kvarn_inputs import Case, Row, make_inputs
 
 

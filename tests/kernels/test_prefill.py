@@ -19,19 +19,13 @@ from tests.support.kernels.attention_calls import (
     typed,
 )
 from tests.support.kernels.device import Device
+from tests.support.kernels.prefill_edges import BLOCK_LANES, BLOCK_TOKENS, TYPES, around
 from tests.support.ops import attention_inputs
 from tests.support.ops.attention_inputs import Case
-
-TYPES = ("float16", "bfloat16")
-BLOCK_LANES, BLOCK_TOKENS = 128, 64
 
 
 def paged(name: str, *rows: tuple[int, int], **given: object) -> Case:
     return replace(Case(name=name, rows=rows, query_heads=2, kv_heads=1), **given)
-
-
-def around(number: int) -> tuple[int, int, int]:
-    return number - 1, number, number + 1
 
 
 CASES = (

@@ -13,7 +13,10 @@ import pytest
 
 from enginewright.plugins import generate
 from enginewright.plugins.build import PLUGINS
-from enginewright.plugins.ops.registry import KVARN_ATTENTION, OPS, SPLIT_QKV, TILE_TOKENS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 
 CSRC = PLUGINS / "csrc"
 

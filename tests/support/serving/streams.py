@@ -8,13 +8,16 @@ import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 
 from enginewright.runtime.triton.ports import INPUTS
 from tests.support.serving.tritonserver import Server
+
+if TYPE_CHECKING:
+    from tests.support.serving.tritonserver import Server
 
 MODEL = "tiny"
 _TYPES = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}

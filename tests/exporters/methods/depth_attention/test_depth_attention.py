@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from test_lora import random_adapter
 from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.build import build
@@ -36,6 +35,7 @@ from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from enginewright.runtime.loader import load
+from tests.support.exporters.adapters import random_adapter
 from tests.support.exporters.depth_step import run_decoder
 from tests.support.exporters.families import make_model, save_checkpoint
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker

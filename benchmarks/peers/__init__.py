@@ -1,0 +1,1 @@
+"""Engines next to other runtimes with the same model, in alternating processes."""

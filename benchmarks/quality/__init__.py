@@ -1,0 +1,1 @@
+"""Losses of a model to quantised caches and weights."""

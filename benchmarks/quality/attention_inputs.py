@@ -1,0 +1,126 @@
+"""Records queries, keys, values and outputs of every attention op while an engine runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks.quality.cache_codecs import Floats
+from enginewright.plugins.ops.tiles import TILE_TOKENS
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.session import Outputs, PackedStep
+
+OP = "PagedAttention"
+TAPS = ("query", "key", "value", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """One layer's op over a text. query [T, Hq, D], key and value [T, Hkv, D], output [T, Hq, Dv]; scale of q . k."""
+
+    query: Floats
+    key: Floats
+    value: Floats
+    output: Floats
+    scale: float
+
+    def over(self, keys: Floats, values: Floats) -> Floats:
+        """The output [T - first, Hq, Dv] of the tokens from first = 2 * TILE_TOKENS on over a quantised cache.
+
+        keys, values [tiles, Hkv, TILE_TOKENS, D]: what it returns for the second tile and those after it. A token sees
+        those of whole tiles, and the first tile's and its own tile's exact ones.
+        """
+        return np.concatenate(
+            [self._block(block, keys, values) for block in range(2, -(-len(self.query) // TILE_TOKENS))]
+        )
+
+    def _block(self, block: int, keys: Floats, values: Floats) -> Floats:
+        """The output of tile number `block`'s tokens."""
+        begin, end = block * TILE_TOKENS, min((block + 1) * TILE_TOKENS, len(self.query))
+        hidden = np.arange(end) > np.arange(begin, end)[:, None]
+        group = self.query.shape[1] // self.key.shape[1]
+        parts = []
+        for head in range(self.key.shape[1]):
+            k, v = (
+                np.concatenate(
+                    [own[:TILE_TOKENS, head], stored[: block - 1, head].reshape(-1, own.shape[2]), own[begin:end, head]]
+                )
+                for own, stored in ((self.key, keys), (self.value, values))
+            )
+            for query in range(head * group, (head + 1) * group):
+                logits = np.where(hidden, -np.inf, self.query[begin:end, query] @ k.T * self.scale)
+                weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+                parts.append(weights @ v / weights.sum(axis=1, keepdims=True))
+        return np.stack(parts, axis=1)
+
+
+class TappedSession:
+    """A Session that runs an engine written by `expose` and keeps what passed its attention ops.
+
+    taken: of every step since it was last emptied, [layer][tap] arrays; the code that measures empties it.
+    """
+
+    def __init__(self, inner: OrtSession, capacity: int) -> None:
+        self.run_seconds = 0.0
+        self.taken: list[list[list[NDArray[np.float32]]]] = []
+        self._inner = inner
+        shapes = {output.name: output.shape[1:] for output in inner._session.get_outputs()}
+        layers = sum(name.startswith("tap.output.") for name in shapes)
+        self._buffers = []
+        for layer in range(layers):
+            names = [f"tap.{tap}.{layer}" for tap in TAPS]
+            query, key, value = (shapes[name] for name in names[:3])
+            sizes = (query, key, value, (query[0], value[1]))  # ONNX Runtime may not know the output's
+            pairs = zip(names, sizes, strict=True)
+            self._buffers.append({name: np.zeros((capacity, *size), np.float32) for name, size in pairs})
+
+    def run(self, step: PackedStep) -> Outputs:
+        """Run the step and keep its taps."""
+        count = len(step.input_ids)
+        views = [{name: buffer[:count] for name, buffer in own.items()} for own in self._buffers]
+        for own in views:
+            for name, view in own.items():
+                self._inner._bind_output(name, view)
+        outputs = self._inner.run(step)
+        self.run_seconds = self._inner.run_seconds
+        self.taken.append([[view.copy() for view in own.values()] for own in views])
+        return outputs
+
+
+def expose(engine: Path, copy: Path) -> tuple[float, ...]:
+    """Write the engine at `engine` into `copy`, its taps among the graph's outputs; return each layer's scale."""
+    shutil.copytree(engine, copy)
+    model = onnx.load(engine / "graphs/decoder.onnx", load_external_data=False)
+    scales = {}
+    for node in [node for node in model.graph.node if node.op_type == OP]:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        layer = attributes["layer"].i
+        scales[layer] = attributes["scale"].f
+        for tap, name in zip(TAPS, (*node.input[:3], node.output[0]), strict=True):
+            model.graph.node.append(onnx.helper.make_node("Identity", [name], [f"tap.{tap}.{layer}"]))
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(f"tap.{tap}.{layer}"))
+    graph = copy / "graphs/decoder.onnx"
+    onnx.save(model, graph)
+    manifest = json.loads((engine / "manifest.json").read_text())
+    decoder = manifest["graphs"]["decoder"]
+    decoder["engines"] = []  # those do not have the taps
+    decoder["files"][0]["size"] = graph.stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return tuple(scales[layer] for layer in sorted(scales))
+
+
+def joined(steps: Sequence[list[list[NDArray[np.float32]]]], scales: Sequence[float]) -> list[Attention]:
+    """Each layer's attention over all steps of one text; keys and values as a cache of halves holds them."""
+    layers = []
+    for layer, scale in enumerate(scales):
+        query, key, value, output = (np.concatenate([step[layer][tap] for step in steps]) for tap in range(len(TAPS)))
+        key, value = (x.astype(np.float16).astype(np.float32) for x in (key, value))
+        layers.append(Attention(query=query, key=key, value=value, output=output, scale=scale))
+    return layers

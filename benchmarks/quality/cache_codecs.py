@@ -1,0 +1,145 @@
+"""Codecs for one tile of keys and values: KVarN, and the methods it is compared with.
+
+Every method is the same three choices: whether keys and values are rotated by the Hadamard matrix along their channels,
+whether the tile is balanced before it is rounded, and which axis of the keys has a scale each. Values always have one
+scale per token. All round asymmetrically from minimum to maximum and keep scale and offset as halves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.plugins.oracles.kvarn import BITS, HALF_MAX, SMALLEST_STEP, Mode, decode, encode, hadamard
+
+Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+Axis = Literal["channel", "token"]
+
+GROUP = 128
+"""Elements that share a scale at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to round a tile. keys: the axis of keys that has a scale each. balanced: KVarN's normaliser, or None."""
+
+    doc: str
+    keys: Axis
+    rotated: bool = False
+    balanced: Mode | None = None
+
+
+METHODS = {
+    "kvarn": Method(doc="KVarN as released", keys="channel", rotated=True, balanced="release"),
+    "kvarn-robust": Method(
+        doc="KVarN, tile first divided by its size", keys="channel", rotated=True, balanced="robust"
+    ),
+    "kivi": Method(doc="KIVI: keys per channel, values per token", keys="channel"),
+    "hadamard-token": Method(doc="QuaRot: rotated, both per token", keys="token", rotated=True),
+    "hadamard-channel": Method(doc="rotated, then KIVI's axes: KVarN unbalanced", keys="channel", rotated=True),
+    "rtn": Method(doc="both per token, not rotated", keys="token"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """A method at given widths of codes, of a cache whose tiles hold `tokens` tokens; exact_layers: left out, from the first."""
+
+    method: str
+    k_bits: int
+    v_bits: int
+    tokens: int = 128
+    exact_layers: int = 0
+
+    @property
+    def name(self) -> str:
+        """As the command line spells it, such as kvarn-k4v2."""
+        return f"{self.method}-k{self.k_bits}v{self.v_bits}"
+
+    def restore(self, keys: Floats, values: Floats) -> tuple[Doubles, Doubles]:
+        """The stored tile, read back, of keys [..., tokens, D] and values [..., tokens, Dv]."""
+        method = METHODS[self.method]
+        return _restored(keys, self.k_bits, method.keys, method), _restored(values, self.v_bits, "token", method)
+
+    def restore_layers(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """The stored tiles of all layers [layers, ...], read back, in the type that they hold."""
+        restored = self.restore(
+            keys[self.exact_layers :].astype(np.float64), values[self.exact_layers :].astype(np.float64)
+        )
+        kept = (
+            np.concatenate([own[: self.exact_layers], x.astype(own.dtype)])
+            for own, x in zip((keys, values), restored, strict=True)
+        )
+        return next(kept), next(kept)
+
+    def bits_per_element(self, key_dim: int, value_dim: int) -> tuple[float, float]:
+        """Stored bits of a key's and of a value's element, scales and offsets included."""
+        method = METHODS[self.method]
+        return (
+            self.k_bits + _overhead(self.tokens, key_dim, method.keys, method),
+            self.v_bits + _overhead(self.tokens, value_dim, "token", method),
+        )
+
+    def bytes_per_token(self, key_dim: int, value_dim: int) -> float:
+        """Stored bytes of one token in one KV head."""
+        keys, values = self.bits_per_element(key_dim, value_dim)
+        return (keys * key_dim + values * value_dim) / 8
+
+
+def parse_codec(name: str, exact_layers: int = 0) -> Codec:
+    """The codec that `METHOD-kXvY` names.
+
+    Raises:
+        ValueError: no such method, or bits that it does not have.
+    """
+    match = re.fullmatch(r"(.+)-k(\d+)v(\d+)", name)
+    if match is None or match[1] not in METHODS:
+        known = ", ".join(f"{method}-kXvY" for method in METHODS)
+        raise ValueError(f"--caches: got {name!r}, expected fp16 or one of {known}")
+    widths = int(match[2]), int(match[3])
+    if not set(widths) <= set(BITS):
+        raise ValueError(f"--caches: {name}: expected bits among {', '.join(map(str, BITS))}")
+    return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1], exact_layers=exact_layers)
+
+
+def round_groups(x: Floats, bits: int, axis: int) -> Doubles:
+    """The array in 2 ** bits even steps from minimum to maximum of each GROUP elements along `axis`, ties to even."""
+    moved = np.moveaxis(np.asarray(x, np.float64), axis, -1)
+    size = min(GROUP, moved.shape[-1])
+    groups = moved.reshape(*moved.shape[:-1], -1, size)
+    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    top = 2**bits - 1
+    step = np.maximum((high - low) / top, SMALLEST_STEP)
+    codes = np.clip(np.rint((groups - low) / step), 0, top)
+    restored: Doubles = (codes * _half(step) + _half(low)).reshape(moved.shape)
+    return np.moveaxis(restored, -1, axis)
+
+
+def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
+    """X [..., tokens, D] stored and read back; `per`: the axis that has a scale each."""
+    turn = hadamard(x.shape[-1]) if method.rotated else None
+    rotated: Floats = x if turn is None else x @ turn
+    if method.balanced is None:
+        restored = round_groups(rotated, bits, axis=-1 if per == "token" else -2)
+    elif per == "token":
+        restored = decode(encode(rotated, bits, mode=method.balanced))
+    else:
+        restored = decode(encode(rotated.swapaxes(-1, -2), bits, mode=method.balanced)).swapaxes(-1, -2)
+    return restored if turn is None else restored @ turn
+
+
+def _overhead(tokens: int, dim: int, per: Axis, method: Method) -> float:
+    """Bits per element of a tile's scales and offsets, 16 each."""
+    rows, length = (tokens, dim) if per == "token" else (dim, tokens)
+    if method.balanced is not None:
+        return 16 * (2 * rows + length) / (rows * length)
+    return 32 / min(GROUP, length)
+
+
+def _half(x: Doubles) -> Doubles:
+    return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float64)

@@ -1,0 +1,211 @@
+"""Tables, JSON and figures of the caches' accuracy and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.quality.blockwise_decode import CacheErrors, TileErrors
+from benchmarks.quality.cache_accuracy import Cache, Result, compare, replies_alike
+from benchmarks.results_file import Condition, Figure
+from enginewright.runtime.evaluation.intervals import Estimate
+
+
+def accuracy_table(results: Sequence[Result]) -> str:
+    """Right answers per cache, then the paired differences."""
+    kinds = list(results[0].accuracy_by_kind())
+    rows = [["cache", "bits K, V", "bytes", "right", *kinds, "tokens", "cut off", "codec s of all s"]]
+    for result in results:
+        by_kind = result.accuracy_by_kind()
+        rows.append(
+            [
+                *_cache_cells(result.cache),
+                _percent(result.accuracy()),
+                *(_percent(by_kind[kind]) for kind in kinds),
+                str(result.answers.tokens),
+                str(result.cut),
+                f"{result.codec_seconds:.0f} of {result.answers.seconds:.0f}",
+            ]
+        )
+    head = f"{len(results[0].right)} problems{_exact([r.cache for r in results])}; bytes: of a quantised token in one KV head; [low, high]: 95 % interval"
+    tables = [head, _grid(rows)]
+    compared = [["minus", "", "points", "McNemar p", "same reply"]]
+    for ours, theirs in pairs_of(results):
+        points, probability = compare(ours, theirs)
+        numbers = [_points(points), f"{probability:.2g}", f"{100 * replies_alike(ours, theirs):.1f} %"]
+        compared.append([ours.cache.name, theirs.cache.name, *numbers])
+    return "\n\n".join([*tables, _grid(compared)] if len(compared) > 1 else tables)
+
+
+def accuracy_json(results: Sequence[Result]) -> dict[str, Any]:
+    """Everything measured, each problem's verdict included."""
+    return {
+        "kinds": results[0].kinds,
+        "caches": [
+            {
+                **_cache_json(result.cache),
+                "accuracy": vars(result.accuracy()),
+                "accuracy_by_kind": {kind: vars(share) for kind, share in result.accuracy_by_kind().items()},
+                "right": result.right,
+                "tokens": result.answers.tokens,
+                "cut": result.cut,
+                "seconds": result.answers.seconds,
+                "codec_seconds": result.codec_seconds,
+            }
+            for result in results
+        ],
+        "differences": [
+            {
+                "of": ours.cache.name,
+                "against": theirs.cache.name,
+                "points": vars(compare(ours, theirs)[0]),
+                "mcnemar": compare(ours, theirs)[1],
+                "same_reply": replies_alike(ours, theirs),
+            }
+            for ours, theirs in pairs_of(results)
+        ],
+    }
+
+
+def accuracy_figures(results: Sequence[Result]) -> list[Figure]:
+    """Right answers of each cache, and the paired differences."""
+    figures = []
+    for result in results:
+        about: dict[str, Condition] = {**_cache_conditions(result.cache), "problems": len(result.right)}
+        figures.append(_figure("right", "%", 100, result.accuracy(), about))
+    for ours, theirs in pairs_of(results):
+        points, probability = compare(ours, theirs)
+        pair: dict[str, Condition] = {"cache": ours.cache.name, "minus": theirs.cache.name, "McNemar p": probability}
+        figures.append(_figure("right, difference", "points", 100, points, pair))
+    return figures
+
+
+def norms_figures(errors: Sequence[CacheErrors]) -> list[Figure]:
+    """Mean KL of each cache, and its static and accumulated errors where tiles were seen."""
+    figures = []
+    for each in errors:
+        about = _cache_conditions(each.cache)
+        figures.append(_figure("mean KL", "nats", 1, each.divergence()[0], about))
+        for kind, seen in (("static", each.static), ("accumulated", each.accumulated)):
+            for name, value in (seen.summary() or {}).items():
+                own: dict[str, Condition] = {**about, "kind": kind}
+                figures.append(Figure(name=f"error, {name}", value=value, unit="relative", conditions=own))
+    return figures
+
+
+def pairs_of(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
+    """Every cache with fp16, every other simulated method with KVarN at its bits, and every engine with all of KVarN."""
+    plain = [result for result in results if result.cache.name == "fp16"]
+    released = [r for r in results if r.cache.codec is not None and r.cache.codec.method == "kvarn"]
+    for theirs in [*plain, *released]:
+        for ours in results:
+            if ours is not theirs and (theirs in plain or _comparable(ours.cache, theirs.cache)):
+                yield ours, theirs
+
+
+def norms_table(errors: Sequence[CacheErrors]) -> str:
+    """Errors per cache: of key norms, keys and values, static and accumulated, then KL."""
+    titles = ["key norm", "worst 5 %", "keys", "values", "attention"]
+    again = [f"{title}, acc." for title in titles]
+    rows = [["cache", "bits K, V", "bytes", *titles, *again, "mean KL, nats", "worst 5 %", "same top token"]]
+    for each in errors:
+        mean, worst = each.divergence()
+        cells = [*_error_cells(each.static, len(titles)), *_error_cells(each.accumulated, len(titles))]
+        rows.append([*_cache_cells(each.cache), *cells, _nats(mean), _nats(worst), f"{100 * each.top1:.2f} %"])
+    draws, tokens = len(errors[0].kl), errors[0].tokens
+    exact = _exact([each.cache for each in errors])
+    about = f"{draws} texts{exact}, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated"
+    if errors[0].static.keys:
+        spreads = "norms of tokens vary by {:.1%}, standard deviations of channels by {:.1%}"
+        about += f"\nin a tile of keys, {spreads.format(*errors[0].static.spreads())}"
+    return f"{about}\n\n{_grid(rows)}"
+
+
+def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
+    """Every figure of the table."""
+    rows = []
+    for each in errors:
+        mean, worst = each.divergence()
+        rows.append(
+            {
+                **_cache_json(each.cache),
+                "tokens": each.tokens,
+                "static": _errors_json(each.static),
+                "accumulated": _errors_json(each.accumulated),
+                "mean_kl": vars(mean),
+                "worst_kl": vars(worst),
+                "top1": each.top1,
+                "key_spreads": each.static.spreads() if each.static.keys else None,
+            }
+        )
+    return rows
+
+
+def _comparable(ours: Cache, theirs: Cache) -> bool:
+    """Whether `ours` holds as many bits as the simulated `theirs`, or is an engine that does so itself."""
+    if ours.codec is None:
+        return ours.name != "fp16" and ours.bytes_per_token == theirs.bytes_per_token
+    assert theirs.codec is not None
+    return (ours.codec.k_bits, ours.codec.v_bits) == (theirs.codec.k_bits, theirs.codec.v_bits)
+
+
+def _exact(caches: Sequence[Cache]) -> str:
+    layers = {cache.codec.exact_layers for cache in caches if cache.codec is not None} - {0}
+    return "".join(f", exact in the first {count} of {len(caches[0].manifest.cache.layers)} layers" for count in layers)
+
+
+def _cache_cells(cache: Cache) -> list[str]:
+    keys, values = cache.bits
+    bits = f"{keys:.2f}" if cache.codec is None else f"{keys:.2f} {values:.2f}"
+    return [cache.name, bits, f"{cache.bytes_per_token:.0f}"]
+
+
+def _cache_conditions(cache: Cache) -> dict[str, Condition]:
+    about: dict[str, Condition] = {"cache": cache.name, "bytes per token and head": cache.bytes_per_token}
+    if cache.codec is not None and cache.codec.exact_layers:
+        about["exact layers"] = cache.codec.exact_layers
+    return about
+
+
+def _figure(name: str, unit: str, scale: float, found: Estimate, about: dict[str, Condition]) -> Figure:
+    known = found.low is not None and found.high is not None
+    interval = (scale * (found.low or 0.0), scale * (found.high or 0.0)) if known else None
+    return Figure(name=name, value=scale * found.value, unit=unit, conditions=about, interval=interval)
+
+
+def _cache_json(cache: Cache) -> dict[str, Any]:
+    keys, values = cache.bits
+    return {"name": cache.name, "key_bits": keys, "value_bits": values, "bytes_per_token": cache.bytes_per_token}
+
+
+def _error_cells(errors: TileErrors, count: int) -> list[str]:
+    summary = errors.summary()
+    return ["-"] * count if summary is None else [f"{value:.4f}" for value in summary.values()]
+
+
+def _errors_json(errors: TileErrors) -> dict[str, Any] | None:
+    summary = errors.summary()
+    return None if summary is None else summary | {"outputs_by_layer": errors.outputs_by_layer()}
+
+
+def _percent(share: Estimate) -> str:
+    assert share.low is not None and share.high is not None
+    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _points(difference: Estimate) -> str:
+    assert difference.low is not None and difference.high is not None
+    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _nats(kl: Estimate) -> str:
+    return f"{kl.value:.2e}" if kl.low is None or kl.high is None else f"{kl.value:.2e} [{kl.low:.2e}, {kl.high:.2e}]"
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows with aligned columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(c.rjust(w) if place else c.ljust(w) for place, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )

@@ -1,0 +1,164 @@
+"""Right answers of a model over caches of few bits, and the errors of their keys and values.
+
+    python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 200
+    python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 10 --norms
+
+Table: docs/benchmarks.md, "KVarN: quality". A cache is fp16, or METHOD-kXvY with X bits a key and Y bits a value, simulated
+over one engine with halves in its cache: sinks, newest tile and attention are the same for all. --engine adds an engine
+directory that keeps such a cache itself.
+
+Without --norms, every cache answers the same held-out problems: right answers with Wilson's interval, and differences
+from fp16, and from KVarN at the same bits, with Newcombe's for pairs and McNemar's exact probability. With --norms,
+problems with their solutions, or windows of --data, are read block by block: errors of keys and values, and KL. --json
+writes everything measured, each problem's verdict included; --results the figures of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.quality.blockwise_decode import read_texts
+from benchmarks.quality.cache_accuracy import Cache, measure
+from benchmarks.quality.cache_codecs import METHODS, parse_codec
+from benchmarks.quality.cache_tables import (
+    accuracy_figures,
+    accuracy_json,
+    accuracy_table,
+    norms_figures,
+    norms_json,
+    norms_table,
+)
+from benchmarks.results_file import benchmark_parser
+from benchmarks.results_file import save as save_results
+from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.documents import read_documents
+from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, held_out_problems
+from enginewright.runtime.evaluation.questions import pose
+from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
+
+NAME = "benchmarks.quality.kv_caches"
+ROOT = Path(__file__).resolve().parents[2]
+BASELINES = ("kivi", "hadamard-token", "hadamard-channel", "rtn")
+CACHES = (
+    *("fp16", "kvarn-k8v8", "kvarn-k4v4"),
+    *("kvarn-k4v2", *(f"{method}-k4v2" for method in BASELINES)),
+    *("kvarn-k2v2", *(f"{method}-k2v2" for method in BASELINES)),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure every cache and print the table."""
+    args = parse_arguments(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.fp16 or build(args.model, Path(folder) / "fp16", args)
+        contender = open_contenders([str(root)], None)[0]
+        caches = [
+            Cache(
+                name=name,
+                engine=root,
+                manifest=contender.manifest,
+                codec=None if name == "fp16" else parse_codec(name, args.exact_layers),
+            )
+            for name in args.caches.split(",")
+        ]
+        engines = open_contenders([str(path) for path in args.engine], None) if args.engine else []
+        caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
+        if args.norms:
+            errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
+            save(args.json, norms_json(errors))
+            save_results(args.results, NAME, arguments, norms_figures(errors))
+            print(norms_table(errors))
+            return 0
+        questions = pose(contender, pick_problems(args), contender.manifest.limits.max_context)
+        results = []
+        for result in measure(caches, questions, threads=args.threads, max_batch=args.max_batch):
+            share = f"{100 * result.accuracy().value:.1f} %"
+            times = f"{result.answers.seconds:.0f} s, {result.codec_seconds:.0f} s of it in the codec"
+            print(f"{result.cache.name}: {share}, {times}", file=sys.stderr, flush=True)
+            results.append(result)
+            save(args.json, accuracy_json(results))  # what is there, should a long run be stopped
+        save_results(args.results, NAME, arguments, accuracy_figures(results))
+        print(accuracy_table(results))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="checkpoint, of which an engine is built")
+    source.add_argument("--fp16", type=Path, metavar="DIR", help="engine directory built of it with --kv-bits 16")
+    parser.add_argument("--caches", default=",".join(CACHES), help=f"methods: {', '.join(METHODS)} (default: all)")
+    parser.add_argument("--engine", action="append", type=Path, metavar="DIR", help="engine to run, too; repeatable")
+    parser.add_argument(
+        "--exact-layers", type=int, default=0, metavar="N", help="leave the first N layers as they are (0)"
+    )
+    parser.add_argument("--level", default="hard", choices=LEVELS)
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of problems: {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--count", type=int, default=200, help="problems of each kind, or windows of --data (200)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--norms", action="store_true", help="measure errors of keys and values instead of answers")
+    parser.add_argument("--data", metavar="FILE", help="with --norms: read this text instead of problems")
+    parser.add_argument("--window", type=int, default=2048, help="tokens of --data at a time (2048)")
+    parser.add_argument("--max-batch", type=int, default=64)
+    parser.add_argument("--max-context", type=int, default=4096)
+    parser.add_argument("--threads", type=int, help="default: the physical cores")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything measured, each problem's verdict included"
+    )
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments, checked as far as that needs no engine."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    try:
+        for name in args.caches.split(","):
+            if name != "fp16":
+                parse_codec(name)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown := set(args.kinds.split(",")) - set(KINDS):
+        parser.error(f"--kinds: got {', '.join(sorted(unknown))}, expected some of {', '.join(KINDS)}")
+    return args
+
+
+def build(model: str, output: Path, args: argparse.Namespace) -> Path:
+    """Build the engine that all simulated caches share."""
+    command = [sys.executable, str(ROOT / "build_engine.py"), "--model", model, "--output", str(output)]
+    limits = ["--max-batch", str(args.max_batch), "--max-context", str(args.max_context)]
+    subprocess.run([*command, "--kv-bits", "16", *limits], check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def save(path: Path | None, measured: object) -> None:
+    """Write the measurements as JSON where that was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def pick_problems(args: argparse.Namespace) -> list[Problem]:
+    """Return the held-out problems, --count of each kind."""
+    return [p for kind in args.kinds.split(",") for p in held_out_problems(kind, args.level, args.count, args.seed)]
+
+
+def pick_texts(contender: Contender, args: argparse.Namespace) -> list[Text]:
+    """Return windows of --data, or problems with their solutions."""
+    if args.data is None:
+        return solution_texts(pose(contender, pick_problems(args), contender.manifest.limits.max_context))
+    return document_texts(contender, read_documents(Path(args.data)), args.data, args.window)[: args.count]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EnginewrightError as error:
+        sys.exit(str(error))

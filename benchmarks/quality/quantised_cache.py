@@ -1,0 +1,132 @@
+"""An engine whose cache is quantised: each tile that a step completes is replaced by what its codec gives back.
+
+The engine itself keeps its cache as it is and attends as always, so all codecs share the same code and the same three
+regions: a sequence's first tile is exact (attention sinks), whole tiles after it are quantised once their step has run,
+and the newest, unfinished tile is exact. That is also KVarN's life cycle. As there, a prompt is computed in chunks that end
+at multiples of CHUNK tokens, and a text that is scored tile by tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality.cache_codecs import Codec, Floats
+from enginewright.plugins.ops.tiles import TILE_TOKENS
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.session import Outputs, PackedStep, Session
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.errors import UnsupportedError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.loader import load
+from enginewright.runtime.scheduling.scheduler import Scheduler
+
+Ints = NDArray[np.int64]
+
+CHUNK = 512
+"""Chunks of a prompt end at multiples of this many tokens."""
+BLOCK_TOKENS = 16  # of PagedAttention's key layout on the CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletedTiles:
+    """Tiles that one step completed.
+
+    rows, tiles [n]: of which sequence, and the tile's place in it. keys, values [layers, n, heads, TILE_TOKENS, D]: as
+    the step wrote them; stored_keys, stored_values: as the cache holds them from now on.
+    """
+
+    rows: Ints
+    tiles: Ints
+    keys: Floats
+    values: Floats
+    stored_keys: Floats
+    stored_values: Floats
+
+
+class QuantisedSession:
+    """A Session over another one; created by `open_quantised`.
+
+    inner: what runs the graph. codec: of tiles from now on; None leaves them as they are. observer: called with the
+    tiles that a step completed, on the engine's thread; set by the code that measures. codec_seconds: time spent on them.
+    """
+
+    def __init__(self, inner: OrtSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
+        self.inner: Session = inner
+        self.codec = codec
+        self.observer: Callable[[CompletedTiles], None] | None = None
+        self.run_seconds = self.codec_seconds = 0.0
+        self._tables = tables
+        layer = manifest.cache.layers[0]
+        self._heads = layer.kv_heads
+        element = np.float16 if manifest.cache.kv_bits == 16 else np.float32
+        pools = [inner._buffers[f"kv.{index}.tiles"].view(element) for index in range(len(manifest.cache.layers))]
+        split = TILE_TOKENS * layer.key_dim
+        blocks = (-1, TILE_TOKENS // BLOCK_TOKENS, layer.key_dim, BLOCK_TOKENS)
+        self._keys = [pool[:, :split].reshape(blocks).transpose(0, 1, 3, 2) for pool in pools]
+        self._values = [pool[:, split:].reshape(-1, TILE_TOKENS, layer.value_dim) for pool in pools]
+
+    def run(self, step: PackedStep) -> Outputs:
+        """Run the step, then quantise what it completed."""
+        held: Ints = self._tables.held.copy()
+        outputs = self.inner.run(step)
+        self.run_seconds = self.inner.run_seconds
+        if self.codec is not None or self.observer is not None:
+            start = time.perf_counter()
+            self._quantise(held, held + np.diff(step.query_starts))
+            self.codec_seconds += time.perf_counter() - start
+        return outputs
+
+    def _quantise(self, before: Ints, after: Ints) -> None:
+        """Store the tiles completed by the tokens before[row] .. after[row] - 1."""
+        first, end = np.maximum(before // TILE_TOKENS, 1), after // TILE_TOKENS
+        done = [(row, tile) for row in np.flatnonzero(end > first) for tile in range(first[row], end[row])]
+        if not done:
+            return
+        rows, tiles = np.array(done, np.int64).T
+        ids = self._tables.tile_table[:, rows, : self._heads, tiles].transpose(1, 0, 2)  # [layers, n, heads]
+        shape = (*ids.shape, TILE_TOKENS, -1)
+        keys = np.stack([pool[own] for pool, own in zip(self._keys, ids, strict=True)]).reshape(shape)
+        values = np.stack([pool[own] for pool, own in zip(self._values, ids, strict=True)])
+        stored_keys, stored_values = keys, values
+        if self.codec is not None:
+            stored_keys, stored_values = self.codec.restore_layers(keys, values)
+            for index, own in enumerate(ids):
+                self._keys[index][own] = stored_keys[index].reshape(*own.shape, *self._keys[index].shape[1:])
+                self._values[index][own] = stored_values[index]
+        if self.observer is not None:
+            self.observer(
+                CompletedTiles(
+                    rows=rows,
+                    tiles=tiles,
+                    keys=keys,
+                    values=values,
+                    stored_keys=stored_keys,
+                    stored_values=stored_values,
+                )
+            )
+
+
+def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_batch: int) -> LLM:
+    """Load the engine at `root` with a cache of that codec.
+
+    Raises:
+        UnsupportedError: an engine whose cache is not PagedAttention's, or whose layers differ.
+    """
+    llm = load(root, threads, max_batch=max_batch, prefill_chunk=CHUNK + max_batch, prefix_reuse=False, verify=False)
+    cache, engine = llm.manifest.cache, llm.engine
+    if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
+        llm.close()
+        raise UnsupportedError(f"{root}: got other layers than full attention over plain tiles, all alike")
+    tables = engine.scheduler._tables
+    assert isinstance(engine.session, OrtSession)
+    engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
+    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))
+    return llm

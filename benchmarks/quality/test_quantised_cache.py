@@ -1,0 +1,98 @@
+"""The simulated cache: which tiles are quantised and when, whatever else runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.cache_codecs import Codec, parse_codec
+from benchmarks.quality.quantised_cache import CompletedTiles, QuantisedSession, open_quantised
+from enginewright.runtime import Sampling, UnsupportedError, load
+from tests.support.runtime.tiny_engine import write_engine
+
+pytestmark = pytest.mark.native
+
+CODEC = parse_codec("kvarn-k2v2")
+TOLERANCE = 2e-4  # one token's matrix products differ from a batch's by rounding
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_engine(
+        tmp_path_factory.mktemp("engine") / "tiny", windows=(0, 0), encoded=(False, False), max_context=2048
+    )
+
+
+def tokens(length: int, seed: int = 0) -> list[int]:
+    ids: list[int] = np.random.default_rng(seed).integers(1, 290, length).tolist()
+    return ids
+
+
+def read(engine: Path, codec: Codec | None, text: list[int]) -> tuple[np.ndarray, list[CompletedTiles]]:
+    done: list[CompletedTiles] = []
+    with open_quantised(engine, codec, threads=1, max_batch=1) as llm:
+        assert isinstance(llm.engine.session, QuantisedSession)
+        llm.engine.session.observer = done.append
+        return llm.logits(text), done
+
+
+def test_without_codec_nothing_changes(engine: Path) -> None:
+    with load(engine, 1) as llm:
+        np.testing.assert_allclose(read(engine, None, tokens(500))[0], llm.logits(tokens(500)), atol=TOLERANCE)
+
+
+def test_first_and_newest_tile_are_exact(engine: Path) -> None:
+    exact, _ = read(engine, None, tokens(600))
+    quantised, done = read(engine, CODEC, tokens(600))
+    np.testing.assert_array_equal(quantised[:256], exact[:256])
+    assert np.abs(quantised[256:] - exact[256:]).max(axis=1).min() > TOLERANCE
+    assert [each.tiles.tolist() for each in done] == [[1], [2], [3]]
+    assert all(each.rows.tolist() == [0] for each in done)
+
+
+def test_completed_tiles_are_restored_in_place(engine: Path) -> None:
+    _, shadow = read(engine, None, tokens(600))
+    with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:
+        session = llm.engine.session
+        assert isinstance(session, QuantisedSession)
+        kept: list[tuple[CompletedTiles, list[np.ndarray]]] = []
+        session.observer = lambda done: kept.append((done, [pool.copy() for pool in session._keys]))
+        llm.logits(tokens(600))
+    first, pools = kept[0]
+    for got, expected in ((first.keys, shadow[0].keys), (first.values, shadow[0].values)):
+        np.testing.assert_array_equal(got, expected)  # before it, nothing was quantised
+    keys, values = CODEC.restore(first.keys, first.values)
+    np.testing.assert_array_equal(first.stored_keys, keys.astype(np.float16))
+    np.testing.assert_array_equal(first.stored_values, values.astype(np.float16))
+    for layer, pool in enumerate(pools):
+        held = pool.reshape(len(pool), 128, -1)
+        for head in range(2):
+            assert any((tile == first.stored_keys[layer, 0, head]).all() for tile in held)
+
+
+def test_decoding_sees_what_reading_by_blocks_sees(engine: Path) -> None:
+    prompt = tokens(100)
+    with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:
+        (done,) = llm.generate([prompt], Sampling(max_tokens=420, ignore_eos=True))
+    logits, _ = read(engine, CODEC, [*prompt, *done.token_ids[:-1]])
+    after = logits[len(prompt) - 1 :]
+    chosen = np.take_along_axis(after, np.array(done.token_ids)[:, None], axis=1)[:, 0]
+    assert (chosen >= after.max(axis=1) - TOLERANCE).all()
+
+
+def test_neighbours_change_nothing(engine: Path) -> None:
+    prompts = [tokens(length, seed=length) for length in (1300, 40, 700, 513, 90, 1024, 300, 5)]
+    sampling = Sampling(max_tokens=200, ignore_eos=True)
+    with open_quantised(engine, CODEC, threads=1, max_batch=8) as llm:
+        together = llm.generate(prompts, sampling)
+    with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:
+        for prompt, completion in zip(prompts, together, strict=True):
+            assert llm.generate([prompt], sampling)[0].token_ids == completion.token_ids
+
+
+def test_other_caches_are_refused(tmp_path: Path) -> None:
+    write_engine(tmp_path / "windowed", windows=(0, 64), encoded=(False, False))
+    with pytest.raises(UnsupportedError, match="full attention"):
+        open_quantised(tmp_path / "windowed", CODEC, threads=1, max_batch=1)

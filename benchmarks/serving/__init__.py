@@ -1,0 +1,1 @@
+"""Served engines next to the runtime alone."""
