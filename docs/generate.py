@@ -109,11 +109,8 @@ def _default(action: argparse.Action) -> str:
 
 def declared_ops() -> dict[str, Any]:
     """Every op's declaration by its name."""
-    for home in ("enginewright.plugins.ops.registry", "enginewright.plugins.ops.op"):
-        if _exists(home):
-            ops: dict[str, Any] = importlib.import_module(home).OPS
-            return ops
-    raise ModuleNotFoundError("enginewright.plugins.ops.op")
+    ops: dict[str, Any] = importlib.import_module("enginewright.plugins.ops.registry").OPS
+    return ops
 
 
 def op_reference() -> str:
@@ -225,11 +222,7 @@ def port_reference() -> str:
 
 def manifest_reference() -> str:
     """One section for each record of the manifest, outermost first."""
-    module = importlib.import_module(
-        "enginewright.runtime.artifact.manifest"
-        if _exists("enginewright.runtime.artifact.manifest")
-        else "enginewright.runtime.artifact.manifest"
-    )
+    module = importlib.import_module("enginewright.runtime.artifact.manifest")
     todo, done = [module.Manifest], list[type]()
     while todo:
         record = todo.pop(0)
@@ -320,8 +313,7 @@ def method_options(name: str) -> str:
 
 
 def _methods() -> Any:
-    registry = "enginewright.exporters.methods.registry"
-    return importlib.import_module(registry if _exists(registry) else "enginewright.exporters.methods.registry")
+    return importlib.import_module("enginewright.exporters.methods.registry")
 
 
 # ---- the rest ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from enginewright.exporters.capture.attention_hook import ATTENTION
-from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCache
+from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
 from enginewright.exporters.capture.capture import Captured, capture
 from enginewright.exporters.methods.registry import (
     check_model,
@@ -88,7 +88,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
 
 
 def _choose_cache(recipe: Recipe) -> CacheFormat:
-    cache = choose_cache(recipe.apply, PagedCache(recipe.kv_bits or 16))
+    cache = choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
     if recipe.plugins == "all":
         return cache
     if cache.kind != "paged":
@@ -96,7 +96,7 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             f"plugins none: got a {cache.kind} cache, which standard ops do not express; build without what adds it, or with "
             "plugins all"
         )
-    return PagedCache(recipe.cache_bits)
+    return PagedCacheFormat(recipe.cache_bits)
 
 
 def _announce(stage: str) -> None:

@@ -17,7 +17,7 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.detokenizer import Detokenizer
 from enginewright.runtime.text.tokenizer import Tokenizer
 
@@ -29,15 +29,15 @@ class LLM:
     """A loaded engine; created by `load`, safe to call from several threads, closed by `close` or a with block."""
 
     def __init__(
-        self, manifest: Manifest, tokenizer: Tokenizer | None, engine: Engine, capacity: Capacity, longest: int
+        self, manifest: Manifest, tokenizer: Tokenizer | None, loop: StepLoop, capacity: Capacity, longest: int
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self.engine = engine
+        self.loop = loop
         self.capacity = capacity
         self._longest = longest
         self._has_warned = False
-        self._close = weakref.finalize(self, engine.close)  # also runs at interpreter exit
+        self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
@@ -76,14 +76,14 @@ class LLM:
         """Queue a prompt and return at once.
 
         priority: of the requests that wait, lower numbers run first. on_event: takes each Token, then the Completion or the
-        error, in place of iteration over the handle; called on the engine's thread, it must not wait and not raise.
+        error, in place of iteration over the handle; called on the step loop's thread, it must not wait and not raise.
         """
         request = self._generation(prompt, sampling)
         request.priority = priority
         if on_event is not None:
             request.deliver = on_event
             request.events.put(RequestError("Handle: got an iteration, but the tokens go to on_event; use either"))
-        self.engine.submit(request)
+        self.loop.submit(request)
         return Handle(self, request)
 
     def submit_all(
@@ -97,7 +97,7 @@ class LLM:
                 f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
             )
         requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
-        self.engine.submit(*requests)
+        self.loop.submit(*requests)
         return [Handle(self, request) for request in requests]
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -123,12 +123,12 @@ class LLM:
             RequestError: a text that this engine cannot take; then none runs.
         """
         requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
-        self.engine.submit(*requests)
+        self.loop.submit(*requests)
         try:
             for request in requests:
                 _wait(request)
         finally:
-            self.engine.cancel(*requests)
+            self.loop.cancel(*requests)
 
     def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Return the prompt's token ids for a conversation; `variables` are passed to the template."""
@@ -257,7 +257,7 @@ class Handle:
 
     def cancel(self) -> None:
         """End the request before the next step; its slot and its tiles are free then."""
-        self._llm.engine.cancel(self._request)
+        self._llm.loop.cancel(self._request)
 
 
 def _cancelling(handle: Handle) -> Iterator[Token]:

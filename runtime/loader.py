@@ -17,7 +17,7 @@ from enginewright.runtime.decoding.registry import open_decoder
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
-from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ def load(
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
-    return LLM(manifest, tokenizer, Engine(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
+    return LLM(manifest, tokenizer, StepLoop(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
 
 
 def _check_manifest(root: Path, manifest: Manifest) -> None:

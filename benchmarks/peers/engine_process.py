@@ -39,10 +39,10 @@ def measure(args: argparse.Namespace) -> Speeds:
                 ends.append(time.process_time())
 
         prompt = rng.integers(0, llm.manifest.model.vocab_size, args.prompt_tokens).tolist()
-        llm.engine.observer = observe
+        llm.loop.observer = observe
         begin = time.process_time()
         llm.generate([prompt], Sampling(max_tokens=args.new_tokens + 2, ignore_eos=True))
-        llm.engine.observer = None
+        llm.loop.observer = None
         return begin, ends[0], ends[args.new_tokens]
 
     with load(str(args.engine[0]), args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:

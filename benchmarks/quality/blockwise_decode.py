@@ -29,7 +29,7 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals
-from enginewright.runtime.evaluation.candidates import Contender
+from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.divergence import divergence_of
 from enginewright.runtime.evaluation.intervals import WORST_SHARE, Estimate
 from enginewright.runtime.evaluation.texts import Text
@@ -148,7 +148,7 @@ class Reading:
 
 
 def read_texts(
-    contender: Contender, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
+    contender: Candidate, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
 ) -> list[CacheErrors]:
     """Return what each cache does to the texts, the exact one that they are all compared with aside.
 
@@ -190,7 +190,7 @@ class Reader:
     def __init__(self, engine: Path, folder: Path, threads: int | None) -> None:
         self._scales = expose(engine, folder)
         self._llm = open_quantised(folder, None, threads=threads, max_batch=1)
-        session = self._llm.engine.session
+        session = self._llm.loop.session
         assert isinstance(session, QuantisedSession) and isinstance(session.inner, OrtSession)
         self._session = session
         self._taps = session.inner = TappedSession(session.inner, TILE_TOKENS)

@@ -81,7 +81,7 @@ def measure(
     for cache in caches:
         with open_cache(cache, threads=threads, max_batch=max_batch) as llm:
             answers = ask(llm, questions, cache.name)
-            session = llm.engine.session
+            session = llm.loop.session
             spent = session.codec_seconds if isinstance(session, QuantisedSession) else 0.0
         kinds = tuple(question.problem.kind for question in questions)
         yield Result(cache=cache, kinds=kinds, answers=answers, codec_seconds=spent)

@@ -37,10 +37,10 @@ from benchmarks.quality.cache_tables import (
 from benchmarks.results_file import benchmark_parser
 from benchmarks.results_file import save as save_results
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, held_out_problems
-from enginewright.runtime.evaluation.questions import pose
+from enginewright.runtime.evaluation.questions import ask_all
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
 
 NAME = "benchmarks.quality.kv_caches"
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     args = parse_arguments(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = args.fp16 or build(args.model, Path(folder) / "fp16", args)
-        contender = open_contenders([str(root)], None)[0]
+        contender = open_candidates([str(root)], None)[0]
         caches = [
             Cache(
                 name=name,
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             for name in args.caches.split(",")
         ]
-        engines = open_contenders([str(path) for path in args.engine], None) if args.engine else []
+        engines = open_candidates([str(path) for path in args.engine], None) if args.engine else []
         caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
             errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
             save_results(args.results, NAME, arguments, norms_figures(errors))
             print(norms_table(errors))
             return 0
-        questions = pose(contender, pick_problems(args), contender.manifest.limits.max_context)
+        questions = ask_all(contender, pick_problems(args), contender.manifest.limits.max_context)
         results = []
         for result in measure(caches, questions, threads=args.threads, max_batch=args.max_batch):
             share = f"{100 * result.accuracy().value:.1f} %"
@@ -150,10 +150,10 @@ def pick_problems(args: argparse.Namespace) -> list[Problem]:
     return [p for kind in args.kinds.split(",") for p in held_out_problems(kind, args.level, args.count, args.seed)]
 
 
-def pick_texts(contender: Contender, args: argparse.Namespace) -> list[Text]:
+def pick_texts(contender: Candidate, args: argparse.Namespace) -> list[Text]:
     """Return windows of --data, or problems with their solutions."""
     if args.data is None:
-        return solution_texts(pose(contender, pick_problems(args), contender.manifest.limits.max_context))
+        return solution_texts(ask_all(contender, pick_problems(args), contender.manifest.limits.max_context))
     return document_texts(contender, read_documents(Path(args.data)), args.data, args.window)[: args.count]
 
 

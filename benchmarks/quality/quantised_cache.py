@@ -121,7 +121,7 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
         UnsupportedError: an engine whose cache is not PagedAttention's, or whose layers differ.
     """
     llm = load(root, threads, max_batch=max_batch, prefill_chunk=CHUNK + max_batch, prefix_reuse=False, verify=False)
-    cache, engine = llm.manifest.cache, llm.engine
+    cache, engine = llm.manifest.cache, llm.loop
     if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
         llm.close()
         raise UnsupportedError(f"{root}: got other layers than full attention over plain tiles, all alike")

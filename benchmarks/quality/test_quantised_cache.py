@@ -33,8 +33,8 @@ def tokens(length: int, seed: int = 0) -> list[int]:
 def read(engine: Path, codec: Codec | None, text: list[int]) -> tuple[np.ndarray, list[CompletedTiles]]:
     done: list[CompletedTiles] = []
     with open_quantised(engine, codec, threads=1, max_batch=1) as llm:
-        assert isinstance(llm.engine.session, QuantisedSession)
-        llm.engine.session.observer = done.append
+        assert isinstance(llm.loop.session, QuantisedSession)
+        llm.loop.session.observer = done.append
         return llm.logits(text), done
 
 
@@ -55,7 +55,7 @@ def test_first_and_newest_tile_are_exact(engine: Path) -> None:
 def test_completed_tiles_are_restored_in_place(engine: Path) -> None:
     _, shadow = read(engine, None, tokens(600))
     with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:
-        session = llm.engine.session
+        session = llm.loop.session
         assert isinstance(session, QuantisedSession)
         kept: list[tuple[CompletedTiles, list[np.ndarray]]] = []
         session.observer = lambda done: kept.append((done, [pool.copy() for pool in session._keys]))

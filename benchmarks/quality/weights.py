@@ -26,7 +26,7 @@ from enginewright.exporters.methods.piso.method import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights.precision import Precision
-from enginewright.runtime.evaluation.candidates import open_contenders
+from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.outcome import prepare, run
 from enginewright.runtime.evaluation.suites import Task
 
@@ -112,7 +112,7 @@ def perplexity(args: argparse.Namespace, config: Config | None) -> float:
         work = f"{folder}/work"
         applied = () if config is None else (Applied("piso", Config(**{**vars(config), "work": work})),)
         build(args.model, Path(folder) / "engine", Recipe(apply=applied, weights=exact), "onnxruntime")
-        contenders = open_contenders([f"{folder}/engine"], None)
+        contenders = open_candidates([f"{folder}/engine"], None)
         task = Task(suite="perplexity", data=args.data)
         (outcome,) = run(task, contenders, prepare(task, contenders), reference=False)
         assert outcome.scores is not None  # of this suite there always are

@@ -74,7 +74,7 @@ def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
             nonlocal together, computed
             together, computed = max(together, step.sampled), computed + step.tokens
 
-        llm.engine.observer = watch
+        llm.loop.observer = watch
         prompts = np.random.default_rng(0).integers(3, llm.manifest.model.vocab_size, (count, PROMPT_TOKENS))
         llm.generate(prompts.tolist(), Sampling(max_tokens=tokens - PROMPT_TOKENS, ignore_eos=True))
     print(f"{engine}: {together} requests of {tokens} tokens at once, in {used / 2**20:.1f} MiB of cache")

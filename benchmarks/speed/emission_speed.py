@@ -147,10 +147,10 @@ class Side:
         """Answer every prompt once."""
         for prompt, times in zip(self._prompts, self._times, strict=True):
             steps: list[StepTiming] = []
-            self._llm.engine.observer = steps.append
+            self._llm.loop.observer = steps.append
             (completion,) = self._llm.generate([prompt], self._sampling)
             time.sleep(0.001)  # the last step reports after its request has ended
-            self._llm.engine.observer = None
+            self._llm.loop.observer = None
             ends = np.array([step.end for step in steps])
             if keep:
                 times.append(np.diff(ends))
@@ -173,7 +173,7 @@ class Side:
 
 def time_forwards(llm: LLM) -> list[float]:
     """The best seconds of a forward of 1 .. MOST tokens of the idle engine."""
-    tables = llm.engine.scheduler._tables
+    tables = llm.loop.scheduler._tables
     assert tables.grow(np.array([CONTEXT])), "the cache is too small"
     tables.advance(np.array([CONTEXT]))
     assert tables.grow(np.array([MOST])), "the cache is too small"
@@ -184,7 +184,7 @@ def time_forwards(llm: LLM) -> list[float]:
         times = []
         for _ in range(PROBES):
             begin = time.perf_counter()
-            llm.engine.session.run(step)
+            llm.loop.session.run(step)
             times.append(time.perf_counter() - begin)
         best.append(min(times))
     tables.release(0)

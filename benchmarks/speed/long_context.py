@@ -113,9 +113,9 @@ class Side:
     """One engine, every row of it told to hold `context` tokens less those that the turns will add."""
 
     def __init__(self, llm: LLM, batch: int, context: int) -> None:
-        assert isinstance(llm.engine.session, OrtSession)
+        assert isinstance(llm.loop.session, OrtSession)
         self.llm, self.batch, self.context = llm, batch, context
-        self._tables, self._session = llm.engine.scheduler._tables, llm.engine.session
+        self._tables, self._session = llm.loop.scheduler._tables, llm.loop.session
         fill(llm, self._session)
         self._advance(np.full(batch, context - TILE_TOKENS))
 

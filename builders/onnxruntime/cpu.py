@@ -21,7 +21,7 @@ from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.host import compute_name
@@ -60,7 +60,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
         ir.passes.Sequential(*after)(optimized)  # splits are only found by now
     _return_weights(optimized, weights)
     ir.save(optimized, target)
-    engine = Engine(
+    engine = BuiltGraph(
         backend=BACKEND,
         version=ort.__version__,
         compute=compute_name(),

@@ -20,7 +20,7 @@ from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, Graph, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, Graph, Manifest
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
@@ -43,7 +43,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     ir.passes.Sequential(*passes)(model)
     target.parent.mkdir(exist_ok=True)
     ir.save(model, target)  # its initializers go on pointing into the exported weights
-    engine = Engine(
+    engine = BuiltGraph(
         backend=ORT_BACKEND,
         version=ort.__version__,
         compute=ORT_COMPUTE,

@@ -25,13 +25,13 @@ from enginewright.builders.tensorrt.graph_file import data_path, move_rewritten,
 from enginewright.builders.tensorrt.module import PORTABLE, device_compute, open_module
 from enginewright.builders.tensorrt.network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
-from enginewright.builders.tensorrt.profiles import Profile, plan_profiles
+from enginewright.builders.tensorrt.profiles import ProfileShapes, plan_profiles
 from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import open_tensorrt_library
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, File, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, File, Manifest
 from enginewright.runtime.errors import BuildError
 
 RTX = "tensorrt-rtx"
@@ -54,7 +54,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
     graphs = {}
     for name, graph in manifest.graphs.items():
         files, plugins = _build_graph(root, name, models.pop(name), plans[name], trt, backend, options)
-        engine = Engine(backend=backend, version=trt.__version__, compute=compute, files=files, plugins=plugins)
+        engine = BuiltGraph(backend=backend, version=trt.__version__, compute=compute, files=files, plugins=plugins)
         others = tuple(e for e in graph.engines if e.backend != backend)
         graphs[name] = dataclasses.replace(graph, engines=(*others, engine))
     built = dataclasses.replace(manifest, graphs=graphs)
@@ -82,7 +82,7 @@ def _build_graph(
     root: Path,
     name: str,
     model: ir.Model,
-    profiles: tuple[Profile, ...],
+    profiles: tuple[ProfileShapes, ...],
     trt: Any,
     backend: str,
     options: BackendOptions,

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt.module import Held, open_logger, open_progress, open_writer
-from enginewright.builders.tensorrt.profiles import Profile
+from enginewright.builders.tensorrt.profiles import ProfileShapes
 from enginewright.plugins.libraries.tensorrt import MODULES
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.errors import BuildError
@@ -46,7 +46,7 @@ class PlanBuilder:
         return network
 
     def configure(
-        self, options: BackendOptions, profiles: Sequence[Profile], *, aliases: bool, timing_cache: Path | None
+        self, options: BackendOptions, profiles: Sequence[ProfileShapes], *, aliases: bool, timing_cache: Path | None
     ) -> Any:
         """Return the configuration. aliases: whether a plugin's output shares its input's buffer."""
         trt, config = self._trt, self.builder.create_builder_config()
@@ -82,7 +82,7 @@ class PlanBuilder:
         if not done:
             raise self._error("cannot build the engine", self._reason(), "see what it says of the graph or the GPU")
 
-    def make_profile(self, profile: Profile) -> Any:
+    def make_profile(self, profile: ProfileShapes) -> Any:
         """Return `profile` as TensorRT's."""
         made = self.builder.create_optimization_profile()
         for name, shapes in profile.shapes.items():

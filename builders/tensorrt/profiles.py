@@ -34,14 +34,14 @@ DENSE_AXES: dict[str, dict[int, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class ProfileShapes:
     """name: "decode" or "prefill", in this order in the engine. shapes: input -> its least, likeliest and largest shape."""
 
     name: str
     shapes: dict[str, tuple[Shape, Shape, Shape]]
 
 
-def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile, ...]:
+def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[ProfileShapes, ...]:
     """Return the profiles of `graph`. chunk: most tokens of one step of a prompt.
 
     Raises:
@@ -49,7 +49,7 @@ def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile
     """
     sizes = _dense_sizes(manifest, chunk) if manifest.cache.is_dense else _packed_sizes(manifest, chunk)
     return tuple(
-        Profile(name=name, shapes={spec.name: _shapes(spec, ranges, manifest.cache) for spec in graph.inputs})
+        ProfileShapes(name=name, shapes={spec.name: _shapes(spec, ranges, manifest.cache) for spec in graph.inputs})
         for name, ranges in sizes.items()
     )
 

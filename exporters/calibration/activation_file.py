@@ -14,7 +14,7 @@ import torch
 from enginewright.exporters.calibration.atomic_files import disk_errors
 
 
-class Spool:
+class ActivationFile:
     """A file of tensors of one type, appended in the order of batches and read by number.
 
     After `restart` the file is written over, so that a spool used again and again takes up the same place.

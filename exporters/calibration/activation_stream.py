@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from enginewright.exporters.calibration.activation_file import Spool
-from enginewright.exporters.calibration.block_calls import Call
-from enginewright.exporters.calibration.block_schedule import Plan
+from enginewright.exporters.calibration.activation_file import ActivationFile
+from enginewright.exporters.calibration.block_calls import BlockCall
+from enginewright.exporters.calibration.block_schedule import BlockSchedule
 from enginewright.exporters.calibration.fast_linear import FastLinear, multiply
 
 
@@ -30,7 +30,7 @@ class _Reached(Exception):
 
 
 @dataclass(kw_only=True)
-class Stream:
+class ActivationStream:
     """The quantised or the float model's tokens; the driver makes it, and sets block, calls and plan for every block.
 
     states: hidden states [b, T, d] that enter the block, by batch. scratch: where the spools of parts lie.
@@ -38,16 +38,16 @@ class Stream:
     """
 
     name: str
-    states: Spool
+    states: ActivationFile
     scratch: Path
     dtype: torch.dtype
     device: torch.device
     block: nn.Module = field(default_factory=nn.Module)
-    calls: Sequence[Call] = ()
-    plan: Plan = field(default_factory=lambda: Plan(groups=(), parts={}, unreached=()))
-    _spools: dict[str, Spool] = field(default_factory=dict)
+    calls: Sequence[BlockCall] = ()
+    plan: BlockSchedule = field(default_factory=lambda: BlockSchedule(groups=(), parts={}, unreached=()))
+    _spools: dict[str, ActivationFile] = field(default_factory=dict)
 
-    def begin(self, block: nn.Module, calls: Sequence[Call], plan: Plan) -> None:
+    def begin(self, block: nn.Module, calls: Sequence[BlockCall], plan: BlockSchedule) -> None:
         """Come to the next block: nothing of it is kept yet."""
         self.block, self.calls, self.plan = block, calls, plan
         for spool in self._spools.values():
@@ -132,9 +132,9 @@ class Stream:
         finally:
             del child.forward
 
-    def _spool(self, part: str, kind: str) -> Spool:
+    def _spool(self, part: str, kind: str) -> ActivationFile:
         name = f"{part}-{kind}"
         if name not in self._spools:
             path = self.scratch / f"{self.name}-{name}.scratch"
-            self._spools[name] = Spool(path, self.dtype, self.device)
+            self._spools[name] = ActivationFile(path, self.dtype, self.device)
         return self._spools[name]

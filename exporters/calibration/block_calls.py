@@ -24,7 +24,7 @@ HIDDEN = "hidden_states"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class BlockCall:
     """The arguments of one block beside the hidden states: masks, rotary tables and so on."""
 
     args: tuple[Any, ...]
@@ -37,7 +37,7 @@ class Call:
         return result
 
 
-Calls = dict[tuple[int, int], tuple[Call, ...]]  # by sequences and length: the call of every block
+Calls = dict[tuple[int, int], tuple[BlockCall, ...]]  # by sequences and length: the call of every block
 
 
 class _Last(Exception):
@@ -84,7 +84,7 @@ class _Noted:
     def __init__(self, family: str, modules: Sequence[nn.Module]) -> None:
         self._family, self._modules = family, modules
         self.hidden: torch.Tensor | None = None
-        self.calls: list[Call] = []
+        self.calls: list[BlockCall] = []
 
     def __enter__(self) -> None:
         for number, block in enumerate(self._modules):
@@ -102,7 +102,7 @@ class _Noted:
                 "after another"
             )
         self.hidden = hidden
-        self.calls.append(Call(args=rest, kwargs=kwargs))
+        self.calls.append(BlockCall(args=rest, kwargs=kwargs))
         if len(self.calls) == len(self._modules):
             raise _Last
         return self.hidden
@@ -136,7 +136,7 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two calls, or parts of them, hold the same values."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a is b or torch.equal(a, b)
-    if isinstance(a, Call) and isinstance(b, Call):
+    if isinstance(a, BlockCall) and isinstance(b, BlockCall):
         return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)

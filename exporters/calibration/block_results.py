@@ -19,7 +19,7 @@ from enginewright.runtime.errors import ExportError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class QuantizedLayer:
     """A linear layer's parameter: its name, rows n, columns k, and how it is quantised."""
 
     name: str
@@ -40,7 +40,7 @@ class Layer:
 
 
 def save_block(
-    path: Path, layers: Sequence[Layer], codes: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tensor]
+    path: Path, layers: Sequence[QuantizedLayer], codes: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tensor]
 ) -> None:
     """Write the codes[n, k] int8 and scales[n, groups] float32 of a block's layers."""
     tensors = {}
@@ -50,7 +50,7 @@ def save_block(
     replace_file(path, save(tensors))
 
 
-def open_block(path: Path, layers: Sequence[Layer]) -> dict[str, QuantizedRows]:
+def open_block(path: Path, layers: Sequence[QuantizedLayer]) -> dict[str, QuantizedRows]:
     """What `save_block` wrote, by parameter; only shapes are read now.
 
     Raises:
@@ -74,7 +74,7 @@ def open_block(path: Path, layers: Sequence[Layer]) -> dict[str, QuantizedRows]:
     }
 
 
-def _load(path: Path, layer: Layer) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _load(path: Path, layer: QuantizedLayer) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     try:
         with safe_open(path, framework="pt") as f:
             packed, scales = f.get_tensor(f"{layer.name}.codes"), f.get_tensor(f"{layer.name}.scales")
@@ -90,7 +90,7 @@ def _damaged(path: Path, reason: str) -> ExportError:
     return ExportError(f"{path}: damaged ({reason}); delete this file and run again: its block is computed anew")
 
 
-def _pack(codes: torch.Tensor, layer: Layer) -> torch.Tensor:
+def _pack(codes: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
     if layer.bits > 4:
         return codes.contiguous()
     nibbles = torch.zeros(layer.rows, 2 * layer.packed_columns, dtype=torch.uint8)
@@ -98,7 +98,7 @@ def _pack(codes: torch.Tensor, layer: Layer) -> torch.Tensor:
     return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
 
 
-def _unpack(packed: torch.Tensor, layer: Layer) -> torch.Tensor:
+def _unpack(packed: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
     """Codes int8, in memory of their own."""
     if layer.bits > 4:
         return packed.clone()

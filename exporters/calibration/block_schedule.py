@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from enginewright.exporters.calibration.block_calls import Call
+from enginewright.exporters.calibration.block_calls import BlockCall
 from enginewright.runtime.errors import UnsupportedError
 
 _Key = tuple[
@@ -57,7 +57,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BlockSchedule:
     """The groups of a block in the order they run, its parts by name, and the layers that no token reaches."""
 
     groups: tuple[Group, ...]
@@ -76,9 +76,9 @@ class _Trace:
     result: torch.Tensor | None = None
 
 
-def make_plan(
-    block: nn.Module, linears: Sequence[str], samples: Iterable[tuple[torch.Tensor, Call]], where: str
-) -> Plan:
+def make_schedule(
+    block: nn.Module, linears: Sequence[str], samples: Iterable[tuple[torch.Tensor, BlockCall]], where: str
+) -> BlockSchedule:
     """The plan of a block: the first sample [b, T, d] must show it, later ones are run while a layer is not reached.
 
     Raises:
@@ -88,7 +88,7 @@ def make_plan(
     after: dict[str, set[str]] = {name: set() for name in linears}
     together: dict[str, set[str]] = {name: {name} for name in linears}
     reached: set[str] = set()
-    sample: tuple[torch.Tensor, Call] | None = None
+    sample: tuple[torch.Tensor, BlockCall] | None = None
     for hidden, call in samples:
         trace = _run(block, linears, hidden, call, where)
         if first is None:
@@ -106,7 +106,7 @@ def make_plan(
     parts = _find_parts(block, groups, first, sample)
     tails = {name: _tail(name, groups[part.done - 1], part, first, sample[0]) for name, part in parts.items()}
     by_group = {parts[name].done - 1: name for name, is_tail in tails.items() if is_tail}
-    return Plan(
+    return BlockSchedule(
         groups=tuple(Group(linears=group, tail=by_group.get(number)) for number, group in enumerate(groups)),
         parts=parts,
         unreached=tuple(name for name in linears if name not in reached),
@@ -130,7 +130,7 @@ def _group(after: dict[str, set[str]], together: dict[str, set[str]], reached: s
     return groups
 
 
-def _run(block: nn.Module, linears: Sequence[str], hidden: torch.Tensor, call: Call, where: str) -> _Trace:
+def _run(block: nn.Module, linears: Sequence[str], hidden: torch.Tensor, call: BlockCall, where: str) -> _Trace:
     trace = _Trace()
 
     def enters(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -158,7 +158,7 @@ def _run(block: nn.Module, linears: Sequence[str], hidden: torch.Tensor, call: C
 
 
 def _find_parts(
-    block: nn.Module, groups: Sequence[tuple[str, ...]], trace: _Trace, sample: tuple[torch.Tensor, Call]
+    block: nn.Module, groups: Sequence[tuple[str, ...]], trace: _Trace, sample: tuple[torch.Tensor, BlockCall]
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     for name, outputs in trace.children.items():
@@ -179,7 +179,7 @@ def _form(output: Any, done: int) -> Part | None:
 
 
 def _reads_one_field(
-    block: nn.Module, name: str, part: Part, output: Any, trace: _Trace, sample: tuple[torch.Tensor, Call]
+    block: nn.Module, name: str, part: Part, output: Any, trace: _Trace, sample: tuple[torch.Tensor, BlockCall]
 ) -> bool:
     """Whether the block makes the same of the child's output when the other tensors in it are NaN."""
     others = [one for number, one in enumerate(output) if one is not None and number != part.field]

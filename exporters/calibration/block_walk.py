@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from enginewright.exporters.calibration.activation_file import Spool
-from enginewright.exporters.calibration.activation_stream import Stream
-from enginewright.exporters.calibration.block_calls import Call, Calls, enter
-from enginewright.exporters.calibration.block_results import Layer, open_block, save_block
-from enginewright.exporters.calibration.block_schedule import Plan, make_plan
+from enginewright.exporters.calibration.activation_file import ActivationFile
+from enginewright.exporters.calibration.activation_stream import ActivationStream
+from enginewright.exporters.calibration.block_calls import BlockCall, Calls, enter
+from enginewright.exporters.calibration.block_results import QuantizedLayer, open_block, save_block
+from enginewright.exporters.calibration.block_schedule import BlockSchedule, make_schedule
 from enginewright.exporters.calibration.blocks import Blocks, load_weight
-from enginewright.exporters.calibration.linear_group import Calibration, Quantize, Stage
+from enginewright.exporters.calibration.linear_group import Calibration, LinearGroup, Quantize
 from enginewright.exporters.calibration.moments import Moments
-from enginewright.exporters.calibration.resume import Progress
+from enginewright.exporters.calibration.resume import ResumeState
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -28,7 +28,7 @@ _FEW = 8  # tokens that show a block's plan
 
 
 @dataclass(kw_only=True)
-class Passage:
+class BlockWalk:
     """One run over the blocks that are not done; `calibrate` makes it. `run` sets streams and calls.
 
     batches: token ids [b, T] on the device. layers: of each block, in module order.
@@ -39,10 +39,10 @@ class Passage:
     settings: Calibration
     device: torch.device
     batches: tuple[torch.Tensor, ...]
-    layers: list[list[Layer]]
-    progress: Progress
+    layers: list[list[QuantizedLayer]]
+    progress: ResumeState
     quantize: Quantize
-    streams: list[Stream] = field(default_factory=list)
+    streams: list[ActivationStream] = field(default_factory=list)
     calls: Calls = field(default_factory=dict)
 
     def run(self, missing: Sequence[int]) -> None:
@@ -66,13 +66,15 @@ class Passage:
                 stream.states.close()
         self.progress.note(None)
 
-    def _stream(self, name: str) -> Stream:
+    def _stream(self, name: str) -> ActivationStream:
         dtype, folder = self.settings.torch_dtype, self.progress.folder
-        return Stream(name=name, states=self._states(name, 0), scratch=folder, dtype=dtype, device=self.device)
+        return ActivationStream(
+            name=name, states=self._states(name, 0), scratch=folder, dtype=dtype, device=self.device
+        )
 
-    def _states(self, stream: str, block: int) -> Spool:
+    def _states(self, stream: str, block: int) -> ActivationFile:
         """What enters a block; nothing is opened yet."""
-        return Spool(self.progress.states(stream, block), self.settings.torch_dtype, self.device, checked=True)
+        return ActivationFile(self.progress.states(stream, block), self.settings.torch_dtype, self.device, checked=True)
 
     def _note(self, following: int) -> None:
         """Note that what enters block `following` is on disk."""
@@ -109,11 +111,11 @@ class Passage:
 
         return enter(self.blocks, self.weights, batches, self.settings.torch_dtype, accept)
 
-    def _calls(self, block: int) -> list[Call]:
+    def _calls(self, block: int) -> list[BlockCall]:
         """The block's call for every batch."""
         return [self.calls[batch.shape[0], batch.shape[1]][block] for batch in self.batches]
 
-    def _samples(self, block: int) -> Iterator[tuple[torch.Tensor, Call]]:
+    def _samples(self, block: int) -> Iterator[tuple[torch.Tensor, BlockCall]]:
         """What a block may be shown: a few tokens, then all."""
         states, few = self.streams[0].states, self.batches[0][:1, :_FEW]
         yield states.read(0)[:1, :_FEW], self.calls[few.shape[0], few.shape[1]][block]
@@ -125,7 +127,7 @@ class Passage:
         layers = {layer.name: layer for layer in self.layers[number]}
         names = [name.removeprefix(self.blocks.parameter(number, "")).removesuffix(".weight") for name in layers]
         block = self.blocks.load(number, self.weights, self.settings.torch_dtype, self.device)
-        plan = make_plan(block, names, self._samples(number), f"{self.blocks.prefix}.{number}")
+        plan = make_schedule(block, names, self._samples(number), f"{self.blocks.prefix}.{number}")
         for stream in self.streams:
             own = block if stream is self.streams[-1] else copy.deepcopy(block)
             stream.begin(own, self._calls(number), plan)
@@ -140,7 +142,7 @@ class Passage:
                 self._put(name, layer, *part)
         save_block(self.progress.block(number), self.layers[number], codes, scales)
 
-    def _gather(self, layers: Sequence[Layer], group: int | None) -> Stage:
+    def _gather(self, layers: Sequence[QuantizedLayer], group: int | None) -> LinearGroup:
         """Sum what the layers of a group read; None for layers that read nothing."""
         width = layers[0].columns
         hessian = Moments(width, cross=False, device=self.device)
@@ -156,7 +158,7 @@ class Passage:
                 if x is not None:
                     hessian.add(x)
                     tokens += len(x)
-        stage = Stage(
+        stage = LinearGroup(
             names=tuple(layer.name for layer in layers),
             rows=tuple(layer.rows for layer in layers),
             weights=torch.cat([load_weight(self.weights, one.name, torch.float32, self.device) for one in layers]),
@@ -172,7 +174,9 @@ class Passage:
                 )
         return stage
 
-    def _quantize(self, stage: Stage, layers: Sequence[Layer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _quantize(
+        self, stage: LinearGroup, layers: Sequence[QuantizedLayer]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Codes and scales of each layer of a stage, as the quantiser chose them."""
         codes, scales = self.quantize(stage)
         first, rows, total = layers[0], list(stage.rows), sum(stage.rows)
@@ -192,7 +196,7 @@ class Passage:
             )
         return list(zip(torch.split(codes, rows), torch.split(scales.float(), rows), strict=True))
 
-    def _put(self, name: str, layer: Layer, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    def _put(self, name: str, layer: QuantizedLayer, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Let a layer of the quantised stream's block use its restored weights from now on."""
         for stream in self.streams:
             if stream.name == QUANTIZED:
@@ -206,7 +210,7 @@ class Passage:
         block = self.blocks.load(number, self.weights, self.settings.torch_dtype, self.device)
         for stream in self.streams:
             own = block if stream is self.streams[-1] else copy.deepcopy(block)
-            stream.begin(own, self._calls(number), Plan(groups=(), parts={}, unreached=()))
+            stream.begin(own, self._calls(number), BlockSchedule(groups=(), parts={}, unreached=()))
         results = open_block(self.progress.block(number), self.layers[number])
         for layer in self.layers[number]:
             codes, scales = (torch.from_numpy(part).to(self.device) for part in results[layer.name].load())

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from enginewright.exporters.calibration.atomic_files import alone_in
-from enginewright.exporters.calibration.block_results import Layer, open_block
-from enginewright.exporters.calibration.block_walk import Passage
+from enginewright.exporters.calibration.block_results import QuantizedLayer, open_block
+from enginewright.exporters.calibration.block_walk import BlockWalk
 from enginewright.exporters.calibration.blocks import Blocks, load_blocks
 from enginewright.exporters.calibration.linear_group import Calibration, Quantize
 from enginewright.exporters.calibration.resume import open_progress
@@ -64,7 +64,7 @@ def calibrate(
         if missing:
             size = max(1, settings.batch_tokens // tokens.shape[1])
             batches = tuple(torch.split(torch.from_numpy(tokens).to(device), size))
-            passage = Passage(
+            passage = BlockWalk(
                 blocks=blocks, weights=weights, settings=settings, device=device, batches=batches, layers=layers,
                 progress=progress, quantize=quantize,
             )  # fmt: skip
@@ -79,7 +79,7 @@ def calibrate(
         }
 
 
-def _describe(settings: Calibration, layers: list[list[Layer]], tokens: NDArray[np.int64]) -> dict[str, Any]:
+def _describe(settings: Calibration, layers: list[list[QuantizedLayer]], tokens: NDArray[np.int64]) -> dict[str, Any]:
     """What a folder's results come from, beside the caller's own key."""
     return {
         "settings": dataclasses.asdict(settings),
@@ -120,11 +120,11 @@ def check_layers(
 
 def _list_layers(
     blocks: Blocks, weights: Mapping[str, Weight], bits: int, group_size: int | None, exclude: Sequence[str]
-) -> list[list[Layer]]:
+) -> list[list[QuantizedLayer]]:
     """The layers to quantise, by block, checked against the form they are to have."""
     if not 2 <= bits <= 8:
         raise ExportError(f"calibration: bits: got {bits}, expected 2 to 8")
-    layers: list[list[Layer]] = []
+    layers: list[list[QuantizedLayer]] = []
     for number in range(len(blocks.modules)):
         layers.append([])
         for name, linear in blocks.linears(number, exclude).items():
@@ -137,7 +137,9 @@ def _list_layers(
             if parameter in weights and weights[parameter].quantized is not None:
                 raise ExportError(f"{parameter}: is quantised already; calibrate float weights")
             layers[-1].append(
-                Layer(name=parameter, rows=linear.out_features, columns=linear.in_features, bits=bits, group_size=size)
+                QuantizedLayer(
+                    name=parameter, rows=linear.out_features, columns=linear.in_features, bits=bits, group_size=size
+                )
             )
     if not any(layers):
         raise ExportError("calibration: got no linear layer to quantise, expected one; exclude fewer")

@@ -15,7 +15,7 @@ Compute = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class LinearGroup:
     """Linear layers of one block that read the same input; the driver makes it, the quantiser may change its tensors.
 
     names: of their parameters, in module order. rows: the outputs of each. tokens: how many inputs were summed.
@@ -34,7 +34,7 @@ class Stage:
 
 
 # Of a stage: codes[sum(rows), D] int8 and scales[sum(rows), groups] float32.
-Quantize = Callable[[Stage], tuple[torch.Tensor, torch.Tensor]]
+Quantize = Callable[[LinearGroup], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ NOTE = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class ResumeState:
     """The folder of one calibration; `open_progress` makes it.
 
     Its files: the note; `block-0000.safetensors`, the results of each block that is done; `NAME-0000.states`, what enters
@@ -56,13 +56,13 @@ class Progress:
                     path.unlink()
 
 
-def open_progress(folder: Path, key: dict[str, Any]) -> Progress:
+def open_progress(folder: Path, key: dict[str, Any]) -> ResumeState:
     """Take up the calibration in `folder`, or begin one there.
 
     Raises:
         ExportError: another calibration is there, or one that is not known.
     """
-    progress = Progress(folder=folder, key=key)
+    progress = ResumeState(folder=folder, key=key)
     if not (folder / NOTE).exists():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

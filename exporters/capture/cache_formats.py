@@ -61,7 +61,7 @@ class CacheFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class PagedCache:
+class PagedCacheFormat:
     """Every tile holds 128 tokens as 16 or 32 bit floats: PagedAttention."""
 
     bits: int

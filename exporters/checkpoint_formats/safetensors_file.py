@@ -23,7 +23,7 @@ _CHUNK = 1 << 24  # bytes read at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TensorEntry:
     """A tensor to be written; dtype is the safetensors name ("BF16"), size its bytes, which `chunks` yields in order."""
 
     name: str
@@ -33,7 +33,9 @@ class Entry:
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
 
-def write_safetensors(path: Path, entries: Sequence[Entry], written: Callable[[Entry], None] = lambda _: None) -> int:
+def write_safetensors(
+    path: Path, entries: Sequence[TensorEntry], written: Callable[[TensorEntry], None] = lambda _: None
+) -> int:
     """Write `entries` to the new file `path`, the widest types first, so that each lies at a multiple of its width.
 
     written: called after each tensor. Returns the tensors' bytes.
@@ -74,18 +76,18 @@ def copy_span(path: Path, begin: int, end: int) -> Iterator[bytes]:
         yield from _read_span(file, begin, end)
 
 
-class Spool:
+class TensorQueue:
     """Tensors kept in a file without a name until it is closed: made once, in any order, and written later."""
 
     def __init__(self, directory: Path) -> None:
         self._file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by close)
 
-    def add(self, name: str, dtype: str, values: np.ndarray) -> Entry:
+    def add(self, name: str, dtype: str, values: np.ndarray) -> TensorEntry:
         """Keep `values`, whose bytes are those of a tensor of `dtype` with the shape [of values]."""
         begin = self._file.seek(0, 2)
         self._file.write(np.ascontiguousarray(values).data)
         end = self._file.tell()
-        return Entry(
+        return TensorEntry(
             name=name,
             dtype=dtype,
             shape=values.shape,

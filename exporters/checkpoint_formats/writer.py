@@ -28,8 +28,8 @@ from enginewright.exporters.checkpoint_formats.quantized_linear import (
     to_tensor,
 )
 from enginewright.exporters.checkpoint_formats.safetensors_file import (
-    Entry,
-    Spool,
+    TensorEntry,
+    TensorQueue,
     copy_span,
     read_spans,
     write_safetensors,
@@ -60,7 +60,7 @@ COPIED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Outputs:
     """What changes: merged tensors and quantised weights, both by the name of the source tensor."""
 
     merged: dict[str, Weight]
@@ -111,7 +111,7 @@ def open_source(model: str, output: Path) -> Checkpoint:
     return checkpoint
 
 
-def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Plan:
+def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Outputs:
     model = build_skeleton(checkpoint.config, attention="eager", max_context=1).model
     before = bind_parameters(checkpoint, model)
     after = transform_weights(applied, before, checkpoint)
@@ -131,7 +131,7 @@ def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Plan:
             rows=found,
             group_size=found.group_size if found.group_size in groups else None,
         )
-    return _Plan(
+    return _Outputs(
         merged={names[name]: weight for name, weight in changed.items() if weight.quantized is None},
         quantized=quantized,
         left_out=_left_out(model, names, set(quantized)),
@@ -184,14 +184,14 @@ def _module(source: str, owner: str) -> str:
     return source.removesuffix(".weight") if source.rpartition(".")[0].endswith(owner.rpartition(".")[2]) else owner
 
 
-def _write_tensors(checkpoint: Checkpoint, root: Path, plan: _Plan, chosen: CheckpointFormat) -> int:
+def _write_tensors(checkpoint: Checkpoint, root: Path, plan: _Outputs, chosen: CheckpointFormat) -> int:
     files: dict[Path, list[str]] = {}
     for name, stored in checkpoint.tensors.items():
         files.setdefault(stored.file, []).append(name)
     total, places, types = 0, dict[str, str](), dict[str, str]()
     with tqdm(total=len(checkpoint.tensors), unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
         for file, names in files.items():
-            spool = Spool(root)
+            spool = TensorQueue(root)
             try:
                 entries = _spooled(plan, chosen, names, spool, bar) + _unspooled(checkpoint, plan, file, names)
                 advance = partial(_advance, bar, set(names) - set(plan.quantized))
@@ -206,12 +206,14 @@ def _write_tensors(checkpoint: Checkpoint, root: Path, plan: _Plan, chosen: Chec
     return total
 
 
-def _advance(bar: tqdm[Any], names: set[str], entry: Entry) -> None:
+def _advance(bar: tqdm[Any], names: set[str], entry: TensorEntry) -> None:
     if entry.name in names:
         bar.update()
 
 
-def _spooled(plan: _Plan, chosen: CheckpointFormat, names: Iterable[str], spool: Spool, bar: tqdm[Any]) -> list[Entry]:
+def _spooled(
+    plan: _Outputs, chosen: CheckpointFormat, names: Iterable[str], spool: TensorQueue, bar: tqdm[Any]
+) -> list[TensorEntry]:
     """The tensors of each quantised weight, which is made once; only then is known how wide its scales are."""
     entries = []
     for linear in [plan.quantized[name] for name in names if name in plan.quantized]:
@@ -221,7 +223,7 @@ def _spooled(plan: _Plan, chosen: CheckpointFormat, names: Iterable[str], spool:
     return entries
 
 
-def _unspooled(checkpoint: Checkpoint, plan: _Plan, file: Path, names: Iterable[str]) -> list[Entry]:
+def _unspooled(checkpoint: Checkpoint, plan: _Outputs, file: Path, names: Iterable[str]) -> list[TensorEntry]:
     """Copied and merged tensors, made while they are written."""
     spans, entries = read_spans(file), []
     for name in names:
@@ -231,7 +233,9 @@ def _unspooled(checkpoint: Checkpoint, plan: _Plan, file: Path, names: Iterable[
         if name in plan.merged:
             chunks = partial(_merge, plan.merged[name], stored.dtype, name)
         if name not in plan.quantized:
-            entries.append(Entry(name=name, dtype=stored.dtype, shape=stored.shape, size=end - begin, chunks=chunks))
+            entries.append(
+                TensorEntry(name=name, dtype=stored.dtype, shape=stored.shape, size=end - begin, chunks=chunks)
+            )
     return entries
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from enginewright.exporters.methods.clp import medusa, train
-from enginewright.exporters.methods.clp.report import Report
+from enginewright.exporters.methods.clp.report import HeadsReport
 from enginewright.exporters.methods.clp.states import TokenSequence
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.evaluation.documents import Document, read_documents
@@ -131,7 +131,7 @@ def _problems(tokenizer: Any, seed: int) -> Iterator[Document]:
         yield Document(text=problem.solution + tokenizer.eos_token, prompt=prompt)
 
 
-def _table(report: Report) -> str:
+def _table(report: HeadsReport) -> str:
     heads = [
         f"head {j}: right {100 * right:.1f} %, as the backbone {100 * agreed:.1f} %"
         for j, (right, agreed) in enumerate(zip(report.accuracy, report.agreement, strict=True), start=1)

@@ -11,7 +11,13 @@ from typing import Literal
 
 import torch
 
-from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, PagedCache, Tensors
+from enginewright.exporters.capture.cache_formats import (
+    AttentionCall,
+    AttentionLayer,
+    CacheFormat,
+    PagedCacheFormat,
+    Tensors,
+)
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
@@ -55,7 +61,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class KVarNCache:
+class KVarNCacheFormat:
     """The cache format: records of 128 tokens in few bits between exact tiles (KVarNAttention)."""
 
     config: Config
@@ -65,7 +71,7 @@ class KVarNCache:
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """As the Protocol says."""
         if not self._holds(layer.index, layer.window):
-            return PagedCache(self.bits).describe(layer)
+            return PagedCacheFormat(self.bits).describe(layer)
         where, dim = f"kvarn: {layer.family}: layer {layer.index}", layer.key_dim
         if dim != layer.value_dim:
             raise UnsupportedError(
@@ -94,7 +100,7 @@ class KVarNCache:
     def attend(self, call: AttentionCall, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
         """As the Protocol says."""
         if not self._holds(call.layer, call.window):
-            return PagedCache(self.bits).attend(call, tables, pools)
+            return PagedCacheFormat(self.bits).attend(call, tables, pools)
         names = (f"kv.{call.layer}.tiles", f"kv.{call.layer}.exact")
         read = {each.name: tables[each.name] for each in KVARN_ATTENTION.inputs if each.name in tables}
         output, *written = torch.ops.enginewright.kvarn_attention(
@@ -130,8 +136,8 @@ def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     """
     if cache.kind != "paged":
         raise ExportError(f"kvarn: the cache is {cache.kind} already; apply kvarn once")
-    if cache.bits != KVarNCache.bits:
+    if cache.bits != KVarNCacheFormat.bits:
         raise ExportError(
-            f"kvarn: got --kv-bits {cache.bits}, expected {KVarNCache.bits}: tiles that are not encoded are halves"
+            f"kvarn: got --kv-bits {cache.bits}, expected {KVarNCacheFormat.bits}: tiles that are not encoded are halves"
         )
-    return KVarNCache(config)
+    return KVarNCacheFormat(config)

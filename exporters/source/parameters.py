@@ -31,7 +31,7 @@ from enginewright.runtime.errors import ExportError
 
 
 @dataclass
-class _Recipe:
+class _WeightSource:
     """How to make one or several parameters: the stored tensors by source pattern, and the conversion, if any."""
 
     sources: list[tuple[str, str]] = field(default_factory=list)  # (source pattern, tensor name)
@@ -97,21 +97,21 @@ def _share_tied(
 
 def _match(
     checkpoint: Checkpoint, model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter]
-) -> dict[str, _Recipe]:
+) -> dict[str, _WeightSource]:
     """Group the checkpoint's tensors by the parameter they make; tensors that make none are left out."""
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known: dict[str, Any] = dict(parameters)
-    recipes: dict[str, _Recipe] = {}
+    recipes: dict[str, _WeightSource] = {}
     for name in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
             target, pattern = name, None
         if target not in known:
             continue
-        recipe = recipes.setdefault(target, _Recipe())
+        recipe = recipes.setdefault(target, _WeightSource())
         recipe.sources.append((pattern or name, name))
         recipe.converter = by_pattern[pattern] if pattern is not None else None
     return recipes
@@ -121,7 +121,7 @@ def _weights(
     checkpoint: Checkpoint,
     model: PreTrainedModel,
     target: str,
-    recipe: _Recipe,
+    recipe: _WeightSource,
     parameters: dict[str, torch.nn.Parameter],
 ) -> dict[str, Weight]:
     """The weights that one recipe makes, their shapes checked on meta tensors."""
@@ -160,7 +160,7 @@ def _weights(
 
 
 def _parts(
-    checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _Recipe, shape: tuple[int, ...]
+    checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _WeightSource, shape: tuple[int, ...]
 ) -> tuple[Weight, ...]:
     """The slices of a tensor of experts, so that one expert can be made without the others."""
     if len(shape) != 3:
@@ -176,14 +176,14 @@ def _parts(
             return ()
         for part in range(shape[0]):
             sources = [(pattern, names[part]) for pattern, names in by_pattern.items()]
-            one = _Recipe(sources=sources, converter=recipe.converter)
+            one = _WeightSource(sources=sources, converter=recipe.converter)
             reads.append(partial(_read_one, checkpoint, model, target, one))
     return tuple(
         Weight(shape=(1, *shape[1:]), dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read)) for read in reads
     )
 
 
-def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _Recipe) -> torch.Tensor:
+def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _WeightSource) -> torch.Tensor:
     return _convert(model, target, recipe, checkpoint.read)[target]
 
 
@@ -192,7 +192,7 @@ def _as_numpy(read: Callable[[], torch.Tensor]) -> np.ndarray:
 
 
 def _convert(
-    model: PreTrainedModel, target: str, recipe: _Recipe, read: Callable[[str], torch.Tensor]
+    model: PreTrainedModel, target: str, recipe: _WeightSource, read: Callable[[str], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     if recipe.converter is None:
         return {target: read(recipe.sources[0][1])}

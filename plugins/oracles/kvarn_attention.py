@@ -106,11 +106,11 @@ def kvarn_attention(
         format=KVarNFormat(k_bits=k_bits, v_bits=v_bits, iterations=iterations, mode=mode),
     )
     weighting = Weighting(scale=scale, window=window, softcap=softcap, sinks=sinks, rotate_values=bool(rotate_values))
-    output = attend_and_hold(query, key, value, cache, query_starts, weighting)
+    output = attend_and_store(query, key, value, cache, query_starts, weighting)
     return output, cache.records, cache.exact
 
 
-def attend_and_hold(
+def attend_and_store(
     query: Floats, key: Floats, value: Floats, cache: KVarNCache, query_starts: Ints, weighting: Weighting
 ) -> Floats:
     """Output [T, Hq, D] of causal attention; query [T, Hq, D], key and value [T, Hkv, D], rotated by RoPE alone.

@@ -44,7 +44,7 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class BuiltGraph:
     """What a backend built from one graph; usable only where backend, version, compute and plugins all agree.
 
     version: of the backend's library ("1.31.1"). compute: "x86_64-avx512", "sm90". plugins: op -> version.
@@ -65,7 +65,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ops: dict[str, int] = field(default_factory=dict)
-    engines: tuple[Engine, ...] = ()
+    engines: tuple[BuiltGraph, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def span_keys(tokens: Ints, span: int) -> list[bytes]:
     return keys
 
 
-class Prefixes:
+class PrefixCache:
     """The prefixes of one engine, those in use and those idle.
 
     idle_tiles: per group of layers, tiles that no row uses and that could be freed.

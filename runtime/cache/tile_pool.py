@@ -11,7 +11,7 @@ Ints = NDArray[np.int64]
 Table = NDArray[np.int32]
 
 
-class TileGroup:
+class TilePool:
     """Layers with equal heads, window and pool size: they advance alike, so one free list serves them all.
 
     first, end [rows]: row b holds the tiles first[b] .. end[b] - 1 of its context. Where tiles are encoded, tile 0 lies

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 from enginewright.runtime.cache.capacity import Capacity
-from enginewright.runtime.cache.prefix_cache import Prefix, Prefixes
-from enginewright.runtime.cache.tile_pool import TileGroup
+from enginewright.runtime.cache.prefix_cache import Prefix, PrefixCache
+from enginewright.runtime.cache.tile_pool import TilePool
 
 Ints = NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class TileTables:
         self.encoded_lens = np.zeros((2, layers, capacity.rows, heads), np.int32)
         self.tile_table = np.zeros((layers, capacity.rows, heads, tiles), np.int32)
         self.sink_copies: list[tuple[int, int]] = []
-        self._share: Ints | None = None
+        self._last_step: Ints | None = None
         self._growth = np.zeros((capacity.rows, heads), np.int32)
         self.tile_tokens, self._span = cache.tile_tokens, capacity.span
         members: dict[tuple[CacheLayer, int], list[int]] = {}
@@ -42,15 +42,15 @@ class TileTables:
             members.setdefault((layer, count), []).append(index)
         sizes = {"rows": capacity.rows, "step_tokens": capacity.step_tokens, "size": cache.tile_tokens}
         self._groups = [
-            TileGroup(layer, np.array(indices), count, self.tile_table, **sizes)
+            TilePool(layer, np.array(indices), count, self.tile_table, **sizes)
             for (layer, count), indices in members.items()
         ]
         self._encoding = np.array([i for i, layer in enumerate(cache.layers) if layer.exact_bytes], np.int64)
         self._encoded: Ints = np.zeros(capacity.rows, np.int64)
         self._encodes = False  # whether the next step does
         self.tile_changes = 0
-        self._room = self._rooms()  # tokens that each row's tiles hold
-        self._prefixes = Prefixes(len(self._groups))
+        self._held_capacity = self._capacity_of_rows()  # tokens that each row's tiles hold
+        self._prefixes = PrefixCache(len(self._groups))
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
         self._tiles = self.free_tiles
 
@@ -69,10 +69,10 @@ class TileTables:
         """Share of the tiles that rows use, of the group that has the fewest left."""
         return max(1 - free / total for free, total in zip(self.free_tiles, self._tiles, strict=True))
 
-    def grow(self, share: Ints) -> bool:
-        """Give each row tiles for `share[row]` more tokens; False, and nothing changed, when too few are free."""
-        lengths = self.held + share
-        if (lengths <= self._room).all():
+    def grow(self, new_tokens: Ints) -> bool:
+        """Give each row tiles for `new_tokens[row]` more tokens; False, and nothing changed, when too few are free."""
+        lengths = self.held + new_tokens
+        if (lengths <= self._held_capacity).all():
             return True
         ends = [group.ends(lengths) for group in self._groups]
         wanted = [group.wanted(end) for group, end in zip(self._groups, ends, strict=True)]
@@ -86,20 +86,20 @@ class TileTables:
                 self._take_back(self._prefixes.evict())
             if count:
                 group.grow(end)
-        self._room = self._rooms()
+        self._held_capacity = self._capacity_of_rows()
         self._encode_to(lengths // self.tile_tokens * self.tile_tokens)
         return True
 
-    def spare(self, rows: Ints) -> int:
+    def tokens_before_tiles(self, rows: Ints) -> int:
         """Return how many tokens each of `rows` can take before one of them needs a tile."""
-        return int((self._room - self.held)[rows].min())
+        return int((self._held_capacity - self.held)[rows].min())
 
-    def advance(self, share: Ints) -> None:
-        """Count `share[row]` more tokens as held."""
-        if share is not self._share:  # decoding steps bring the same array again and again
-            self._share = share
-            self._growth = np.repeat(share.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
-        self.held += share
+    def advance(self, new_tokens: Ints) -> None:
+        """Count `new_tokens[row]` more tokens as held."""
+        if new_tokens is not self._last_step:  # decoding steps bring the same array again and again
+            self._last_step = new_tokens
+            self._growth = np.repeat(new_tokens.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
+        self.held += new_tokens
         self.kv_lens += self._growth
         if self._encodes:
             self.encoded_lens[0] = self.encoded_lens[1]
@@ -159,7 +159,7 @@ class TileTables:
             group.release(row)
         self._set_held(row, 0)
 
-    def _rooms(self) -> Ints:
+    def _capacity_of_rows(self) -> Ints:
         self.tile_changes += 1
         least, *others = (group.room(group.end) for group in self._groups)
         for rooms in others:
@@ -171,7 +171,7 @@ class TileTables:
         self.held[row] = self._encoded[row] = tokens
         self.kv_lens[:, row] = tokens
         self.encoded_lens[:, self._encoding, row] = tokens
-        self._room = self._rooms()
+        self._held_capacity = self._capacity_of_rows()
 
     def _encode_to(self, lengths: Ints) -> None:
         """Let the next step leave rows with `lengths` tokens in encoded tiles."""

@@ -99,10 +99,10 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
     rng = np.random.default_rng(batch)
     prompts = [rng.integers(0, llm.manifest.model.vocab_size, prompt_tokens).tolist() for _ in range(batch)]
     steps: list[StepTiming] = []
-    llm.engine.observer = steps.append
+    llm.loop.observer = steps.append
     start = time.perf_counter()
     completions = llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True))
-    llm.engine.observer = None
+    llm.loop.observer = None
     steps = [step for step in steps if step.start >= start]  # the last step of an earlier run may report late
     # a request that has its first token gets one more in every step, so `sampled` counts those that have started
     firsts = [next((s.end for s in steps if s.sampled > rank), steps[-1].end) - start for rank in range(batch)]

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation.candidates import open_contenders
+from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.outcome import prepare
 from enginewright.runtime.evaluation.outcome import run as run_engines
 from enginewright.runtime.evaluation.report import item_log, plot
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
     )
     _check_outputs(arguments)
-    contenders = open_contenders(arguments.engine, arguments.reference)
+    contenders = open_candidates(arguments.engine, arguments.reference)
     works = prepare(task, contenders)
     has_reference = arguments.reference is not None
     outcomes = list(run_engines(task, contenders, works, reference=has_reference))

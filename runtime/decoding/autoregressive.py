@@ -15,6 +15,6 @@ class Autoregressive:
 
     width = 1
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return one token per request."""
         return Emission(*choose(outputs, requests))

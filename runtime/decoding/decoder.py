@@ -51,10 +51,10 @@ class Decoder(Protocol):
 
     width: int
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return the next tokens of `requests`; may overwrite `outputs`.
 
-        fed: when width is above 1, the tokens that each request brought into the step behind one that the model had chosen; its
-        rows are then one more than those, in order. Otherwise each request has one row, and `fed` is empty.
+        drafts: when width is above 1, the tokens that each request brought into the step behind one that the model had chosen; its
+        rows are then one more than those, in order. Otherwise each request has one row, and `drafts` is empty.
         """
         ...

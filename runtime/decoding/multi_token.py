@@ -27,17 +27,17 @@ class MultiToken:
         self.width = width
         self._verify = verify
 
-    def decode(self, outputs: Outputs, requests: Sequence[Generation], fed: Sequence[list[int]]) -> Emission:
+    def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return one token or more per request."""
         assert outputs.drafts is not None and outputs.draft_counts is not None
-        greedy, drafts, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
+        greedy, emitted, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
         more, start = list[Continuation](), 0
-        for request, brought in zip(requests, fed, strict=True):
+        for request, brought in zip(requests, drafts, strict=True):
             own = greedy[start : start + len(brought) + 1]
             agreed = len(brought) if own[:-1] == brought else self._agreed(own, brought)
             request.count_guesses(len(brought), agreed)
             last = start + (agreed if self._verify else len(brought))
-            guesses = drafts[last][1 : counts[last]] if request.is_plain_greedy else []
+            guesses = emitted[last][1 : counts[last]] if request.is_plain_greedy else []
             if self._verify:
                 room = request.room - agreed - 2  # behind the last token nothing is decided, so nothing is checked
                 more.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
@@ -46,7 +46,7 @@ class MultiToken:
             start += len(own)
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
-            lasts = np.cumsum([1 + len(brought) for brought in fed]) - 1
+            lasts = np.cumsum([1 + len(brought) for brought in drafts]) - 1
             chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:

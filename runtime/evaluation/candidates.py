@@ -16,8 +16,8 @@ from enginewright.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """An engine directory; created by `open_contenders`.
+class Candidate:
+    """An engine directory; created by `open_candidates`.
 
     name: what reports call it, unique among the engines evaluated together. core: the tokenizer without its template.
     """
@@ -70,7 +70,7 @@ class Contender:
         return None if token is None else self.core.token_to_id(token)
 
 
-def open_contenders(paths: Sequence[str], reference: str | None) -> list[Contender]:
+def open_candidates(paths: Sequence[str], reference: str | None) -> list[Candidate]:
     """Return the engines, the reference first where there is one.
 
     Raises:
@@ -90,7 +90,7 @@ def open_contenders(paths: Sequence[str], reference: str | None) -> list[Contend
     return contenders
 
 
-def _open(root: Path, name: str) -> Contender:
+def _open(root: Path, name: str) -> Candidate:
     manifest = directory.load(root, verify=True)  # now, so that a damaged file is not met after hours
     tokenizer = Tokenizer.load(root, manifest)
     if tokenizer is None:
@@ -102,7 +102,7 @@ def _open(root: Path, name: str) -> Contender:
     core = tokenizers.Tokenizer.from_file(str(root / path))
     core.no_truncation()
     core.no_padding()
-    return Contender(name=name, root=root, manifest=manifest, tokenizer=tokenizer, core=core)
+    return Candidate(name=name, root=root, manifest=manifest, tokenizer=tokenizer, core=core)
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
@@ -117,7 +117,7 @@ def _names(roots: Sequence[Path]) -> list[str]:
     return names
 
 
-def _check_vocabulary(reference: Contender, other: Contender) -> None:
+def _check_vocabulary(reference: Candidate, other: Candidate) -> None:
     sizes = reference.manifest.model.vocab_size, other.manifest.model.vocab_size
     if sizes[0] != sizes[1]:
         raise RequestError(

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.answers import Answers, ask
-from enginewright.runtime.evaluation.candidates import Contender
+from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.divergence import Divergence, diverge
 from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.perplexity import Scores, score_texts
-from enginewright.runtime.evaluation.questions import Question, pose
+from enginewright.runtime.evaluation.questions import Question, ask_all
 from enginewright.runtime.evaluation.suites import Task, pick_problems
 from enginewright.runtime.evaluation.texts import Text, answer_texts, document_texts, solution_texts
 from enginewright.runtime.llm import LLM
@@ -33,10 +33,10 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Score:
     """What an engine did: answers or scores. divergence: from the reference, one per text; None for itself."""
 
-    contender: Contender
+    contender: Candidate
     work: Work
     answers: Answers | None = None
     scores: Scores | None = None
@@ -65,7 +65,7 @@ class Outcome:
         return measured.seconds
 
 
-def prepare(task: Task, contenders: Sequence[Contender]) -> list[Work]:
+def prepare(task: Task, contenders: Sequence[Candidate]) -> list[Work]:
     """Return each engine's work, all of it checked, so that nothing fails after hours.
 
     Raises:
@@ -86,13 +86,13 @@ def prepare(task: Task, contenders: Sequence[Contender]) -> list[Work]:
         texts = [document_texts(contender, documents, task.data, window) for contender in contenders]
         return [Work(texts=tuple(own[: task.limit])) for own in texts]
     problems = pick_problems(task)
-    posed = [tuple(pose(contender, problems, context)) for contender in contenders]
+    posed = [tuple(ask_all(contender, problems, context)) for contender in contenders]
     if task.asked:
         return [Work(questions=questions) for questions in posed]
     return [Work(questions=questions, texts=tuple(solution_texts(questions))) for questions in posed]
 
 
-def run(task: Task, contenders: Sequence[Contender], works: Sequence[Work], *, reference: bool) -> Iterator[Outcome]:
+def run(task: Task, contenders: Sequence[Candidate], works: Sequence[Work], *, reference: bool) -> Iterator[Score]:
     """Yield what each engine does, one loaded after another; with a reference, that is the first and stays loaded."""
     pairs = list(zip(contenders, works, strict=True))
     with ExitStack() as kept:
@@ -118,15 +118,15 @@ class Beside(NamedTuple):
     texts: tuple[Text, ...]
 
 
-def _load(task: Task, contender: Contender) -> LLM:
+def _load(task: Task, contender: Candidate) -> LLM:
     return load(  # verified when it was opened
         contender.root, task.threads, max_batch=task.max_batch, verify=False, backend=task.backend
     )
 
 
-def _measure(task: Task, llm: LLM, contender: Contender, work: Work, beside: Beside | None) -> Outcome:
+def _measure(task: Task, llm: LLM, contender: Candidate, work: Work, beside: Beside | None) -> Score:
     label = contender.name
-    return Outcome(
+    return Score(
         contender=contender,
         work=work,
         answers=ask(llm, work.questions, label) if task.asked else None,

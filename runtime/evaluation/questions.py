@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation.candidates import Contender
+from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.problems import Problem
 
 
@@ -24,7 +24,7 @@ class Question:
     max_tokens: int
 
 
-def pose(contender: Contender, problems: Sequence[Problem], context: int) -> list[Question]:
+def ask_all(contender: Candidate, problems: Sequence[Problem], context: int) -> list[Question]:
     """Return the problems as questions that fit into `context` tokens.
 
     Raises:
@@ -33,7 +33,7 @@ def pose(contender: Contender, problems: Sequence[Problem], context: int) -> lis
     return [_pose(contender, index, problem, context) for index, problem in enumerate(problems)]
 
 
-def _pose(contender: Contender, index: int, problem: Problem, context: int) -> Question:
+def _pose(contender: Candidate, index: int, problem: Problem, context: int) -> Question:
     where = f"problem {index} ({problem.kind}, {problem.level})"
     contender.encode_exactly(problem.question, where)
     solution = contender.encode_exactly(problem.solution, where)

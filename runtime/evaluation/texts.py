@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.answers import Answers
-from enginewright.runtime.evaluation.candidates import Contender
+from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.documents import Document
 from enginewright.runtime.evaluation.questions import Question
 
@@ -57,7 +57,7 @@ def answer_texts(questions: Sequence[Question], answers: Answers) -> list[Text]:
     ]
 
 
-def document_texts(contender: Contender, documents: Sequence[Document], path: str, window: int) -> list[Text]:
+def document_texts(contender: Candidate, documents: Sequence[Document], path: str, window: int) -> list[Text]:
     """Return the documents in windows of `window` tokens, of which the first is given.
 
     The given token is the tokenizer's bos where it writes one, else the last of the window before; without a bos, a
@@ -76,7 +76,7 @@ def document_texts(contender: Contender, documents: Sequence[Document], path: st
     return texts
 
 
-def _windows(contender: Contender, document: Document, where: str, window: int) -> list[Text]:
+def _windows(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
     encoding = contender.encode(document.text, where)
     ids, begins = encoding.ids, _byte_offsets(document.text, [begin for begin, _ in encoding.offsets])
     bos = contender.bos
@@ -95,7 +95,7 @@ def _windows(contender: Contender, document: Document, where: str, window: int) 
     ]
 
 
-def _completion(contender: Contender, document: Document, where: str, window: int) -> list[Text]:
+def _completion(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
     """Return one text: the completion given its prompt, both encoded as one text, as they would be met."""
     encoding = contender.encode(document.prompt + document.text, where)
     bos = contender.bos

@@ -22,7 +22,7 @@ TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
 
 
 class Request:
-    """A row's work, from submission to its end; created by the LLM, then touched by the engine thread alone.
+    """A row's work, from submission to its end; created by the LLM, then touched by the step loop's thread alone.
 
     tokens[:length] int64: prompt and generated tokens; a view of the scheduler's table while the request has a slot.
     slot: its row, set by the scheduler; None while it waits. reserve: tokens it holds in the cache at most.
@@ -36,7 +36,7 @@ class Request:
         self.tokens = prompt
         self.prompt_tokens = len(prompt)
         self.reserve = reserve
-        self.slot: int | None = None
+        self.row: int | None = None
         self.error: Exception | None = None
         self.done = threading.Event()
 
@@ -58,7 +58,7 @@ class Request:
 class Scoring(Request):
     """Asks for the logits of every prompt position.
 
-    take: called on the engine's thread as take(position, logits[n, vocab]), piece by piece in order of position; the
+    take: called on the step loop's thread as take(position, logits[n, vocab]), piece by piece in order of position; the
     logits are valid during the call alone, and what it raises ends the request.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+from numpy.typing import NDArray
 
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
@@ -17,9 +18,9 @@ from enginewright.runtime.scheduling.step import Ints, Step
 
 
 class Scheduler:
-    """Requests in order of arrival, their slots, and the tokens of the running ones.
+    """Requests in order of arrival, their rows, and the tokens of the running ones.
 
-    A row is wherever its request is: it has count[slot] known tokens, of which the tables hold some in the cache. The
+    A row is wherever its request is: it has count[row] known tokens, of which the tables hold some in the cache. The
     others are pending: one for a decoding row, more for a prompt or for a preempted request that comes back. Each step
     takes every single pending token and fills up to `step_tokens` with chunks of the longer ones, oldest request first.
     """
@@ -30,13 +31,13 @@ class Scheduler:
         self._tables = tables
         self._capacity = capacity
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
-        self._count: Ints = np.zeros(capacity.rows, np.int64)
+        self._known: Ints = np.zeros(capacity.rows, np.int64)
         self._drafts: Ints = np.zeros(capacity.rows, np.int64)
-        self._trail: Ints = np.zeros(capacity.rows, np.int64)
-        self._slots: list[Request | None] = [None] * capacity.rows
-        self._steady: Step | None = None  # the last step, when the same rows decode in the next one
-        self._latest: Ints = np.zeros(0, np.int64)  # its tokens, one of each row
-        self._spare = 0  # how many more tokens of each row need no further tile
+        self._drafts_to_check: Ints = np.zeros(capacity.rows, np.int64)
+        self._requests: list[Request | None] = [None] * capacity.rows
+        self._repeatable: Step | None = None  # the last step, when the same rows decode in the next one
+        self._last_tokens: Ints = np.zeros(0, np.int64)  # its tokens, one of each row
+        self._tokens_with_tiles = 0  # how many more tokens of each row need no further tile
 
     @property
     def is_idle(self) -> bool:
@@ -62,8 +63,8 @@ class Scheduler:
         self.waiting.insert(place, request)
 
     def remove(self, request: Request) -> None:
-        """Forget `request`, wherever it is; its slot and tiles are free for the next step."""
-        if request.slot is not None:
+        """Forget `request`, wherever it is; its row and tiles are free for the next step."""
+        if request.row is not None:
             self._vacate(request)
         elif request in self.waiting:
             self.waiting.remove(request)
@@ -71,38 +72,38 @@ class Scheduler:
     def schedule(self) -> Step:
         """Return the next step; its tokens have their tiles."""
         self._admit()
-        if self._steady is not None and (step := self._continue(self._steady)) is not None:
+        if self._repeatable is not None and (step := self._continue(self._repeatable)) is not None:
             return step
-        share = self._divide()
-        while not self._tables.grow(share):
+        new_tokens = self._divide()
+        while not self._tables.grow(new_tokens):
             newest = self.running[-1]
-            assert newest.slot is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
-            share[newest.slot] = 0
+            assert newest.row is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
+            new_tokens[newest.row] = 0
             self._preempt(newest)
-        return self._pack(share)
+        return self._pack(new_tokens)
 
     def commit(self, step: Step, emission: Emission) -> None:
         """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
-        self._tables.advance(step.share if emission.more is None else self._take(step, emission.more))
-        for request in step.reading:
+        self._tables.advance(step.new_tokens if emission.more is None else self._take(step, emission.more))
+        for request in step.prefilling:
             self._publish(request)
         if emission.more is None:
-            self._count += step.ready
-            self._latest = emission.tokens
+            self._known += step.ready
+            self._last_tokens = emission.tokens
 
     def _take(self, step: Step, more: list[Continuation]) -> Ints:
         """Note what each sampled row goes on with; returns how many of the step's tokens each row keeps."""
-        kept = step.share
-        for slot, each in zip(step.slots.tolist(), more, strict=True):
-            if rejected := int(self._drafts[slot]) - each.accepted:
-                kept = kept.copy() if kept is step.share else kept
-                kept[slot] -= rejected
-            end = int(self._count[slot]) + len(each.tokens)
+        kept = step.new_tokens
+        for row, each in zip(step.rows.tolist(), more, strict=True):
+            if rejected := int(self._drafts[row]) - each.accepted:
+                kept = kept.copy() if kept is step.new_tokens else kept
+                kept[row] -= rejected
+            end = int(self._known[row]) + len(each.tokens)
             drafts = self._checkable(end, each.drafts)
             if drafts:
-                self._tokens[slot, end : end + len(drafts)] = drafts
-            self._count[slot], self._drafts[slot] = end, len(drafts)
-            self._trail[slot] = len(drafts) or len(each.tokens) - 1 - each.accepted
+                self._tokens[row, end : end + len(drafts)] = drafts
+            self._known[row], self._drafts[row] = end, len(drafts)
+            self._drafts_to_check[row] = len(drafts) or len(each.tokens) - 1 - each.accepted
         return kept
 
     def _checkable(self, known: int, drafts: list[int]) -> list[int]:
@@ -116,51 +117,51 @@ class Scheduler:
         return drafts[: max(size - 2 - (known - 1) % size, 0)]
 
     def _admit(self) -> None:
-        """Give slots to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
+        """Give rows to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
         while self.waiting and len(self.running) < self._capacity.rows:
             request = self.waiting[0]
             keys: list[bytes] = []
             if isinstance(request, Generation) and request.spans:  # a token must be left to compute
                 keys = request.spans[: (request.length - 1) // self._capacity.span]
-            slot = self._tables.pick_row([i for i, holder in enumerate(self._slots) if holder is None], keys)
-            self._count[slot] = request.length
-            reused = self._tables.admit(slot, keys, self._count)
+            row = self._tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
+            self._known[row] = request.length
+            reused = self._tables.admit(row, keys, self._known)
             if reused is None:
-                self._count[slot] = 0
+                self._known[row] = 0
                 return
             if isinstance(request, Generation) and request.spans:
                 request.note_reuse(reused, self._capacity.span)
-            self._tokens[slot, : request.length] = request.tokens[: request.length]
-            request.tokens, request.slot = self._tokens[slot], slot
-            self._slots[slot] = request
+            self._tokens[row, : request.length] = request.tokens[: request.length]
+            request.tokens, request.row = self._tokens[row], row
+            self._requests[row] = request
             self.running.append(self.waiting.popleft())
-            self._steady = None
+            self._repeatable = None
 
     def _publish(self, request: Generation) -> None:
         """Let others find the spans of the prompt that have been computed by now."""
-        assert request.slot is not None
-        computed = int(self._tables.held[request.slot]) // self._capacity.span
+        assert request.row is not None
+        computed = int(self._tables.held[request.row]) // self._capacity.span
         while request.published < min(computed, len(request.spans)):
-            is_new = self._tables.publish(request.slot, request.spans[request.published])
+            is_new = self._tables.publish(request.row, request.spans[request.published])
             request.published = request.published + 1 if is_new else len(request.spans)
 
     def _divide(self) -> Ints:
         """Return how many tokens each row gets in the next step."""
-        pending = self._count + self._drafts - self._tables.held
-        is_decoding = pending <= self._trail + 1
-        share = np.where(is_decoding, pending, 0)
-        budget = self._capacity.step_tokens - int(share.sum())
+        pending = self._known + self._drafts - self._tables.held
+        is_decoding = pending <= self._drafts_to_check + 1
+        new_tokens = np.where(is_decoding, pending, 0)
+        budget = self._capacity.step_tokens - int(new_tokens.sum())
         scores = self._capacity.logit_rows - self._capacity.rows * self._capacity.width
         for request in () if is_decoding.all() else self.running:
-            if share[request.slot] or not budget:
+            if new_tokens[request.row] or not budget:
                 continue
             limit = min(budget, scores) if isinstance(request, Scoring) else budget
-            chunk = self._chunk(request, int(pending[request.slot]), limit)
+            chunk = self._chunk(request, int(pending[request.row]), limit)
             if isinstance(request, Scoring):
                 scores -= chunk
-            share[request.slot] = chunk
+            new_tokens[request.row] = chunk
             budget -= chunk
-        return share
+        return new_tokens
 
     def _chunk(self, request: Request, pending: int, limit: int) -> int:
         """Return how many of a row's pending tokens go into the next step, which takes `limit` more.
@@ -170,66 +171,94 @@ class Scheduler:
         """
         if not self._capacity.chunk:
             return min(pending, limit)
-        held, size = int(self._tables.held[request.slot]), self._tables.tile_tokens
+        held, size = int(self._tables.held[request.row]), self._tables.tile_tokens
         if isinstance(request, Generation) and held < request.prompt_tokens:
             size, pending = self._capacity.chunk, request.prompt_tokens - held
         chunk = min(pending, size - held % size)
         return chunk if chunk <= limit else 0
 
-    def _pack(self, share: Ints) -> Step:
-        """Return the step that computes the next `share[row]` pending tokens of each row."""
+    def _pack(self, new_tokens: Ints) -> Step:
+        """Return the step that computes the next `new_tokens[row]` pending tokens of each row."""
         held = self._tables.held
-        starts = np.zeros(len(share) + 1, np.int32)
-        np.cumsum(share, out=starts[1:])
-        rows = np.repeat(np.arange(len(share)), share)
-        positions = np.arange(len(rows)) + (held - starts[:-1])[rows]
-        ready = (share > 0) & (held + share == self._count + self._drafts)
-        slots = np.flatnonzero(ready)
-        scored: list[tuple[Scoring, int, int]] = []
-        wanted = starts[1:][slots].astype(np.int64) - 1
-        requests = [self._slots[slot] for slot in slots.tolist()]
-        sampled = [request for request in requests if isinstance(request, Generation)]
-        if any(isinstance(request, Scoring) for request in self.running):
-            slots = np.array([request.slot for request in sampled], np.int64)
-            ready[:] = False
-            ready[slots] = True
-            scorings = [(r, r.slot) for r in self.running if isinstance(r, Scoring) and share[r.slot]]
-            scored = [(request, int(held[slot]), int(share[slot])) for request, slot in scorings]
-            spans = [np.arange(int(share[slot])) + starts[slot] for _, slot in scorings]
-            wanted = np.concatenate([starts[1:][slots].astype(np.int64) - 1, *spans])
-        fed: list[list[int]] = []
+        starts = np.zeros(len(new_tokens) + 1, np.int32)
+        np.cumsum(new_tokens, out=starts[1:])
+        row_of = np.repeat(np.arange(len(new_tokens)), new_tokens)
+        positions = np.arange(len(row_of)) + (held - starts[:-1])[row_of]
+        ready, rows, sampled = self._decided_rows(new_tokens)
+        drafts: list[list[int]] = []
+        wanted = [starts[1:][rows].astype(np.int64) - 1]
         if self._capacity.width > 1:
-            fed = [self._tokens[s, held[s] + share[s] - self._trail[s] : held[s] + share[s]].tolist() for s in slots]
-            judging = [np.arange(last - len(f), last + 1) for f, last in zip(fed, wanted, strict=False)]
-            wanted = np.concatenate([*judging, wanted[len(fed) :]])
-        if not len(wanted):
-            wanted = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
-        ids, copies = self._tokens[rows, positions], tuple(self._tables.sink_copies)
-        reads_logits = bool(scored) or not all(request.is_plain_greedy for request in sampled)
-        packed = PackedStep(ids, positions, starts, wanted, copies, reads_logits)
+            ends = (held + new_tokens)[rows].tolist()
+            checked = self._drafts_to_check[rows].tolist()
+            drafts = [
+                self._tokens[row, end - count : end].tolist()
+                for row, end, count in zip(rows.tolist(), ends, checked, strict=True)
+            ]
+            wanted = [
+                np.arange(last - len(own), last + 1) for own, last in zip(drafts, wanted[0].tolist(), strict=True)
+            ]
+        scored, scored_rows = self._scored_rows(new_tokens, starts)
+        sample_rows = np.concatenate([*wanted, *scored_rows]) if wanted or scored_rows else np.zeros(0, np.int64)
+        if not len(sample_rows):
+            sample_rows = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
+        packed = PackedStep(
+            self._tokens[row_of, positions],
+            positions,
+            starts,
+            sample_rows,
+            tuple(self._tables.sink_copies),
+            reads_logits=bool(scored) or not all(request.is_plain_greedy for request in sampled),
+        )
         self._tables.sink_copies.clear()
-        reading = [
-            r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and share[r.slot]
+        prefilling = [
+            r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and new_tokens[r.row]
         ]
-        step = Step(packed, share, ready.astype(np.int64), slots, sampled, scored, reading, fed)
-        is_steady = len(sampled) == len(self.running) and (self._capacity.width > 1 or len(rows) == len(sampled))
-        self._steady = step if is_steady else None
-        self._spare = 0
+        step = Step(packed, new_tokens, ready, rows, sampled, scored, prefilling, drafts)
+        all_decode = len(sampled) == len(self.running) and (self._capacity.width > 1 or len(row_of) == len(sampled))
+        self._repeatable = step if all_decode else None
+        self._tokens_with_tiles = 0
         return step
+
+    def _decided_rows(self, new_tokens: Ints) -> tuple[Ints, Ints, list[Generation]]:
+        """Return which rows get their next token in this step: as 0 or 1 for every row, as row numbers, and their requests."""
+        is_ready = (new_tokens > 0) & (self._tables.held + new_tokens == self._known + self._drafts)
+        rows = np.flatnonzero(is_ready)
+        requests = [self._requests[row] for row in rows.tolist()]
+        sampled = [request for request in requests if isinstance(request, Generation)]
+        if len(sampled) < len(requests):
+            rows = np.array([request.row for request in sampled], np.int64)
+            is_ready[:] = False
+            is_ready[rows] = True
+        return is_ready.astype(np.int64), rows, sampled
+
+    def _scored_rows(
+        self, new_tokens: Ints, starts: NDArray[np.int32]
+    ) -> tuple[list[tuple[Scoring, int, int]], list[Ints]]:
+        """Return the scoring requests of this step with first position and count, and the token rows of their logits."""
+        scored, token_rows = list[tuple[Scoring, int, int]](), list[Ints]()
+        for request in self.running:
+            if isinstance(request, Scoring) and (count := int(new_tokens[request.row])):
+                scored.append((request, int(self._tables.held[request.row]), count))
+                token_rows.append(np.arange(count) + starts[request.row])
+        return scored, token_rows
 
     def _continue(self, last: Step) -> Step | None:
         """Return the step after `last` when the same rows decode on, None where tiles run out; most steps are such."""
         if self._capacity.width == 1:
-            if not self._has_tiles(last, last.share, 1):
+            if not self._has_tiles(last, last.new_tokens, 1):
                 return None
             old = last.packed
             packed = PackedStep(
-                self._latest, old.position_ids + 1, old.query_starts, old.sample_rows, reads_logits=old.reads_logits
+                self._last_tokens,
+                old.position_ids + 1,
+                old.query_starts,
+                old.sample_rows,
+                reads_logits=old.reads_logits,
             )
-            self._steady = Step(packed, last.share, last.ready, last.slots, last.sampled, [], [], [])
-            return self._steady
-        layout = layout_of((self._trail + last.ready).tobytes())
-        if not self._has_tiles(last, layout.share, layout.longest):
+            self._repeatable = Step(packed, last.new_tokens, last.ready, last.rows, last.sampled, [], [], [])
+            return self._repeatable
+        layout = layout_of((self._drafts_to_check + last.ready).tobytes())
+        if not self._has_tiles(last, layout.new_tokens, layout.longest):
             return None
         positions = self._tables.held[layout.rows] + layout.places
         packed = PackedStep(
@@ -239,33 +268,33 @@ class Scheduler:
             layout.sample_rows,
             reads_logits=last.packed.reads_logits,
         )
-        ids, fed, start = packed.input_ids.tolist(), list[list[int]](), 0
+        ids, drafts, start = packed.input_ids.tolist(), list[list[int]](), 0
         for count in layout.counts:
-            fed.append(ids[start + 1 : start + count])
+            drafts.append(ids[start + 1 : start + count])
             start += count
-        self._steady = Step(packed, layout.share, last.ready, last.slots, last.sampled, [], [], fed)
-        return self._steady
+        self._repeatable = Step(packed, layout.new_tokens, last.ready, last.rows, last.sampled, [], [], drafts)
+        return self._repeatable
 
-    def _has_tiles(self, last: Step, share: Ints, longest: int) -> bool:
-        """Whether the rows of `last` have tiles for `share` more tokens, `longest` at most, now."""
-        if self._spare < longest:
-            if not self._tables.grow(share):
+    def _has_tiles(self, last: Step, new_tokens: Ints, longest: int) -> bool:
+        """Whether the rows of `last` have tiles for `new_tokens` more tokens, `longest` at most, now."""
+        if self._tokens_with_tiles < longest:
+            if not self._tables.grow(new_tokens):
                 return False
-            self._spare = self._tables.spare(last.slots)
-        self._spare -= longest
+            self._tokens_with_tiles = self._tables.tokens_before_tiles(last.rows)
+        self._tokens_with_tiles -= longest
         return True
 
     def _preempt(self, request: Request) -> None:
-        """Take slot and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
+        """Take row and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
         request.tokens = request.tokens[: request.length].copy()
         self._vacate(request)
         self.waiting.appendleft(request)
 
     def _vacate(self, request: Request) -> None:
-        assert request.slot is not None
-        self._tables.release(request.slot)
-        self._count[request.slot] = self._drafts[request.slot] = self._trail[request.slot] = 0
-        self._slots[request.slot] = None
-        request.slot = None
+        assert request.row is not None
+        self._tables.release(request.row)
+        self._known[request.row] = self._drafts[request.row] = self._drafts_to_check[request.row] = 0
+        self._requests[request.row] = None
+        request.row = None
         self.running.remove(request)
-        self._steady = None
+        self._repeatable = None

@@ -15,24 +15,31 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step's work. Logits come in the order: `decided_rows` of the requests in `sampled`, then the rows of `scored`.
+    """One step's work.
 
-    share[rows] int64: new tokens of each row. ready[rows] int64: 1 where the next token is decided.
-    slots: of the requests in `sampled`. scored: with first position and count. reading: those whose prompts go on.
-    fed: of the requests in `sampled`, where a step may decide several tokens: what each brings behind the token that the model
-    had chosen, with a row of logits more than tokens; otherwise empty, and each request has one row.
+    The step's logits come in this order: first the `decided_rows` rows of the requests in `sampled`, then those of `scored`.
+
+    packed: the tokens, as a session takes them.
+    new_tokens[rows] int64: tokens of each row in this step.
+    ready[rows] int64: 1 for a row whose next token is decided in this step, else 0.
+    rows: row numbers of the requests in `sampled`.
+    sampled: the requests that get their next token.
+    scored: the scoring requests, each with the first position and the number of its logits.
+    prefilling: the requests whose prompts are still being read, and may be shared as prefixes.
+    drafts: for each sampled request, the draft tokens that this step verifies; a request with n drafts gets n + 1 rows of
+        logits. Empty unless the engine decides several tokens a step.
     """
 
     packed: PackedStep
-    share: Ints
+    new_tokens: Ints
     ready: Ints
-    slots: Ints
+    rows: Ints
     sampled: list[Generation]
     scored: list[tuple[Scoring, int, int]]
-    reading: list[Generation]
-    fed: list[list[int]]
+    prefilling: list[Generation]
+    drafts: list[list[int]]
 
     @property
     def decided_rows(self) -> int:
         """Rows of logits that decide tokens, or judge them."""
-        return len(self.sampled) + sum(map(len, self.fed))
+        return len(self.sampled) + sum(map(len, self.drafts))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from enginewright.runtime.backends.session import Floats, Session
 from enginewright.runtime.decoding.decoder import Decoder, Emission
@@ -16,7 +16,26 @@ from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
 
-Message: TypeAlias = tuple[Literal["submit", "cancel", "close"], tuple[Request, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A message to the loop: queue these requests, in order and for the same step."""
+
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A message to the loop: end these requests before the next step."""
+
+    requests: tuple[Request, ...]
+
+
+class Close:
+    """A message to the loop: end the thread after the current step."""
+
+
+Message: TypeAlias = Submit | Cancel | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +53,10 @@ class StepTiming:
     decided: int
 
 
-class Engine:
-    """Takes requests from any thread, and serves them from its own until closed; created by `load`.
+class StepLoop:
+    """Takes requests from any thread, and serves them on a thread of its own until it is closed; `load` creates it.
 
-    observer: called after each step, on the engine's thread; set by whoever measures.
+    observer: called after each step, on the loop's thread; whoever measures sets it.
     """
 
     def __init__(self, scheduler: Scheduler, session: Session, decoder: Decoder) -> None:
@@ -59,17 +78,17 @@ class Engine:
                 # daemon: the interpreter must not wait for it before its exit hooks, one of which closes the engine
                 self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
                 self._thread.start()
-            self._inbox.put(("submit", requests))
+            self._inbox.put(Submit(requests))
 
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; those that have ended stay as they are."""
-        self._inbox.put(("cancel", requests))
+        self._inbox.put(Cancel(requests))
 
     def close(self) -> None:
         """Cancel what is live and end the thread after its step; may be called again."""
         with self._lock:
             self._closed = True
-            self._inbox.put(("close", ()))
+            self._inbox.put(Close())
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -78,7 +97,7 @@ class Engine:
         step = self.scheduler.schedule()
         outputs = self.session.run(step.packed)
         decided = outputs if len(outputs.greedy) == step.decided_rows else outputs[: step.decided_rows]
-        emission = self.decoder.decode(decided, step.sampled, step.fed)
+        emission = self.decoder.decode(decided, step.sampled, step.drafts)
         self.scheduler.commit(step, emission)
         self._deliver(step, outputs.logits, emission)
         return step, emission
@@ -117,13 +136,15 @@ class Engine:
     def _take_in(self) -> bool:
         """Act on what has arrived, waiting only when there is nothing to run; False once closed."""
         while self.scheduler.is_idle or not self._inbox.empty():
-            action, requests = self._inbox.get()
-            if action == "close":
+            message = self._inbox.get()
+            if isinstance(message, Close):
                 return False
-            for request in requests:
-                if action == "submit":
+            if isinstance(message, Submit):
+                for request in message.requests:
                     self.scheduler.submit(request)
-                elif not request.done.is_set():
+                continue
+            for request in message.requests:
+                if not request.done.is_set():
                     self.scheduler.remove(request)
                     request.cancel()
         return True

@@ -9,11 +9,11 @@ from typing import Literal, Protocol, TypeAlias
 
 from enginewright.runtime.scheduling.step_loop import StepTiming
 
-Outcome: TypeAlias = Literal["completed", "cancelled", "refused", "timed_out", "failed"]
+Ending: TypeAlias = Literal["completed", "cancelled", "refused", "timed_out", "failed"]
 Key: TypeAlias = tuple[str, tuple[str, str] | None]
 """A metric's name and label."""
 Values: TypeAlias = dict[Key, float]
-OUTCOMES: tuple[Outcome, ...] = ("completed", "cancelled", "refused", "timed_out", "failed")
+OUTCOMES: tuple[Ending, ...] = ("completed", "cancelled", "refused", "timed_out", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class Silent:
 
 
 class Meters:
-    """Counts of one instance: steps by the engine's thread, requests by any; created by the Server."""
+    """Counts of one instance: steps by the step loop's thread, requests by any; created by the Server."""
 
     def __init__(self) -> None:
         self.steps = self.tokens = self.first_tokens = self.cancel_steps = 0
         self.first_token_seconds = 0.0
         self._sampled = 0
-        self._outcomes: Counter[Outcome] = Counter()
+        self._outcomes: Counter[Ending] = Counter()
         self._lock = threading.Lock()
         self._last = (0.0, 0, 0, 0, 0.0, 0)
 
@@ -78,11 +78,11 @@ class Meters:
         self._sampled += timing.sampled
 
     def first_token(self, seconds: float) -> None:
-        """Count a request's first token; called on the engine's thread."""
+        """Count a request's first token; called on the step loop's thread."""
         self.first_tokens += 1
         self.first_token_seconds += seconds
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: Ending) -> None:
         """Count the end of a request."""
         with self._lock:
             self._outcomes[outcome] += 1

@@ -15,7 +15,7 @@ from enginewright.runtime.host import physical_cores
 from enginewright.runtime.loader import load
 from enginewright.runtime.triton.metric_publisher import open_publisher
 from enginewright.runtime.triton.ports import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
-from enginewright.runtime.triton.served_request import decode
+from enginewright.runtime.triton.served_request import read_request
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
 
 # Triton completes the module pb_utils only after it has imported the model, so nothing here may look inside before.
@@ -63,7 +63,7 @@ class TritonPythonModel:
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
-                ask = decode(self._server.llm, tensors, parameters, request.timeout())
+                ask = read_request(self._server.llm, tensors, parameters, request.timeout())
                 self._server.submit(ask, client)
             except Exception as e:  # whatever it is, it is this client's alone
                 self._server.refuse(client, e)

@@ -21,7 +21,7 @@ _KIND_NAMES = {"BOOL": "true or false", "STRING": "text", "FP32": "a number"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class ServedRequest:
     """One request. stream: a response for each piece, not one for all. timeout: seconds from arrival, None for no limit."""
 
     prompt: Prompt
@@ -31,7 +31,9 @@ class Ask:
     timeout: float | None = None
 
 
-def decode(llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], timeout_us: int = 0) -> Ask:
+def read_request(
+    llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], timeout_us: int = 0
+) -> ServedRequest:
     """Return what is asked of `llm`.
 
     tensors: the request's inputs by name, [n] or [1, n], texts as bytes. parameters: other values of the same names, as `generate` passes
@@ -51,7 +53,7 @@ def decode(llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[st
         if values["timeout_ms"] < 1:
             raise RequestError(f"timeout_ms: got {values['timeout_ms']}, expected 1 or more milliseconds")
         limits.append(values["timeout_ms"] / 1e3)
-    return Ask(
+    return ServedRequest(
         prompt=_read_prompt(llm, values),
         sampling=sampling,
         stream=values.get("stream", False),

@@ -1,6 +1,6 @@
 """Many clients' requests in one in-flight batch: who gets which response, and when a request is given up.
 
-One thread answers all clients. The engine's thread puts what it decides into one queue, and goes on; whatever has gathered
+One thread answers all clients. The step loop's thread puts what it decides into one queue, and goes on; whatever has gathered
 there for a client while the others were answered leaves as one response.
 """
 
@@ -16,8 +16,8 @@ from typing import Protocol, TypeAlias
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.llm import LLM, Handle
 from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
-from enginewright.runtime.triton.counters import Meters, Outcome, Publisher, Silent, Values
-from enginewright.runtime.triton.served_request import Ask
+from enginewright.runtime.triton.counters import Ending, Meters, Publisher, Silent, Values
+from enginewright.runtime.triton.served_request import ServedRequest
 
 _WATCH_SECONDS = 0.01
 _WATCH_SHARE = 0.02
@@ -75,11 +75,11 @@ class _Live:
     """
 
     client: Client
-    ask: Ask
+    ask: ServedRequest
     began: float
     handle: Handle | None = None
     has_token: bool = False
-    given_up: tuple[Exception, Outcome, int] | None = None
+    given_up: tuple[Exception, Ending, int] | None = None
     tokens: list[Token] = field(default_factory=list)
     end: Completion | Exception | None = None
 
@@ -102,12 +102,12 @@ class Server:
         self._events: SimpleQueue[Message] = SimpleQueue()
         self._next_watch = self._next_report = 0.0
         self._reported: Values = {}
-        self._is_settled = True  # when the last client is answered, the engine's thread may still be in the step
-        llm.engine.observer = self.meters.step
+        self._is_settled = True  # when the last client is answered, the step loop's thread may still be in the step
+        llm.loop.observer = self.meters.step
         self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: Ask, client: Client) -> None:
+    def submit(self, ask: ServedRequest, client: Client) -> None:
         """Queue a request, whose client is answered from now on.
 
         Raises:
@@ -148,7 +148,7 @@ class Server:
             self._thread.join()
 
     def _take(self, live: _Live, event: Event) -> None:
-        """Note what a step decided for `live`; called on the engine's thread."""
+        """Note what a step decided for `live`; called on the step loop's thread."""
         if isinstance(event, Token):
             if not live.has_token:
                 live.has_token = True
@@ -198,7 +198,7 @@ class Server:
         """Send what has gathered for one client."""
         tokens, live.tokens = live.tokens, []
         error = live.end if isinstance(live.end, Exception) else None
-        outcome: Outcome = "completed" if error is None else "failed"
+        outcome: Ending = "completed" if error is None else "failed"
         if live.end is not None and live.given_up is not None:
             error, outcome, _ = live.given_up
         try:
@@ -241,7 +241,7 @@ class Server:
         spent = time.perf_counter() - now
         self._next_watch = now + spent + max(_WATCH_SECONDS, spent / _WATCH_SHARE)
 
-    def _give_up(self, live: _Live, error: Exception, outcome: Outcome) -> None:
+    def _give_up(self, live: _Live, error: Exception, outcome: Ending) -> None:
         """Let the engine end `live` before its next step; its client hears of it when that is done."""
         if live.given_up is None and live.handle is not None:
             live.given_up = (error, outcome, self.meters.steps)
@@ -250,7 +250,7 @@ class Server:
     def _report(self, now: float) -> None:
         """Publish the metrics."""
         self._next_report = now + _REPORT_SECONDS
-        scheduler = self.llm.engine.scheduler
+        scheduler = self.llm.loop.scheduler
         running = len(scheduler.running)
         waiting = max(len(self._live) - running, 0)
         values = self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)

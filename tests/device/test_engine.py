@@ -82,7 +82,7 @@ def test_tokens_are_those_of_the_cpu(method: str, engine: Build, on_device: Open
     with load(engine("float32", method)) as llm:
         wanted = [completion.token_ids for completion in llm.generate(prompts(llm), sampling)]
     with on_device(engine("float16", method)) as llm:
-        assert type(llm.engine.session).__name__ == "CudaSession"
+        assert type(llm.loop.session).__name__ == "CudaSession"
         got = [completion.token_ids for completion in llm.generate(prompts(llm), sampling)]
     assert got == wanted
 

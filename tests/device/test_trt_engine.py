@@ -49,7 +49,7 @@ def test_tokens_are_those_of_the_cpu(
     cuda = FakeCuda()
     install(monkeypatch, cuda, device.library.path)
     with load(add_plan(tmp_path / "float16", tmp_path / "engine"), cache_tokens=4096) as llm:
-        session = llm.engine.session
+        session = llm.loop.session
         assert isinstance(session, TensorRTSession) and isinstance(session._buffers, PaddedBuffers)
         got = [[done.token_ids for done in llm.generate(part, sampling)] for part in (questions[:3], questions)]
     assert got == wanted

@@ -159,7 +159,7 @@ def test_events_go_to_whoever_submits(make_toy: Make) -> None:
     assert end == handle.result()
     with pytest.raises(RequestError, match="go to on_event"):
         next(iter(handle))
-    llm.engine.session.failures.append(OSError("lost"))
+    llm.loop.session.failures.append(OSError("lost"))
     llm.submit([1], on_event=take)
     while isinstance(events[-1], (Token, Completion)):
         time.sleep(0.001)
@@ -183,7 +183,7 @@ def test_a_waiting_request_of_a_lower_number_runs_first(make_toy: Make) -> None:
 
 def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=3, cache_tokens=80)
-    full = llm.engine.scheduler._tables.free_tiles
+    full = llm.loop.scheduler._tables.free_tiles
     failures: list[object] = []
 
     def work(number: int) -> None:
@@ -204,7 +204,7 @@ def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
         thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
     llm.close()
-    assert llm.engine.scheduler._tables.free_tiles == full
+    assert llm.loop.scheduler._tables.free_tiles == full
 
 
 def test_a_handle_may_be_read_twice_and_after_the_end(make_toy: Make) -> None:
@@ -216,7 +216,7 @@ def test_a_handle_may_be_read_twice_and_after_the_end(make_toy: Make) -> None:
 
 def test_a_failing_step_fails_its_requests_alone(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=1)
-    llm.engine.session.failures.append(RuntimeError("backend: out of order"))
+    llm.loop.session.failures.append(RuntimeError("backend: out of order"))
     handles = [llm.submit([i], Sampling(max_tokens=3)) for i in (1, 2)]
     with pytest.raises(RuntimeError, match="out of order"):
         handles[0].result()
@@ -228,7 +228,7 @@ def test_a_failing_step_fails_its_requests_alone(make_toy: Make) -> None:
 
 def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> None:
     llm = make_toy(eos=())
-    run, steps = llm.engine.session.run, []
+    run, steps = llm.loop.session.run, []
 
     def break_first_row(step: object) -> Outputs:
         outputs = run(step)
@@ -237,12 +237,12 @@ def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> 
         steps.append(step)
         return outputs
 
-    llm.engine.session.run = break_first_row
+    llm.loop.session.run = break_first_row
     for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0, logprobs=1, seed=1)):
         steps.clear()
         expected = make_toy(eos=()).generate([2], sampling)[0].token_ids
         requests = [llm._generation([i], sampling) for i in (1, 2)]
-        llm.engine.submit(*requests)
+        llm.loop.submit(*requests)
         for request in requests:
             request.done.wait(10)
         with pytest.raises(ArtifactError, match="not finite"):

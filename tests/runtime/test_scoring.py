@@ -57,7 +57,7 @@ def test_a_preempted_text_hands_over_nothing_twice(make_toy: Make) -> None:
     takes = [Collector()]
     llm.score(texts, takes)
     handle.result()
-    computed = sum(len(step.input_ids) for step in llm.engine.session.steps)
+    computed = sum(len(step.input_ids) for step in llm.loop.session.steps)
     assert computed > 40 + 3 + 29, "the text was preempted, and began again"
     _check(texts, takes, windows=(0, 0, 0, 0))
 
@@ -85,4 +85,4 @@ def test_submit_all_starts_everything_in_one_step(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=3)
     handles = llm.submit_all(_texts(2, 3, 4), [Sampling(max_tokens=n) for n in (1, 2, 3)])
     assert [len(handle.result().token_ids) for handle in handles] == [1, 2, 3]
-    assert len(llm.engine.session.steps[0].input_ids) == 9
+    assert len(llm.loop.session.steps[0].input_ids) == 9

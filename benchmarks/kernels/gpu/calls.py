@@ -28,7 +28,7 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes, tile_b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class KernelCall:
     """A call, what it points to, and the bytes that it cannot but move: inputs read once, outputs written once."""
 
     structure: ctypes.Structure
@@ -112,7 +112,7 @@ def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[Attentio
     return attention, tensors
 
 
-def paged_attention(device: str, shape: AttentionShape) -> Call:
+def paged_attention(device: str, shape: AttentionShape) -> KernelCall:
     """PagedAttention over a cache of halves."""
     tiles = -(-shape.total // TILE_TOKENS)
     attention, tensors = _attention(device, shape, tiles)
@@ -121,12 +121,12 @@ def paged_attention(device: str, shape: AttentionShape) -> Call:
     structure = PagedAttention(attention=attention, tiles=pool.data_ptr(), tile_count=count, kv_bits=16)
     # new keys and values are read, and written to the cache; prefill reads its own from wherever they are
     moved = shape.cache_bytes + bytes_of(*tensors[:4])
-    return Call(structure=structure, outputs=(tensors[3],), moved=moved, kept=(*tensors, pool))
+    return KernelCall(structure=structure, outputs=(tensors[3],), moved=moved, kept=(*tensors, pool))
 
 
 def kvarn_attention(
     device: str, shape: AttentionShape, bits: tuple[int, int], encoded: tuple[int, int] | None = None
-) -> Call:
+) -> KernelCall:
     """KVarNAttention; `encoded` tokens before and after the call, all whole tiles of the held ones when not given."""
     before, after = encoded or (shape.held // TILE_TOKENS * TILE_TOKENS,) * 2
     tiles = max(1, after // TILE_TOKENS)
@@ -153,7 +153,7 @@ def kvarn_attention(
     held_exactly = heads * (shape.held - max(before - TILE_TOKENS, 0)) * 2 * shape.dim * 2
     moved = stored + held_exactly + bytes_of(*tensors[:4])
     kept = (*tensors, records, exact, slots, *lens)
-    return Call(structure=structure, outputs=(tensors[3],), moved=moved, kept=kept)
+    return KernelCall(structure=structure, outputs=(tensors[3],), moved=moved, kept=kept)
 
 
 def made_up_records(device: str, count: int, dim: int, bits: tuple[int, int]) -> Tensor:
@@ -189,7 +189,7 @@ def mix_inputs(device: str, shape: MixShape) -> list[Tensor]:
     return [query, *(halves(device, shape.tokens, shape.kv_heads, shape.dim) for _ in range(2 + 2 * shape.sources))]
 
 
-def depth_mix(device: str, shape: MixShape) -> Call:
+def depth_mix(device: str, shape: MixShape) -> KernelCall:
     """DepthMix."""
     tensors = mix_inputs(device, shape)
     mixed = torch.full_like(tensors[2], float("nan"))
@@ -208,7 +208,7 @@ def depth_mix(device: str, shape: MixShape) -> Call:
         type=HALF,
     )
     kept = (*tensors, mixed, sources)
-    return Call(structure=structure, outputs=(mixed,), moved=bytes_of(*tensors, mixed), kept=kept)
+    return KernelCall(structure=structure, outputs=(mixed,), moved=bytes_of(*tensors, mixed), kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ def head_weights(device: str, shape: HeadsShape) -> list[Tensor]:
     return [up, up_bias, halves(device, extra, vocab, inner, size=0.05), halves(device, extra, vocab, size=0.1)]
 
 
-def clp_emit(device: str, shape: HeadsShape) -> Call:
+def clp_emit(device: str, shape: HeadsShape) -> KernelCall:
     """ClpEmit with a classifier that always says `length`."""
     up_weight, up_bias, out_weight, out_bias = head_weights(device, shape)
     hidden = halves(device, shape.rows, shape.hidden)
@@ -266,7 +266,7 @@ def clp_emit(device: str, shape: HeadsShape) -> Call:
     used = (tensor[: shape.length] for tensor in (up_weight, up_bias, out_weight, out_bias))
     moved = bytes_of(hidden, greedy, classifier, bias, tokens, counts, *used)
     kept = (hidden, greedy, classifier, bias, up_weight, up_bias, out_weight, out_bias)
-    return Call(structure=structure, outputs=(tokens, counts), moved=moved, kept=kept)
+    return KernelCall(structure=structure, outputs=(tokens, counts), moved=moved, kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,7 @@ class LinearShape:
     block: int = 32
 
 
-def int4_linear(device: str, shape: LinearShape) -> Call:
+def int4_linear(device: str, shape: LinearShape) -> KernelCall:
     """Int4Linear."""
     x = halves(device, shape.rows, shape.size)
     codes = torch.randint(0, 256, (shape.outputs, shape.size // 2), dtype=torch.uint8, device=device)
@@ -294,7 +294,7 @@ def int4_linear(device: str, shape: LinearShape) -> Call:
         block=shape.block,
         type=HALF,
     )
-    return Call(structure=structure, outputs=(out,), moved=bytes_of(*tensors), kept=tensors)
+    return KernelCall(structure=structure, outputs=(out,), moved=bytes_of(*tensors), kept=tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +319,7 @@ def split_inputs(device: str, shape: SplitShape) -> list[Tensor]:
     return [halves(device, shape.tokens, shape.packed), angles.cos().half(), angles.sin().half(), *norms]
 
 
-def split_qkv(device: str, shape: SplitShape) -> Call:
+def split_qkv(device: str, shape: SplitShape) -> KernelCall:
     """SplitQkv."""
     inputs = split_inputs(device, shape)
     heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
@@ -336,7 +336,7 @@ def split_qkv(device: str, shape: SplitShape) -> Call:
         type=HALF,
     )
     kept = (*inputs, *outputs)
-    return Call(structure=structure, outputs=outputs, moved=bytes_of(*kept), kept=kept)
+    return KernelCall(structure=structure, outputs=outputs, moved=bytes_of(*kept), kept=kept)
 
 
 def logits(device: str, rows: int, vocab: int) -> Tensor:
@@ -344,9 +344,9 @@ def logits(device: str, rows: int, vocab: int) -> Tensor:
     return torch.randn(rows, vocab, device=device)
 
 
-def greedy_sample(device: str, rows: int, vocab: int) -> Call:
+def greedy_sample(device: str, rows: int, vocab: int) -> KernelCall:
     """GreedySample."""
     given = logits(device, rows, vocab)
     tokens = torch.full((rows,), -7, dtype=torch.int64, device=device)
     structure = GreedySample(logits=given.data_ptr(), tokens=tokens.data_ptr(), rows=rows, vocab=vocab)
-    return Call(structure=structure, outputs=(tokens,), moved=bytes_of(given, tokens), kept=(given, tokens))
+    return KernelCall(structure=structure, outputs=(tokens,), moved=bytes_of(given, tokens), kept=(given, tokens))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmarks.kernels.gpu import baselines, calls
 from benchmarks.kernels.gpu.baselines import Family
-from benchmarks.kernels.gpu.calls import AttentionShape, Call, HeadsShape, LinearShape, MixShape, SplitShape
+from benchmarks.kernels.gpu.calls import AttentionShape, HeadsShape, KernelCall, LinearShape, MixShape, SplitShape
 
 BITS = ((4, 2), (4, 4), (2, 2))
 Figure = Literal["ratio", "copy_share", "microseconds", "fraction"]
@@ -67,7 +67,7 @@ class Target:
 class Entry:
     """One of our calls, `make(device)`, and what it must reach."""
 
-    make: Callable[[str], Call]
+    make: Callable[[str], KernelCall]
     targets: tuple[Target, ...] = ()
 
 
@@ -93,9 +93,9 @@ class FlushComparison:
     batch: int
     context: int
     layers: int
-    encoding: Callable[[str], Call] = field(repr=False)
-    plain: Callable[[str], Call] = field(repr=False)
-    attention: Callable[[str], Call] = field(repr=False)
+    encoding: Callable[[str], KernelCall] = field(repr=False)
+    plain: Callable[[str], KernelCall] = field(repr=False)
+    attention: Callable[[str], KernelCall] = field(repr=False)
     target: Target
 
     group = "flush"
@@ -152,7 +152,7 @@ def _kvarn_targets(sizes: Sizes, batch: int, context: int) -> tuple[Target, ...]
 
 def _kvarn(
     shape: AttentionShape, bits: tuple[int, int], encoded: tuple[int, int] | None = None
-) -> Callable[[str], Call]:
+) -> Callable[[str], KernelCall]:
     return lambda device: calls.kvarn_attention(device, shape, bits, encoded)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.kernels.gpu.baselines import Baseline, Family
-from benchmarks.kernels.gpu.calls import Call
+from benchmarks.kernels.gpu.calls import KernelCall
 from benchmarks.kernels.gpu.comparisons import Comparison, Entry, Figure, FlushComparison, Target
 from benchmarks.kernels.gpu.timing import Bandwidth, Launch, Timer, Times
 from enginewright.plugins.libraries.cuda import CudaLibrary
@@ -80,19 +80,19 @@ def run_comparison(
     return results
 
 
-def _our_body(make: Callable[[str], Call], library: CudaLibrary, timer: Timer) -> tuple[list[Launch], Call]:
+def _our_body(make: Callable[[str], KernelCall], library: CudaLibrary, timer: Timer) -> tuple[list[Launch], KernelCall]:
     """Launches on as many sets of memory as do not fit a cache; one of the calls."""
     first = make(timer.device)
     made = [first, *(make(timer.device) for _ in range(timer.sets(first.moved) - 1))]
     return launches(library, made, timer.device), first
 
 
-def launches(library: CudaLibrary, made: Sequence[Call], device: str) -> list[Launch]:
+def launches(library: CudaLibrary, made: Sequence[KernelCall], device: str) -> list[Launch]:
     """Start each call on torch's current stream; they share a workspace."""
     needed = max(library.workspace_bytes(call.structure) for call in made)
     workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=device)
 
-    def launch(call: Call) -> Launch:
+    def launch(call: KernelCall) -> Launch:
         return lambda: library.start(call.structure, workspace.data_ptr(), needed, _stream(device))
 
     return [launch(call) for call in made]

@@ -65,7 +65,7 @@ class OnceTimer:
         return [Times((1 + i) / 1000, (2 + i) / 1000) for i in range(len(bodies))]
 
 
-def calls_of(comparison: Comparison | FlushComparison) -> dict[str, Callable[[str], calls.Call]]:
+def calls_of(comparison: Comparison | FlushComparison) -> dict[str, Callable[[str], calls.KernelCall]]:
     if isinstance(comparison, FlushComparison):
         return {name: getattr(comparison, name) for name in ("encoding", "plain", "attention")}
     return {op: entry.make for op, entry in comparison.entries.items()}
@@ -79,7 +79,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("make", EVERY)
-def test_a_call_gives_finite_numbers(make: Callable[[str], calls.Call], device: Device) -> None:
+def test_a_call_gives_finite_numbers(make: Callable[[str], calls.KernelCall], device: Device) -> None:
     torch.manual_seed(0)
     call = make(torch_device(device))
     assert call.moved > 0
@@ -130,7 +130,7 @@ def test_baselines_agree(make_family: Callable[[], Family]) -> None:
 
 MIX = calls.MixShape(query_heads=4, kv_heads=2, dim=32, sources=2, tokens=5)
 SPLIT = calls.SplitShape(query_heads=4, kv_heads=2, dim=32, tokens=5)
-SAME_INPUTS: list[tuple[Callable[[str], calls.Call], Family]] = [
+SAME_INPUTS: list[tuple[Callable[[str], calls.KernelCall], Family]] = [
     (lambda device: calls.depth_mix(device, MIX), baselines.depth_mix(MIX, compiled=False)),
     (lambda device: calls.split_qkv(device, SPLIT), baselines.split_qkv(SPLIT, compiled=False)),
     (lambda device: calls.greedy_sample(device, 3, 300), baselines.greedy_sample(3, 300)),
@@ -138,7 +138,7 @@ SAME_INPUTS: list[tuple[Callable[[str], calls.Call], Family]] = [
 
 
 @pytest.mark.parametrize(("make", "family"), SAME_INPUTS, ids=["DepthMix", "SplitQkv", "GreedySample"])
-def test_a_call_and_its_baseline_agree(make: Callable[[str], calls.Call], family: Family, device: Device) -> None:
+def test_a_call_and_its_baseline_agree(make: Callable[[str], calls.KernelCall], family: Family, device: Device) -> None:
     call = make(torch_device(device))
     launches(device.library, [call], torch_device(device))[0]()
     device.synchronize()
@@ -163,8 +163,8 @@ def test_the_command_measures_a_group(group: str, device: Device, capsys: pytest
 def test_ratios_and_shares() -> None:
     """Two calls of 1 and 2 ms, a baseline of 3 ms: what the lines say of them."""
 
-    def make(device: str) -> calls.Call:
-        return calls.Call(structure=None, outputs=(), moved=10**6, kept=())
+    def make(device: str) -> calls.KernelCall:
+        return calls.KernelCall(structure=None, outputs=(), moved=10**6, kept=())
 
     class Library:
         def workspace_bytes(self, call: object) -> int:

@@ -31,7 +31,7 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class HeadsReport:
     """Over `positions`. accuracy, agreement: of each head, with the text and with the backbone.
 
     longest: mean tokens of a step when the classifier knew how many heads are right, with the backbone. classifier_loss
@@ -50,7 +50,7 @@ class Report:
 @torch.no_grad()
 def measure(
     heads: Heads, classifier: torch.nn.Linear, states: torch.Tensor, own: Ints, chosen: Ints, label_source: str
-) -> Report:
+) -> HeadsReport:
     """Compare on states [P, d] whose targets are own [P, k - 1] in the text and chosen [P, k - 1] by the backbone."""
     whole = (own != IGNORED).all(axis=1)
     states, own, chosen = states[torch.from_numpy(whole)], own[whole], chosen[whole]
@@ -60,7 +60,7 @@ def measure(
     labels = np.minimum(labels, classifier.out_features - 1)
     frequent = np.bincount(labels) / max(1, len(labels))
     probabilities = classifier(states).softmax(-1).numpy()
-    return Report(
+    return HeadsReport(
         positions=len(states),
         accuracy=tuple((predicted == own).mean(axis=0).tolist()),
         agreement=tuple((predicted == chosen).mean(axis=0).tolist()),

@@ -40,7 +40,7 @@ from enginewright.exporters.methods.clp.heads import (
     data_targets,
     length_labels,
 )
-from enginewright.exporters.methods.clp.report import Report, measure
+from enginewright.exporters.methods.clp.report import HeadsReport, measure
 from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
@@ -100,7 +100,7 @@ class _Split:
     report: NDArray[np.int64]
 
 
-def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Options) -> Report:
+def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Options) -> HeadsReport:
     """Train on `texts` and write the head set to `output`; returns how good it is on texts that it has not seen.
 
     Raises:

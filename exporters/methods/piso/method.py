@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from enginewright.exporters.calibration.atomic_files import disk_errors, replace_file
 from enginewright.exporters.calibration.calibrate import calibrate, check_layers
-from enginewright.exporters.calibration.linear_group import Calibration, Stage
+from enginewright.exporters.calibration.linear_group import Calibration, LinearGroup
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
 from enginewright.exporters.methods.piso.layer import LayerSettings, quantize_layer
 from enginewright.exporters.source.checkpoint import Checkpoint
@@ -166,7 +166,7 @@ def _run(
     scales: dict[str, QuantizedRows] | None = None,
 ) -> dict[str, QuantizedRows]:
     """One pass over the model; scales: of an earlier pass, kept as they are."""
-    quantize = partial(quantize_stage, config, scales or {})
+    quantize = partial(quantize_group, config, scales or {})
     return calibrate(
         checkpoint,
         weights,
@@ -181,8 +181,8 @@ def _run(
     )
 
 
-def quantize_stage(
-    config: Config, scales: Mapping[str, QuantizedRows], stage: Stage
+def quantize_group(
+    config: Config, scales: Mapping[str, QuantizedRows], stage: LinearGroup
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of layers that read the same; scales: of these layers, if they are chosen already."""
     if not stage.tokens:

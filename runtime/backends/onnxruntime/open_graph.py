@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.ops.registry import OPS
-from enginewright.runtime.artifact.manifest import Engine, Graph
+from enginewright.runtime.artifact.manifest import BuiltGraph, Graph
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import ArtifactError
 
@@ -56,7 +56,7 @@ def open_graph(
         ) from e
 
 
-def _difference(engine: Engine, compute: str) -> str | None:
+def _difference(engine: BuiltGraph, compute: str) -> str | None:
     """Return how the machine at hand differs from what `engine` was built for, or None."""
     if engine.version != ort.__version__:
         return f"built for onnxruntime {engine.version}, installed is {ort.__version__}"

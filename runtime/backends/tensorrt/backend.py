@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginewright.plugins.libraries.tensorrt import EXTRAS
-from enginewright.runtime.artifact.manifest import Engine, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest
 from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.cache.capacity import Capacity
@@ -43,5 +43,5 @@ class TensorRTBackend:
         graph = TensorRTDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         return DenseSession(graph, tables, capacity)
 
-    def _engine(self, manifest: Manifest) -> Engine:
+    def _engine(self, manifest: Manifest) -> BuiltGraph:
         return next(engine for engine in manifest.graphs["decoder"].engines if engine.backend == self._name)

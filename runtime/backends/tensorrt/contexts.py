@@ -9,7 +9,7 @@ from typing import Any
 
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceMemory
-from enginewright.runtime.backends.tensorrt.plan import Plan, Profile, Shape
+from enginewright.runtime.backends.tensorrt.plan import Profile, Shape, TensorRTPlan
 from enginewright.runtime.errors import UnsupportedError
 
 ALIGNMENT = 256
@@ -24,7 +24,7 @@ class Context:
     """
 
     def __init__(
-        self, plan: Plan, profile: Profile, memory: DeviceMemory, workspace: int, *, is_settled: bool = False
+        self, plan: TensorRTPlan, profile: Profile, memory: DeviceMemory, workspace: int, *, is_settled: bool = False
     ) -> None:
         self.plan = plan
         self.stream = memory.stream
@@ -63,7 +63,7 @@ class Context:
             raise self.plan.fail("could not run the engine")
 
 
-def _create(plan: Plan, is_settled: bool) -> Any:
+def _create(plan: TensorRTPlan, is_settled: bool) -> Any:
     """TensorRT's own context, whose memory comes from outside."""
     strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     kernels = getattr(plan.trt, "DynamicShapesKernelSpecializationStrategy", None)  # TensorRT-RTX alone has it
@@ -133,7 +133,7 @@ class Contexts:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TensorRTPlan,
         cuda: CudaRuntime,
         memory: DeviceMemory,
         addresses: Mapping[str, int],

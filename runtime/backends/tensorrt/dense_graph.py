@@ -16,7 +16,7 @@ from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemo
 from enginewright.runtime.backends.graph_check import check_signature, output_shapes
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.backends.tensorrt.contexts import ALIGNMENT, Contexts, buckets
-from enginewright.runtime.backends.tensorrt.plan import Plan, Shape
+from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError, UnsupportedError
@@ -39,7 +39,7 @@ class TensorRTDenseGraph:
         tables: TileTables,
         capacity: Capacity,
         *,
-        plan: Plan,
+        plan: TensorRTPlan,
         cuda: CudaRuntime,
         captures: bool = True,
     ) -> None:
@@ -178,7 +178,7 @@ class TensorRTDenseGraph:
             )
 
 
-def _longest(plan: Plan, single: dict[str, Shape]) -> int:
+def _longest(plan: TensorRTPlan, single: dict[str, Shape]) -> int:
     """The most tokens of one row that a profile admits; at least 1. single: the shapes of a run of one token."""
     found = [
         profile.ranges["input_ids"][1][1]
@@ -188,7 +188,7 @@ def _longest(plan: Plan, single: dict[str, Shape]) -> int:
     return max(found, default=1)
 
 
-def _row_bytes(plan: Plan, caches: dict[str, DeviceBuffer]) -> dict[str, int]:
+def _row_bytes(plan: TensorRTPlan, caches: dict[str, DeviceBuffer]) -> dict[str, int]:
     """Bytes of a row of each cache.
 
     Raises:

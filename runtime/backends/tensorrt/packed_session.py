@@ -13,7 +13,7 @@ from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, S
 from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.backends.tensorrt.contexts import Contexts, buckets
-from enginewright.runtime.backends.tensorrt.plan import Plan, Shape
+from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError
@@ -34,7 +34,7 @@ class TensorRTSession:
         tables: TileTables,
         capacity: Capacity,
         *,
-        plan: Plan,
+        plan: TensorRTPlan,
         cuda: CudaRuntime,
         captures: bool = True,
     ) -> None:
@@ -86,20 +86,20 @@ class TensorRTSession:
         return _sized(self._plan, self._fixed, tokens, samples, starts)
 
 
-def _sized(plan: Plan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
+def _sized(plan: TensorRTPlan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
     """The shape of every input in a step of so many tokens and samples."""
     sizes = {"input_ids": tokens, "position_ids": tokens, "query_starts": starts, "sample_rows": samples}
     return {name: (sizes[name],) if name in sizes else fixed[name] for name in plan.inputs}
 
 
-def _full(plan: Plan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
+def _full(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
     """The shapes of the largest step."""
     fixed = {name: shape for name, (shape, _) in inputs.items()}
     tokens = capacity.step_tokens
     return _sized(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
 
 
-def _check_capacity(plan: Plan, inputs: dict[str, Spec], capacity: Capacity) -> None:
+def _check_capacity(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> None:
     """Raise RequestError where no profile admits the largest step."""
     shapes = _full(plan, inputs, capacity)
     if plan.find(shapes) is None:
@@ -109,7 +109,7 @@ def _check_capacity(plan: Plan, inputs: dict[str, Spec], capacity: Capacity) -> 
         )
 
 
-def _addresses(graph: Graph, plan: Plan, buffers: PackedBuffers) -> dict[str, int]:
+def _addresses(graph: Graph, plan: TensorRTPlan, buffers: PackedBuffers) -> dict[str, int]:
     """Where every tensor of the plan lies; what updates an input lies where that does."""
     addresses = {name: buffers.inputs[name].address for name in plan.inputs}
     for spec in graph.outputs:

@@ -12,7 +12,7 @@ from typing import Any
 
 from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import EXTRAS, MODULES, open_tensorrt_library
-from enginewright.runtime.artifact.manifest import Engine, Graph
+from enginewright.runtime.artifact.manifest import BuiltGraph, Graph
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 
@@ -44,7 +44,7 @@ def _admits(limits: tuple[Shape, Shape], shape: Shape) -> bool:
     return len(shape) == len(most) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
 
-class Plan:
+class TensorRTPlan:
     """A deserialised plan; created by `open_plan`. inputs: of those that the graph has, the ones that are left in it."""
 
     def __init__(self, path: Path, trt: Any, engine: Any, runtime: Any, log: Any) -> None:
@@ -128,7 +128,7 @@ def open_module(backend: str) -> Any:
         ) from e
 
 
-def open_plan(root: Path, graph: Graph, engine: Engine, cuda: CudaRuntime) -> Plan:
+def open_plan(root: Path, graph: Graph, engine: BuiltGraph, cuda: CudaRuntime) -> TensorRTPlan:
     """Deserialise the plan of `engine` on the current device.
 
     Raises:
@@ -154,12 +154,12 @@ def open_plan(root: Path, graph: Graph, engine: Engine, cuda: CudaRuntime) -> Pl
         )
     if len(engine.files) > 1:
         _load_weights(root, engine, path, trt, opened, log)
-    plan = Plan(path, trt, opened, runtime, log)
+    plan = TensorRTPlan(path, trt, opened, runtime, log)
     plan.check(root, graph, engine.backend)
     return plan
 
 
-def _check(root: Path, engine: Engine, path: Path, trt: Any, cuda: CudaRuntime) -> None:
+def _check(root: Path, engine: BuiltGraph, path: Path, trt: Any, cuda: CudaRuntime) -> None:
     again = f"run {_command(root, engine.backend)} on this machine"
     if engine.version != trt.__version__:
         raise ArtifactError(
@@ -178,7 +178,7 @@ def _runs_on(compute: str, device: str) -> bool:
     return device in compute.split("+")
 
 
-def _load_plugins(root: Path, engine: Engine, path: Path, runtime: Any, log: Any) -> None:
+def _load_plugins(root: Path, engine: BuiltGraph, path: Path, runtime: Any, log: Any) -> None:
     try:
         library = open_tensorrt_library()
     except LibraryError as e:
@@ -193,7 +193,7 @@ def _load_plugins(root: Path, engine: Engine, path: Path, runtime: Any, log: Any
         )
 
 
-def _load_weights(root: Path, engine: Engine, path: Path, trt: Any, opened: Any, log: Any) -> None:
+def _load_weights(root: Path, engine: BuiltGraph, path: Path, trt: Any, opened: Any, log: Any) -> None:
     """Give a plan that was built without weights those of the graph that is its second file."""
     graph = root / engine.files[1].path
     refitter = trt.Refitter(opened, log)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from enginewright.runtime.evaluation.outcome import Outcome
+from enginewright.runtime.evaluation.outcome import Score
 from enginewright.runtime.evaluation.report.summary import first_difference
 
 
-def write(outcomes: list[Outcome], path: Path) -> None:
+def write(outcomes: list[Score], path: Path) -> None:
     """Write the records of all engines; `kl` is from the first of them, where that is the reference."""
     with path.open("w", encoding="utf-8") as f:
         for outcome in outcomes:
@@ -19,7 +19,7 @@ def write(outcomes: list[Outcome], path: Path) -> None:
                 f.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _records(outcome: Outcome, first: Outcome) -> Iterator[dict[str, Any]]:
+def _records(outcome: Score, first: Score) -> Iterator[dict[str, Any]]:
     rows = _answers(outcome, first) if outcome.answers is not None else _texts(outcome)
     for index, row in enumerate(rows):
         record = {"engine": outcome.contender.name, "index": index, **row}
@@ -28,7 +28,7 @@ def _records(outcome: Outcome, first: Outcome) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _answers(outcome: Outcome, first: Outcome) -> Iterator[dict[str, Any]]:
+def _answers(outcome: Score, first: Score) -> Iterator[dict[str, Any]]:
     assert outcome.answers is not None and first.answers is not None
     replies = zip(outcome.work.questions, outcome.answers.answers, first.answers.answers, strict=True)
     for question, answer, other in replies:
@@ -48,7 +48,7 @@ def _answers(outcome: Outcome, first: Outcome) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _texts(outcome: Outcome) -> Iterator[dict[str, Any]]:
+def _texts(outcome: Score) -> Iterator[dict[str, Any]]:
     assert outcome.scores is not None
     for text, nats in zip(outcome.work.texts, outcome.scores.nats, strict=True):
         yield {

@@ -12,7 +12,7 @@ from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.answers import Answers
 from enginewright.runtime.evaluation.divergence import Divergence
 from enginewright.runtime.evaluation.intervals import bootstrap, ratio, wilson, worst_mean
-from enginewright.runtime.evaluation.outcome import Outcome
+from enginewright.runtime.evaluation.outcome import Score
 from enginewright.runtime.evaluation.report.engine_report import (
     Accuracy,
     Agreement,
@@ -27,7 +27,7 @@ from enginewright.runtime.evaluation.suites import Task
 from enginewright.runtime.evaluation.texts import Text
 
 
-def summarise(task: Task, outcomes: Sequence[Outcome], *, reference: bool) -> Report:
+def summarise(task: Task, outcomes: Sequence[Score], *, reference: bool) -> Report:
     """Return the report; differences are from the first engine, which is the reference where there is one."""
     first = outcomes[0]
     return Report(
@@ -42,12 +42,12 @@ def summarise(task: Task, outcomes: Sequence[Outcome], *, reference: bool) -> Re
     )
 
 
-def _drawn(outcome: Outcome) -> dict[str, int]:
+def _drawn(outcome: Score) -> dict[str, int]:
     kinds = Counter(question.problem.kind for question in outcome.work.questions)
     return dict(kinds) or {"texts": len({text.draw for text in outcome.work.texts})}
 
 
-def _summarise(task: Task, outcome: Outcome, first: Outcome) -> EngineReport:
+def _summarise(task: Task, outcome: Score, first: Score) -> EngineReport:
     manifest = outcome.contender.manifest
     cost = traffic(manifest, outcome.contexts)
     return EngineReport(
@@ -66,7 +66,7 @@ def _summarise(task: Task, outcome: Outcome, first: Outcome) -> EngineReport:
     )
 
 
-def _accuracy(outcome: Outcome, answers: Answers) -> Accuracy:
+def _accuracy(outcome: Score, answers: Answers) -> Accuracy:
     kinds: dict[str, list[bool]] = {}
     for question, answer in zip(outcome.work.questions, answers.answers, strict=True):
         kinds.setdefault(question.problem.kind, []).append(answer.correct)
@@ -81,7 +81,7 @@ def _accuracy(outcome: Outcome, answers: Answers) -> Accuracy:
     )
 
 
-def _likelihood(outcome: Outcome, seed: int) -> Likelihood:
+def _likelihood(outcome: Score, seed: int) -> Likelihood:
     nats, tokens, sizes = _sums(outcome)
     per_token = bootstrap(ratio(nats, tokens), len(nats), seed)
     per_byte = bootstrap(ratio([each / math.log(2) for each in nats], sizes), len(nats), seed)
@@ -90,7 +90,7 @@ def _likelihood(outcome: Outcome, seed: int) -> Likelihood:
     )
 
 
-def _sums(outcome: Outcome) -> tuple[list[float], list[float], list[float]]:
+def _sums(outcome: Score) -> tuple[list[float], list[float], list[float]]:
     """Return nats, tokens and bytes of each draw."""
     assert outcome.scores is not None
     sums: dict[int, list[float]] = {}
@@ -102,7 +102,7 @@ def _sums(outcome: Outcome) -> tuple[list[float], list[float], list[float]]:
     return list(nats), list(tokens), list(sizes)
 
 
-def _agreement(outcome: Outcome, first: Outcome, seed: int) -> Agreement:
+def _agreement(outcome: Score, first: Score, seed: int) -> Agreement:
     assert outcome.divergence is not None
     draws = [text.draw for text in first.work.texts] or list(range(len(outcome.divergence)))
     kl, hits = _by_draw(outcome.divergence, draws)
@@ -142,7 +142,7 @@ def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[l
     return [np.concatenate(parts) for parts in kl.values()], [hits[draw] for draw in kl]
 
 
-def _difference(outcome: Outcome, first: Outcome, seed: int) -> Difference | None:
+def _difference(outcome: Score, first: Score, seed: int) -> Difference | None:
     """Return the difference in accuracy or in nats per token; None where the tokens are not the same ones."""
     mcnemar = None
     if outcome.answers is not None and first.answers is not None:

@@ -13,7 +13,7 @@ import pytest
 from enginewright.builders.triton.repository import TritonModel, render_config, write_model
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine
+from enginewright.runtime.artifact.manifest import BuiltGraph
 from enginewright.runtime.errors import ArtifactError, BuildError
 from enginewright.runtime.triton.ports import INPUTS, OUTPUTS
 
@@ -58,7 +58,7 @@ def test_the_config_declares_the_signature(exported: Path) -> None:
     for name, value in (("max_queue", 0), ("threads", 1), ("cache_tokens", 4096)):
         assert f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}' in text
     assert "prefill_chunk" not in text
-    engine = Engine(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
+    engine = BuiltGraph(backend="onnxruntime-cuda", version="1", compute="sm90", files=())
     batched = render_config("m", manifest, TritonModel(openai=True))
     assert "max_batch_size: 1" in batched and '"max_tokens" data_type: TYPE_INT32 dims: [1] optional' in batched
     assert "max_batch_size: 0" in text and "TYPE_INT32" not in text and "TYPE_INT64" not in batched

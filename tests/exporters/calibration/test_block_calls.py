@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from enginewright.exporters.calibration import Calibration, Stage, blocks, calibrate
+from enginewright.exporters.calibration import Calibration, LinearGroup, blocks, calibrate
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
@@ -187,7 +187,7 @@ def test_experts_that_are_linear_layers(objective: str, routed: Path, tmp_path: 
     tokens = draw_tokens(6, 2)  # the first sequence does not reach every expert that the others do
     reference, seen = Reference(routed, tokens), dict[str, int]()
 
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         (*_, name) = stage.names
         seen[name] = stage.tokens
         if stage.tokens:
@@ -292,7 +292,7 @@ def test_blocks_of_another_make(objective: str, tmp_path: Path, monkeypatch: pyt
     tokens = draw_tokens(3, 9)
     reference, seen = Reference(tmp_path / "model", tokens), list[tuple[str, ...]]()
 
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         reference.check(stage, objective, 2e-5)
         seen.append(tuple(name.split(".")[-2] for name in stage.names))
         codes, scales = round_rows(stage.weights, bits=4, group_size=None)

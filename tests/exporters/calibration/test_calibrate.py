@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from enginewright.exporters.calibration import Calibration, Stage
+from enginewright.exporters.calibration import Calibration, LinearGroup
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from tests.support.exporters.calibration_reference import Reference, draw_tokens, round_rows, start
 from tests.support.exporters.families import FAMILIES
@@ -28,7 +28,7 @@ def test_moments_equal_those_of_the_whole_model(
     reference = Reference(path, tokens)
     seen: list[str] = []
 
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         reference.check(stage, objective, TOLERANCE)
         seen.extend(stage.names)
         codes, scales = round_rows(stage.weights, bits=4, group_size=4)
@@ -47,9 +47,9 @@ def test_moments_equal_those_of_the_whole_model(
 
 
 def test_layers_that_read_the_same_are_one_stage(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    stages: list[Stage] = []
+    stages: list[LinearGroup] = []
 
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         stages.append(stage)
         return round_rows(stage.weights, bits=8, group_size=None)
 
@@ -75,7 +75,7 @@ def test_bfloat16_is_close_to_float32(objective: str, checkpoint: CheckpointMake
     for dtype in ("float32", "bfloat16"):
         found = moments.setdefault(dtype, [])
 
-        def quantize(stage: Stage, found: list[torch.Tensor] = found) -> tuple[torch.Tensor, torch.Tensor]:
+        def quantize(stage: LinearGroup, found: list[torch.Tensor] = found) -> tuple[torch.Tensor, torch.Tensor]:
             found.append(stage.hessian)
             found.extend([] if stage.cross is None else [stage.cross])
             return round_rows(stage.weights, bits=4, group_size=32)

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from enginewright.exporters.calibration import Calibration, Quantize, Stage, activation_file, atomic_files, block_walk
+from enginewright.exporters.calibration import (
+    Calibration,
+    LinearGroup,
+    Quantize,
+    activation_file,
+    atomic_files,
+    block_walk,
+)
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.calibration_reference import draw_tokens, round_stage, start
 from tests.support.exporters.fixtures import CheckpointMaker
@@ -39,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def counting(calls: list[str], stop_at: int | None = None) -> Quantize:
     """A quantiser that notes what it is called for, and breaks the run off at a call."""
 
-    def quantize(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         if len(calls) == stop_at:
             raise Stop
         calls.append(stage.names[0])
@@ -154,7 +161,7 @@ def test_a_finished_folder_is_only_read(
 ) -> None:
     run(checkpoint("llama"), tmp_path)
     before = contents(tmp_path)
-    monkeypatch.setattr(block_walk.Passage, "run", lambda *_: pytest.fail("nothing is to be computed"))
+    monkeypatch.setattr(block_walk.BlockWalk, "run", lambda *_: pytest.fail("nothing is to be computed"))
     run(checkpoint("llama"), tmp_path)
     assert contents(tmp_path) == before
 
@@ -229,9 +236,9 @@ def test_a_damaged_note_is_named(checkpoint: CheckpointMaker, tmp_path: Path) ->
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("columns", [7, 8])
 def test_codes_come_back(bits: int, columns: int, tmp_path: Path) -> None:
-    from enginewright.exporters.calibration.block_results import Layer, open_block, save_block
+    from enginewright.exporters.calibration.block_results import QuantizedLayer, open_block, save_block
 
-    layer = Layer(name="w", rows=3, columns=columns, bits=bits, group_size=columns)
+    layer = QuantizedLayer(name="w", rows=3, columns=columns, bits=bits, group_size=columns)
     low = -(1 << (bits - 1))
     codes = torch.from_numpy(np.random.default_rng(0).integers(low, -low, (3, columns)).astype(np.int8))
     codes[0, 0], codes[2, -1] = low, -low - 1
@@ -246,7 +253,7 @@ def test_codes_come_back(bits: int, columns: int, tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     """The first run is not disturbed, and the second, started again, takes its results."""
 
-    def meanwhile(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    def meanwhile(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         with pytest.raises(ExportError, match="another process calibrates there"):
             run(checkpoint("qwen2"), tmp_path)
         return round_stage(stage)

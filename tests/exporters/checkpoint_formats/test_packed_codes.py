@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from enginewright.exporters.checkpoint_formats.packed_codes import pack_output_pairs, pack_words
 from enginewright.exporters.checkpoint_formats.safetensors_file import (
-    Entry,
-    Spool,
+    TensorEntry,
+    TensorQueue,
     copy_span,
     read_spans,
     write_safetensors,
@@ -35,13 +35,15 @@ def test_pairs_of_outputs() -> None:
     assert pack_output_pairs(codes).tolist() == [[0xF8, 0x17, 0x30], [0xB2, 0x6E, 0xD5]]
 
 
-def entry(name: str, dtype: str, values: np.ndarray) -> Entry:
+def entry(name: str, dtype: str, values: np.ndarray) -> TensorEntry:
     """A tensor that is at hand."""
-    return Entry(name=name, dtype=dtype, shape=values.shape, size=values.nbytes, chunks=lambda: [values.tobytes()])
+    return TensorEntry(
+        name=name, dtype=dtype, shape=values.shape, size=values.nbytes, chunks=lambda: [values.tobytes()]
+    )
 
 
 def test_written_files_load(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = TensorQueue(tmp_path)
     values = {"a": np.arange(3, dtype=np.int8), "empty": np.zeros((0, 4), np.float32), "scalar": np.array(7)}
     kept = spool.add("kept", "F32", np.arange(6, dtype=np.float32).reshape(2, 3).T)
     types = {"a": "I8", "empty": "F32", "scalar": "I64"}
@@ -60,6 +62,6 @@ def test_written_files_load(tmp_path: Path) -> None:
 
 def test_a_source_that_shrank_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(5))
-    short = Entry(name="t", dtype="U8", shape=(9,), size=9, chunks=lambda: copy_span(tmp_path / "source", 0, 9))
+    short = TensorEntry(name="t", dtype="U8", shape=(9,), size=9, chunks=lambda: copy_span(tmp_path / "source", 0, 9))
     with pytest.raises(ExportError, match=r"x.safetensors: tensor 't' got 5 bytes, expected 9"):
         write_safetensors(tmp_path / "x.safetensors", [short])

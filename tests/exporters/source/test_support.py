@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from enginewright.exporters.build import build
 from enginewright.exporters.capture.attention_hook import ATTENTION
-from enginewright.exporters.capture.cache_formats import PagedCache
+from enginewright.exporters.capture.cache_formats import PagedCacheFormat
 from enginewright.exporters.capture.capture import capture
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.skeleton import build_skeleton
@@ -52,7 +52,7 @@ def test_refused_families_name_the_reason(family: str) -> None:
 def test_attention_to_later_tokens_is_found_by_the_hook() -> None:
     config = AutoConfig.for_model("bert", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=50)
     with pytest.raises(UnsupportedError, match="bert: layer 0 attends to later tokens; expected a decoder"):
-        capture(build_skeleton(config, attention=ATTENTION, max_context=64), PagedCache(16))
+        capture(build_skeleton(config, attention=ATTENTION, max_context=64), PagedCacheFormat(16))
 
 
 RAW: dict[str, tuple[dict[str, Any], type[EnginewrightError], str]] = {

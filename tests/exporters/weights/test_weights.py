@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from enginewright.exporters.capture.attention_hook import ATTENTION
-from enginewright.exporters.capture.cache_formats import PagedCache
+from enginewright.exporters.capture.cache_formats import PagedCacheFormat
 from enginewright.exporters.capture.capture import Captured, capture
 from enginewright.exporters.passes.pipeline import attach_weights, rewrite
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
@@ -76,7 +76,7 @@ def test_a_recipe_that_breaks_its_word_is_caught() -> None:
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])
 def test_rewriting_loads_no_weight(family: str) -> None:
     config = make_model(family, num_hidden_layers=1).config
-    captured = capture(build_skeleton(config, attention=ATTENTION, max_context=64), PagedCache(16))
+    captured = capture(build_skeleton(config, attention=ATTENTION, max_context=64), PagedCacheFormat(16))
     parameters = captured.skeleton.model.named_parameters(remove_duplicate=False)
     attach_weights(captured, {name: make_weight(np.empty(tuple(p.shape)), closed=True) for name, p in parameters})
     rewrite(captured.model)

@@ -13,7 +13,7 @@ from enginewright.plugins.oracles.kvarn_attention import (
     KVarNCache,
     KVarNFormat,
     Weighting,
-    attend_and_hold,
+    attend_and_store,
 )
 
 DIM, HEADS, KV_HEADS, SCALE = 16, 4, 2, 0.25
@@ -51,7 +51,7 @@ class Sequence:
         self.cache.encoded[1] = (new.stop - drafts) // TILE_TOKENS * TILE_TOKENS
         parts = (x[new] for x in (self.query, self.key, self.value))
         starts = np.array([0, count], np.int32)
-        output = attend_and_hold(*parts, self.cache, starts, Weighting(scale=SCALE, window=window))
+        output = attend_and_store(*parts, self.cache, starts, Weighting(scale=SCALE, window=window))
         self.cache.encoded[0] = self.cache.encoded[1]
         self.cache.held[:] = new.stop
         return output
@@ -170,7 +170,7 @@ def test_rows_and_heads_have_lengths_of_their_own() -> None:
         encoded=np.array([[[0, 0], [256, 256]]] * 2, np.int32),
     )
     rows = [np.concatenate([x[:1], x[290:291]]) for x in (s.query, s.key, s.value)]
-    together = attend_and_hold(*rows, cache, np.array([0, 1, 2], np.int32), Weighting(scale=SCALE))
+    together = attend_and_store(*rows, cache, np.array([0, 1, 2], np.int32), Weighting(scale=SCALE))
     s.cache.exact[:] = before
     np.testing.assert_array_equal(together[1:], s.call(1))
     values = s.value[0].astype(np.float64).repeat(HEADS // KV_HEADS, axis=0)
@@ -195,4 +195,4 @@ def test_lengths_that_contradict_each_other(encoded: tuple[int, int], message: s
     s = Sequence(300)
     s.cache.encoded[:] = np.array(encoded, np.int32).reshape(2, 1, 1)
     with pytest.raises(ValueError, match=message):
-        attend_and_hold(s.query, s.key, s.value, s.cache, np.array([0, 300], np.int32), Weighting(scale=SCALE))
+        attend_and_store(s.query, s.key, s.value, s.cache, np.array([0, 300], np.int32), Weighting(scale=SCALE))

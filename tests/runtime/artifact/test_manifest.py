@@ -17,9 +17,9 @@ import pytest
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import (
     FORMAT,
+    BuiltGraph,
     Cache,
     CacheLayer,
-    Engine,
     Graph,
     Limits,
     Manifest,
@@ -42,7 +42,7 @@ def write_engine(root: Path, content: bytes = b"graph") -> Manifest:
         inputs=(pool,),
         outputs=(dataclasses.replace(pool, name="kv.0.tiles.out", alias="kv.0.tiles"),),
         ops={"PagedAttention": 1},
-        engines=(Engine(backend="ort", version="1", compute="any", files=(files["engines/g.ort.onnx"],)),),
+        engines=(BuiltGraph(backend="ort", version="1", compute="any", files=(files["engines/g.ort.onnx"],)),),
     )
     manifest = Manifest(
         name="m",

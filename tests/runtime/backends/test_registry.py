@@ -15,7 +15,7 @@ from enginewright.plugins.libraries.cuda import ORT_BACKEND
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest
 from enginewright.runtime.backends.onnxruntime import cuda_session
 from enginewright.runtime.backends.onnxruntime.backend import CpuBackend
 from enginewright.runtime.backends.registry import choose_backend
@@ -48,7 +48,7 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def manifest_with(exported: Path, *backends: str, dtype: str = "float32") -> Manifest:
     manifest = directory.load(exported)
-    engines = tuple(Engine(backend=each, version="1", compute="any", files=()) for each in backends)
+    engines = tuple(BuiltGraph(backend=each, version="1", compute="any", files=()) for each in backends)
     graph = dataclasses.replace(manifest.graphs["decoder"], engines=engines)
     return dataclasses.replace(manifest, graphs={"decoder": graph}, weights={"kind": dtype})
 
@@ -141,15 +141,15 @@ def test_the_engine_of_the_other_tensorrt(
     install(monkeypatch, rtx, ort_library(), name="tensorrt_rtx", version="1.7.1")
     with load(root) as llm:
         wanted = llm.generate([5, 6], Sampling(max_tokens=9, ignore_eos=True))[0].token_ids
-        assert rtx.launches == 7 and llm.engine.session._plan.path.name == "decoder.tensorrt-rtx.plan"
+        assert rtx.launches == 7 and llm.loop.session._plan.path.name == "decoder.tensorrt-rtx.plan"
         llm.generate([list(range(3, 30))], Sampling(max_tokens=2, ignore_eos=True))
-        contexts = llm.engine.session.contexts
+        contexts = llm.loop.session.contexts
         assert [each._context.context._kernels.name for each in contexts.replays.values()] == ["EAGER", "EAGER"]
         assert [each.context._kernels.name for each in contexts._contexts.values()] == ["LAZY"], "prompts of any length"
     install(monkeypatch, trt, ort_library())
     with load(root) as llm:
         assert llm.generate([5, 6], Sampling(max_tokens=9, ignore_eos=True))[0].token_ids == wanted
-        assert trt.launches == 7 and llm.engine.session._plan.path.name == "decoder.tensorrt.plan"
+        assert trt.launches == 7 and llm.loop.session._plan.path.name == "decoder.tensorrt.plan"
 
 
 def test_the_commands_take_a_backend(

@@ -81,7 +81,7 @@ def test_scoring_sees_what_decoding_would_see() -> None:
     assert isinstance(request, Kept)
     decoded = [reference_logits(text[: i + 1], FULL, ALL, prompt=1) for i in range(30)]
     np.testing.assert_array_equal(request.logits, decoded)
-    assert np.diff(llm.engine.session.steps[3].query_starts)[0] == 4
+    assert np.diff(llm.loop.session.steps[3].query_starts)[0] == 4
 
 
 @given(others=arrivals, at=st.integers(0, 12), rows=st.integers(1, 4))
@@ -94,8 +94,8 @@ def test_a_prompt_is_cut_alike_whatever_else_runs(others: list[Arrival], at: int
 
     def look(scheduler: Scheduler, step: Step) -> None:
         for request in scheduler.running:
-            if count := int(step.share[request.slot]):
-                pieces.setdefault(request, []).append((int(scheduler._tables.held[request.slot]), count))
+            if count := int(step.new_tokens[request.row]):
+                pieces.setdefault(request, []).append((int(scheduler._tables.held[request.row]), count))
 
     watch(llm, look)
     coming = [Arrival(prompt=text, at=at, new=5), *others]
@@ -198,7 +198,7 @@ def test_encoded_lengths_say_what_the_next_step_encodes() -> None:
 
 def test_a_failed_step_leaves_nothing_behind() -> None:
     llm = make_llm(windows=FULL, encoding=ALL, span=8, eos=())
-    llm.engine.session.failures = [ValueError("once")]
+    llm.loop.session.failures = [ValueError("once")]
     handles = llm.submit_all(_texts(20, 9), Sampling(max_tokens=3))
     for handle in handles:
         with pytest.raises(ValueError, match="once"):

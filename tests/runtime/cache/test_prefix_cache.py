@@ -56,15 +56,15 @@ def _reused(request: Generation | Kept) -> int:
 
 
 def _computed(llm: LLM) -> int:
-    return sum(len(step.input_ids) for step in llm.engine.session.steps)
+    return sum(len(step.input_ids) for step in llm.loop.session.steps)
 
 
 def _copies(llm: LLM) -> list[tuple[tuple[int, int], ...]]:
-    return [step.sink_copies for step in llm.engine.session.steps if step.sink_copies]
+    return [step.sink_copies for step in llm.loop.session.steps if step.sink_copies]
 
 
 def _known(llm: LLM, prompt: list[int]) -> list[bool]:
-    known = llm.engine.scheduler._tables._prefixes._known
+    known = llm.loop.scheduler._tables._prefixes._known
     return [key in known for key in span_keys(np.array(prompt), SPAN)]
 
 
@@ -116,7 +116,7 @@ def test_what_a_running_request_has_computed_is_shared_at_once(case: str) -> Non
 def test_of_the_same_prompt_computed_twice_one_copy_is_kept(case: str) -> None:
     llm = _engine(case)
     assert _serve(llm, case, *(Arrival(prompt=A[:25], new=n) for n in (9, 2, 5))) == [0, 0, 0]
-    tables = llm.engine.scheduler._tables
+    tables = llm.loop.scheduler._tables
     kept = [len(group._free) - group.free_count for group in tables._groups]
     assert kept == [(24 // tables.tile_tokens - group.base) * group.heads for group in tables._groups]
     assert _serve(llm, case, Arrival(prompt=A[:25], new=9)) == [24]
@@ -152,7 +152,7 @@ def test_preempted_requests_find_what_they_had_computed(case: str) -> None:
     returned: set[int] = set()
 
     def look(scheduler: Scheduler, _: Step) -> None:
-        held = [(request, int(scheduler._tables.held[request.slot])) for request in scheduler.running]
+        held = [(request, int(scheduler._tables.held[request.row])) for request in scheduler.running]
         returned.update(tokens for request, tokens in held if tokens < 17 < request.length)
 
     watch(llm, look)
@@ -183,7 +183,7 @@ def test_a_free_row_that_holds_the_first_tile_is_taken_again(case: str) -> None:
     llm = _engine(case, rows=3)
     _serve(llm, case, Arrival(prompt=B[:9], new=9), Arrival(prompt=A[:25]))
     assert _serve(llm, case, Arrival(prompt=A[:25])) == [24]
-    assert np.diff(llm.engine.session.steps[-1].query_starts).tolist() == [0, 1, 0], "in the same row"
+    assert np.diff(llm.loop.session.steps[-1].query_starts).tolist() == [0, 1, 0], "in the same row"
     assert not _copies(llm)
     check_tiles(llm)
 
@@ -226,7 +226,7 @@ def test_without_spans_nothing_is_reused() -> None:
     llm = make_llm(windows=FULL, eos=())
     assert [llm.generate(A, Sampling(max_tokens=2))[0].reused_tokens for _ in range(2)] == [0, 0]
     llm.close()
-    assert not llm.engine.scheduler._tables._prefixes._known
+    assert not llm.loop.scheduler._tables._prefixes._known
 
 
 def test_spans_are_chunks_where_tiles_are_encoded_and_windows_rule_them_out() -> None:
@@ -306,5 +306,5 @@ def test_random_arrivals_match_the_model_without_a_cache(
 ) -> None:
     llm = _engine(case, rows=rows, cache_tokens=cache_tokens)
     _serve(llm, case, *arrivals)
-    check_ownership(llm.engine.scheduler._tables)
+    check_ownership(llm.loop.scheduler._tables)
     check_tiles(llm)

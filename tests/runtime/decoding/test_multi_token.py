@@ -22,7 +22,7 @@ from enginewright.runtime.requests.request import Generation
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
-from enginewright.runtime.scheduling.step_loop import Engine, StepTiming
+from enginewright.runtime.scheduling.step_loop import StepLoop, StepTiming
 from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, serve, watch
 from tests.support.runtime.toy_model import FULL, WINDOWS, Encoding, greedy, make_cache, make_llm, reference_logits
 from tests.support.runtime.toy_session import VOCAB, ToySession
@@ -114,7 +114,7 @@ def guessing(
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
     session = GuessingSession(cache, tables, capacity, guess)
-    engine = Engine(Scheduler(tables, capacity), session, MultiToken(WIDTH, verify=verify))
+    engine = StepLoop(Scheduler(tables, capacity), session, MultiToken(WIDTH, verify=verify))
     return LLM(manifest, None, engine, capacity, tables.longest)
 
 
@@ -133,7 +133,7 @@ def plain(asked: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -
 def steps_of(llm: LLM) -> list[StepTiming]:
     """The steps from now on."""
     steps: list[StepTiming] = []
-    llm.engine.observer = steps.append
+    llm.loop.observer = steps.append
     return steps
 
 
@@ -141,9 +141,9 @@ def steps_of(llm: LLM) -> list[StepTiming]:
 def test_verified_steps_give_what_plain_decoding_gives(guess: Guess) -> None:
     asked, sampling = prompts(1, 12), Sampling(max_tokens=30)
     with guessing(guess, verify=True) as llm:
-        free = llm.engine.scheduler._tables.free_tiles
+        free = llm.loop.scheduler._tables.free_tiles
         got = llm.generate(asked, sampling)
-    assert llm.engine.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler._tables.free_tiles == free
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, sampling)]
     agreed, guessed = (sum(getattr(c, name) for c in got) for name in ("agreed_tokens", "guessed_tokens"))
     assert guessed > 100
@@ -212,11 +212,11 @@ def test_preempted_and_scored_beside_each_other() -> None:
     asked = prompts(4, 10)
     sampling = Sampling(max_tokens=25, ignore_eos=True)
     with guessing(mixed, verify=True, cache_tokens=90) as llm:
-        free = llm.engine.scheduler._tables.free_tiles
+        free = llm.loop.scheduler._tables.free_tiles
         handles = llm.submit_all(asked, sampling)
         logits = llm.logits(asked[0])
         got = [handle.result() for handle in handles]
-    assert llm.engine.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler._tables.free_tiles == free
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, sampling)]
     np.testing.assert_array_equal(logits[-1], reference_logits(asked[0]))
 
@@ -242,7 +242,7 @@ def test_traffic_gets_what_plain_decoding_gives(cache_tokens: int | None, seed: 
     def look(scheduler: Scheduler, step: Step) -> None:
         nonlocal preempted
         preempted |= any(isinstance(r, Generation) and bool(r.generated) for r in scheduler.waiting)
-        if not step.share.flags.writeable:  # a layout's
+        if not step.new_tokens.flags.writeable:  # a layout's
             lengths.add(len(step.packed.input_ids))
 
     with guessing(mixed, verify=True, cache_tokens=cache_tokens) as llm, make_llm() as alone:
@@ -297,9 +297,9 @@ def test_verified_steps_over_encoded_tiles_give_what_plain_decoding_gives(cache_
         return found[len(known) :]
 
     with guessing(guess, verify=True, encoding=encoding, cache_tokens=cache_tokens) as llm:
-        free = llm.engine.scheduler._tables.free_tiles
+        free = llm.loop.scheduler._tables.free_tiles
         got = llm.generate(asked, Sampling(max_tokens=new, ignore_eos=True))
-    assert llm.engine.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler._tables.free_tiles == free
     assert [list(c.token_ids) for c in got] == [greedy(tokens, new, FULL, encoding) for tokens in asked]
     assert sum(c.agreed_tokens for c in got) > 40
 

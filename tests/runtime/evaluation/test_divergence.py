@@ -68,7 +68,7 @@ def test_logits_are_never_held_whole(make_toy: Make, monkeypatch: pytest.MonkeyP
     steps: list[list[int]] = []
 
     def watch(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        steps.append([len(llm.engine.session.steps) for llm in llms])
+        steps.append([len(llm.loop.session.steps) for llm in llms])
         return divergence_of(p, q)
 
     monkeypatch.setattr("enginewright.runtime.evaluation.divergence.divergence_of", watch)
@@ -80,7 +80,7 @@ def test_logits_are_never_held_whole(make_toy: Make, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_failing_engine_fails_the_comparison(make_toy: Make, broken: int) -> None:
     llms = [make_toy(eos=()), make_toy(eos=())]
-    llms[broken].engine.session.failures.append(MemoryError("no room"))
+    llms[broken].loop.session.failures.append(MemoryError("no room"))
     with pytest.raises(MemoryError, match="no room"):
         diverge(llms[0], llms[1], _texts(), "toy")
     assert diverge(llms[0], llms[1], _texts(), "toy")[0].kl[0] == 0, "both go on"

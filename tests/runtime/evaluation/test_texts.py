@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.texts import document_texts
 
@@ -19,12 +19,12 @@ LONG = "the cat sat on the mat, and the hat: naïve 猫 on a mat.\n" * 20
 
 
 @pytest.fixture
-def contender(tiny_engine: Path) -> Contender:
-    return open_contenders([str(tiny_engine)], None)[0]
+def contender(tiny_engine: Path) -> Candidate:
+    return open_candidates([str(tiny_engine)], None)[0]
 
 
 @pytest.fixture
-def with_bos(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokenizer) -> Contender:
+def with_bos(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokenizer) -> Candidate:
     """An engine whose tokenizer begins texts with <s>, as the manifest says."""
     core = tokenizers.Tokenizer.from_str(byte_tokenizer.to_str())
     core.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -32,11 +32,11 @@ def with_bos(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokeni
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["model"]["bos_token_id"] = 1
     (root / "manifest.json").write_text(json.dumps(manifest))
-    return open_contenders([str(root)], None)[0]
+    return open_candidates([str(root)], None)[0]
 
 
 @pytest.mark.parametrize("window", [2, 7, 100, 5000])
-def test_windows_score_every_token_once(contender: Contender, window: int) -> None:
+def test_windows_score_every_token_once(contender: Candidate, window: int) -> None:
     ids = contender.core.encode(LONG).ids
     texts = document_texts(contender, [Document(text=LONG)], "f", window)
     assert all(2 <= len(text.tokens) <= window and text.given == 1 for text in texts)
@@ -48,7 +48,7 @@ def test_windows_score_every_token_once(contender: Contender, window: int) -> No
     assert [text.draw for text in texts] == list(range(len(texts))), "windows are the draws of the only text"
 
 
-def test_windows_begin_with_the_bos_that_the_tokenizer_writes(with_bos: Contender) -> None:
+def test_windows_begin_with_the_bos_that_the_tokenizer_writes(with_bos: Candidate) -> None:
     ids = with_bos.core.encode(LONG, add_special_tokens=False).ids
     texts = document_texts(with_bos, [Document(text=LONG)], "f", 50)
     assert all(text.tokens[0] == 1 and text.given == 1 for text in texts)
@@ -58,12 +58,12 @@ def test_windows_begin_with_the_bos_that_the_tokenizer_writes(with_bos: Contende
     assert completion.tokens[0] == 1 and with_bos.core.decode(completion.tokens[completion.given :]) == " sat"
 
 
-def test_windows_of_one_document_are_one_draw_beside_others(contender: Contender) -> None:
+def test_windows_of_one_document_are_one_draw_beside_others(contender: Candidate) -> None:
     texts = document_texts(contender, [Document(text=LONG), Document(text="a cat", line=2)], "f", 100)
     assert [text.draw for text in texts] == [0] * (len(texts) - 1) + [1]
 
 
-def test_completions_are_scored_after_their_prompt(contender: Contender) -> None:
+def test_completions_are_scored_after_their_prompt(contender: Candidate) -> None:
     (text,) = document_texts(contender, [Document(prompt="the cat", text=" sat on 猫")], "f", 100)
     assert contender.core.decode(list(text.tokens[: text.given])) == "the cat"
     assert contender.core.decode(list(text.tokens[text.given :])) == " sat on 猫"
@@ -77,7 +77,7 @@ def test_completions_are_scored_after_their_prompt(contender: Contender) -> None
         (Document(prompt="the cat", text=" sat" * 100, line=5), "f: line 5: got .* of prompt and completion"),
     ],
 )
-def test_texts_that_cannot_be_scored_are_named(contender: Contender, document: Document, message: str) -> None:
+def test_texts_that_cannot_be_scored_are_named(contender: Candidate, document: Document, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         document_texts(contender, [document], "f", 20)
 

@@ -28,11 +28,11 @@ def _request(llm: LLM, prompt: Sequence[int], sampling: Sampling) -> Generation:
 
 
 def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
-    scheduler = llm.engine.scheduler
+    scheduler = llm.loop.scheduler
     assert scheduler.is_idle
     assert scheduler._tables.free_tiles == free
-    assert not scheduler._tables.held.any() and not scheduler._count.any()
-    assert scheduler._slots == [None] * llm.capacity.rows
+    assert not scheduler._tables.held.any() and not scheduler._known.any()
+    assert scheduler._requests == [None] * llm.capacity.rows
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
@@ -63,7 +63,7 @@ def test_random_arrivals_match_the_model_without_a_cache(
     llm = make_llm(
         rows=rows, step_tokens=max(step_tokens, rows), cache_tokens=cache_tokens, tile_tokens=tile_tokens, eos=()
     )
-    scheduler, free = llm.engine.scheduler, llm.engine.scheduler._tables.free_tiles
+    scheduler, free = llm.loop.scheduler, llm.loop.scheduler._tables.free_tiles
     requests: list[Generation | Kept] = []
     for each in arrivals:
         sampling = Sampling(max_tokens=each["new"], seed=each["seed"], temperature=each["temperature"])
@@ -78,7 +78,7 @@ def test_random_arrivals_match_the_model_without_a_cache(
                 scheduler.remove(request)
                 request.cancel()
         if not scheduler.is_idle:
-            llm.engine.step()
+            llm.loop.step()
         time += 1
         assert time < 2000, "no progress"
     for request, each in zip(requests, arrivals, strict=True):
@@ -106,15 +106,15 @@ def _check_output(request: Generation | Kept, each: dict[str, Any]) -> None:
 
 def test_a_step_mixes_decoding_rows_with_chunks_and_keeps_the_budget() -> None:
     llm = make_llm(rows=4, step_tokens=6, eos=())
-    scheduler = llm.engine.scheduler
+    scheduler = llm.loop.scheduler
     first = _request(llm, [5], Sampling(max_tokens=20))
     scheduler.submit(first)
-    llm.engine.step()
+    llm.loop.step()
     for length in (11, 3):
         scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
     shares = []
     while not scheduler.is_idle:
-        shares.append([int(n) for n in llm.engine.step()[0].share])
+        shares.append([int(n) for n in llm.loop.step()[0].new_tokens])
     assert shares[:3] == [[1, 5, 0, 0], [1, 5, 0, 0], [1, 1, 3, 0]]
     assert all(sum(share) <= 6 for share in shares)
     assert first.generated == greedy([5], 20)
@@ -125,12 +125,12 @@ def test_the_newest_request_is_preempted_and_its_stream_continues() -> None:
     llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
     requests = [_request(llm, [i + 1] * 8, sampling) for i in range(3)]
     for request in requests:
-        llm.engine.scheduler.submit(request)
+        llm.loop.scheduler.submit(request)
     most, waited = 0, set()
-    while not llm.engine.scheduler.is_idle:
-        llm.engine.step()
-        most = max(most, len(llm.engine.scheduler.running))
-        waited |= {requests.index(r) for r in llm.engine.scheduler.waiting if r.length > 8}
+    while not llm.loop.scheduler.is_idle:
+        llm.loop.step()
+        most = max(most, len(llm.loop.scheduler.running))
+        waited |= {requests.index(r) for r in llm.loop.scheduler.waiting if r.length > 8}
     assert most == 3 and waited == {1, 2}, "the oldest never waits"
     solo = make_llm(rows=1, windows=(0, 0, 0, 0), eos=())
     for i, request in enumerate(requests):
@@ -142,10 +142,10 @@ def test_preempted_requests_come_back_before_newer_ones() -> None:
     llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
     requests = [_request(llm, [i + 1] * 8, Sampling(max_tokens=20)) for i in range(5)]
     for request in requests:
-        llm.engine.scheduler.submit(request)
-    while not llm.engine.scheduler.is_idle:
-        llm.engine.step()
-        live = [requests.index(request) for request in llm.engine.scheduler.live()]
+        llm.loop.scheduler.submit(request)
+    while not llm.loop.scheduler.is_idle:
+        llm.loop.step()
+        live = [requests.index(request) for request in llm.loop.scheduler.live()]
         assert live == sorted(live), "oldest first, running or waiting"
     assert [request.generated for request in requests] == [greedy([i + 1] * 8, 20, (0, 0, 0, 0)) for i in range(5)]
 
@@ -153,8 +153,8 @@ def test_preempted_requests_come_back_before_newer_ones() -> None:
 def test_a_row_without_ready_tokens_still_runs() -> None:
     llm = make_llm(rows=1, step_tokens=4, eos=())
     request = _request(llm, range(10), Sampling(max_tokens=1))
-    llm.engine.scheduler.submit(request)
-    assert [len(llm.engine.step()[0].sampled) for _ in range(3)] == [0, 0, 1]
+    llm.loop.scheduler.submit(request)
+    assert [len(llm.loop.step()[0].sampled) for _ in range(3)] == [0, 0, 1]
     assert request.generated == greedy(range(10), 1)
 
 
@@ -163,10 +163,10 @@ def test_first_come_first_served(rows: int) -> None:
     llm = make_llm(rows=rows, eos=())
     requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(7)]
     for request in requests:
-        llm.engine.scheduler.submit(request)
+        llm.loop.scheduler.submit(request)
     ended: list[int] = []
-    while not llm.engine.scheduler.is_idle:
-        llm.engine.step()
+    while not llm.loop.scheduler.is_idle:
+        llm.loop.step()
         ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
     assert ended == list(range(7))
 
@@ -177,12 +177,12 @@ def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
     requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(6)]
     for request, priority in zip(requests, priorities, strict=True):
         request.priority = priority
-        llm.engine.scheduler.submit(request)
+        llm.loop.scheduler.submit(request)
         if request is requests[0]:
-            llm.engine.step()  # it runs, and stays
+            llm.loop.step()  # it runs, and stays
     ended: list[int] = []
-    while not llm.engine.scheduler.is_idle:
-        llm.engine.step()
+    while not llm.loop.scheduler.is_idle:
+        llm.loop.step()
         ended += [i for i, request in enumerate(requests) if request.done.is_set() and i not in ended]
     assert ended == [0, 3, 5, 2, 1, 4]
     assert [request.generated for request in requests] == [greedy([i + 1], 3) for i in range(6)]
@@ -190,12 +190,12 @@ def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
 
 def test_cache_use_counts_what_requests_hold() -> None:
     llm = make_llm(rows=2, eos=(), windows=(0, 0, 0, 0))
-    scheduler = llm.engine.scheduler
+    scheduler = llm.loop.scheduler
     assert scheduler.cache_use == 0
     request = _request(llm, range(32), Sampling(max_tokens=2))
     scheduler.submit(request)
-    llm.engine.step()
+    llm.loop.step()
     assert scheduler.cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
     while not scheduler.is_idle:
-        llm.engine.step()
+        llm.loop.step()
     assert scheduler.cache_use == 0

@@ -14,7 +14,7 @@ import tokenizers
 from enginewright.runtime import LLM, RequestError, Sampling
 from enginewright.runtime.text.tokenizer import Tokenizer
 from enginewright.runtime.triton.ports import INPUTS, SAMPLING
-from enginewright.runtime.triton.served_request import Ask, decode
+from enginewright.runtime.triton.served_request import ServedRequest, read_request
 
 Make = Callable[..., LLM]
 TEXT = {"text_input": np.array([b"the cat"], np.object_)}
@@ -25,8 +25,8 @@ def llm(make_toy: Make) -> LLM:
     return make_toy()
 
 
-def ask(llm: LLM, parameters: dict[str, Any] | None = None, **tensors: Any) -> Ask:
-    return decode(llm, {**TEXT, **tensors}, parameters or {})
+def ask(llm: LLM, parameters: dict[str, Any] | None = None, **tensors: Any) -> ServedRequest:
+    return read_request(llm, {**TEXT, **tensors}, parameters or {})
 
 
 def texts(*values: bytes) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
             tensors[port.name] = np.array([v.encode() if isinstance(v, str) else v for v in values], kinds[port.type])
     assert set(tensors) == {*vars(wanted)} - {"logit_bias"}
     assert ask(llm, **tensors).sampling == wanted, "0.7 is 0.7, though it came in single precision"
-    assert ask(llm) == Ask(prompt="the cat", sampling=Sampling())
+    assert ask(llm) == ServedRequest(prompt="the cat", sampling=Sampling())
 
 
 def test_parameters_stand_for_inputs(llm: LLM) -> None:
@@ -78,23 +78,25 @@ def test_a_batch_dimension_of_one(llm: LLM) -> None:
         "max_tokens": np.array([[3]], np.int32),
         "stop": texts(b"x", b"y")[None],
     }
-    assert decode(llm, tensors, {}) == Ask(prompt="the cat", sampling=Sampling(max_tokens=3, stop=["x", "y"]))
+    assert read_request(llm, tensors, {}) == ServedRequest(
+        prompt="the cat", sampling=Sampling(max_tokens=3, stop=["x", "y"])
+    )
 
 
 def test_the_shorter_of_two_time_outs_counts(llm: LLM) -> None:
-    assert decode(llm, TEXT, {}, 2_500_000).timeout == 2.5
-    assert decode(llm, TEXT, {"timeout_ms": 100}, 2_500_000).timeout == 0.1
+    assert read_request(llm, TEXT, {}, 2_500_000).timeout == 2.5
+    assert read_request(llm, TEXT, {"timeout_ms": 100}, 2_500_000).timeout == 0.1
 
 
 def test_token_ids_and_conversations(llm: LLM) -> None:
-    assert decode(llm, {"input_ids": np.array([5, 6])}, {}).prompt == [5, 6]
+    assert read_request(llm, {"input_ids": np.array([5, 6])}, {}).prompt == [5, 6]
     with pytest.raises(RequestError, match="no chat template"):
-        decode(llm, {"messages": texts(b'[{"role": "user", "content": "hi"}]')}, {})
+        read_request(llm, {"messages": texts(b'[{"role": "user", "content": "hi"}]')}, {})
 
 
 def test_a_conversation_goes_through_the_template(tiny_chat: LLM) -> None:
     messages = [{"role": "user", "content": "the cat"}]
-    got = decode(tiny_chat, {"messages": texts(json.dumps(messages).encode())}, {})
+    got = read_request(tiny_chat, {"messages": texts(json.dumps(messages).encode())}, {})
     assert got.prompt == tiny_chat.apply_chat_template(messages)
 
 
@@ -162,14 +164,14 @@ def test_what_is_refused(llm: LLM, tensors: dict[str, Any], parameters: dict[str
 def test_conversations_that_are_refused(tiny_chat: LLM, text: bytes, message: str) -> None:
     tiny_chat.capacity = type(tiny_chat.capacity)(rows=1, context=10**6, step_tokens=8, logit_rows=4, tiles=(64,))
     with pytest.raises(RequestError, match=message):
-        decode(tiny_chat, {"messages": texts(text)}, {})
+        read_request(tiny_chat, {"messages": texts(text)}, {})
 
 
 def test_no_prompt_and_no_tokenizer(llm: LLM) -> None:
     with pytest.raises(RequestError, match="prompt: got none, expected one of text_input, input_ids, messages"):
-        decode(llm, {}, {})
+        read_request(llm, {}, {})
     with pytest.raises(RequestError, match="input_ids: got nothing"):
-        decode(llm, {"input_ids": np.array([], np.int64)}, {})
+        read_request(llm, {"input_ids": np.array([], np.int64)}, {})
     llm.tokenizer = None
     with pytest.raises(RequestError, match="no tokenizer; send input_ids instead"):
         ask(llm)

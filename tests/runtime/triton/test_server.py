@@ -11,7 +11,7 @@ import pytest
 
 from enginewright.runtime import LLM, RequestError, Sampling
 from enginewright.runtime.triton.counters import METRICS, Values
-from enginewright.runtime.triton.served_request import Ask
+from enginewright.runtime.triton.served_request import ServedRequest
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
 from tests.support.runtime.toy_model import greedy, make_llm
 
@@ -84,18 +84,18 @@ def serve(byte_tokenizer: Any) -> Any:
 
 def slow(llm: LLM, seconds: float = 0.01) -> None:
     """Let every step take that long."""
-    run = llm.engine.session.run
+    run = llm.loop.session.run
 
     def later(step: Any) -> Any:
         time.sleep(seconds)
         return run(step)
 
-    llm.engine.session.run = later  # type: ignore[method-assign]
+    llm.loop.session.run = later  # type: ignore[method-assign]
 
 
 def submit(server: Server, prompt: Sequence[int], tokens: int, *, stream: bool = True, **options: Any) -> Waiting:
     client = options.pop("client", None) or Waiting()
-    server.submit(Ask(prompt=prompt, sampling=Sampling(max_tokens=tokens), stream=stream, **options), client)
+    server.submit(ServedRequest(prompt=prompt, sampling=Sampling(max_tokens=tokens), stream=stream, **options), client)
     return client
 
 
@@ -135,7 +135,7 @@ def test_a_cancelled_request_is_out_by_the_next_step(serve: Any) -> None:
     board = Board()
     server = serve(board=board, rows=2, context=4096)
     slow(server.llm, 0.03)
-    free = server.llm.engine.scheduler._tables.free_tiles
+    free = server.llm.loop.scheduler._tables.free_tiles
     client, other = submit(server, [1], 4000), submit(server, [2], 30)
     wait_for(lambda: len(client.pieces) > 2)
     client.cancelled = True
@@ -146,7 +146,7 @@ def test_a_cancelled_request_is_out_by_the_next_step(serve: Any) -> None:
     wait_for(lambda: board.of("running") == 0)
     assert board.of("cancel_steps_max") <= 1
     assert len(client.pieces) == before
-    assert server.llm.engine.scheduler._tables.free_tiles == free
+    assert server.llm.loop.scheduler._tables.free_tiles == free
     assert board.of("requests_total", "cancelled") == 1 and board.of("requests_total", "completed") == 1
 
 
@@ -235,7 +235,7 @@ def test_an_answer_that_cannot_be_written_is_its_clients_alone(serve: Any) -> No
 def test_a_failed_step_is_told_to_those_in_it(serve: Any) -> None:
     board = Board()
     server = serve(board=board, rows=2)
-    server.llm.engine.session.failures.append(OSError("the device is lost"))
+    server.llm.loop.session.failures.append(OSError("the device is lost"))
     client = submit(server, [1], 5)
     assert client.ended.wait(SECONDS)
     assert str(client.error) == "the device is lost" and client.lasts == 1

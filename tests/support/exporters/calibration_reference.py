@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.calibration import Calibration, Quantize, Stage, calibrate
+from enginewright.exporters.calibration import Calibration, LinearGroup, Quantize, calibrate
 from enginewright.exporters.calibration.blocks import load_blocks
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
@@ -31,7 +31,7 @@ def round_rows(weights: torch.Tensor, *, bits: int, group_size: int | None) -> t
     return codes.reshape(weights.shape).to(torch.int8), scales[..., 0]
 
 
-def round_stage(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+def round_stage(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """4 bits, one scale a row."""
     return round_rows(stage.weights, bits=4, group_size=None)
 
@@ -80,7 +80,7 @@ class Reference:
             if isinstance(module, torch.nn.Linear) and name != "lm_head"
         ]
 
-    def check(self, stage: Stage, objective: str, tolerance: float) -> None:
+    def check(self, stage: LinearGroup, objective: str, tolerance: float) -> None:
         """Compare a stage's moments with those of whole passes, for each of its layers."""
         assert torch.equal(stage.weights, torch.cat([torch.from_numpy(self.floats[n].load()) for n in stage.names]))
         for name in (stage.names[0], stage.names[-1]):
@@ -94,7 +94,7 @@ class Reference:
             else:
                 assert stage.cross is None
 
-    def replace(self, stage: Stage, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    def replace(self, stage: LinearGroup, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Let the quantised copy use the restored weights."""
         restored = codes.reshape(*scales.shape, -1).double() * scales[..., None].double()
         parts = torch.split(restored.reshape(codes.shape).float(), list(stage.rows))

@@ -15,7 +15,7 @@ from enginewright.exporters.methods.depth_attention.rule import DepthMixer
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import record_bytes
-from enginewright.plugins.oracles.kvarn_attention import KVarNCache, KVarNFormat, Weighting, attend_and_hold
+from enginewright.plugins.oracles.kvarn_attention import KVarNCache, KVarNFormat, Weighting, attend_and_store
 
 
 def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarray:
@@ -49,7 +49,7 @@ def oracle_logits(
             softcap=more.get("softcap") or 0.0,
             sinks=None if sinks is None else sinks.numpy(),
         )
-        output = attend_and_hold(q, k, v, cache, np.array([0, len(q)], np.int32), weighting)
+        output = attend_and_store(q, k, v, cache, np.array([0, len(q)], np.int32), weighting)
         cache.held[:] += len(q)
         cache.encoded[0] = cache.encoded[1]
         return torch.from_numpy(output.astype(np.float32))[None], None

@@ -43,7 +43,7 @@ class Kept(Scoring):
 
 def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
     """Run until all requests have ended, and return them."""
-    scheduler = llm.engine.scheduler
+    scheduler = llm.loop.scheduler
     requests: list[Generation | Kept] = [
         Kept(each.prompt)
         if each.score
@@ -62,7 +62,7 @@ def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
                 scheduler.remove(request)
                 request.cancel()
         if not scheduler.is_idle:
-            llm.engine.step()
+            llm.loop.step()
         time += 1
         assert time < 3000, "no progress"
     return requests
@@ -70,7 +70,7 @@ def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
 
 def watch(llm: LLM, look: Callable[[Scheduler, Step], None]) -> None:
     """Call `look` with each step before it runs."""
-    scheduler, schedule = llm.engine.scheduler, llm.engine.scheduler.schedule
+    scheduler, schedule = llm.loop.scheduler, llm.loop.scheduler.schedule
 
     def watched() -> Step:
         step = schedule()
@@ -102,9 +102,9 @@ def check_outputs(
 
 def check_tiles(llm: LLM) -> None:
     """Nothing runs, and once the prefixes are gone every tile is free, once."""
-    scheduler, tables = llm.engine.scheduler, llm.engine.scheduler._tables
-    assert scheduler.is_idle and scheduler._slots == [None] * llm.capacity.rows
-    assert not scheduler._count.any() and not tables.held.any()
+    scheduler, tables = llm.loop.scheduler, llm.loop.scheduler._tables
+    assert scheduler.is_idle and scheduler._requests == [None] * llm.capacity.rows
+    assert not scheduler._known.any() and not tables.held.any()
     assert not tables.kv_lens.any() and not tables.encoded_lens.any() and not tables.sink_copies
     evict_all(tables)
     for group in tables._groups:

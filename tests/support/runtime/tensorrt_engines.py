@@ -14,7 +14,7 @@ from enginewright.builders.tensorrt.profiles import plan_profiles
 from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, Manifest
+from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest
 from enginewright.runtime.backends.tensorrt import plan
 from tests.support.runtime.fake_cuda import FakeCuda
 from tests.support.runtime.fake_tensorrt import make_module, write_plan
@@ -41,7 +41,7 @@ def add_plan(root: Path, target: Path, *, chunk: int = 512, spare: bool = True, 
     write_plan(path, target / graph.files[0].path, changes.pop("profiles"), **changes)
     written = (path, target / weights) if weights is not None else (path,)
     files = tuple(directory.describe_file(target, each) for each in written)
-    engine = Engine(backend=backend, version=VERSION, compute="sm_90", files=files, plugins=graph.ops)
+    engine = BuiltGraph(backend=backend, version=VERSION, compute="sm_90", files=files, plugins=graph.ops)
     others = tuple(each for each in graph.engines if each.backend != backend)
     graph = dataclasses.replace(graph, engines=(*others, dataclasses.replace(engine, **fields)))
     directory.save(dataclasses.replace(manifest, graphs={"decoder": graph}), target)

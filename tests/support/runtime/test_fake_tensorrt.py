@@ -93,7 +93,7 @@ def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None
     path = tmp_path / "plan"
     path.write_bytes(memoryview(builder.build_serialized_network(network, builder.create_builder_config())))
     files = (directory.describe_file(tmp_path, path),)
-    engine = manifest.Engine(backend="tensorrt-rtx", version=trt.__version__, compute="sm_80+", files=files)
+    engine = manifest.BuiltGraph(backend="tensorrt-rtx", version=trt.__version__, compute="sm_80+", files=files)
     graph = manifest.Graph(files=(), inputs=(), outputs=())
     message = r"plan: tensorrt_rtx \S+ cannot load it \(.*cudaError.*\); run `enginewright compile \S+ --backend tensorrt-rtx`"
     with pytest.raises(ArtifactError, match=message):

@@ -19,7 +19,7 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.autoregressive import Autoregressive
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
-from enginewright.runtime.scheduling.step_loop import Engine
+from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.tokenizer import Tokenizer
 from tests.support.runtime.toy_session import VOCAB, ToySession, as_encoded, entries, mix, spread
 
@@ -127,5 +127,5 @@ def make_llm(
         cache=cache,
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
-    engine = Engine(Scheduler(tables, capacity), ToySession(cache, tables, capacity), Autoregressive())
+    engine = StepLoop(Scheduler(tables, capacity), ToySession(cache, tables, capacity), Autoregressive())
     return LLM(manifest, None if core is None else Tokenizer(core, None), engine, capacity, tables.longest)

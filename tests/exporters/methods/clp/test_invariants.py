@@ -115,24 +115,24 @@ def engine_of(backbone: Backbone, path: Path, edit: Edit | None, **options: floa
 
 def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
     """What it says to PROMPT."""
-    run_step, brought, held, pools = llm.engine.session.run, [], [], []
+    run_step, brought, held, pools = llm.loop.session.run, [], [], []
 
     def spy(step: PackedStep) -> Outputs:
         outputs = run_step(step)
         brought.append(len(step.input_ids))
-        held.append(int(llm.engine.scheduler._tables.kv_lens[0, 0, 0]))
+        held.append(int(llm.loop.scheduler._tables.kv_lens[0, 0, 0]))
         pools[:] = cached(llm)
         return outputs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm.engine.session, "run", spy)
+        patch.setattr(llm.loop.session, "run", spy)
         completion = llm.generate([PROMPT], sampling)[0]
     return Run(completion, brought, held, pools)
 
 
 def cached(llm: LLM) -> list[Pool]:
     """The keys and values of the first row, [context, Hkv, D] of each layer."""
-    tables, buffers = llm.engine.scheduler._tables, llm.engine.session._buffers  # type: ignore[attr-defined]
+    tables, buffers = llm.loop.scheduler._tables, llm.loop.session._buffers  # type: ignore[attr-defined]
     pools = []
     for i, layer in enumerate(llm.manifest.cache.layers):
         tiles = buffers[f"kv.{i}.tiles"][tables.tile_table[i, 0]].reshape(-1, layer.tile_bytes)

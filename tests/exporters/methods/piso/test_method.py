@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
-from enginewright.exporters.calibration import Stage
+from enginewright.exporters.calibration import LinearGroup
 from enginewright.exporters.checkpoint_formats.writer import export_checkpoint
 from enginewright.exporters.methods.piso import method
 from enginewright.exporters.methods.piso.method import Config
@@ -229,8 +229,8 @@ def test_piso_is_better_than_the_largest_weights_scale(checkpoint: CheckpointMak
 def test_a_layer_that_no_token_reached_gets_scales_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     weights, nothing = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(32, 32)
     names, rows = ("experts.0.weight", "experts.1.weight"), (1, 2)
-    stage = Stage(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
-    codes, scales = method.quantize_stage(Config(), {}, stage)
+    stage = LinearGroup(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
+    codes, scales = method.quantize_group(Config(), {}, stage)
     found = solve(weights, torch.ones(32), grid=int_grid(4), signed=True)
     np.testing.assert_array_equal(codes.numpy(), found.codes)
     np.testing.assert_allclose(scales.numpy(), found.scales, rtol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 
 from enginewright.runtime import ArtifactError, RequestError, Sampling, load
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Engine, Manifest, TensorSpec
+from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest, TensorSpec
 from enginewright.runtime.host import compute_name
 
 pytestmark = pytest.mark.native
@@ -49,8 +49,8 @@ def test_greedy_decoding_follows_teacher_forcing(tiny_engine: Path) -> None:
 def test_preemption_changes_nothing(tiny_engine: Path) -> None:
     prompts, sampling = _prompts(120, 120, 120), Sampling(max_tokens=150, temperature=0.8, seed=1, ignore_eos=True)
     with load(tiny_engine, 1) as roomy, load(tiny_engine, 1, cache_tokens=640) as tight:
-        scheduler, preempted = tight.engine.scheduler, []
-        tight.engine.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        scheduler, preempted = tight.loop.scheduler, []
+        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
         assert [c.token_ids for c in tight.generate(prompts, sampling)] == [
             c.token_ids for c in roomy.generate(prompts, sampling)
         ]
@@ -90,7 +90,7 @@ def _with_engine(root: Path, **changes: object) -> Path:
     path = root / "engines/decoder.onnx"
     path.write_bytes((root / graph.files[0].path).read_bytes())
     files = (directory.describe_file(root, path),)
-    engine = Engine(backend="onnxruntime", version=onnxruntime.__version__, compute=compute_name(), files=files)
+    engine = BuiltGraph(backend="onnxruntime", version=onnxruntime.__version__, compute=compute_name(), files=files)
     _save(root, manifest, engines=(dataclasses.replace(engine, **changes),))
     return root
 
@@ -198,7 +198,7 @@ def test_a_reused_prompt_gives_the_same_tokens(kvarn_engine: Path) -> None:
         assert [each.reused_tokens for each in done] == [256, 0, 256]
         assert len({each.token_ids for each in done}) == 1
         for index in (0, 2):
-            exact = llm.engine.session._buffers[f"kv.{index}.exact"]
+            exact = llm.loop.session._buffers[f"kv.{index}.exact"]
             assert exact.shape == (8, 2, 2, 2 * 128 * 16) and exact.dtype == np.float16
             assert exact[0, :, 0].any() and (exact[1, :, 0] == exact[0, :, 0]).all()
             assert not exact[2:].any()
@@ -206,9 +206,9 @@ def test_a_reused_prompt_gives_the_same_tokens(kvarn_engine: Path) -> None:
 
 def test_rows_are_their_own_slots(kvarn_engine: Path) -> None:
     with load(kvarn_engine, 1) as llm:
-        buffers = llm.engine.session._buffers
+        buffers = llm.loop.session._buffers
         assert buffers["slots"].tolist() == list(range(8)) and buffers["slots"].dtype == np.int32
-        assert buffers["encoded_lens"] is llm.engine.scheduler._tables.encoded_lens
+        assert buffers["encoded_lens"] is llm.loop.scheduler._tables.encoded_lens
         assert buffers["encoded_lens"].shape == (2, 3, 8, 2)
         assert not any(name.startswith("kv.1.") and name.endswith("exact") for name in buffers)
 

@@ -56,7 +56,7 @@ def prompts_of(*lengths: int) -> list[list[int]]:
 
 
 def graph_of(llm: LLM) -> TensorRTDenseGraph:
-    session = llm.engine.session
+    session = llm.loop.session
     assert isinstance(session, DenseSession) and isinstance(session._graph, TensorRTDenseGraph)
     return session._graph
 

@@ -20,7 +20,7 @@ from enginewright.runtime.artifact.manifest import File, Graph
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime, open_cuda_runtime
 from enginewright.runtime.backends.tensorrt import plan
 from enginewright.runtime.backends.tensorrt.contexts import Contexts
-from enginewright.runtime.backends.tensorrt.plan import Plan, Profile, open_plan
+from enginewright.runtime.backends.tensorrt.plan import Profile, TensorRTPlan, open_plan
 from tests.support.runtime.fake_cuda import FakeCuda, Misuse
 from tests.support.runtime.tensorrt_engines import add_plan, install
 
@@ -230,7 +230,7 @@ def test_a_step_that_no_profile_admits(exported: Path, cuda: FakeCuda, tmp_path:
 
 
 def test_inputs_that_no_profile_admits_together() -> None:
-    plan = Plan.__new__(Plan)
+    plan = TensorRTPlan.__new__(TensorRTPlan)
     plan.path = Path("p")
     plan.profiles = [
         Profile(0, {"a": ((1,), (4,)), "b": ((1,), (9,))}),
@@ -245,7 +245,7 @@ def test_inputs_that_no_profile_admits_together() -> None:
 
 def test_what_tensorrt_refuses_is_told_in_its_words(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
     with load(add_plan(exported, tmp_path / "engine")) as llm:
-        contexts: Contexts = llm.engine.session.contexts  # type: ignore[attr-defined]
+        contexts: Contexts = llm.loop.session.contexts  # type: ignore[attr-defined]
         context = contexts._open(contexts.plan.profiles[0])
         message = (
             r"plan: TensorRT does not take input_ids of shape \[99\] \(input_ids: \(99,\) is outside profile 0\); look"

@@ -54,7 +54,7 @@ def prompts_of(*lengths: int) -> list[list[int]]:
 
 
 def session_of(llm: LLM) -> TensorRTSession:
-    session = llm.engine.session
+    session = llm.loop.session
     assert isinstance(session, TensorRTSession)
     return session
 
@@ -278,8 +278,8 @@ def test_preemption_changes_nothing(plain: Path, cuda: FakeCuda) -> None:
     with load(plain, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)
     with load(plain, cache_tokens=640) as tight:
-        scheduler, preempted = tight.engine.scheduler, []
-        tight.engine.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        scheduler, preempted = tight.loop.scheduler, []
+        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
         assert tokens_of(tight, prompts, sampling) == wanted
         assert preempted
 

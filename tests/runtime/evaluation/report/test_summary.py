@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginewright.runtime.evaluation.candidates import Contender, open_contenders
+from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.divergence import Divergence
-from enginewright.runtime.evaluation.outcome import Outcome, Work
+from enginewright.runtime.evaluation.outcome import Score, Work
 from enginewright.runtime.evaluation.perplexity import Scores
 from enginewright.runtime.evaluation.report.summary import first_difference, summarise
 from enginewright.runtime.evaluation.report.table import render
@@ -22,25 +22,25 @@ DRAWS = (0, 0, 1, 2)  # the first two texts are windows of one
 
 
 @pytest.fixture
-def contender(asked_engine: Path) -> Contender:
-    return open_contenders([str(asked_engine)], None)[0]
+def contender(asked_engine: Path) -> Candidate:
+    return open_candidates([str(asked_engine)], None)[0]
 
 
 def _outcome(
-    contender: Contender,
+    contender: Candidate,
     nats: float,
     kl: list[list[float]] | None = None,
     first: int = 7,
     draws: tuple[int, ...] = DRAWS,
-) -> Outcome:
+) -> Score:
     """Four texts of two scored tokens and four bytes each."""
     texts = [Text(tokens=(first, 8, 9), given=1, size=4, draw=draw) for draw in draws]
     scores = Scores(nats=tuple(np.array([nats, nats + 0.5 * draw]) for draw in DRAWS), seconds=2.0)
     divergence = kl and tuple(Divergence(kl=np.array(each), agreed=np.array(each) < 0.5) for each in kl)
-    return Outcome(contender=contender, work=Work(texts=tuple(texts)), scores=scores, divergence=divergence)
+    return Score(contender=contender, work=Work(texts=tuple(texts)), scores=scores, divergence=divergence)
 
 
-def test_nats_bits_and_perplexity(contender: Contender) -> None:
+def test_nats_bits_and_perplexity(contender: Candidate) -> None:
     report = summarise(TASK, [_outcome(contender, 1.0)], reference=False)
     (engine,) = report.engines
     assert engine.likelihood is not None and report.drawn == {"texts": 3} and report.level is None
@@ -54,7 +54,7 @@ def test_nats_bits_and_perplexity(contender: Contender) -> None:
     assert engine.difference is None and engine.agreement is None
 
 
-def test_windows_of_one_text_are_one_draw(contender: Contender) -> None:
+def test_windows_of_one_text_are_one_draw(contender: Candidate) -> None:
     outcomes = [_outcome(contender, 1.0, draws=(0,) * 4), _outcome(contender, 1.1, [[0.1, 0.2]] * 4, draws=(0,) * 4)]
     first, second = summarise(TASK, outcomes, reference=True).engines
     assert first.likelihood is not None and first.likelihood.nats.low is None
@@ -62,7 +62,7 @@ def test_windows_of_one_text_are_one_draw(contender: Contender) -> None:
     assert second.difference is not None and not second.difference.differs, "one draw shows nothing"
 
 
-def test_a_difference_on_the_same_tokens_is_paired(contender: Contender) -> None:
+def test_a_difference_on_the_same_tokens_is_paired(contender: Candidate) -> None:
     """0.01 nats, far less than texts differ from one another, and shown all the same."""
     outcomes = [
         _outcome(contender, 1.0),
@@ -77,7 +77,7 @@ def test_a_difference_on_the_same_tokens_is_paired(contender: Contender) -> None
     assert other.difference is None, "other tokens are not comparable one by one"
 
 
-def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Contender) -> None:
+def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Candidate) -> None:
     kl = [[0.0, 1.0], [0.0, 0.0], [0.2, 0.2], [0.1, 0.1]]
     outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.0, kl)]
     report = summarise(TASK, outcomes, reference=True)
@@ -91,7 +91,7 @@ def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Contend
     assert agreement.answers is None and agreement.never_parts is None
 
 
-def test_the_table_of_texts(contender: Contender) -> None:
+def test_the_table_of_texts(contender: Candidate) -> None:
     outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.01, [[0.1, 0.2]] * 4)]
     lines = render(summarise(TASK, outcomes, reference=True)).splitlines()
     assert lines[0].startswith("perplexity, book.txt: 3 texts; seed 0")
@@ -114,6 +114,6 @@ def test_first_difference(ours: tuple[int, ...], theirs: tuple[int, ...], expect
     assert first_difference(ours, theirs) == expected
 
 
-def test_a_perplexity_beyond_floats_is_a_number(contender: Contender) -> None:
+def test_a_perplexity_beyond_floats_is_a_number(contender: Candidate) -> None:
     report = summarise(TASK, [_outcome(contender, 1000.0)], reference=False)
     assert "Infinity" not in report.to_json() and "NaN" not in report.to_json()
