@@ -9,6 +9,9 @@ import pytest
 import tokenizers
 
 from enginewright.runtime.llm import LLM
+from tests.support.runtime.evaluated_engines import asked_engine, other_engine, scripted
+
+__all__ = ["asked_engine", "other_engine", "scripted"]
 
 
 @pytest.fixture(scope="session")
