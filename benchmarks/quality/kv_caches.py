@@ -131,7 +131,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     """Build the engine that all simulated caches share."""
-    from enginewright.exporters.build_command import build as build_engine  # with torch, which --fp16 does without
+    from enginewright.exporters.build import build as build_engine
     from enginewright.exporters.recipe import Recipe
 
     recipe = Recipe(kv_bits=16, max_batch=args.max_batch, max_context=args.max_context)

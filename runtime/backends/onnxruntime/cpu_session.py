@@ -12,9 +12,9 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.graph_check import (
-    PER_STEP,
     TABLES,
     check_ops,
     check_signature,
