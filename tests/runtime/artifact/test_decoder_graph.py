@@ -85,7 +85,7 @@ def names(ports: tuple[Port, ...]) -> set[str]:
 
 
 def test_ports_are_named_where_they_are_declared_or_filled() -> None:
-    """Nobody else writes a port's name: a new port needs no edit elsewhere."""
+    """No other module writes a port's name: a new port needs no edit elsewhere."""
     known = names((*INPUTS, *OUTPUTS)) - {"logits"}
     places: dict[str, set[str]] = {}
     for package in ("exporters", "builders", "plugins", "runtime"):
