@@ -18,8 +18,8 @@ ARROWS = {
     "cpu": {"layout", "generated"},
     "kernels": {"layout", "emulation"},  # the last for a kernel's device alone
     "launchers": {"kernels", "layout", "abi"},
-    "hosts/ort": {"cpu", "ops", "layout"},
-    "hosts/ort_cuda": {"hosts/ort", "ops", "abi"},
+    "hosts/ort_cpu": {"cpu", "ops", "layout"},
+    "hosts/ort_cuda": {"hosts/ort_cpu", "ops", "abi"},
     "hosts/tensorrt": {"ops", "abi"},
 }
 
