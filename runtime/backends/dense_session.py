@@ -74,20 +74,20 @@ class DenseSession:
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; the logits may be old unless the step reads them."""
-        order: list[Ints] = []  # of sample_rows, as the runs bring them
+        sample_order: list[Ints] = []  # of sample_rows, as the runs bring them
         at = 0
         for call, wanted in self._calls(step):
             samples = call.sample_rows if len(wanted) else np.zeros(1, np.int64)
             start = at if len(wanted) else self._spare
             self._graph.run(DenseCall(call.first, call.input_ids, call.position_ids, call.past_lens, samples, start))
-            order.append(wanted)
+            sample_order.append(wanted)
             at += len(wanted)
         outputs = self._graph.outputs(at, reads_logits=step.reads_logits)
-        came = np.concatenate(order)
-        if (came == np.arange(at)).all():
+        order = np.concatenate(sample_order)
+        if (order == np.arange(at)).all():
             return outputs
         places = np.empty(at, np.int64)
-        places[came] = np.arange(at)
+        places[order] = np.arange(at)
         return Outputs(outputs.logits[places] if step.reads_logits else outputs.logits, outputs.greedy[places])
 
     def _calls(self, step: PackedStep) -> Iterator[tuple[DenseCall, Ints]]:

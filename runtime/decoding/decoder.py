@@ -35,12 +35,12 @@ class Emission:
 
     tokens: NDArray[np.int64]
     logprobs: list[Logprobs | None]
-    more: list[Continuation] | None = None
+    continuations: list[Continuation] | None = None
 
     @property
     def decided(self) -> int:
         """How many tokens, over all requests."""
-        return len(self.tokens) if self.more is None else sum(len(each.tokens) for each in self.more)
+        return len(self.tokens) if self.continuations is None else sum(len(each.tokens) for each in self.continuations)
 
 
 class Decoder(Protocol):

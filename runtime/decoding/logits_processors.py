@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class Sampled(Protocol):
+class SampledRequest(Protocol):
     """What the sampler needs to know of a row's request."""
 
     sampling: Sampling
@@ -31,7 +31,7 @@ class Sampled(Protocol):
         ...
 
 
-def penalise(row: Floats, request: Sampled) -> None:
+def penalise(row: Floats, request: SampledRequest) -> None:
     """Apply bias and penalties to `row` in place."""
     sampling = request.sampling
     for token, bias in sampling.logit_bias.items():

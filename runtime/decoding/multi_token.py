@@ -31,7 +31,7 @@ class MultiToken:
         """Return one token or more per request."""
         assert outputs.drafts is not None and outputs.draft_counts is not None
         greedy, emitted, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
-        more, start = list[Continuation](), 0
+        continuations, start = list[Continuation](), 0
         for request, brought in zip(requests, drafts, strict=True):
             own = greedy[start : start + len(brought) + 1]
             agreed = len(brought) if own[:-1] == brought else self._agreed(own, brought)
@@ -40,9 +40,9 @@ class MultiToken:
             guesses = emitted[last][1 : counts[last]] if request.is_plain_greedy else []
             if self._verify:
                 room = request.room - agreed - 2  # behind the last token nothing is decided, so nothing is checked
-                more.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
+                continuations.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
             else:
-                more.append(Continuation([own[-1], *guesses]))
+                continuations.append(Continuation([own[-1], *guesses]))
             start += len(own)
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
@@ -50,8 +50,8 @@ class MultiToken:
             chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:
-                    more[i] = Continuation([int(chosen[i])])
-        return Emission(np.array([each.tokens[0] for each in more], np.int64), logprobs, more)
+                    continuations[i] = Continuation([int(chosen[i])])
+        return Emission(np.array([each.tokens[0] for each in continuations], np.int64), logprobs, continuations)
 
     def _agreed(self, own: Sequence[int], guesses: Sequence[int]) -> int:
         """How many guesses are the model's own choices; with verification, those before the first that is not."""

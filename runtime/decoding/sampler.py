@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enginewright.runtime.backends.session import Outputs
-from enginewright.runtime.decoding.logits_processors import Floats, Ints, Sampled, penalise
+from enginewright.runtime.decoding.logits_processors import Floats, Ints, SampledRequest, penalise
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.sampling import Sampling
 
@@ -17,7 +17,7 @@ _FEW = 1024
 _COLDEST = 1e-6
 
 
-def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
+def choose(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, list[Logprobs | None]]:
     """Return the next token of each row and its log-probabilities where asked for; overwrites the logits.
 
     A row whose logits are not finite gets -1.

@@ -84,10 +84,10 @@ def open_candidates(paths: Sequence[str], reference: str | None) -> list[Candida
     if reference is not None:
         roots = [Path(reference), *(root for root in roots if root.resolve() != Path(reference).resolve())]
     names = _names(roots)
-    contenders = [_open(root, name) for root, name in zip(roots, names, strict=True)]
-    for other in contenders[1:] if reference is not None else ():
-        _check_vocabulary(contenders[0], other)
-    return contenders
+    candidates = [_open(root, name) for root, name in zip(roots, names, strict=True)]
+    for other in candidates[1:] if reference is not None else ():
+        _check_vocabulary(candidates[0], other)
+    return candidates
 
 
 def _open(root: Path, name: str) -> Candidate:

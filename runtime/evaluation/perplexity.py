@@ -19,14 +19,14 @@ from enginewright.runtime.requests.request import TakeLogits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class TextScores:
     """nats[i]: of each scored token of text i. seconds: of all texts together."""
 
     nats: tuple[Floats, ...]
     seconds: float
 
 
-def score_texts(llm: LLM, texts: Sequence[Text], label: str) -> Scores:
+def score_texts(llm: LLM, texts: Sequence[Text], label: str) -> TextScores:
     """Return the negative log-likelihoods of the texts' scored tokens."""
     nats = [np.empty(text.scored) for text in texts]
     start = time.perf_counter()
@@ -34,7 +34,7 @@ def score_texts(llm: LLM, texts: Sequence[Text], label: str) -> Scores:
     with bar:
         takes = [_taker(text, result, bar) for text, result in zip(texts, nats, strict=True)]
         llm.score([text.tokens[:-1] for text in texts], takes)
-    return Scores(nats=tuple(nats), seconds=time.perf_counter() - start)
+    return TextScores(nats=tuple(nats), seconds=time.perf_counter() - start)
 
 
 def _taker(text: Text, nats: Floats, bar: tqdm[Never]) -> TakeLogits:

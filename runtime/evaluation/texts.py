@@ -57,7 +57,7 @@ def answer_texts(questions: Sequence[Question], answers: Answers) -> list[Text]:
     ]
 
 
-def document_texts(contender: Candidate, documents: Sequence[Document], path: str, window: int) -> list[Text]:
+def document_texts(candidate: Candidate, documents: Sequence[Document], path: str, window: int) -> list[Text]:
     """Return the documents in windows of `window` tokens, of which the first is given.
 
     The given token is the tokenizer's bos where it writes one, else the last of the window before; without a bos, a
@@ -69,17 +69,17 @@ def document_texts(contender: Candidate, documents: Sequence[Document], path: st
     texts: list[Text] = []
     for draw, document in enumerate(documents):
         where = f"{path}: line {document.line}"
-        windows = (_completion if document.prompt else _windows)(contender, document, where, window)
+        windows = (_completion if document.prompt else _windows)(candidate, document, where, window)
         texts += [Text(tokens=w.tokens, given=w.given, size=w.size, draw=draw) for w in windows]
     if len(documents) == 1:
         texts = [Text(tokens=t.tokens, given=t.given, size=t.size, draw=i) for i, t in enumerate(texts)]
     return texts
 
 
-def _windows(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
-    encoding = contender.encode(document.text, where)
+def _windows(candidate: Candidate, document: Document, where: str, window: int) -> list[Text]:
+    encoding = candidate.encode(document.text, where)
     ids, begins = encoding.ids, _byte_offsets(document.text, [begin for begin, _ in encoding.offsets])
-    bos = contender.bos
+    bos = candidate.bos
     first = 0 if bos is not None else 1
     if len(ids) <= first:
         raise RequestError(f"{where}: got a text of {len(ids)} tokens, expected at least {first + 1}")
@@ -95,12 +95,12 @@ def _windows(contender: Candidate, document: Document, where: str, window: int) 
     ]
 
 
-def _completion(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
+def _completion(candidate: Candidate, document: Document, where: str, window: int) -> list[Text]:
     """Return one text: the completion given its prompt, both encoded as one text, as they would be met."""
-    encoding = contender.encode(document.prompt + document.text, where)
-    bos = contender.bos
+    encoding = candidate.encode(document.prompt + document.text, where)
+    bos = candidate.bos
     ids = encoding.ids if bos is None else [bos, *encoding.ids]
-    given = len(contender.encode(document.prompt, where).ids) + (bos is not None)
+    given = len(candidate.encode(document.prompt, where).ids) + (bos is not None)
     if not 0 < given < len(ids):
         raise RequestError(
             f"{where}: got {given} tokens of prompt in {len(ids)} of both, expected at least one of each"

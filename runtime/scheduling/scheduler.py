@@ -84,29 +84,33 @@ class Scheduler:
 
     def commit(self, step: Step, emission: Emission) -> None:
         """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
-        self._tables.advance(step.new_tokens if emission.more is None else self._take(step, emission.more))
+        self._tables.advance(
+            step.new_tokens
+            if emission.continuations is None
+            else self._commit_continuations(step, emission.continuations)
+        )
         for request in step.prefilling:
             self._publish(request)
-        if emission.more is None:
+        if emission.continuations is None:
             self._known += step.ready
             self._last_tokens = emission.tokens
 
-    def _take(self, step: Step, more: list[Continuation]) -> Ints:
+    def _commit_continuations(self, step: Step, continuations: list[Continuation]) -> Ints:
         """Note what each sampled row goes on with; returns how many of the step's tokens each row keeps."""
         kept = step.new_tokens
-        for row, each in zip(step.rows.tolist(), more, strict=True):
+        for row, each in zip(step.rows.tolist(), continuations, strict=True):
             if rejected := int(self._drafts[row]) - each.accepted:
                 kept = kept.copy() if kept is step.new_tokens else kept
                 kept[row] -= rejected
             end = int(self._known[row]) + len(each.tokens)
-            drafts = self._checkable(end, each.drafts)
+            drafts = self._checkable_drafts(end, each.drafts)
             if drafts:
                 self._tokens[row, end : end + len(drafts)] = drafts
             self._known[row], self._drafts[row] = end, len(drafts)
             self._drafts_to_check[row] = len(drafts) or len(each.tokens) - 1 - each.accepted
         return kept
 
-    def _checkable(self, known: int, drafts: list[int]) -> list[int]:
+    def _checkable_drafts(self, known: int, drafts: list[int]) -> list[int]:
         """The drafts behind `known` tokens that can be taken back, and see what they would see if tokens came one by one.
 
         Where tiles are encoded, so are those up to a tile's last token, which ends the step that encodes the tile.

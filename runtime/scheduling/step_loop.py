@@ -104,10 +104,10 @@ class StepLoop:
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
         """Hand tokens and logits to their requests; those that end leave."""
-        if emission.more is None:
+        if emission.continuations is None:
             tokens = [[token] for token in emission.tokens.tolist()]
         else:
-            tokens = [more.tokens for more in emission.more]
+            tokens = [each.tokens for each in emission.continuations]
         for request, own, logprobs in zip(step.sampled, tokens, emission.logprobs, strict=True):
             if request.receive(own, logprobs):
                 self.scheduler.remove(request)
@@ -119,7 +119,7 @@ class StepLoop:
 
     def _serve(self) -> None:
         """Step while there is work, wait while there is none, until closed."""
-        while self._take_in():
+        while self._read_inbox():
             start, spent = time.perf_counter(), self.session.run_seconds
             try:
                 step, emission = self.step()
@@ -133,7 +133,7 @@ class StepLoop:
         for request in self.scheduler.live():
             request.cancel()
 
-    def _take_in(self) -> bool:
+    def _read_inbox(self) -> bool:
         """Act on what has arrived, waiting only when there is nothing to run; False once closed."""
         while self.scheduler.is_idle or not self._inbox.empty():
             message = self._inbox.get()

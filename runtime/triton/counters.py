@@ -13,7 +13,7 @@ Ending: TypeAlias = Literal["completed", "cancelled", "refused", "timed_out", "f
 Key: TypeAlias = tuple[str, tuple[str, str] | None]
 """A metric's name and label."""
 Values: TypeAlias = dict[Key, float]
-OUTCOMES: tuple[Ending, ...] = ("completed", "cancelled", "refused", "timed_out", "failed")
+ENDINGS: tuple[Ending, ...] = ("completed", "cancelled", "refused", "timed_out", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ METRICS = (
     Metric("enginewright_steps_total", "counter", "Steps of the in-flight batch"),
     Metric("enginewright_first_tokens_total", "counter", "Requests that got a first token"),
     Metric("enginewright_first_token_seconds_total", "counter", "Time from arrival to first token, over all requests"),
-    *(Metric(_REQUESTS, "counter", "Requests that ended, by outcome", ("outcome", outcome)) for outcome in OUTCOMES),
+    *(Metric(_REQUESTS, "counter", "Requests that ended, by outcome", ("outcome", outcome)) for outcome in ENDINGS),
     Metric("enginewright_tokens_per_second", "gauge", "Tokens generated per second, since the last report"),
     Metric(
         "enginewright_first_token_seconds", "gauge", "Mean time to first token of the requests since the last report"
@@ -53,14 +53,14 @@ class Publisher(Protocol):
         ...
 
 
-class Silent:
+class SilentPublisher:
     """Shows nothing, where the server has no metrics."""
 
     def publish(self, values: Values) -> None:
         """As Publisher says."""
 
 
-class Meters:
+class InstanceCounters:
     """Counts of one instance: steps by the step loop's thread, requests by any; created by the Server."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Meters:
             new - old for new, old in zip(counts, self._last, strict=True)
         )
         self._last = counts
-        values: Values = {(_REQUESTS, ("outcome", outcome)): self._outcomes[outcome] for outcome in OUTCOMES}
+        values: Values = {(_REQUESTS, ("outcome", outcome)): self._outcomes[outcome] for outcome in ENDINGS}
         plain = {
             "tokens_total": counts[2],
             "steps_total": counts[1],

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from enginewright.runtime.triton.counters import METRICS, Key, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import METRICS, Key, Publisher, SilentPublisher, Values
 
 
 class _TritonMetrics:
@@ -53,4 +53,4 @@ def open_publisher(labels: Mapping[str, str]) -> Publisher:
         return _TritonMetrics(labels)
     except pb_utils.TritonModelException as e:
         pb_utils.Logger.log_info(f"enginewright: no custom metrics, because the server has none ({e})")
-        return Silent()
+        return SilentPublisher()

@@ -63,8 +63,8 @@ class TritonPythonModel:
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
-                ask = read_request(self._server.llm, tensors, parameters, request.timeout())
-                self._server.submit(ask, client)
+                served = read_request(self._server.llm, tensors, parameters, request.timeout())
+                self._server.submit(served, client)
             except Exception as e:  # whatever it is, it is this client's alone
                 self._server.refuse(client, e)
 

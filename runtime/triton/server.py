@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.llm import LLM, Handle
 from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
-from enginewright.runtime.triton.counters import Ending, Meters, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import Ending, InstanceCounters, Publisher, SilentPublisher, Values
 from enginewright.runtime.triton.served_request import ServedRequest
 
 _WATCH_SECONDS = 0.01
@@ -75,7 +75,7 @@ class _Live:
     """
 
     client: Client
-    ask: ServedRequest
+    request: ServedRequest
     began: float
     handle: Handle | None = None
     has_token: bool = False
@@ -92,10 +92,10 @@ class Server:
 
     def __init__(self, llm: LLM, *, max_queue: int, publisher: Publisher | None = None) -> None:
         self.llm = llm
-        self.meters = Meters()
+        self.counters = InstanceCounters()
         self._most = llm.capacity.rows + max_queue
         self._max_queue = max_queue
-        self._publisher = publisher or Silent()
+        self._publisher = publisher or SilentPublisher()
         self._live: set[_Live] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -103,17 +103,17 @@ class Server:
         self._next_watch = self._next_report = 0.0
         self._reported: Values = {}
         self._is_settled = True  # when the last client is answered, the step loop's thread may still be in the step
-        llm.loop.observer = self.meters.step
+        llm.loop.observer = self.counters.step
         self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: ServedRequest, client: Client) -> None:
+    def submit(self, request: ServedRequest, client: Client) -> None:
         """Queue a request, whose client is answered from now on.
 
         Raises:
             RequestError: it cannot be served, or too many wait; then `client` has been sent nothing.
         """
-        live = _Live(client, ask, time.perf_counter())
+        live = _Live(client, request, time.perf_counter())
         with self._lock:
             if self._closed:
                 raise CancelledError("model: is being unloaded, so it takes no more requests")
@@ -124,7 +124,10 @@ class Server:
             self._live.add(live)
         try:
             live.handle = self.llm.submit(
-                ask.prompt, ask.sampling, priority=ask.priority, on_event=lambda event: self._take(live, event)
+                request.prompt,
+                request.sampling,
+                priority=request.priority,
+                on_event=lambda event: self._take(live, event),
             )
         except BaseException:
             with self._lock:
@@ -134,7 +137,7 @@ class Server:
 
     def refuse(self, client: Client, error: Exception) -> None:
         """Answer a request that was not taken."""
-        self.meters.end("refused")
+        self.counters.end("refused")
         _try_fail(client, error)
         self._events.put(None)
 
@@ -152,11 +155,11 @@ class Server:
         if isinstance(event, Token):
             if not live.has_token:
                 live.has_token = True
-                self.meters.first_token(time.perf_counter() - live.began)
-            if not live.ask.stream:
+                self.counters.first_token(time.perf_counter() - live.began)
+            if not live.request.stream:
                 return
         elif live.given_up is not None and live.given_up[1] == "cancelled":
-            self.meters.cancel_steps = max(self.meters.cancel_steps, self.meters.steps - live.given_up[2])
+            self.counters.cancel_steps = max(self.counters.cancel_steps, self.counters.steps - live.given_up[2])
         self._events.put((live, event))
 
     def _answer_all(self) -> None:
@@ -209,7 +212,7 @@ class Server:
                     outcome = "cancelled"
                     live.client.fail(CancelledError("request: cancelled, because the model is being unloaded"))
                 else:
-                    live.client.send(_piece(tokens, live.end) if live.ask.stream else _whole(live.end))
+                    live.client.send(_piece(tokens, live.end) if live.request.stream else _whole(live.end))
             elif live.given_up is None:
                 live.client.send(_piece(tokens))
         except GoneError as gone:
@@ -219,7 +222,7 @@ class Server:
             _try_fail(live.client, unknown)
             self._give_up(live, unknown, outcome)
         if live.end is not None:
-            self.meters.end(outcome)
+            self.counters.end(outcome)
             with self._lock:
                 self._live.remove(live)
 
@@ -230,10 +233,10 @@ class Server:
         for live in lives:
             if live.given_up is not None or live.handle is None:
                 continue
-            if live.ask.timeout is not None and now - live.began > live.ask.timeout:
+            if live.request.timeout is not None and now - live.began > live.request.timeout:
                 self._give_up(
                     live,
-                    TimedOutError(f"request: not done after {live.ask.timeout:g} seconds, the time it was given"),
+                    TimedOutError(f"request: not done after {live.request.timeout:g} seconds, the time it was given"),
                     "timed_out",
                 )
             elif live.client.is_cancelled():
@@ -244,7 +247,7 @@ class Server:
     def _give_up(self, live: _Live, error: Exception, outcome: Ending) -> None:
         """Let the engine end `live` before its next step; its client hears of it when that is done."""
         if live.given_up is None and live.handle is not None:
-            live.given_up = (error, outcome, self.meters.steps)
+            live.given_up = (error, outcome, self.counters.steps)
             live.handle.cancel()
 
     def _report(self, now: float) -> None:
@@ -253,7 +256,7 @@ class Server:
         scheduler = self.llm.loop.scheduler
         running = len(scheduler.running)
         waiting = max(len(self._live) - running, 0)
-        values = self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
+        values = self.counters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
         self._publisher.publish(values)
         self._is_settled = values == self._reported and not running
         self._reported = values

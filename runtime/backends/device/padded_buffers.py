@@ -33,7 +33,7 @@ class PaddedBuffers(PackedBuffers):
     ) -> None:
         super().__init__(memory, tables, with_spares(inputs), results)
         self._spare_tiles = np.array(capacity.tiles, np.int32)
-        self._spare_slot = capacity.rows
+        self._spare_row = capacity.rows
         self._idle = self._parked = np.zeros(capacity.rows, np.bool_)
 
     def write(self, step: PackedStep) -> None:
@@ -65,7 +65,7 @@ class PaddedBuffers(PackedBuffers):
         staged = self._stage("tile_table", self._tables.tile_table)
         staged[:, self._idle] = self._spare_tiles[:, None, None, None]
         self._memory.upload(self.inputs["tile_table"], staged)
-        self.upload("slots", np.where(self._idle, self._spare_slot, np.arange(len(self._idle))))
+        self.upload("slots", np.where(self._idle, self._spare_row, np.arange(len(self._idle))))
 
 
 def with_spares(inputs: dict[str, Spec]) -> dict[str, Spec]:

@@ -26,12 +26,12 @@ class CpuBackend:
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """As Backend says."""
         if manifest.cache.is_dense:
-            from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import OrtDenseGraph
+            from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import CpuDenseGraph
 
-            return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
-        from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+            return DenseSession(CpuDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
+        from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 
-        return OrtSession(root, manifest, tables, capacity, threads=self._threads)
+        return CpuSession(root, manifest, tables, capacity, threads=self._threads)
 
 
 class CudaBackend:

@@ -17,7 +17,7 @@ from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.errors import UnsupportedError
 
 
-class OrtDenseGraph:
+class CpuDenseGraph:
     """A DenseGraph on the CPU. threads: of ONNX Runtime."""
 
     def __init__(self, root: Path, manifest: Manifest, capacity: Capacity, *, threads: int) -> None:

@@ -33,7 +33,7 @@ BACKEND = "onnxruntime"
 _ALIGNMENT = 4096
 
 
-class OrtSession:
+class CpuSession:
     """A Session under ONNX Runtime's CPU provider.
 
     The tables and pools are bound by address once and for all; a step's arrays are copied into persistent buffers. Where

@@ -11,7 +11,7 @@ The question names each step by a letter, so that the next operation is found by
 import random
 import string
 
-from enginewright.runtime.evaluation.problems.columns import result_of, worked
+from enginewright.runtime.evaluation.problems.columns import result_of, write_columns
 
 STEPS = {"standard": (2, 5), "hard": (12, 22)}
 PRACTISED = {"standard": 5, "hard": 22}  # most steps of a problem trained on
@@ -31,7 +31,7 @@ def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
         right = str(operand) if sign == "*" else f"{operand:0{WIDTH}}"
         told.append(f"{label}:{sign}{operand}")
         lines.append(
-            f"{told[-1]},{value:0{WIDTH}}{sign}{right},{worked(value, sign, operand, WIDTH)},{result:0{WIDTH}}"
+            f"{told[-1]},{value:0{WIDTH}}{sign}{right},{write_columns(value, sign, operand, WIDTH)},{result:0{WIDTH}}"
         )
         value = result
     if plain:

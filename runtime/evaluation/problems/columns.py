@@ -1,7 +1,7 @@
 """Arithmetic written out digit by digit, the form that arithmetic and variable tracking share."""
 
 
-def worked(a: int, sign: str, b: int, width: int) -> str:
+def write_columns(a: int, sign: str, b: int, width: int) -> str:
     """The columns of `a sign b` from the ones upwards, each as "x+y+carry=digit, c, carry".
 
     47+38 at width 2 is "7+8+0=5c1,4+3+1=8c0". A difference writes b (borrow) for c; a product multiplies every digit of
@@ -11,7 +11,7 @@ def worked(a: int, sign: str, b: int, width: int) -> str:
         ValueError: a result outside 0 to 10**width - 1, or an unknown sign.
     """
     if not 0 <= result_of(a, sign, b) < 10**width:
-        raise ValueError(f"worked: got {a}{sign}{b}, expected a result of 0 to {10**width - 1}")
+        raise ValueError(f"write_columns: got {a}{sign}{b}, expected a result of 0 to {10**width - 1}")
     columns, carry = [], 0
     for place in range(width):
         x, y = a // 10**place % 10, b if sign == "*" else b // 10**place % 10

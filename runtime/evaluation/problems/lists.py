@@ -23,16 +23,16 @@ SHORTEST, LONGEST = 5, 6
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
     """(question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
-    start = _written(items)
+    start = _join(items)
     told, lines = [], []
     for label in string.ascii_uppercase[:steps]:
         told.append(f"{label}:{_operation(rng, items)}")
-        items = applied(told[-1][2:], items)
-        lines.append(f"{told[-1]},{_written(items)}")
-    return f"List: {start}. {' '.join(told)}", "\n".join([f"List: {start}.", *lines, f"Answer: {_written(items)}."])
+        items = apply_operation(told[-1][2:], items)
+        lines.append(f"{told[-1]},{_join(items)}")
+    return f"List: {start}. {' '.join(told)}", "\n".join([f"List: {start}.", *lines, f"Answer: {_join(items)}."])
 
 
-def applied(operation: str, items: list[int]) -> list[int]:
+def apply_operation(operation: str, items: list[int]) -> list[int]:
     """A new list: `items` after an operation such as "swap 2 3".
 
     Raises:
@@ -55,7 +55,7 @@ def applied(operation: str, items: list[int]) -> list[int]:
             return [*items[: i - 1], *items[i:]]
         case "append", [value]:
             return [*items, value]
-    raise ValueError(f"applied: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
+    raise ValueError(f"apply_operation: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
 
 
 def _operation(rng: random.Random, items: list[int]) -> str:
@@ -74,5 +74,5 @@ def _operation(rng: random.Random, items: list[int]) -> str:
             return plain
 
 
-def _written(items: list[int]) -> str:
+def _join(items: list[int]) -> str:
     return " ".join(map(str, items))

@@ -41,13 +41,13 @@ def retrieval(rng: random.Random, steps: int, *, practice: bool = False) -> tupl
     asked = dict(zip(string.ascii_uppercase, rng.sample(list(table), steps), strict=False))
     told = " ".join(f"{label}:{key}" for label, key in asked.items())
     question = "\n".join([*(f"{key}={value}" for key, value in entries), f"{told}. Find each number."])
-    paths = {label: followed(table, key) for label, key in asked.items()}
+    paths = {label: follow_path(table, key) for label, key in asked.items()}
     lines = [f"{label}:{'='.join(path)},{label}={path[-1]}" for label, path in paths.items()]
     answer = " ".join(f"{label}={path[-1]}" for label, path in paths.items())
     return question, "\n".join([*lines, f"Answer: {answer}."])
 
 
-def followed(table: dict[str, str], key: str) -> list[str]:
+def follow_path(table: dict[str, str], key: str) -> list[str]:
     """The path from a key through the table to its number, both included."""
     path = [key]
     while path[-1] in table:

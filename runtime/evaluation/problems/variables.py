@@ -14,7 +14,7 @@ A line repeats its assignment, looks up the operands by "NAME=", and ends in the
 import random
 import string
 
-from enginewright.runtime.evaluation.problems.columns import result_of, worked
+from enginewright.runtime.evaluation.problems.columns import result_of, write_columns
 
 STEPS = {"standard": (4, 6), "hard": (32, 42)}
 PRACTISED = {"standard": 6, "hard": 26}  # most steps of a problem trained on
@@ -56,4 +56,4 @@ def _assignment(rng: random.Random, known: dict[str, int]) -> tuple[str, list[st
     sign = rng.choice(signs)
     a = known[left]
     parts = [f"{left}={a:0{WIDTH}}", *looked_up, f"{a:0{WIDTH}}{sign}{operand:0{WIDTH}}"]
-    return f"{left}{sign}{right}", [*parts, worked(a, sign, operand, WIDTH)], result_of(a, sign, operand)
+    return f"{left}{sign}{right}", [*parts, write_columns(a, sign, operand, WIDTH)], result_of(a, sign, operand)

@@ -30,7 +30,7 @@ class Traffic:
         return self.weights + self.cache
 
 
-def traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
+def estimate_traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
     """Return the bytes per token; contexts: how many tokens the step that decides each token sees."""
     graph, *weights = manifest.graphs["decoder"].files
     cache = 0.0

@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 
 from enginewright.runtime import cli
-from enginewright.runtime.evaluation import outcome
+from enginewright.runtime.evaluation import score
 from enginewright.runtime.evaluation.problems import Problem, held_out_problems
 from enginewright.runtime.evaluation.suites import Task, pick_problems
 from tests.support.paths import ROOT
@@ -30,7 +30,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr(outcome, "load", fail)
+    monkeypatch.setattr(score, "load", fail)
 
 
 def _evaluate(capsys: Capture, *arguments: object) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def script(
         assert (threads, options) == (1, {"max_batch": 5, "verify": False, "backend": "onnxruntime"})
         return engines[root.name]
 
-    monkeypatch.setattr(outcome, "load", load)
+    monkeypatch.setattr(score, "load", load)
     yield engines
 
 

@@ -1,4 +1,4 @@
-"""Runs one engine on its task, and beside the reference where there is one: everything measured, nothing summed up."""
+"""Runs one engine on its task, and loaded_reference the reference where there is one: everything measured, nothing summed up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from enginewright.runtime.evaluation.answers import Answers, ask
 from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.divergence import Divergence, diverge
 from enginewright.runtime.evaluation.documents import read_documents
-from enginewright.runtime.evaluation.perplexity import Scores, score_texts
-from enginewright.runtime.evaluation.questions import Question, ask_all
+from enginewright.runtime.evaluation.perplexity import TextScores, score_texts
+from enginewright.runtime.evaluation.questions import Question, make_questions
 from enginewright.runtime.evaluation.suites import Task, pick_problems
 from enginewright.runtime.evaluation.texts import Text, answer_texts, document_texts, solution_texts
 from enginewright.runtime.llm import LLM
@@ -36,10 +36,10 @@ class Work:
 class Score:
     """What an engine did: answers or scores. divergence: from the reference, one per text; None for itself."""
 
-    contender: Candidate
+    candidate: Candidate
     work: Work
     answers: Answers | None = None
-    scores: Scores | None = None
+    text_scores: TextScores | None = None
     divergence: tuple[Divergence, ...] | None = None
 
     @property
@@ -60,76 +60,77 @@ class Score:
     @property
     def seconds(self) -> float:
         """The time it took, loading and comparison aside."""
-        measured = self.answers or self.scores
+        measured = self.answers or self.text_scores
         assert measured is not None
         return measured.seconds
 
 
-def prepare(task: Task, contenders: Sequence[Candidate]) -> list[Work]:
+def prepare(task: Task, candidates: Sequence[Candidate]) -> list[Work]:
     """Return each engine's work, all of it checked, so that nothing fails after hours.
 
     Raises:
         RequestError: an engine cannot take the task.
     """
-    for contender in contenders:
-        most = contender.manifest.limits.max_batch
+    for candidate in candidates:
+        most = candidate.manifest.limits.max_batch
         if task.max_batch is not None and task.max_batch > most:
             raise RequestError(
-                f"--max-batch: got {task.max_batch}, expected at most {most}, the limit of {contender.root}"
+                f"--max-batch: got {task.max_batch}, expected at most {most}, the limit of {candidate.root}"
             )
-    context = min(contender.manifest.limits.max_context for contender in contenders)
+    context = min(candidate.manifest.limits.max_context for candidate in candidates)
     if task.data is not None:
         window = context if task.window is None else task.window
         if window > context:
             raise RequestError(f"--window: got {window}, expected at most {context}, the smallest context")
         documents = read_documents(Path(task.data))
-        texts = [document_texts(contender, documents, task.data, window) for contender in contenders]
+        texts = [document_texts(candidate, documents, task.data, window) for candidate in candidates]
         return [Work(texts=tuple(own[: task.limit])) for own in texts]
     problems = pick_problems(task)
-    posed = [tuple(ask_all(contender, problems, context)) for contender in contenders]
+    posed = [tuple(make_questions(candidate, problems, context)) for candidate in candidates]
     if task.asked:
         return [Work(questions=questions) for questions in posed]
     return [Work(questions=questions, texts=tuple(solution_texts(questions))) for questions in posed]
 
 
-def run(task: Task, contenders: Sequence[Candidate], works: Sequence[Work], *, reference: bool) -> Iterator[Score]:
+def run(task: Task, candidates: Sequence[Candidate], works: Sequence[Work], *, reference: bool) -> Iterator[Score]:
     """Yield what each engine does, one loaded after another; with a reference, that is the first and stays loaded."""
-    pairs = list(zip(contenders, works, strict=True))
+    pairs = list(zip(candidates, works, strict=True))
     with ExitStack() as kept:
-        beside: Beside | None = None
+        loaded_reference: LoadedReference | None = None
         if reference:
-            contender, work = pairs.pop(0)
-            llm = kept.enter_context(_load(task, contender))
-            outcome = _measure(task, llm, contender, work, None)
-            yield outcome
-            own = answer_texts(work.questions, outcome.answers) if outcome.answers else work.texts
-            beside = Beside(llm, tuple(own))
-        for contender, work in pairs:
-            with _load(task, contender) as llm:
-                outcome = _measure(task, llm, contender, work, beside)
+            candidate, work = pairs.pop(0)
+            llm = kept.enter_context(_load(task, candidate))
+            score = _measure(task, llm, candidate, work, None)
+            yield score
+            own = answer_texts(work.questions, score.answers) if score.answers else work.texts
+            loaded_reference = LoadedReference(llm, tuple(own))
+        for candidate, work in pairs:
+            with _load(task, candidate) as llm:
+                score = _measure(task, llm, candidate, work, loaded_reference)
             del llm  # frees the engine before the next is loaded
-            yield outcome
+            yield score
 
 
-class Beside(NamedTuple):
+class LoadedReference(NamedTuple):
     """The loaded reference, and the texts on which engines are compared with it."""
 
     llm: LLM
     texts: tuple[Text, ...]
 
 
-def _load(task: Task, contender: Candidate) -> LLM:
+def _load(task: Task, candidate: Candidate) -> LLM:
     return load(  # verified when it was opened
-        contender.root, task.threads, max_batch=task.max_batch, verify=False, backend=task.backend
+        candidate.root, task.threads, max_batch=task.max_batch, verify=False, backend=task.backend
     )
 
 
-def _measure(task: Task, llm: LLM, contender: Candidate, work: Work, beside: Beside | None) -> Score:
-    label = contender.name
+def _measure(task: Task, llm: LLM, candidate: Candidate, work: Work, loaded_reference: LoadedReference | None) -> Score:
+    label = candidate.name
     return Score(
-        contender=contender,
+        candidate=candidate,
         work=work,
         answers=ask(llm, work.questions, label) if task.asked else None,
-        scores=None if task.asked else score_texts(llm, work.texts, label),
-        divergence=beside and tuple(diverge(beside.llm, llm, beside.texts, f"{label} against the reference")),
+        text_scores=None if task.asked else score_texts(llm, work.texts, label),
+        divergence=loaded_reference
+        and tuple(diverge(loaded_reference.llm, llm, loaded_reference.texts, f"{label} against the reference")),
     )
