@@ -125,7 +125,7 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
         llm.close()
         raise UnsupportedError(f"{root}: got other layers than full attention over plain tiles, all alike")
-    tables = engine.scheduler._tables
+    tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
     engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))

@@ -115,7 +115,7 @@ class Side:
     def __init__(self, llm: LLM, batch: int, context: int) -> None:
         assert isinstance(llm.loop.session, CpuSession)
         self.llm, self.batch, self.context = llm, batch, context
-        self._tables, self._session = llm.loop.scheduler._tables, llm.loop.session
+        self._tables, self._session = llm.loop.scheduler.tables, llm.loop.session
         fill(llm, self._session)
         self._advance(np.full(batch, context - TILE_TOKENS))
 

@@ -45,6 +45,19 @@ class Request:
         """How many tokens are known."""
         return self.prompt_tokens
 
+    def move_to(self, row: int, buffer: Ints) -> None:
+        """Move into `row`: copy the known tokens to the start of `buffer`, and keep the tokens there from now on.
+
+        buffer[context] int64: the row's part of the scheduler's table. The request writes each token that it receives to
+        buffer[length]; the scheduler reads the tokens there, and writes nothing but drafts, after them.
+        """
+        buffer[: self.length] = self.tokens[: self.length]
+        self.tokens, self.row = buffer, row
+
+    def move_out(self) -> None:
+        """Leave the row, with the known tokens in an array of the request's own."""
+        self.tokens, self.row = self.tokens[: self.length].copy(), None
+
     def fail(self, error: Exception) -> None:
         """End with `error`, which the owner's next call raises."""
         self.error = error

@@ -14,6 +14,7 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.decoder import Continuation, Emission
 from enginewright.runtime.requests.request import Generation, Request, Scoring
 from enginewright.runtime.scheduling.decode_layout import layout_of
+from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
 from enginewright.runtime.scheduling.step import Ints, Step
 
 
@@ -28,7 +29,7 @@ class Scheduler:
     def __init__(self, tables: TileTables, capacity: Capacity) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._tables = tables
+        self.tables = tables
         self._capacity = capacity
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
         self._known: Ints = np.zeros(capacity.rows, np.int64)
@@ -44,14 +45,25 @@ class Scheduler:
         """Whether there is nothing to run."""
         return not self.running and not self.waiting
 
-    @property
-    def cache_use(self) -> float:
-        """Share of the cache's tiles that running requests hold, of the layers where it is largest."""
-        return self._tables.use
-
     def live(self) -> list[Request]:
         """Every request that has not ended, oldest first."""
         return [*self.running, *self.waiting]
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """Return the state as it is now.
+
+        May be called from any thread. While a step is being scheduled or committed, its parts may be of different moments.
+        """
+        return SchedulerSnapshot(
+            waiting=len(self.waiting),
+            running=len(self.running),
+            rows_in_use=tuple(row for row, holder in enumerate(list(self._requests)) if holder is not None),
+            known=self._known.copy(),
+            held=self.tables.held.copy(),
+            drafts=self._drafts.copy(),
+            free_tiles=self.tables.free_tiles,
+            cache_use=self.tables.use,
+        )
 
     def submit(self, request: Request) -> None:
         """Queue `request` behind those of its priority; it has been checked to fit when alone."""
@@ -75,7 +87,7 @@ class Scheduler:
         if self._repeatable is not None and (step := self._continue(self._repeatable)) is not None:
             return step
         new_tokens = self._divide()
-        while not self._tables.grow(new_tokens):
+        while not self.tables.grow(new_tokens):
             newest = self.running[-1]
             assert newest.row is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
             new_tokens[newest.row] = 0
@@ -84,7 +96,7 @@ class Scheduler:
 
     def commit(self, step: Step, emission: Emission) -> None:
         """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
-        self._tables.advance(
+        self.tables.advance(
             step.new_tokens
             if emission.continuations is None
             else self._commit_continuations(step, emission.continuations)
@@ -117,7 +129,7 @@ class Scheduler:
         """
         if not self._capacity.chunk:
             return drafts
-        size = self._tables.tile_tokens
+        size = self.tables.tile_tokens
         return drafts[: max(size - 2 - (known - 1) % size, 0)]
 
     def _admit(self) -> None:
@@ -127,16 +139,15 @@ class Scheduler:
             keys: list[bytes] = []
             if isinstance(request, Generation) and request.spans:  # a token must be left to compute
                 keys = request.spans[: (request.length - 1) // self._capacity.span]
-            row = self._tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
+            row = self.tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
             self._known[row] = request.length
-            reused = self._tables.admit(row, keys, self._known)
+            reused = self.tables.admit(row, keys, self._known)
             if reused is None:
                 self._known[row] = 0
                 return
             if isinstance(request, Generation) and request.spans:
                 request.note_reuse(reused, self._capacity.span)
-            self._tokens[row, : request.length] = request.tokens[: request.length]
-            request.tokens, request.row = self._tokens[row], row
+            request.move_to(row, self._tokens[row])
             self._requests[row] = request
             self.running.append(self.waiting.popleft())
             self._repeatable = None
@@ -144,14 +155,14 @@ class Scheduler:
     def _publish(self, request: Generation) -> None:
         """Let others find the spans of the prompt that have been computed by now."""
         assert request.row is not None
-        computed = int(self._tables.held[request.row]) // self._capacity.span
+        computed = int(self.tables.held[request.row]) // self._capacity.span
         while request.published < min(computed, len(request.spans)):
-            is_new = self._tables.publish(request.row, request.spans[request.published])
+            is_new = self.tables.publish(request.row, request.spans[request.published])
             request.published = request.published + 1 if is_new else len(request.spans)
 
     def _divide(self) -> Ints:
         """Return how many tokens each row gets in the next step."""
-        pending = self._known + self._drafts - self._tables.held
+        pending = self._known + self._drafts - self.tables.held
         is_decoding = pending <= self._drafts_to_check + 1
         new_tokens = np.where(is_decoding, pending, 0)
         budget = self._capacity.step_tokens - int(new_tokens.sum())
@@ -175,7 +186,7 @@ class Scheduler:
         """
         if not self._capacity.chunk:
             return min(pending, limit)
-        held, size = int(self._tables.held[request.row]), self._tables.tile_tokens
+        held, size = int(self.tables.held[request.row]), self.tables.tile_tokens
         if isinstance(request, Generation) and held < request.prompt_tokens:
             size, pending = self._capacity.chunk, request.prompt_tokens - held
         chunk = min(pending, size - held % size)
@@ -183,7 +194,7 @@ class Scheduler:
 
     def _pack(self, new_tokens: Ints) -> Step:
         """Return the step that computes the next `new_tokens[row]` pending tokens of each row."""
-        held = self._tables.held
+        held = self.tables.held
         starts = np.zeros(len(new_tokens) + 1, np.int32)
         np.cumsum(new_tokens, out=starts[1:])
         row_of = np.repeat(np.arange(len(new_tokens)), new_tokens)
@@ -210,10 +221,10 @@ class Scheduler:
             positions,
             starts,
             sample_rows,
-            tuple(self._tables.sink_copies),
+            tuple(self.tables.sink_copies),
             reads_logits=bool(scored) or not all(request.is_plain_greedy for request in sampled),
         )
-        self._tables.sink_copies.clear()
+        self.tables.sink_copies.clear()
         prefilling = [
             r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and new_tokens[r.row]
         ]
@@ -225,7 +236,7 @@ class Scheduler:
 
     def _decided_rows(self, new_tokens: Ints) -> tuple[Ints, Ints, list[Generation]]:
         """Return which rows get their next token in this step: as 0 or 1 for every row, as row numbers, and their requests."""
-        is_ready = (new_tokens > 0) & (self._tables.held + new_tokens == self._known + self._drafts)
+        is_ready = (new_tokens > 0) & (self.tables.held + new_tokens == self._known + self._drafts)
         rows = np.flatnonzero(is_ready)
         requests = [self._requests[row] for row in rows.tolist()]
         sampled = [request for request in requests if isinstance(request, Generation)]
@@ -242,7 +253,7 @@ class Scheduler:
         scored, token_rows = list[tuple[Scoring, int, int]](), list[Ints]()
         for request in self.running:
             if isinstance(request, Scoring) and (count := int(new_tokens[request.row])):
-                scored.append((request, int(self._tables.held[request.row]), count))
+                scored.append((request, int(self.tables.held[request.row]), count))
                 token_rows.append(np.arange(count) + starts[request.row])
         return scored, token_rows
 
@@ -264,7 +275,7 @@ class Scheduler:
         layout = layout_of((self._drafts_to_check + last.ready).tobytes())
         if not self._has_tiles(last, layout.new_tokens, layout.longest):
             return None
-        positions = self._tables.held[layout.rows] + layout.places
+        positions = self.tables.held[layout.rows] + layout.places
         packed = PackedStep(
             self._tokens[layout.rows, positions],
             positions,
@@ -282,23 +293,22 @@ class Scheduler:
     def _has_tiles(self, last: Step, new_tokens: Ints, longest: int) -> bool:
         """Whether the rows of `last` have tiles for `new_tokens` more tokens, `longest` at most, now."""
         if self._tokens_with_tiles < longest:
-            if not self._tables.grow(new_tokens):
+            if not self.tables.grow(new_tokens):
                 return False
-            self._tokens_with_tiles = self._tables.tokens_before_tiles(last.rows)
+            self._tokens_with_tiles = self.tables.tokens_before_tiles(last.rows)
         self._tokens_with_tiles -= longest
         return True
 
     def _preempt(self, request: Request) -> None:
         """Take row and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
-        request.tokens = request.tokens[: request.length].copy()
         self._vacate(request)
         self.waiting.appendleft(request)
 
     def _vacate(self, request: Request) -> None:
         assert request.row is not None
-        self._tables.release(request.row)
+        self.tables.release(request.row)
         self._known[request.row] = self._drafts[request.row] = self._drafts_to_check[request.row] = 0
         self._requests[request.row] = None
-        request.row = None
+        request.move_out()
         self.running.remove(request)
         self._repeatable = None

@@ -253,12 +253,11 @@ class Server:
     def _report(self, now: float) -> None:
         """Publish the metrics."""
         self._next_report = now + _REPORT_SECONDS
-        scheduler = self.llm.loop.scheduler
-        running = len(scheduler.running)
-        waiting = max(len(self._live) - running, 0)
-        values = self.counters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
+        state = self.llm.loop.scheduler.snapshot()
+        waiting = max(len(self._live) - state.running, 0)  # those that have not reached the scheduler yet, too
+        values = self.counters.report(now, cache_use=state.cache_use, running=state.running, waiting=waiting)
         self._publisher.publish(values)
-        self._is_settled = values == self._reported and not running
+        self._is_settled = values == self._reported and not state.running
         self._reported = values
 
 
