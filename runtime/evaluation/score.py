@@ -1,4 +1,4 @@
-"""Runs one engine on its task, and loaded_reference the reference where there is one: everything measured, nothing summed up."""
+"""Runs engines on a task, one after another, and measures their answers, scores and divergence item by item."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from enginewright.runtime.loader import load
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What an engine has to do: questions to answer, or texts to score."""
+    """The items of a task for one engine, in its own tokens; created by `prepare`.
+
+    questions: the questions that it answers; also there where it scores the worked solutions instead.
+    texts: the texts that it scores.
+    """
 
     questions: tuple[Question, ...] = ()
     texts: tuple[Text, ...] = ()
@@ -34,7 +38,14 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What an engine did: answers or scores. divergence: from the reference, one per text; None for itself."""
+    """The measurements of one engine, item by item; created by `run`.
+
+    candidate: the engine.
+    work: its items.
+    answers: its answers, where it was asked.
+    text_scores: its scores of the texts, where it was not asked.
+    divergence: its divergence from the reference, one for each text; None without a reference, and for the reference.
+    """
 
     candidate: Candidate
     work: Work
@@ -44,7 +55,7 @@ class Score:
 
     @property
     def contexts(self) -> NDArray[np.int64]:
-        """How many tokens lie before each decoded or scored token: what the step that decides it sees."""
+        """For each decoded or scored token, the number of tokens before it, which the step that decides it sees."""
         if self.answers is not None:
             pairs = zip(self.work.questions, self.answers.answers, strict=True)
             spans = [(len(q.prompt), len(q.prompt) + len(a.tokens)) for q, a in pairs]
@@ -54,19 +65,19 @@ class Score:
 
     @property
     def tokens(self) -> int:
-        """Generated, or read to score."""
+        """Number of tokens generated, or read to score texts."""
         return sum(len(text.tokens) - 1 for text in self.work.texts) if self.answers is None else self.answers.tokens
 
     @property
     def seconds(self) -> float:
-        """The time it took, loading and comparison aside."""
+        """Seconds that it took, without loading and without the comparison with the reference."""
         measured = self.answers or self.text_scores
         assert measured is not None
         return measured.seconds
 
 
 def prepare(task: Task, candidates: Sequence[Candidate]) -> list[Work]:
-    """Return each engine's work, all of it checked, so that nothing fails after hours.
+    """Return the work of each engine, after checking all of it, so that nothing fails after hours.
 
     Raises:
         RequestError: an engine cannot take the task.
@@ -93,7 +104,10 @@ def prepare(task: Task, candidates: Sequence[Candidate]) -> list[Work]:
 
 
 def run(task: Task, candidates: Sequence[Candidate], works: Sequence[Work], *, reference: bool) -> Iterator[Score]:
-    """Yield what each engine does, one loaded after another; with a reference, that is the first and stays loaded."""
+    """Yield the score of each engine; the engines are loaded one after another.
+
+    reference: whether the first engine is the reference, which stays loaded while the others are compared with it.
+    """
     pairs = list(zip(candidates, works, strict=True))
     with ExitStack() as kept:
         loaded_reference: LoadedReference | None = None
@@ -112,14 +126,18 @@ def run(task: Task, candidates: Sequence[Candidate], works: Sequence[Work], *, r
 
 
 class LoadedReference(NamedTuple):
-    """The loaded reference, and the texts on which engines are compared with it."""
+    """The reference engine, loaded; created by `run`.
+
+    llm: the engine.
+    texts: the texts on which the other engines are compared with it.
+    """
 
     llm: LLM
     texts: tuple[Text, ...]
 
 
 def _load(task: Task, candidate: Candidate) -> LLM:
-    return load(  # verified when it was opened
+    return load(  # its files were verified when it was opened
         candidate.root, task.threads, max_batch=task.max_batch, verify=False, backend=task.backend
     )
 

@@ -8,20 +8,20 @@
     D:append 30,20 55 68 93 42 30
     Answer: 20 55 68 93 42 30.
 
-left moves the first item to the end, right the last one to the front; swap exchanges two places, remove empties one,
-both counted from 1.
+left moves the first item to the end, right the last item to the front. swap exchanges the items at two places, remove takes
+out the item at one place; places count from 1.
 """
 
 import random
 import string
 
 STEPS = {"standard": (3, 7), "hard": (23, 26)}  # 26 letters name the steps
-PRACTISED = {"standard": 7, "hard": 26}  # most steps of a problem trained on
+PRACTISED = {"standard": 7, "hard": 26}  # the most steps of a problem in training
 SHORTEST, LONGEST = 5, 6
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
+    """Return (question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
     start = _join(items)
     told, lines = [], []
@@ -33,10 +33,10 @@ def lists(rng: random.Random, steps: int) -> tuple[str, str]:
 
 
 def apply_operation(operation: str, items: list[int]) -> list[int]:
-    """A new list: `items` after an operation such as "swap 2 3".
+    """Return `items` after an operation such as "swap 2 3", as a new list.
 
     Raises:
-        ValueError: an unknown operation.
+        ValueError: the operation is unknown.
     """
     name, *numbers = operation.split()
     operands = [int(number) for number in numbers]
@@ -59,7 +59,7 @@ def apply_operation(operation: str, items: list[int]) -> list[int]:
 
 
 def _operation(rng: random.Random, items: list[int]) -> str:
-    """An operation that keeps the items different and their number within bounds."""
+    """Return an operation that keeps the items different, and their number within bounds."""
     choices = ["reverse", "left", "right", "swap"] * 2
     choices += ["remove"] * (len(items) > SHORTEST) + ["append"] * (len(items) < LONGEST)
     match rng.choice(choices):

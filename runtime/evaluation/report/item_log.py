@@ -1,4 +1,4 @@
-"""Every engine's every problem or text as a line of JSON, for whoever wants to look closer."""
+"""Writes the result of every item, a problem or a text, as a line of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginewright.runtime.evaluation.score import Score
 
 
 def write(scores: list[Score], path: Path) -> None:
-    """Write the records of all engines; `kl` is from the first of them, where that is the reference."""
+    """Write a line for each item of each engine; `mean_kl` is the divergence from the reference, the first engine."""
     with path.open("w", encoding="utf-8") as f:
         for score in scores:
             for record in _records(score, scores[0]):

@@ -1,4 +1,4 @@
-"""What was measured, summed up: estimates with intervals, and which differences are differences."""
+"""Sums up measurements as a report: estimates with intervals, and the differences that the intervals confirm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from enginewright.runtime.evaluation.texts import Text
 
 
 def summarise(task: Task, scores: Sequence[Score], *, reference: bool) -> Report:
-    """Return the report; differences are from the first engine, which is the reference where there is one."""
+    """Return the report; differences are from the first engine, which is the reference if there is one."""
     first = scores[0]
     return Report(
         suite=task.suite,
@@ -91,7 +91,7 @@ def _likelihood(score: Score, seed: int) -> Likelihood:
 
 
 def _sums(score: Score) -> tuple[list[float], list[float], list[float]]:
-    """Return nats, tokens and bytes of each draw."""
+    """Return the nats, the tokens and the bytes of each draw."""
     assert score.text_scores is not None
     sums: dict[int, list[float]] = {}
     for text, each in zip(score.work.texts, score.text_scores.nats, strict=True):
@@ -125,7 +125,7 @@ def _agreement(score: Score, first: Score, seed: int) -> Agreement:
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
-    """Return how many tokens are the same before the sequences part, None where they are the same to the end."""
+    """Return the number of equal tokens at the beginning; None where the sequences are the same to the end."""
     if tuple(ours) == tuple(theirs):
         return None
     pairs = zip(ours, theirs, strict=False)
@@ -133,7 +133,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 
 
 def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[list[intervals.Floats], list[int]]:
-    """Return each draw's KL per token, and how many of its tokens agree."""
+    """Return the KL of each draw's tokens, and how many of its tokens agree."""
     kl: dict[int, list[intervals.Floats]] = {}
     hits: Counter[int] = Counter()
     for draw, divergence in zip(draws, divergences, strict=True):
@@ -143,7 +143,7 @@ def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[l
 
 
 def _difference(score: Score, first: Score, seed: int) -> Difference | None:
-    """Return the difference in accuracy or in nats per token; None where the tokens are not the same ones."""
+    """Return the difference in accuracy or in nats per token; None where the engines scored different tokens."""
     mcnemar = None
     if score.answers is not None and first.answers is not None:
         pairs = [(a.correct, b.correct) for a, b in zip(score.answers.answers, first.answers.answers, strict=True)]
@@ -168,4 +168,4 @@ def _tokens(texts: Sequence[Text]) -> list[tuple[int, ...]]:
 
 
 def _exponential(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond, a float has no room
+    return math.exp(min(nats, 700.0))  # beyond this, the result does not fit into a float
