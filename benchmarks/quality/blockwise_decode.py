@@ -26,7 +26,7 @@ from benchmarks.quality.cache_accuracy import Cache
 from benchmarks.quality.cache_codecs import Codec, Doubles, Floats
 from benchmarks.quality.quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from enginewright.plugins.ops.tiles import TILE_TOKENS
-from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.candidates import Candidate
@@ -148,7 +148,7 @@ class Reading:
 
 
 def read_texts(
-    contender: Candidate, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
+    candidate: Candidate, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
 ) -> list[CacheErrors]:
     """Return what each cache does to the texts, the exact one that they are all compared with aside.
 
@@ -161,11 +161,11 @@ def read_texts(
     errors = [
         CacheErrors(cache=cache, static=TileErrors(), accumulated=TileErrors(), kl={}, agreed=[])
         for cache in caches
-        if cache.codec is not None or cache.engine != contender.root
+        if cache.codec is not None or cache.engine != candidate.root
     ]
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        reader = opened.enter_context(Reader(contender.root, folder / "tapped", threads))
+        reader = opened.enter_context(Reader(candidate.root, folder / "tapped", threads))
         engines = {
             each.cache.name: opened.enter_context(load(each.cache.engine, threads, max_batch=1, verify=False))
             for each in errors
@@ -191,7 +191,7 @@ class Reader:
         self._scales = expose(engine, folder)
         self._llm = open_quantised(folder, None, threads=threads, max_batch=1)
         session = self._llm.loop.session
-        assert isinstance(session, QuantisedSession) and isinstance(session.inner, OrtSession)
+        assert isinstance(session, QuantisedSession) and isinstance(session.inner, CpuSession)
         self._session = session
         self._taps = session.inner = TappedSession(session.inner, TILE_TOKENS)
 

@@ -39,7 +39,7 @@ from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, held_out_problems
-from enginewright.runtime.evaluation.questions import ask_all
+from enginewright.runtime.evaluation.questions import make_questions
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
 
 NAME = "benchmarks.quality.kv_caches"
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     args = parse_arguments(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = args.fp16 or build(args.model, Path(folder) / "fp16", args)
-        contender = open_candidates([str(root)], None)[0]
+        candidate = open_candidates([str(root)], None)[0]
         caches = [
             Cache(
                 name=name,
                 engine=root,
-                manifest=contender.manifest,
+                manifest=candidate.manifest,
                 codec=None if name == "fp16" else parse_codec(name, args.exact_layers),
             )
             for name in args.caches.split(",")
@@ -69,12 +69,12 @@ def main(arguments: Sequence[str]) -> int:
         engines = open_candidates([str(path) for path in args.engine], None) if args.engine else []
         caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
-            errors = read_texts(contender, caches, pick_texts(contender, args), args.threads)
+            errors = read_texts(candidate, caches, pick_texts(candidate, args), args.threads)
             save(args.json, norms_json(errors))
             save_results(args.results, NAME, arguments, norms_figures(errors))
             print(norms_table(errors))
             return 0
-        questions = ask_all(contender, pick_problems(args), contender.manifest.limits.max_context)
+        questions = make_questions(candidate, pick_problems(args), candidate.manifest.limits.max_context)
         results = []
         for result in measure(caches, questions, threads=args.threads, max_batch=args.max_batch):
             share = f"{100 * result.accuracy().value:.1f} %"
@@ -150,11 +150,11 @@ def pick_problems(args: argparse.Namespace) -> list[Problem]:
     return [p for kind in args.kinds.split(",") for p in held_out_problems(kind, args.level, args.count, args.seed)]
 
 
-def pick_texts(contender: Candidate, args: argparse.Namespace) -> list[Text]:
+def pick_texts(candidate: Candidate, args: argparse.Namespace) -> list[Text]:
     """Return windows of --data, or problems with their solutions."""
     if args.data is None:
-        return solution_texts(ask_all(contender, pick_problems(args), contender.manifest.limits.max_context))
-    return document_texts(contender, read_documents(Path(args.data)), args.data, args.window)[: args.count]
+        return solution_texts(make_questions(candidate, pick_problems(args), candidate.manifest.limits.max_context))
+    return document_texts(candidate, read_documents(Path(args.data)), args.data, args.window)[: args.count]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The inputs and outputs of a served engine: declared in config.pbtxt, read and written by the model.
+"""The inputs and outputs of a served engine: config.pbtxt declares them, the model reads and writes them.
 
-The names are those that users of Triton's LLM backends and of `generate` and `generate_stream` know. Standard library only.
+Their names are those of Triton's LLM backends and of its endpoints `generate` and `generate_stream`. This module imports
+the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ DataType: TypeAlias = Literal["STRING", "BOOL", "INT64", "UINT64", "FP32"]
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One tensor. type: Triton's name, without its TYPE_. dims: (1,) for one value, (-1,) for a list."""
+    """An input or output tensor.
+
+    name: its name in config.pbtxt.
+    type: Triton's name of its type, without the prefix TYPE_.
+    dims: (1,) for a single value, (-1,) for a list.
+    """
 
     name: str
     type: DataType
@@ -45,10 +51,10 @@ INPUTS = (
     Port("end_id", "INT64", (-1,)),
     Port("random_seed", "UINT64"),
 )
-"""All optional, but one of the first three. steering: reserved for function vectors."""
+"""All are optional, except that one of the first three must be given. steering: reserved for function vectors."""
 
 ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
-"""Names of other backends -> ours."""
+"""Name in another backend -> our name."""
 
 PROMPTS = ("text_input", "input_ids", "messages")
 
@@ -67,7 +73,7 @@ SAMPLING = (
     ),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-"""Inputs that are fields of Sampling by the same name."""
+"""Inputs that are fields of Sampling with the same name."""
 
 OUTPUTS = (
     Port("text_output", "STRING"),
@@ -79,11 +85,14 @@ OUTPUTS = (
     Port("top_token_ids", "INT64", (-1, -1)),
     Port("top_logprobs", "FP32", (-1, -1)),
 )
-"""The first two are in every response of a stream, finish_reason and the counts in the last one; the others when asked for."""
+"""The first two are in every response of a stream, finish_reason and the counts in the last one alone.
+
+The log-probabilities are there if the request asks for them.
+"""
 
 ENGINE = "engine"
-"""Folder of the engine directory, beside model.py."""
+"""Name of the engine directory, which lies next to model.py."""
 
 MAX_QUEUE, BACKEND = "max_queue", "backend"
 LOAD_OPTIONS = ("threads", "max_batch", "cache_tokens", "prefill_chunk")
-"""Parameters in config.pbtxt: of the queue; the backend's name and whole numbers for `load`."""
+"""Parameters in config.pbtxt: the length of the queue, the backend's name, and whole numbers for `load`."""

@@ -183,7 +183,7 @@ def test_a_waiting_request_of_a_lower_number_runs_first(make_toy: Make) -> None:
 
 def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=3, cache_tokens=80)
-    full = llm.loop.scheduler._tables.free_tiles
+    full = llm.loop.scheduler.snapshot().free_tiles
     failures: list[object] = []
 
     def work(number: int) -> None:
@@ -204,7 +204,7 @@ def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
         thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
     llm.close()
-    assert llm.loop.scheduler._tables.free_tiles == full
+    assert llm.loop.scheduler.snapshot().free_tiles == full
 
 
 def test_a_handle_may_be_read_twice_and_after_the_end(make_toy: Make) -> None:

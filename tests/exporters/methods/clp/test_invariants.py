@@ -120,7 +120,7 @@ def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
     def spy(step: PackedStep) -> Outputs:
         outputs = run_step(step)
         brought.append(len(step.input_ids))
-        held.append(int(llm.loop.scheduler._tables.kv_lens[0, 0, 0]))
+        held.append(int(llm.loop.scheduler.tables.kv_lens[0, 0, 0]))
         pools[:] = cached(llm)
         return outputs
 
@@ -132,7 +132,7 @@ def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
 
 def cached(llm: LLM) -> list[Pool]:
     """The keys and values of the first row, [context, Hkv, D] of each layer."""
-    tables, buffers = llm.loop.scheduler._tables, llm.loop.session._buffers  # type: ignore[attr-defined]
+    tables, buffers = llm.loop.scheduler.tables, llm.loop.session._buffers  # type: ignore[attr-defined]
     pools = []
     for i, layer in enumerate(llm.manifest.cache.layers):
         tiles = buffers[f"kv.{i}.tiles"][tables.tile_table[i, 0]].reshape(-1, layer.tile_bytes)
