@@ -25,7 +25,7 @@ ARROWS = {
         "plugins.libraries.scale_sweep",
         "runtime.artifact",
         "runtime.errors",
-        "runtime.host",
+        "runtime.machine",
     },
     "builders": {
         "plugins",
@@ -34,7 +34,7 @@ ARROWS = {
         "runtime.backends.onnxruntime.load_errors",
         "runtime.cache.capacity",
         "runtime.errors",
-        "runtime.host",
+        "runtime.machine",
         "runtime.triton.ports",
     },
     "runtime": {"plugins.libraries", "plugins.ops"},
@@ -56,7 +56,7 @@ COLUMNS = {
         ("backends",),
         ("requests", "cache"),
         ("text", "cli"),
-        ("artifact", "host"),
+        ("artifact", "machine"),
         ("errors",),
     ),
     "builders": (

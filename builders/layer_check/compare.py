@@ -22,8 +22,8 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from enginewright.builders.layer_check.residual_stream import find_residual_stream
 from enginewright.builders.tensorrt.build import rewrite
 from enginewright.builders.tensorrt.graph_file import data_path, save_rewritten
-from enginewright.builders.tensorrt.module import device_compute, open_module
 from enginewright.builders.tensorrt.network import PlanBuilder
+from enginewright.builders.tensorrt.python_module import device_compute, open_module
 from enginewright.runtime.artifact.decoder_graph import dense_inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS

@@ -22,7 +22,7 @@ from enginewright.exporters.methods.clp.states import TokenSequence
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.problems import training_problems
-from enginewright.runtime.host import physical_cores
+from enginewright.runtime.machine import physical_cores
 
 PROBLEMS = "reasoning"
 TEXT_LENGTH, PROBLEM_LENGTH = 128, 1536

@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.host import physical_cores
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
+from enginewright.runtime.machine import physical_cores
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepTiming
 

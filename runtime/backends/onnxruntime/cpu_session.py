@@ -27,7 +27,7 @@ from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 BACKEND = "onnxruntime"
 _ALIGNMENT = 4096
