@@ -36,7 +36,8 @@ class ActivationStream:
     name: quantized or float.
     states: the hidden states [b, T, d] that enter the block, batch by batch.
     scratch: the folder for the kept inputs and outputs of parts.
-    dtype, device: of the tensors that are read.
+    dtype: of the tensors that are kept.
+    device: the device that tensors are read to.
     block: the block with this stream's weights; set by `begin`.
     calls: the block's call for every batch; set by `begin`.
     schedule: the block's; set by `begin`.

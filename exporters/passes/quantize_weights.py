@@ -24,7 +24,8 @@ class _Blocks:
 
     codes: the graph value of the packed codes.
     scales: the graph value of the scales.
-    n, k: rows and columns of the matrix.
+    n: rows of the matrix.
+    k: columns of the matrix.
     bits: of a stored code.
     block_size: columns that share a scale.
     """

@@ -24,7 +24,7 @@ WeightForm = tuple[int, int, int]  # (bits, group size, input axis)
 class QuantizedRows:
     """A quantised matrix of n rows and k columns, whose element i, j is scales[i, j // group_size] * codes[i, j].
 
-    A method that quantises creates it. Rows are outputs, columns inputs.
+    `open_block` creates it from the results of a method that quantises. Rows are outputs, columns inputs.
 
     bits: 2 to 8; codes lie in -2^(bits - 1) .. 2^(bits - 1) - 1.
     group_size: columns that share a scale, a divisor of k.

@@ -33,7 +33,7 @@ MOST_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
-    """Sizes of a set of heads; training creates it.
+    """Sizes of a set of heads; `tune` and `medusa.convert` create it.
 
     hidden_size: d, of the backbone's states.
     vocab_size: V, of the backbone.
@@ -79,7 +79,7 @@ class HeadShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """The model that heads were trained on; training creates it.
+    """The model that heads were trained on; `tune` and `medusa.convert` create it.
 
     name: of the checkpoint.
     sha256: `hash_of` the checkpoint.

@@ -60,10 +60,14 @@ class Options:
     label_source: whether the classifier counts a head as right when it gives the text's token (data) or the backbone's.
     head_hidden: width of a head's hidden layer; None: half the backbone's.
     classes: of the classifier; None: k.
-    epochs, rate, weight_decay: of the heads' training.
-    batch: texts in one step of the heads' training.
-    classifier_epochs, classifier_rate, classifier_weight_decay: of the classifier's training.
-    classifier_batch: positions in one step of the classifier's training.
+    epochs: over the texts, for the heads.
+    rate: learning rate of the heads.
+    weight_decay: of the heads.
+    batch: texts in one step for the heads.
+    classifier_epochs: over the texts that the heads do not see, for the classifier.
+    classifier_rate: learning rate of the classifier, at the start of its schedule.
+    classifier_weight_decay: of the classifier.
+    classifier_batch: positions in one step for the classifier.
     held_out: share of the texts that the heads do not see. The classifier learns from one half of them, and the report is
         about the other.
     seed: of the weights, and of the order of texts.

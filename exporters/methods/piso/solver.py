@@ -194,7 +194,8 @@ def best_cells(
     target: p [C, g].
     block: H [g, g] or its diagonal [g].
     grid: float64.
-    signed, refit: as in `solve`.
+    signed: as in `solve`.
+    refit: as in `solve`.
 
     A row without an open cell gets the scale that gives its largest weight the largest code.
     """
