@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(map(len, described))
         print("\n".join(f"{name:{width}}  {each['gives']}" for name, each in described.items()))
         print(
-            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; options: enginewright methods NAME"
+            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options.\n"
+            "Depth-Attention needs no option: a checkpoint's config asks for it (docs/methods/depth_attention.md)."
         )
     return 0
 

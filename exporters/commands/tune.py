@@ -104,7 +104,7 @@ def _texts(arguments: argparse.Namespace) -> Iterator[TokenSequence]:
     length = arguments.length or (PROBLEM_LENGTH if is_problems else TEXT_LENGTH)
     documents = [] if is_problems else read_documents(Path(arguments.data))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ExportError(f"{arguments.model}: got no tokenizer that transformers can read ({e})") from e
     for document in _problems(tokenizer, arguments.seed) if is_problems else documents:

@@ -1,4 +1,4 @@
-"""What torch and ONNX learn of the ops from their declarations."""
+"""The ops as torch and ONNX know them, against their declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models are refused before any work, and with what reason."""
+"""Models that are refused before any work, with the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of engines with extra heads whatever the heads guess, and what holds where all guesses are right.
+"""Invariants of engines with extra heads: those that hold for any guesses, and those that hold where all are right.
 
 The heads are made by hand: silent ones, ones that always say the same token, and ones that remember the model's own answer.
 """
@@ -86,7 +86,7 @@ def stubborn(tensors: dict[str, np.ndarray]) -> None:
 
 
 def knowing(backbone: Backbone) -> Edit:
-    """Heads that say what the model is about to say behind PROMPT: a least-squares fit through its own states."""
+    """Heads that predict the tokens that the model will give after PROMPT: a least-squares fit through its own states."""
     reference, tokens = load_reference(str(backbone.model), ()), [*PROMPT, *backbone.answer]
     with torch.no_grad():
         states = reference.model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy()
