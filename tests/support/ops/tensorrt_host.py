@@ -6,19 +6,18 @@ kernels: what they start: "emulated", or "cuda" for those that a GPU runs.
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 
-from enginewright.plugins.build import build_tensorrt_tests
+from enginewright.plugins.build import OBJECTS, build_tensorrt_tests
 from enginewright.plugins.libraries.locate import file_name
 from enginewright.plugins.ops.registry import OPS
 from tests.support.kernels.device import GUARD_BYTES, POISON, from_bits, to_bits
+from tests.support.once import locked
 
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bfloat16": 7, "int64": 8}
 """TensorRT's numbers of element types."""
@@ -56,9 +55,8 @@ class _Tensor(ctypes.Structure):
 @cache
 def built_folder(kernels: str = "emulated") -> Path:
     """Where `enginewright_trt_test` and the libraries are, built."""
-    if shutil.which("cmake") is None:
-        pytest.skip("needs cmake")
-    return build_tensorrt_tests(cuda=kernels == "cuda")
+    with locked(OBJECTS / f"{kernels}.lock"):  # processes of pytest-xdist
+        return build_tensorrt_tests(cuda=kernels == "cuda")
 
 
 def plugin_library() -> Path:
