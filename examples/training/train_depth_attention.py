@@ -24,8 +24,8 @@ from torch.nn import functional
 from train_text_model import batches
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from enginewright.exporters.methods.depth_attention.reference import add_depth_attention, mix_by_softmax, mix_evenly
-from enginewright.exporters.methods.depth_attention.rule import Mix, read_depth_attention
+from enginewright.exporters.features.depth_attention.reference import add_depth_attention, mix_by_softmax, mix_evenly
+from enginewright.exporters.features.depth_attention.rule import Mix, read_depth_attention
 
 VARIANTS: dict[str, Mix | None] = {"vanilla": None, "uniform mix": mix_evenly, "Depth-Attention": mix_by_softmax}
 VOCAB_SIZE, CONTEXT_LENGTH = 2048, 1024

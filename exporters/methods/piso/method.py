@@ -30,7 +30,7 @@ from enginewright.exporters.calibration.atomic_files import disk_errors, replace
 from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate, check_layers
 from enginewright.exporters.calibration.linear_group import Calibration, Compute, LinearGroup, Objective
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.methods.piso.layer import quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import stored_form

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.backbone_states import TokenSequence, compute_states
 from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
 from enginewright.exporters.methods.clp.heads import classifier_loss
-from enginewright.exporters.methods.clp.states import TokenSequence, compute_states
 from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError

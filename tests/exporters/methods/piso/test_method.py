@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
 from enginewright.exporters.calibration import LinearGroup
-from enginewright.exporters.checkpoint_formats.writer import export_checkpoint
+from enginewright.exporters.checkpoint_export.writer import export_checkpoint
 from enginewright.exporters.methods.piso import method
 from enginewright.exporters.methods.piso.method import Config
 from enginewright.exporters.methods.piso.solver import int_grid, solve

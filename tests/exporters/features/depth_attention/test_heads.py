@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from enginewright.exporters.build import build
 from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.backbone_states import States, TokenSequence, compute_states
 from enginewright.exporters.methods.clp.head_set import read_head_set
 from enginewright.exporters.methods.clp.method import Config
-from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
 from enginewright.exporters.methods.clp.train import Options, tune
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe

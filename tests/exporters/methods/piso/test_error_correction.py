@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.exporters.methods.piso.solver import best_cells, int_grid
 
 pytestmark = pytest.mark.native

@@ -17,13 +17,13 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods.depth_attention.reference import (
+from enginewright.exporters.features.depth_attention.reference import (
     Base,
     add_depth_attention,
     mix_by_softmax,
     mix_evenly,
 )
-from enginewright.exporters.methods.depth_attention.rule import DepthAttention, DepthMixer, Mix, read_depth_attention
+from enginewright.exporters.features.depth_attention.rule import DepthAttention, DepthMixer, Mix, read_depth_attention
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.parity import compare

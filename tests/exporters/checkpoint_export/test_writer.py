@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from enginewright.exporters.checkpoint_formats import writer
+from enginewright.exporters.checkpoint_export import writer
 from enginewright.exporters.methods import registry
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.piso_reference import GROUPS_OF_4, example
 
