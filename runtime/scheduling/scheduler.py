@@ -35,9 +35,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.tables = tables
         self._capacity = capacity
-        self._tokens: Ints = np.zeros(
-            (capacity.rows, capacity.context), np.int64
-        )  # of each row, known ones, then drafts
+        # known tokens of each row, then its drafts
+        self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
         self._known: Ints = np.zeros(capacity.rows, np.int64)  # number of known tokens of each row
         self._drafts: Ints = np.zeros(capacity.rows, np.int64)  # number of drafts of each row
         # how many tokens at each row's end the model judges in the next step: its drafts, or guesses that became tokens
