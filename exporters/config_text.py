@@ -6,6 +6,7 @@ A config is a frozen dataclass; its fields are the keys, their types the values'
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -64,3 +65,16 @@ def _from_text(hint: Any, value: Any) -> Any:
         except ValueError:
             return value  # `parse` names the field and the type it expects
     return value
+
+
+def describe_fields(cls: type) -> tuple[str, dict[str, str]]:
+    """Return the beginning of a dataclass's docstring, and its text on each field: after `name:` or `name, name:`."""
+    text = "\n".join(line.strip() for line in (cls.__doc__ or "").splitlines())
+    names = "|".join(re.escape(field.name) for field in dataclasses.fields(cls))
+    # a field's name opens a line or a sentence
+    parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text, flags=re.MULTILINE)
+    told = {}
+    for heads, doc in zip(parts[1::2], parts[2::2], strict=True):
+        for name in heads.split(", "):
+            told[name] = " ".join(doc.split()).removesuffix(".")
+    return parts[0].strip().removesuffix("Attributes:").strip(), told

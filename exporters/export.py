@@ -31,13 +31,13 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.version import package_version
 from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 DECODER = "graphs/decoder.onnx"

@@ -47,6 +47,14 @@ class LLM:
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
+    def __repr__(self) -> str:
+        model, sizes = self.manifest.model, self.capacity
+        weights = self.manifest.weights.get("kind", self.manifest.dtype)
+        return (
+            f"<LLM {self.manifest.name}: {model.family}, {model.parameters / 1e6:.4g}M parameters, {weights} weights, "
+            f"{self.manifest.cache.kind} cache, up to {sizes.rows} requests of {sizes.context} tokens>"
+        )
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:

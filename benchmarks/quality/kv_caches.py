@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,7 +43,6 @@ from enginewright.runtime.evaluation.questions import make_questions
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
 
 NAME = "benchmarks.quality.kv_caches"
-ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("kivi", "hadamard-token", "hadamard-channel", "rtn")
 CACHES = (
     *("fp16", "kvarn-k8v8", "kvarn-k4v4"),
@@ -133,9 +131,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     """Build the engine that all simulated caches share."""
-    command = [sys.executable, str(ROOT / "build_engine.py"), "--model", model, "--output", str(output)]
-    limits = ["--max-batch", str(args.max_batch), "--max-context", str(args.max_context)]
-    subprocess.run([*command, "--kv-bits", "16", *limits], check=True, stdout=subprocess.DEVNULL)
+    from enginewright.exporters.build import build as build_engine
+    from enginewright.exporters.recipe import Recipe
+
+    recipe = Recipe(kv_bits=16, max_batch=args.max_batch, max_context=args.max_context)
+    build_engine(model, output, recipe, "onnxruntime")
     return output
 
 

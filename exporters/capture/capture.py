@@ -21,8 +21,7 @@ from enginewright.exporters.capture.attention_hook import (
 )
 from enginewright.exporters.capture.cache_formats import CacheFormat, Tensors
 from enginewright.exporters.capture.signature import (
-    SAMPLES,
-    TOKENS,
+    EXAMPLE,
     dynamic_shapes,
     example_inputs,
     name_signature,
@@ -113,8 +112,8 @@ def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
     config = decoder.model.config
     trace = Trace(config, decoder.cache, decoder.mixer)
     with traceable(), tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
-        ids = zeros(torch.int64, TOKENS)
-        decoder.run_model(ids, ids, zeros(torch.int64, SAMPLES))
+        ids = zeros(torch.int64, EXAMPLE["T"])
+        decoder.run_model(ids, ids, zeros(torch.int64, EXAMPLE["N"]))
     expected = config.num_hidden_layers
     if sorted(trace.layers) != list(range(expected)):
         raise UnsupportedError(

@@ -38,8 +38,8 @@ from enginewright.exporters.methods.registry import METHODS, Applied, check_mode
 from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.version import package_version
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors, "modelopt": modelopt}

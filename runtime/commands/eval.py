@@ -1,4 +1,4 @@
-"""`enginewright eval`: what an engine gets right, and how far it is from another one."""
+"""`enginewright eval`: the quality of engines, and their distance from a reference engine."""
 
 from __future__ import annotations
 

@@ -49,6 +49,15 @@ class Completion:
     guessed_tokens: int = 0
     agreed_tokens: int = 0
 
+    def __repr__(self) -> str:
+        """Return the text, the finish reason and the counts of tokens, which a reader at a Python prompt looks for first."""
+        parts = [repr(self.text), self.finish_reason, f"{len(self.token_ids)} tokens after {self.prompt_tokens}"]
+        if self.reused_tokens:
+            parts.append(f"{self.reused_tokens} reused")
+        if self.guessed_tokens:
+            parts.append(f"{self.agreed_tokens} of {self.guessed_tokens} guesses agreed")
+        return f"Completion({', '.join(parts)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:

@@ -11,8 +11,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.host import physical_cores
 from enginewright.runtime.loader import load
+from enginewright.runtime.machine import physical_cores
 from enginewright.runtime.triton.metric_publisher import open_publisher
 from enginewright.runtime.triton.ports import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
 from enginewright.runtime.triton.served_request import read_request

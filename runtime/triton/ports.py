@@ -13,7 +13,7 @@ DataType: TypeAlias = Literal["STRING", "BOOL", "INT64", "UINT64", "FP32"]
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class ServedPort:
     """An input or output tensor.
 
     name: its name in config.pbtxt.
@@ -27,29 +27,29 @@ class Port:
 
 
 INPUTS = (
-    Port("text_input", "STRING"),
-    Port("input_ids", "INT64", (-1,)),
-    Port("messages", "STRING"),
-    Port("max_tokens", "INT64"),
-    Port("stream", "BOOL"),
-    Port("stop", "STRING", (-1,)),
-    Port("stop_token_ids", "INT64", (-1,)),
-    Port("ignore_eos", "BOOL"),
-    Port("temperature", "FP32"),
-    Port("top_k", "INT64"),
-    Port("top_p", "FP32"),
-    Port("min_p", "FP32"),
-    Port("repetition_penalty", "FP32"),
-    Port("presence_penalty", "FP32"),
-    Port("frequency_penalty", "FP32"),
-    Port("seed", "UINT64"),
-    Port("logprobs", "INT64"),
-    Port("priority", "INT64"),
-    Port("timeout_ms", "INT64"),
-    Port("steering", "STRING", (-1,)),
-    Port("stop_words", "STRING", (-1,)),
-    Port("end_id", "INT64", (-1,)),
-    Port("random_seed", "UINT64"),
+    ServedPort("text_input", "STRING"),
+    ServedPort("input_ids", "INT64", (-1,)),
+    ServedPort("messages", "STRING"),
+    ServedPort("max_tokens", "INT64"),
+    ServedPort("stream", "BOOL"),
+    ServedPort("stop", "STRING", (-1,)),
+    ServedPort("stop_token_ids", "INT64", (-1,)),
+    ServedPort("ignore_eos", "BOOL"),
+    ServedPort("temperature", "FP32"),
+    ServedPort("top_k", "INT64"),
+    ServedPort("top_p", "FP32"),
+    ServedPort("min_p", "FP32"),
+    ServedPort("repetition_penalty", "FP32"),
+    ServedPort("presence_penalty", "FP32"),
+    ServedPort("frequency_penalty", "FP32"),
+    ServedPort("seed", "UINT64"),
+    ServedPort("logprobs", "INT64"),
+    ServedPort("priority", "INT64"),
+    ServedPort("timeout_ms", "INT64"),
+    ServedPort("steering", "STRING", (-1,)),
+    ServedPort("stop_words", "STRING", (-1,)),
+    ServedPort("end_id", "INT64", (-1,)),
+    ServedPort("random_seed", "UINT64"),
 )
 """All are optional, except that one of the first three must be given. steering: reserved for function vectors."""
 
@@ -76,14 +76,14 @@ SAMPLING = (
 """Inputs that are fields of Sampling with the same name."""
 
 OUTPUTS = (
-    Port("text_output", "STRING"),
-    Port("token_ids", "INT64", (-1,)),
-    Port("finish_reason", "STRING"),
-    Port("num_input_tokens", "INT64"),
-    Port("num_output_tokens", "INT64"),
-    Port("logprobs", "FP32", (-1,)),
-    Port("top_token_ids", "INT64", (-1, -1)),
-    Port("top_logprobs", "FP32", (-1, -1)),
+    ServedPort("text_output", "STRING"),
+    ServedPort("token_ids", "INT64", (-1,)),
+    ServedPort("finish_reason", "STRING"),
+    ServedPort("num_input_tokens", "INT64"),
+    ServedPort("num_output_tokens", "INT64"),
+    ServedPort("logprobs", "FP32", (-1,)),
+    ServedPort("top_token_ids", "INT64", (-1, -1)),
+    ServedPort("top_logprobs", "FP32", (-1, -1)),
 )
 """The first two are in every response of a stream, finish_reason and the counts in the last one alone.
 

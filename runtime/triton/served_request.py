@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.triton.ports import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
+from enginewright.runtime.triton.ports import ALIASES, INPUTS, PROMPTS, SAMPLING, ServedPort
 
 _PORTS = {port.name: port for port in INPUTS}
 _KINDS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "STRING": (str,), "FP32": (float, int)}
@@ -85,7 +85,7 @@ def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     return values
 
 
-def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
+def _from_tensor(port: ServedPort, array: NDArray[Any]) -> Any:
     if array.ndim == 2 and len(array) == 1:  # the model is declared with a batch dimension
         array = array[0]
     if array.ndim != 1 or (port.dims == (1,) and len(array) != 1):
@@ -97,7 +97,7 @@ def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
     return values[0] if port.dims == (1,) else values
 
 
-def _from_parameter(port: Port, value: Any) -> Any:
+def _from_parameter(port: ServedPort, value: Any) -> Any:
     kinds = _KINDS.get(port.type, (int,))
     if not isinstance(value, kinds) or (isinstance(value, bool) and port.type != "BOOL"):
         expected = _KIND_NAMES.get(port.type, "a whole number")
@@ -105,7 +105,7 @@ def _from_parameter(port: Port, value: Any) -> Any:
     return value if port.dims == (1,) else [value]
 
 
-def _plain_value(port: Port, value: Any) -> Any:
+def _plain_value(port: ServedPort, value: Any) -> Any:
     if port.type != "STRING":
         return value
     raw = value if isinstance(value, bytes) else str(value).encode()

@@ -56,7 +56,7 @@ class Config:
     piso and mse may be negative, which a grid with one more negative code gains from. narrow: without the lowest code.
     refit: scales that are best for their codes, which then need not be the nearest.
     scale_type: float32, bfloat16 or float16: what scales are rounded to; servers of checkpoints want the model's own.
-    text: a file to calibrate on; empty: what the model itself writes. sequences, length: how much of it, in tokens. seed.
+    text: a file to calibrate on; empty: what the model itself writes. sequences, length: how much of it, in tokens. seed: of the choice of pieces, and of the model's own text.
     dtype: float32 or bfloat16: what the model computes in meanwhile. device: cpu, cuda or auto.
     exclude: names of layers to leave out, as patterns separated by +. work: folder of the results; empty: in the user's cache.
     """

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
-from enginewright.runtime.backends.graph_check import PER_STEP, TABLES
+from enginewright.runtime.backends.graph_check import TABLES
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError

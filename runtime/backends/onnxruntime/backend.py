@@ -10,7 +10,7 @@ from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.host import available_memory, physical_cores
+from enginewright.runtime.machine import available_memory, physical_cores
 
 
 class CpuBackend:

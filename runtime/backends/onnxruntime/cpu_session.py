@@ -12,9 +12,9 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.graph_check import (
-    PER_STEP,
     TABLES,
     check_ops,
     check_signature,
@@ -27,7 +27,7 @@ from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 BACKEND = "onnxruntime"
 _ALIGNMENT = 4096

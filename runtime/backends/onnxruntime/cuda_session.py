@@ -9,10 +9,11 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.libraries.locate import LibraryError
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
-from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, Spec, with_spares
-from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.backends.tensorrt.contexts import Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan

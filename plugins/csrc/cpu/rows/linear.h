@@ -1,7 +1,7 @@
 // Products of a few rows with the rows of a large weight, read once. Include a simd_*.h first.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

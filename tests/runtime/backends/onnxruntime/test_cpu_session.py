@@ -13,7 +13,7 @@ import pytest
 from enginewright.runtime import ArtifactError, RequestError, Sampling, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest, TensorSpec
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 pytestmark = pytest.mark.native
 

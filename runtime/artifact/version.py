@@ -1,4 +1,4 @@
-"""What engines and checkpoints say made them."""
+"""The version of this package, which engines and checkpoints name as their maker."""
 
 from __future__ import annotations
 
