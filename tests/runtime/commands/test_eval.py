@@ -336,7 +336,7 @@ def test_a_limit_is_divided_evenly(limit: int | None, counts: list[int]) -> None
     [
         ("runtime", ["enginewright.runtime.evaluation", "numpy"]),
         ("runtime.llm", ["enginewright.runtime.evaluation"]),
-        ("runtime.eval_command", ["torch", "transformers", "onnx", "lm_eval", "matplotlib"]),
+        ("runtime.commands.eval", ["torch", "transformers", "onnx", "lm_eval", "matplotlib"]),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:

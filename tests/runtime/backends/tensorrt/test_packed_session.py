@@ -16,7 +16,7 @@ from enginewright.runtime import Sampling, load
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.backends.tensorrt import packed_session
-from enginewright.runtime.backends.tensorrt.contexts import buckets
+from enginewright.runtime.backends.tensorrt.contexts import padded_sizes
 from enginewright.runtime.backends.tensorrt.packed_session import TensorRTSession
 from enginewright.runtime.llm import LLM
 from tests.support.runtime.fake_cuda import FakeCuda
@@ -293,7 +293,7 @@ def test_everything_is_given_back(plain: Path, cuda: FakeCuda) -> None:
 
 
 def test_buckets() -> None:
-    assert [buckets(most) for most in (1, 2, 3, 8, 9, 32)] == [
+    assert [padded_sizes(most) for most in (1, 2, 3, 8, 9, 32)] == [
         [1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16, 32]
     ]  # fmt: skip
 
