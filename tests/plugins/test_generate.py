@@ -39,7 +39,7 @@ def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
 
 def test_it_needs_a_folder() -> None:
     ran = subprocess.run([sys.executable, str(PLUGINS / "generate.py")], capture_output=True, text=True)
-    assert ran.returncode == 1 and "got 0 arguments, expected the folder to write into" in ran.stderr
+    assert ran.returncode == 1 and "got 0 arguments, expected one, the folder to write into" in ran.stderr
 
 
 def test_the_reader_has_the_defaults() -> None:

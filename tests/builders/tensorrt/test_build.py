@@ -309,7 +309,7 @@ class TestRefusals:
         self.refuse(make(family, tmp_path_factory, **recipe), "tensorrt", match)
 
     def test_plugins_under_rtx(self, packed: Path) -> None:
-        self.refuse(packed, "tensorrt-rtx", "ops of ours.*no plugins; build with --plugins none")
+        self.refuse(packed, "tensorrt-rtx", "enginewright's own ops.*no plugins; build with --plugins none")
 
     def refuse(self, root: Path, backend: str, match: str) -> None:
         before = listing(root)
@@ -323,7 +323,7 @@ class TestRefusals:
         spec = dataclasses.replace(graph.inputs[0], name="pixels")
         odd = dataclasses.replace(graph, inputs=(*graph.inputs, spec))
         with pytest.raises(
-            BuildError, match="decoder input 'pixels': unknown to this builder, expected one of input_i"
+            BuildError, match="decoder input 'pixels': got a name unknown to this builder, expected one of input_i"
         ):
             builders.build(packed, dataclasses.replace(manifest, graphs={"decoder": odd}), "tensorrt")
         spec = dataclasses.replace(graph.inputs[2], shape=("a", "b"))
