@@ -1,5 +1,6 @@
-// The device functions of kernels/device.cuh on a CPU: the threads of a block are fibers, and a collective of a warp
-// happens when all its lanes have arrived. For tests: it checks results and the rules of synchronisation, not speed.
+// The device functions of kernels/device/device.cuh on a CPU: the threads of a block are fibers, and a collective of a
+// warp happens when all its lanes have arrived. For tests: it checks results and the rules of synchronisation, not
+// speed.
 #pragma once
 
 #include <cmath>
