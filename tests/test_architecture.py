@@ -1,4 +1,4 @@
-"""The arrows of the design, read off the imports, and the sizes of modules and functions."""
+"""Tests of the imports allowed between packages and folders, and of the sizes of modules and functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: links, paths, commands, options and modules exist, and examples run.
+"""Tests that the documentation agrees with the code: links, paths, commands, options and modules exist, examples run.
 
 Reference pages are made by `docs/generate.py`; the tests read pages as it fills them.
 """
@@ -105,7 +105,7 @@ def blocks(language: str) -> list[Block]:
 
 
 def inline_codes(page: Path) -> list[str]:
-    """What stands between backticks outside of fenced blocks."""
+    """The texts between backticks outside of fenced blocks."""
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", text_of(page)))
 
 

@@ -1,4 +1,4 @@
-"""The English of docstrings, error messages and the comments that open C++ files, as docs/contributing/style.md has it.
+"""Tests of the English in docstrings, error messages and opening comments, by the rules of docs/contributing/style.md.
 
 A failing test lists every place as `file:line: text` with what to write instead. A sentence that must stay as it is goes
 into ALLOWED, with the reason; an entry that is no longer needed fails, too.

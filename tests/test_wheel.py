@@ -1,4 +1,4 @@
-"""The files of the wheel and of the source distribution, each by rule: what must be there, and nothing else."""
+"""Tests that the wheel and the source distribution contain the required files and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Int4Linear on a device against its definition in numpy."""
+"""Tests of Int4Linear on a device against its definition in numpy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Stage `prefill` of KVarNAttention, where the table of cases does not look: tiles of halves, records and new tokens meet
-at every edge of its blocks, and every size and width of records.
+"""Tests of stage `prefill` of KVarNAttention beyond the table of cases.
+
+Tiles of halves, records and new tokens meet at every edge of its blocks, and records have every size and width.
 """
 
 from __future__ import annotations

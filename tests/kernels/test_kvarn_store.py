@@ -1,6 +1,6 @@
-"""Stage `hold` of KVarNAttention: records and exact tiles after a call, against the oracle.
+"""Tests of stage `store` of KVarNAttention: records and exact tiles after a call, against the oracle.
 
-Codes agree as those of the CPU's kernels do (`kvarn_case.check_record`): both balance in float32 where the oracle has
+Codes agree as those of the CPU's kernels do (`kvarn_inputs.check_record`): both balance in float32 where the oracle has
 float64, so one code in a thousand may be the neighbour of the oracle's.
 """
 

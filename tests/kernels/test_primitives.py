@@ -1,4 +1,4 @@
-"""What kernels are made of, against numpy: PTX and its emulation must agree, or emulated tests would prove nothing."""
+"""Tests of the device functions against numpy: PTX and its emulation must agree, or emulated tests would prove nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SplitQkv on a device against its oracle."""
+"""Tests of SplitQkv on a device against its oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines with extra heads, run: the paper's invariants of free-running emission."""
+"""Tests of running engines with extra heads: the paper's invariants of free-running emission."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines that emit several tokens a step: checked ones answer as plain ones do, whatever the heads guess."""
+"""Tests of engines that emit several tokens a step: with checked guesses they answer exactly as plain engines do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C++ headers of the ops' declarations: written without an installed package, and the only place of a default."""
+"""Tests of the C++ headers of the ops' declarations: written without an installed package, the only source of defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teacher-forced logits handed over in pieces: LLM.score."""
+"""Tests of LLM.score: teacher-forced logits, passed to the caller in pieces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_texts_in_flight_together_each_get_their_own_logits(make_toy: Make) -> N
 
 
 def test_a_preempted_text_hands_over_nothing_twice(make_toy: Make) -> None:
-    """The cache holds the text, but not beside the generation that grows meanwhile."""
+    """The cache holds the text, but not together with the generation that grows meanwhile."""
     llm, texts = make_toy(eos=(), rows=2, cache_tokens=48, windows=(0, 0, 0, 0)), _texts(40)
     handle = llm.submit([1, 2, 3], Sampling(max_tokens=30))
     takes = [Collector()]

@@ -1,4 +1,4 @@
-"""Cancellation, time-outs, the queue's limit, priorities, several instances, metrics."""
+"""Tests of cancellation, time-outs, the queue's limit, priorities, several instances and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real tritonserver serves what the engine generates in this process, to many clients at once."""
+"""Tests that a real tritonserver gives many clients at once the same tokens as the engine in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BlockWeightsPass: the cases of its docstring, equal values before and after under ONNX Runtime, and how weights are saved."""
+"""Tests of BlockWeightsPass: the cases of its docstring, equal values under ONNX Runtime before and after, saved weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_blocks(bits: int, k: int, block: int, dtype: type = np.float32, rows: i
 
 
 def rewritten(model: ir.Model) -> ir.Model:
-    """The model after the pass, without what nobody reads any more."""
+    """The model after the pass, without nodes and weights that are no longer used."""
     assert BlockWeightsPass()(model).modified
     common.RemoveUnusedNodesPass()(model)
     return model

@@ -1,4 +1,4 @@
-"""What a calibration refuses, and says; and blocks that are made otherwise than the families'."""
+"""Tests of calibrations that are refused, with their messages, and of blocks with an unusual structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration against whole models: the moments of every stage, over the families, for every objective."""
+"""Tests of calibration against whole models: the moments of every group, for all families and objectives."""
 
 from __future__ import annotations
 

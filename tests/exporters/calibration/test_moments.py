@@ -1,4 +1,4 @@
-"""Sums of products, and the products, at sizes around the blocks'."""
+"""Tests of sums of products, and of the products, at sizes around those of the blocks."""
 
 from __future__ import annotations
 

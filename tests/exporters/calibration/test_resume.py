@@ -1,4 +1,4 @@
-"""A calibration that was broken off, anywhere, and started again ends with the same bytes."""
+"""Tests that a calibration interrupted anywhere and started again ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens to calibrate with."""
+"""Tests of the choice of tokens for calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch and ONNX learn of the ops from their declarations."""
+"""Tests of the torch ops and ONNX schemas that derive from the ops' declarations."""
 
 from __future__ import annotations
 

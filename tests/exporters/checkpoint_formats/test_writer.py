@@ -1,4 +1,4 @@
-"""Exported checkpoints, read back by transformers with compressed-tensors, against the model with the restored weights."""
+"""Tests of exported checkpoints, read back by transformers, against the model with the restored weights."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def assert_loads_as_restored(source: Path, output: Path, config: Config, dtype: 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 64 and of 128, tokenizer files and a licence beside."""
+    """A checkpoint with rows of 64 and of 128, tokenizer files and a licence."""
     path = tmp_path_factory.mktemp("llama") / "llama"
     save_checkpoint("llama", path, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "notes.md"):

@@ -1,4 +1,4 @@
-"""The method kvarn end to end: what it refuses, what it writes, and its engines against the oracle run inside PyTorch."""
+"""Tests of the method kvarn end to end: refusals, written files, and engines against the oracle inside PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of standard ops (`plugins none`): every family against PyTorch, and the packed engines' tokens."""
+"""Tests of graphs of standard ops (`plugins none`): every family against PyTorch and against the packed engines' tokens."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_engine_equals_model_with_wide_logits(family: str, engine: EngineMaker, 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_tokens=60), Sampling(max_tokens=60, temperature=0.9, seed=3)])
 def test_tokens_are_the_packed_engine_s(sampling: Sampling, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
-    """More requests than rows, prompts longer than a chunk and of one token, rows that idle beside running ones."""
+    """More requests than rows, prompts longer than a chunk and of one token, rows that idle while others run."""
     rng = np.random.default_rng(5)
     prompts = [rng.integers(3, 250, length).tolist() for length in (1, 90, 33, 7, 150, 2, 64)]
     packed, _ = engine(checkpoint("qwen3"), Recipe(kv_bits=32))
@@ -126,7 +126,7 @@ def test_graph(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_greedy_token_of_logits_that_are_not_finite(bad: float, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    """As GreedySample: -1 for a NaN anywhere and for an infinite maximum; an infinitely low logit is nobody's choice."""
+    """The result is GreedySample's: -1 for any NaN and for an infinite maximum; a logit of -inf is never chosen."""
     export(str(checkpoint("llama")), tmp_path, Recipe())
     model = ir.load(tmp_path / "graphs/decoder.onnx")
     LowerToStandardPass(64)(model)

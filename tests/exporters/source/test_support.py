@@ -1,4 +1,4 @@
-"""Which models are refused before any work, and with what reason."""
+"""Tests of the models that are refused before any work, with the reasons given."""
 
 from __future__ import annotations
 

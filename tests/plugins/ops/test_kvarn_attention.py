@@ -1,4 +1,4 @@
-"""KVarNAttention through ONNX Runtime against its oracle."""
+"""Tests of KVarNAttention through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_reading_codes_is_decoding_then_attending(k_bits: int, v_bits: int, dim:
 
 
 class Generation:
-    """A sequence of its own caches, decoded call by call by the op and by the oracle alike."""
+    """A sequence with its own caches, decoded call by call by both the op and the oracle."""
 
     def __init__(self, tokens: int, *, form: dict[str, int], exact_tiles: int = 2, dim: int = 32) -> None:
         rng = np.random.default_rng(0)

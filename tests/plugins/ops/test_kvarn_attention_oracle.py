@@ -1,4 +1,4 @@
-"""The definition of KVarN attention: its regions, its life cycle, and what may not depend on chunks."""
+"""Tests of the definition of KVarN attention: its regions, its life cycle, and its independence of chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a directory's engines runs: the order, what is passed over, and what is said where none can."""
+"""Tests of the choice among a directory's engines: their order, those passed over, and the message if none can run."""
 
 from __future__ import annotations
 

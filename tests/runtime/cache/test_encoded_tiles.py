@@ -1,4 +1,4 @@
-"""Caches that encode full tiles: a request's tokens are those it gets alone, and every tile comes back."""
+"""Tests of caches that encode full tiles: a request gets the same tokens as alone, and every tile is freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that begin alike share tiles: less is computed, the same comes out, and every tile comes back."""
+"""Tests that prompts with the same beginning share tiles: less is computed, results are equal, every tile is freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eval command: what it prints and writes, and that it refuses bad input before it runs anything."""
+"""Tests of the command `eval`: its output and files, and its refusal of bad input before it runs anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals against published values, and against what they promise."""
+"""Tests of intervals against published values, and of their coverage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine under lm-evaluation-harness, against the harness's own Hugging Face model on the same checkpoint."""
+"""Tests of an engine under lm-evaluation-harness, against the harness's own Hugging Face model on the same checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many clients in one batch, without Triton: who gets what, cancellation, time-outs, queue, errors, metrics."""
+"""Tests of many clients in one batch, without Triton: responses, cancellation, time-outs, queue, errors, metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Waiting:
     def send(self, piece: Piece) -> None:
         if self.gone_after is not None and len(self.pieces) >= self.gone_after:
             self.ended.set()
-            raise GoneError("nobody is there")
+            raise GoneError("the client is gone")
         self.pieces.append(piece)
         if piece.end is not None:
             self._end()

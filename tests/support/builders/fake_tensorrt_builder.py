@@ -1,6 +1,6 @@
-"""Stands for the module `tensorrt`: takes the calls of a build, writes them down, and says what it is told to say.
+"""A fake of the module `tensorrt` that records the calls of a build and answers as a test tells it to.
 
-What the real module answers is tested with TensorRT-RTX; this is for what cannot be reached without a GPU.
+Tests with TensorRT-RTX check the real module's answers; the fake is for the cases that need a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The moments that a calibration should find, by running the whole model, and a quantiser that only rounds."""
+"""Computes the moments that a calibration should find, by running the whole model; and has a quantiser that only rounds."""
 
 from __future__ import annotations
 

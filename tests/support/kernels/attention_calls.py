@@ -1,6 +1,7 @@
-"""Calls of both attention ops on a device, from the same cases and arrays as their tests on the CPU.
+"""Runs both attention ops on a device, with the same cases and arrays as their tests on the CPU.
 
-A case's query, key and value become float16 or bfloat16 first, for the oracle too: what is compared is what kernels add.
+A case's query, key and value become float16 or bfloat16 first, for the oracle, too, so that only the kernels' own errors are
+compared.
 """
 
 from __future__ import annotations

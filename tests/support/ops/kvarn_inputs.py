@@ -1,4 +1,4 @@
-"""Builds inputs for KVarNAttention, asks its oracle, and says what of the two caches must agree."""
+"""Builds inputs for KVarNAttention, computes the oracle's answer, and compares outputs and caches with it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs one custom op through ONNX Runtime, with the inputs that are given.
 
-The tensors of a variadic input are given by its name with their place behind: "sources.0", "sources.1".
+The tensors of a variadic input are named by the input and their place in it: "sources.0", "sources.1".
 """
 
 from __future__ import annotations

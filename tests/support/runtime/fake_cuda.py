@@ -1,8 +1,8 @@
-"""A CUDA runtime on the CPU: what `cuda.bindings.runtime` offers to a session, over host memory, and strict.
+"""A strict CUDA runtime on the CPU: the part of `cuda.bindings.runtime` that a session uses, over host memory.
 
-Nothing that is started on a stream happens before somebody waits for the stream, so a session that reuses what is still to
-be read computes something else. Captured graphs hold what was started and do it again at every launch. Memory comes
-poisoned, and whoever touches memory that is not allocated fails.
+Work on a stream runs only when something waits for the stream, so a session that reuses memory too early computes something
+else. Captured graphs record the work and repeat it at every launch. New memory is poisoned, and an access to memory that is
+not allocated fails.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stream:
 
 
 class FakeCuda:
-    """The module, and behind it the device, current in the thread that makes it; in others the current one is the first, 0.
+    """The module and its device, which is current in the thread that creates it; other threads have device 0 as current.
 
     launches: of graphs so far. free: bytes that the device says are left.
     """

@@ -1,4 +1,4 @@
-"""Requests that reach a toy engine at given steps, and what each must get whatever else runs."""
+"""Sends requests to a toy engine at given steps, and checks that each gets the same results as alone."""
 
 from __future__ import annotations
 

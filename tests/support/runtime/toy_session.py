@@ -1,4 +1,4 @@
-"""What runs the toy model: a Session over numpy pools that hold an entry for each token, in tiles or in exact buffers."""
+"""Runs the toy model: a Session over numpy pools with an entry for each token, in tiles or in exact buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of the served model: gRPC streams, and what comes back, response by response."""
+"""A client of the served model: gRPC streams with all their responses, and HTTP requests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A real tritonserver on the loopback interface: its own environment, started with free ports, always ended.
+"""Installs and runs a real tritonserver on the loopback interface, in its own environment and with free ports.
 
     python tests/support/serving/tritonserver.py REPOSITORY --home DIR
 
-installs one from PyPI under DIR, where it is found the next time, and serves on Triton's usual ports until interrupted.
+This installs one from PyPI under DIR, where it is found the next time, and serves on Triton's usual ports until interrupted.
 """
 
 from __future__ import annotations

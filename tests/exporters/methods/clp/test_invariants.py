@@ -1,4 +1,4 @@
-"""What holds of engines with extra heads whatever the heads guess, and what holds where all guesses are right.
+"""Tests of invariants of engines with extra heads, for arbitrary guesses and for guesses that are all right.
 
 The heads are made by hand: silent ones, ones that always say the same token, and ones that remember the model's own answer.
 """
@@ -86,7 +86,7 @@ def stubborn(tensors: dict[str, np.ndarray]) -> None:
 
 
 def knowing(backbone: Backbone) -> Edit:
-    """Heads that say what the model is about to say behind PROMPT: a least-squares fit through its own states."""
+    """Heads that predict the model's answer to PROMPT: a least-squares fit through the model's own states."""
     reference, tokens = load_reference(str(backbone.model), ()), [*PROMPT, *backbone.answer]
     with torch.no_grad():
         states = reference.model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy()

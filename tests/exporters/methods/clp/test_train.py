@@ -1,4 +1,4 @@
-"""`tune clp`: training on a frozen backbone, resumable, and what it refuses."""
+"""Tests of `tune clp`: training on a frozen backbone, resuming it, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAST = {"epochs": 6, "rate": 5e-3, "classifier_epochs": 4}
 
 
 def cycles(count: int) -> list[TokenSequence]:
-    """Texts that go round in a circle of tokens: what stands behind the next token is easy to tell from it."""
+    """Texts that repeat a cycle of tokens, so that a token determines the ones after it."""
     rng = np.random.default_rng(0)
     starts, lengths = rng.integers(0, 40, count), rng.integers(12, 40, count)
     return [

@@ -1,4 +1,4 @@
-"""Extra heads on a backbone with Depth-Attention: trained on the states of its engines, and useless for the model without."""
+"""Tests of extra heads on a backbone with Depth-Attention: they learn from its engines' states and fit no other backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers quantised whole: orderings that the method promises, and inputs that calibration may well give."""
+"""Tests of whole quantised layers: orderings that the method promises, and inputs that a calibration can give."""
 
 from __future__ import annotations
 

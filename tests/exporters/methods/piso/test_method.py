@@ -1,4 +1,4 @@
-"""PiSO from checkpoint to engine: what is quantised, that engines hold it to the last code, and what is refused."""
+"""Tests of PiSO from checkpoint to engine: the quantised layers, their exact codes in engines, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our declaration of TensorRT's interfaces is NVIDIA's, and the adapters compile against both without warnings."""
+"""Tests that our declaration of TensorRT's interfaces equals NVIDIA's, and that adapters compile with both."""
 
 from __future__ import annotations
 

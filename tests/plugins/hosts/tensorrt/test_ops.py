@@ -1,4 +1,4 @@
-"""The plugins for TensorRT, from node to results: against the oracles, on all of the cases."""
+"""Tests of the plugins for TensorRT from node to results, against the oracles."""
 
 from __future__ import annotations
 

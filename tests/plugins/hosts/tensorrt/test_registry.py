@@ -1,4 +1,4 @@
-"""The plugin library in a plugin registry of TensorRT, and nodes through its ONNX parser; nothing here needs a GPU."""
+"""Tests of the plugin library in a TensorRT plugin registry, and of nodes through its ONNX parser; they need no GPU."""
 
 from __future__ import annotations
 

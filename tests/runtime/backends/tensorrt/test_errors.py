@@ -1,4 +1,4 @@
-"""What keeps a TensorRT engine from running, said in words: packages, devices, versions, damaged plans, sizes."""
+"""Tests of the messages when a TensorRT engine cannot run: packages, devices, versions, damaged plans, sizes."""
 
 from __future__ import annotations
 

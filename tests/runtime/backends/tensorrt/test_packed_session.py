@@ -1,4 +1,4 @@
-"""Packed graphs as TensorRT plans, run by a fake that executes them: tokens, padding, CUDA graphs, and what they leave."""
+"""Tests of packed graphs as TensorRT plans that a fake executes: tokens, padding, CUDA graphs, and freed memory."""
 
 from __future__ import annotations
 
