@@ -115,7 +115,7 @@ def texts(folder: str) -> tuple[Text, ...]:
 
 
 def read(folder: str) -> Iterator[Text]:
-    """The same, file by file."""
+    """All prose of a folder, file by file."""
     for path in python_files(folder):
         tree = ast.parse(path.read_text())
         yield from docstrings(path, tree)
@@ -127,7 +127,7 @@ def read(folder: str) -> Iterator[Text]:
 
 
 def complaints(text: Text) -> Iterator[Complaint]:
-    """What is to be rewritten in one text."""
+    """The complaints about one text."""
     opening = OPENINGS.match(text.text.lstrip())
     if text.kind == "module" and opening:
         yield text.complain(opening[0], OPENING_ADVICE, text.line, text.text.strip().splitlines()[0])

@@ -15,7 +15,7 @@ def halves(words: np.ndarray) -> np.ndarray:
 
 
 def bfloats(words: np.ndarray) -> np.ndarray:
-    """The same of bfloat16."""
+    """[..., n] words as [..., n, 2] numbers of type bfloat16."""
     return from_bits(words.view(np.uint16), "bfloat16").reshape(*words.shape, 2)
 
 

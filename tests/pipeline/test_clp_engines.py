@@ -59,7 +59,7 @@ def completions(checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path
 
 
 def ids(found: list[Completion]) -> list[list[int]]:
-    """Their tokens."""
+    """The token ids of the completions."""
     return [list(completion.token_ids) for completion in found]
 
 

@@ -22,14 +22,14 @@ CSRC = PLUGINS / "csrc"
 
 
 def test_a_bare_interpreter_writes_them(tmp_path: Path) -> None:
-    """As CMake runs it: no site-packages, no environment, no package."""
+    """The script runs as CMake runs it: without site-packages, environment variables or the package."""
     subprocess.run([sys.executable, "-I", "-S", str(PLUGINS / "generate.py"), str(tmp_path)], check=True)
     written = {path.name: path.read_text() for path in (tmp_path / "generated").iterdir()}
     assert written == generate.headers(list(OPS.values()), TILE_TOKENS)
 
 
 def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
-    """Otherwise every build would compile everything."""
+    """An unchanged header is not written, or every build would compile everything."""
     first, second = generate.write(tmp_path)
     first.write_text("something else")
     date = second.stat().st_mtime_ns

@@ -17,7 +17,7 @@ Make = Callable[..., LLM]
 
 
 class Collector:
-    """Copies what it is handed."""
+    """Copies the logits that it receives."""
 
     def __init__(self) -> None:
         self.positions: list[int] = []
@@ -34,7 +34,7 @@ def _texts(*lengths: int) -> list[list[int]]:
 
 
 def _check(texts: list[list[int]], takes: list[Collector], windows: tuple[int, ...] = WINDOWS) -> None:
-    """Every position once, in order, and right."""
+    """Check that every position comes once, in order, with the right logits."""
     for tokens, take in zip(texts, takes, strict=True):
         ends = np.cumsum([len(piece) for piece in take.pieces])
         assert take.positions == [0, *ends[:-1].tolist()]

@@ -153,7 +153,7 @@ def test_what_it_does_not_know_stays() -> None:
 
 
 def test_saved_beside_the_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pass changes is written, a few rows at a time; what it leaves alone is not copied."""
+    """Weights that the pass changes are written, a few rows at a time; the others are not copied."""
     monkeypatch.setattr("enginewright.builders.tensorrt.graph_file.STEP_BYTES", 2048)
     constants = {**make_blocks(4, 64, 32), "shape": np.array([N, -1])}
     exported = tmp_path / "decoder.onnx"

@@ -347,7 +347,7 @@ def test_without_the_package(
 
 
 class Cuda:
-    """As much of `cuda.bindings.runtime` as names a device."""
+    """The part of `cuda.bindings.runtime` that identifies a device."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=SimpleNamespace(name="cudaSuccess"))
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=9, cudaDevAttrComputeCapabilityMinor=0)

@@ -118,7 +118,7 @@ def test_weights_stay_in_their_bits(bits: int, exported: Maker, compiled: Maker)
 
 @pytest.fixture(scope="module")
 def probes(exported: Maker, environment: dict[str, str]) -> dict[str, Any]:
-    """What the parser makes of each family, and of int4 weights that do not fill their blocks."""
+    """The parser's results for each family, and for int4 weights that do not fill their blocks."""
     roots = {str(exported(family)): family for family in FAMILIES}
     roots[str(exported("llama", weights="int4"))] = "llama, int4"
     roots[str(exported("mixtral", weights="int8"))] = "mixtral, int8"

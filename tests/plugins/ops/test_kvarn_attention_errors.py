@@ -136,7 +136,7 @@ def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> Non
 
 
 def test_record_ids_that_nobody_reads_may_be_anything() -> None:
-    """The sink's, and those outside a window; what rows without new tokens say is not read either."""
+    """The sink's entry, entries outside a window, and those of rows without new tokens are not read."""
     case = Case(name="window", rows=(Row(600, 1), Row(0, 0)), window=2)
     arrays = make_inputs(case)
     before = run_op("KVarNAttention", arrays, **case.attributes)[0]

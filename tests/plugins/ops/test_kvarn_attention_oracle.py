@@ -42,7 +42,7 @@ class Sequence:
 
     @property
     def held(self) -> int:
-        """Tokens so far."""
+        """The number of tokens so far."""
         return int(self.cache.held[0, 0])
 
     def call(self, count: int, *, drafts: int = 0, window: int = 0) -> np.ndarray:

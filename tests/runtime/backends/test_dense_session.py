@@ -19,7 +19,7 @@ CACHE = Cache(kind="dense", tile_tokens=CONTEXT, kv_bits=32, layers=(LAYER,))
 
 
 class HistoryGraph:
-    """A graph whose cache is the tokens themselves, and whose logits tell all of a token's past.
+    """A graph whose cache is the tokens themselves, and whose logits depend on all of a token's past.
 
     A token's prediction is a sum over what its row holds up to it, so a token in a wrong place shows in the outputs.
     """

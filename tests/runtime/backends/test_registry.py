@@ -36,7 +36,7 @@ def exported(make_engine: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without TensorRT, CUDA and our library for it."""
+    """A machine without TensorRT, CUDA and their libraries of kernels."""
     for name in ("tensorrt", "tensorrt_rtx", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
 

@@ -125,13 +125,13 @@ def prompts(seed: int, count: int) -> list[list[int]]:
 
 
 def plain(asked: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-    """What an engine of one token a step answers."""
+    """The answers of an engine that decides one token a step."""
     with make_llm() as llm:
         return llm.generate(asked, sampling)
 
 
 def steps_of(llm: LLM) -> list[StepTiming]:
-    """The steps from now on."""
+    """Record the engine's steps from now on."""
     steps: list[StepTiming] = []
     llm.loop.observer = steps.append
     return steps

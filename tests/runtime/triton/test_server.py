@@ -19,7 +19,10 @@ SECONDS = 60
 
 
 class Waiting:
-    """A client that waits for its last response. gone_after: responses that it takes before it is gone."""
+    """A client that waits for its last response.
+
+    gone_after: the number of responses that it takes before it is gone.
+    """
 
     def __init__(self, gone_after: int | None = None) -> None:
         self.pieces: list[Piece] = []
@@ -83,7 +86,7 @@ def serve(byte_tokenizer: Any) -> Any:
 
 
 def slow(llm: LLM, seconds: float = 0.01) -> None:
-    """Let every step take that long."""
+    """Make every step take at least `seconds`."""
     run = llm.loop.session.run
 
     def later(step: Any) -> Any:

@@ -103,7 +103,7 @@ class Reference:
 
 
 def _read_inputs(model: torch.nn.Module, name: str, tokens: torch.Tensor) -> torch.Tensor:
-    """What the layer reads, of every token, double."""
+    """The layer's inputs for every token, in double precision."""
     found: list[torch.Tensor] = []
     layer = model.get_submodule(name.removesuffix(".weight"))
     hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].double().flatten(0, -2)))

@@ -56,7 +56,7 @@ def download(device: Device, buffer: Buffer) -> np.ndarray:
 
 
 def run(device: Device, call: ctypes.Structure) -> None:
-    """Start `call` with a workspace of the size it asks for, full of NaNs, and wait for it."""
+    """Start `call` with a workspace of the size that it needs, full of NaNs, and wait for it."""
     needed = device.library.workspace_bytes(call)
     workspace = device.upload(np.full(needed, POISON, np.uint8))
     device.library.start(call, workspace.address, needed)

@@ -55,7 +55,7 @@ class _Tensor(ctypes.Structure):
 
 @cache
 def built_folder(kernels: str = "emulated") -> Path:
-    """Where `enginewright_trt_test` and the libraries are, built."""
+    """Build `enginewright_trt_test` and the libraries, and return their folder."""
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
     return build_tensorrt_tests(cuda=kernels == "cuda")
@@ -78,7 +78,7 @@ def _library(kernels: str = "emulated") -> ctypes.CDLL:
 
 
 def creators() -> str:
-    """What `ew_trt_test_creators` says."""
+    """The result of `ew_trt_test_creators`."""
     return str(_library().ew_trt_test_creators().decode())
 
 

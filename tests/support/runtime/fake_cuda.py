@@ -34,12 +34,15 @@ REFUSED = cudaError_t.cudaErrorStreamCaptureUnsupported
 
 
 class Misuse(AssertionError):
-    """What a device would answer with a crash, or with wrong numbers."""
+    """An error that a real device would answer with a crash or with wrong numbers."""
 
 
 @dataclass
 class Block:
-    """Allocated memory. raw: what holds it."""
+    """Allocated memory.
+
+    raw: the object that owns the memory.
+    """
 
     address: int
     size: int
@@ -49,7 +52,7 @@ class Block:
 
 @dataclass
 class Action:
-    """Something to do, and addresses that it reads and writes."""
+    """A piece of work, and the addresses that it reads and writes."""
 
     do: Callable[[], None]
     touches: tuple[int, ...]
@@ -57,7 +60,12 @@ class Action:
 
 @dataclass
 class Stream:
-    """pending: what has been started. captured: what is being recorded, None when nothing is; broken: in vain."""
+    """A stream.
+
+    pending: the work that has been started.
+    captured: the work of the capture under way; None if there is none.
+    broken: whether the capture under way has failed.
+    """
 
     pending: list[Action] = field(default_factory=list)
     captured: list[Action] | None = None
@@ -67,7 +75,8 @@ class Stream:
 class FakeCuda:
     """The module and its device, which is current in the thread that creates it; other threads have device 0 as current.
 
-    launches: of graphs so far. free: bytes that the device says are left.
+    launches: the number of launches of graphs so far.
+    free: the bytes that the device reports as free.
     """
 
     cudaError_t = cudaError_t

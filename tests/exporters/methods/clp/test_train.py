@@ -36,7 +36,7 @@ def cycles(count: int) -> list[TokenSequence]:
 
 
 def tensors(root: Path) -> dict[str, np.ndarray]:
-    """What was trained."""
+    """The trained tensors."""
     found: dict[str, np.ndarray] = load_file(root / WEIGHTS)
     return found
 

@@ -66,7 +66,7 @@ def test_no_other_scale_of_a_row_is_better(bits: int, narrow: bool, is_cross: bo
 
 
 def mean_error(bits: int, seed: int, is_cross: bool = False, **settings: Any) -> float:
-    """Of the output's energy, the mean over rows; D = 256."""
+    """The mean error over rows as a share of the output's energy; D = 256."""
     w, x, rough = layer(24, 256, seed)
     rough = rough if is_cross else x
     found = run(w, rough.T @ rough, rough.T @ x if is_cross else None, bits=bits, **settings)
@@ -116,7 +116,7 @@ def test_reference_values_of_groups(bits: int, sequential: bool, scales: Any, er
 @pytest.mark.parametrize("correction", ["none", "gptq", "qronos"])
 @pytest.mark.parametrize(("d", "size"), [(1, 1), (1, None), (7, 1), (13, None), (15, 5), (130, 65), (131, None)])
 def test_awkward_sizes(d: int, size: int | None, correction: Any) -> None:
-    """Shapes, types, and the error as its definition gives it."""
+    """Awkward sizes give the right shapes and types, and the error by its definition."""
     for rows in (0, 1, 3):
         w, x, rough = layer(rows, d, d)
         for is_cross in (False, True):

@@ -120,7 +120,7 @@ def test_bits_and_groups(
 def test_a_checkpoint_for_other_servers_gives_the_same_logits(
     checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What transformers and compressed-tensors make of it, against the reference that engines are compared with."""
+    """The checkpoint loaded by transformers and compressed-tensors, against the reference of the engines' tests."""
     applied = (Applied("piso", Config(bits=3, group_size=16, **SMALL)),)
     size = export_checkpoint(open_checkpoint(str(checkpoint("qwen3"))), tmp_path, applied, "compressed-tensors")
     monkeypatch.setattr(method, "quantize_layer", None)  # the reference takes the same results
@@ -273,7 +273,7 @@ def test_options_that_mean_nothing(options: str, message: str) -> None:
 def test_what_does_not_fit_the_model(
     changes: dict[str, Any], message: str, checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found before the model has written anything."""
+    """Options that do not fit the model are refused before anything is written."""
     monkeypatch.setattr(method, "tokens_from_model", None)
     with pytest.raises(ExportError, match=message):
         quantise(checkpoint("qwen2"), Config(**{**SMALL, **changes}))

@@ -42,7 +42,7 @@ def nvidias() -> list[str]:
 
 
 def report(options: list[str], program: Path) -> list[str]:
-    """What abi_report.cpp prints, compiled against the headers that `options` name."""
+    """The output of abi_report.cpp, compiled against the headers that `options` name."""
     source = str(HERE / "host_program" / "abi_report.cpp")
     subprocess.run([compiler(), *STRICT, *options, source, "-o", str(program)], check=True)
     return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()

@@ -31,7 +31,7 @@ UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
 def kernels(request: pytest.FixtureRequest) -> str:
-    """What the plugins start."""
+    """The kernels that the plugins start."""
     return str(request.param)
 
 
