@@ -96,14 +96,14 @@ def compare_layers(root: Path, manifest: Manifest) -> LayerReport:
             "check --layers: got no Python package polygraphy, which runs both sides; pip install 'enginewright[tensorrt]'"
         )
     feeds = _make_feeds(manifest, graph)
-    with _marked(root / graph.files[0].path, len(manifest.cache.layers)) as (exported, rewritten, names):
+    with _graphs_with_stream(root / graph.files[0].path, len(manifest.cache.layers)) as (exported, rewritten, names):
         try:
             trt, compute = open_module("tensorrt"), device_compute()
         except TargetError:
-            compared, other = "the graph that TensorRT gets, under ONNX Runtime", _onnxruntime(rewritten)
+            compared, other = "the graph that TensorRT gets, under ONNX Runtime", _onnxruntime_runner(rewritten)
         else:
-            compared, other = f"TensorRT {trt.__version__} on {compute}", _tensorrt(trt, rewritten, feeds)
-        expected, got = _run([_onnxruntime(exported), other], feeds)
+            compared, other = f"TensorRT {trt.__version__} on {compute}", _tensorrt_runner(trt, rewritten, feeds)
+        expected, got = _run([_onnxruntime_runner(exported), other], feeds)
     layers = [_measure(i - 1, expected[name], got[name]) for i, name in enumerate(names)]
     return LayerReport(compared=compared, layers=tuple(layers))
 
@@ -128,7 +128,7 @@ def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _marked(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]:
+def _graphs_with_stream(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]:
     """Yield the exported graph, the rewritten graph and the names of the residual stream, which both have as outputs.
 
     The files are removed when the block ends.
@@ -136,14 +136,14 @@ def _marked(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]
     with tempfile.NamedTemporaryFile(dir=source.parent, prefix=".layers-", suffix=".onnx") as file:
         exported, rewritten = Path(file.name), Path(f"{file.name}.rewritten.onnx")
         try:
-            _mark(source, exported, layers, change=_compute_exactly)
-            yield exported, rewritten, _mark(source, rewritten, layers, change=rewrite)
+            _save_with_stream(source, exported, layers, change=_compute_exactly)
+            yield exported, rewritten, _save_with_stream(source, rewritten, layers, change=rewrite)
         finally:
             for path in (rewritten, data_path(rewritten)):
                 path.unlink(missing_ok=True)
 
 
-def _mark(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model], None]) -> list[str]:
+def _save_with_stream(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model], None]) -> list[str]:
     model = ir.load(source)
     stream = find_residual_stream(model.graph, layers)
     model.graph.outputs.extend(stream)
@@ -160,7 +160,7 @@ def _compute_exactly(model: ir.Model) -> None:
             node.attributes.add(ir.AttrInt64("accuracy_level", 1))
 
 
-def _onnxruntime(path: Path) -> Any:
+def _onnxruntime_runner(path: Path) -> Any:
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
     def load() -> ort.InferenceSession:
@@ -171,7 +171,7 @@ def _onnxruntime(path: Path) -> Any:
     return OnnxrtRunner(load, name=path.name)
 
 
-def _tensorrt(trt: Any, path: Path, feeds: Arrays) -> Any:
+def _tensorrt_runner(trt: Any, path: Path, feeds: Arrays) -> Any:
     """A runner of an engine of the graph at `path` for the shapes of `feeds`, built on this machine's GPU."""
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, Profile, TrtRunner
 

@@ -67,7 +67,7 @@ def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
     if bias is not None:
         made[-1].outputs[0].shape = node.outputs[0].shape
         made.append(_node("Add", [made[-1].outputs[0], bias], dtype, None))
-    _take_place(graph, node, made)
+    _replace_node(graph, node, made)
     return True
 
 
@@ -85,7 +85,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node) -> bool:
     table = _add(
         graph, f"{codes.name}.table", steps.dtype, (n, k), lambda a, b: _dequantized(stored, steps, bits, block, a, b)
     )
-    _take_place(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
+    _replace_node(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
     return True
 
 
@@ -153,7 +153,7 @@ def _node(
     return node
 
 
-def _take_place(graph: ir.Graph, old: ir.Node, made: list[ir.Node]) -> None:
+def _replace_node(graph: ir.Graph, old: ir.Node, made: list[ir.Node]) -> None:
     """Replace `old` by the nodes `made`, the last of which computes the same value."""
     result, value = old.outputs[0], made[-1].outputs[0]
     value.type, value.shape, name = result.type or value.type, result.shape, result.name

@@ -26,7 +26,7 @@ class Ring {
   template <class Source>
   EW_DEVICE const unsigned char* take(Source& source) {
     copy_wait<kStages - 2>();
-    sync_warp();  // others' copies are there too, and nobody reads the predecessor any more
+    sync_warp();  // the other lanes' copies are there, too, and no lane still reads the stage before
     source.copy_next(memory_ + (next_ == 0 ? kStages - 1 : next_ - 1) * kStageBytes);
     copy_commit();
     const unsigned char* stage = memory_ + next_ * kStageBytes;

@@ -80,7 +80,7 @@ prefill_kernel(EW_CONSTANT PrefillArguments args) {
   EW_ROLLED
   for (int j = -1; j < list.total; ++j) {
     copy_wait<0>();
-    sync_block();  // block j is there, and nobody reads what is filled now
+    sync_block();  // block j is there, and no warp still reads the buffer that is filled now
     loader.start_codes(j + 2);
     loader.fill(j + 1);
     copy_commit();

@@ -118,8 +118,8 @@ EW_DEVICE void store_side(const StoreArguments& args, const StoredRow& row, int 
   if (number >= places) return;
   sync_block();  // all have read the tile in this place
   if (number == 0) store_tokens<kDim, kValues>(args.view, row.tokens, 0);
-  const int behind = row.end > tile ? (row.end - tile + places - 1) / places * places : 0;
-  for (int next = tile + behind; next * kTileTokens < row.tokens.total; next += places)
+  const int skipped = row.end > tile ? (row.end - tile + places - 1) / places * places : 0;
+  for (int next = tile + skipped; next * kTileTokens < row.tokens.total; next += places)
     store_tokens<kDim, kValues>(args.view, row.tokens, next);
 }
 
