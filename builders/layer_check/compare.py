@@ -88,7 +88,7 @@ def compare_layers(root: Path, manifest: Manifest) -> LayerReport:
     graph = manifest.graphs["decoder"]
     if not manifest.cache.is_dense:
         raise UnsupportedError(
-            f"check --layers: got a {manifest.cache.kind} cache, expected a dense one, in a graph of standard ops; build with "
+            f"check --layers: got a {manifest.cache.kind} cache, expected a graph of standard ops, whose cache is dense; build with "
             "--plugins none"
         )
     if importlib.util.find_spec("polygraphy") is None:

@@ -22,7 +22,7 @@ SINKS = Tensor(
 )
 SCALE = Attribute("scale", "float", "factor of the product query . key")
 WINDOW = Attribute(
-    "window", "int", "a token sees itself and the window - 1 tokens before it; 0: all tokens before it", default=0
+    "window", "int", "number of tokens that a token sees: itself and those just before it; 0: all", default=0
 )
 SOFTCAP = Attribute(
     "softcap", "float", "logits become softcap * tanh(logits / softcap); 0: they stay as they are", default=0.0

@@ -27,7 +27,7 @@ CLP_EMIT = Op(
             "up_weight",
             FLOATS,
             ("extra", "h", "d"),
-            "weight of each head's hidden layer; head j = 1, 2, ... predicts the token j + 1 positions after the sampled one",
+            "weight of each head's hidden layer; head j = 1, 2, ... predicts the token j + 1 positions after the one whose state it reads",
         ),
         Tensor("up_bias", FLOATS, ("extra", "h"), "bias of each head's hidden layer"),
         Tensor("out_bias", FLOATS, ("extra", "V"), "bias of each head's logits"),
