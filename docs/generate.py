@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,67 +153,33 @@ def _output_doc(tensor: Any) -> str:
 # ---- the decoder graph ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """One input or output of the decoder graph, as the page shows it."""
-
-    name: str
-    dtype: str
-    axes: str
-    lives: str
-    doc: str
-
-
-def ports() -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """The decoder graph's inputs and outputs. The one function that knows where they are declared."""
-    if _exists("enginewright.runtime.artifact.decoder_graph"):
-        graph = importlib.import_module("enginewright.runtime.artifact.decoder_graph")
-        return tuple(map(_from_table, graph.INPUTS)), tuple(map(_from_table, graph.OUTPUTS))
-    return _INPUTS, _OUTPUTS
-
-
-def _from_table(port: Any) -> Port:
-    return Port(name=port.name, dtype=port.dtype, axes=", ".join(port.axes), lives=port.lives, doc=port.doc)
-
-
-def _port(name: str, dtype: str, axes: str, lives: str, doc: str) -> Port:
-    return Port(name=name, dtype=dtype, axes=axes, lives=lives, doc=doc)
-
-
-_CACHE = "L, B, Hkv"
-_INPUTS = (
-    _port("input_ids", "int64", "T", "step", "new tokens of all rows, one row after another"),
-    _port("position_ids", "int64", "T", "step", "their positions in their requests"),
-    _port("query_starts", "int32", "B + 1", "step", "row b owns the tokens query_starts[b] .. query_starts[b + 1]"),
-    _port("sample_rows", "int64", "N", "step", "the tokens whose logits are wanted"),
-    _port("kv_lens", "int32", _CACHE, "table", "tokens stored before this step, per layer, row and KV head"),
-    _port(
-        "tile_table", "int32", f"{_CACHE}, M", "table", "tile ids in token order; one tile is 128 tokens of one KV head"
-    ),
-    _port("slots", "int32", "B", "table", "each row's place in `kv.<l>.exact`; KVarN caches alone"),
-    _port(
-        "encoded_lens", "int32", f"2, {_CACHE}", "table", "tokens in encoded tiles before and after; KVarN caches alone"
-    ),
-    _port("kv.<l>.tiles", "int8", "N_l, tile_bytes", "pool", "the tile pool of layer l, updated in place"),
-    _port("kv.<l>.exact", "float16", "B, Hkv, 2, exact_bytes / 2", "pool", "tiles not encoded; KVarN caches alone"),
-)
-_OUTPUTS = (
-    _port("logits", "float32", "N, V", "step", "of the tokens named in `sample_rows`"),
-    _port("greedy_tokens", "int64", "N", "step", "index of the largest logit, the lowest among equals; -1: not finite"),
-    _port("clp_tokens", "int64", "N, k", "step", "the greedy token, then the heads' guesses; extra heads alone"),
-    _port("clp_counts", "int64", "N", "step", "how many of them are emitted, 1 .. k; extra heads alone"),
-    _port("kv.<l>.tiles.out", "int8", "N_l, tile_bytes", "pool", "the same buffer as the input"),
-    _port("kv.<l>.exact.out", "float16", "B, Hkv, 2, exact_bytes / 2", "pool", "the same buffer as the input"),
-)
-
-
 def port_reference() -> str:
-    """Two tables: inputs and outputs."""
-    head = ("name", "type", "axes", "kind", "meaning")
-    tables = (
-        _table(head, [(_code(p.name), p.dtype, _code(f"[{p.axes}]"), p.lives, p.doc) for p in side]) for side in ports()
+    """Tables of the packed graph's inputs and outputs, and of the inputs of a graph of standard ops."""
+    graph = importlib.import_module("enginewright.runtime.artifact.decoder_graph")
+    return "\n".join(
+        (
+            "## Inputs\n",
+            _port_table((*graph.INPUTS, graph.TILES, graph.EXACT)),
+            "## Outputs\n",
+            _port_table(graph.OUTPUTS),
+            "Each pool comes out as `NAME.out`, in the same buffer as the input.\n",
+            "## Inputs of a graph of standard ops\n",
+            _port_table((*graph.DENSE_INPUTS, graph.DENSE_CACHE)),
+        )
     )
-    return "## Inputs\n\n{}\n## Outputs\n\n{}".format(*tables)
+
+
+def _port_table(ports: Iterable[Any]) -> str:
+    rows = [
+        (_code(port.name), port.dtype, _code(f"[{', '.join(map(str, port.axes))}]"), port.lives, _port_doc(port))
+        for port in ports
+    ]
+    return _table(("name", "type", "axes", "kind", "meaning"), rows)
+
+
+def _port_doc(port: Any) -> str:
+    only = {"kvarn": "KVarN caches alone", "multi_token": "several tokens a step alone"}
+    return f"{port.doc}; {only[port.only]}" if port.only else str(port.doc)
 
 
 # ---- the manifest --------------------------------------------------------------------------
@@ -239,24 +204,18 @@ def _describe_record(record: type) -> str:
 
 def _field_table(record: type, title: str) -> str:
     """What the record's docstring says before its fields, then a table of them with what it says of each."""
-    hints, (intro, told) = typing.get_type_hints(record), _field_docs(record)
+    hints, (intro, told) = typing.get_type_hints(record), _describe_fields(record)
     rows = [
         (_code(f.name), _type_name(hints[f.name]), _field_default(f), told.get(f.name, "")) for f in _fields(record)
     ]
     return f"{intro}\n\n{_table((title, 'type', 'default', 'meaning'), rows)}"
 
 
-def _field_docs(record: type) -> tuple[str, dict[str, str]]:
-    """A docstring's beginning, and its text after each `name:` or `name, name:`."""
-    text = "\n".join(line.strip() for line in (record.__doc__ or "").splitlines())
-    names = "|".join(re.escape(field.name) for field in _fields(record))
-    # a field's name opens a line or a sentence
-    parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text, flags=re.MULTILINE)
-    told = {}
-    for heads, doc in zip(parts[1::2], parts[2::2], strict=True):
-        for name in heads.split(", "):
-            told[name] = " ".join(doc.split()).removesuffix(".")
-    return parts[0].strip().removesuffix("Attributes:").strip(), told
+def _describe_fields(record: type) -> tuple[str, dict[str, str]]:
+    described: tuple[str, dict[str, str]] = importlib.import_module(
+        "enginewright.exporters.config_text"
+    ).describe_fields(record)
+    return described
 
 
 def _fields(record: type) -> tuple[dataclasses.Field[Any], ...]:
@@ -332,13 +291,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "changelog": changelog,
     **{f"method-{name}": lambda name=name: method_options(name) for name in ("clp", "kvarn", "lora", "piso")},  # type: ignore[misc]
 }
-
-
-def _exists(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a part of the path is missing, or is no package
-        return False
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

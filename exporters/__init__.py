@@ -1,1 +1,1 @@
-"""Checkpoint and methods to an engine directory with graphs."""
+"""The exporters: they turn a checkpoint and methods into an engine directory with graphs, or into another checkpoint."""

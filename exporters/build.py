@@ -1,6 +1,6 @@
 """Builds an engine directory from a checkpoint: the export and the backend's build in one call.
 
-It composes the exporters and the builders, so it may import both.
+It combines the exporters and the builders, so it may import both.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def build(
 ) -> Manifest:
     """Write the engine of `model` to `output` and return its manifest.
 
-    Where only the machine that runs the engine can build it, what is written is complete but for that, and a message on
-    standard error gives the command to run there.
+    Some engines can be built only on the machine that runs them. The directory then has everything but that engine, and a
+    message on standard error gives the command to run there.
 
     Raises:
-        EnginewrightError: with the reason; `output` is then what it was before.
+        EnginewrightError: with the reason; `output` is then as it was before.
     """
     builders.check_backend(backend, chosen)
     builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")

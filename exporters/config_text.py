@@ -1,11 +1,12 @@
-"""Configs from text: `name:key=value,key=value` on the command line, mappings in a recipe file.
+"""Makes configs from text: from `name:key=value,key=value` on the command line, or from mappings in a recipe file.
 
-A config is a frozen dataclass; its fields are the keys, their types the values', their defaults the defaults.
+A config is a frozen dataclass. Its fields give the known keys, the types of the values, and the defaults.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ C = TypeVar("C")
 
 
 def split_spec(text: str) -> tuple[str, dict[str, str]]:
-    """`name:key=value,key=value` -> name and the pairs, still text."""
+    """Split `name:key=value,key=value` into the name and the pairs, whose values are still text."""
     name, _, rest = text.partition(":")
     options: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
@@ -31,7 +32,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def make_config(cls: type[C], options: dict[str, Any], where: str) -> C:
-    """Return `cls` from options whose values are text or already of the field's type.
+    """Return an instance of `cls` from options whose values are text, or already of the field's type.
 
     Raises:
         ExportError: an unknown or missing key, or a value of another type; the known keys are listed.
@@ -49,7 +50,7 @@ def make_config(cls: type[C], options: dict[str, Any], where: str) -> C:
 
 
 def _from_text(hint: Any, value: Any) -> Any:
-    """`value` as the JSON value that a field of type `hint` expects, if it is text; anything else unchanged."""
+    """Return text as the JSON value that a field of type `hint` expects, and anything else unchanged."""
     if not isinstance(value, str):
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -64,3 +65,21 @@ def _from_text(hint: Any, value: Any) -> Any:
         except ValueError:
             return value  # `parse` names the field and the type it expects
     return value
+
+
+def describe_fields(cls: type) -> tuple[str, dict[str, str]]:
+    """Return the beginning of a dataclass's docstring, and its text on each field: after `name:` or `name, name:`.
+
+    A field that the docstring does not mention is looked up in those of its base classes.
+    """
+    text = "\n".join(line.strip() for line in (cls.__doc__ or "").splitlines())
+    names = "|".join(re.escape(field.name) for field in dataclasses.fields(cls))
+    # a field's name opens a line or a sentence
+    parts = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text, flags=re.MULTILINE)
+    told: dict[str, str] = {}
+    for base in reversed(cls.__mro__[1:]):
+        told |= describe_fields(base)[1] if dataclasses.is_dataclass(base) else {}
+    for heads, doc in zip(parts[1::2], parts[2::2], strict=True):
+        for name in heads.split(", "):
+            told[name] = " ".join(doc.partition("\n\n")[0].split()).removesuffix(".")
+    return parts[0].strip().removesuffix("Attributes:").strip(), told

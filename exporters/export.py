@@ -1,4 +1,4 @@
-"""Checkpoint and recipe -> an engine directory with the decoder's graph, its weights streamed to disk."""
+"""Exports a checkpoint by a recipe: writes an engine directory with the decoder's graph, and streams the weights to disk."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.version import package_version
 from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 DECODER = "graphs/decoder.onnx"
@@ -46,10 +46,12 @@ DECODER = "graphs/decoder.onnx"
 def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     """Write graphs/, tokenizer/ and the manifest of `model` under `root`, an empty directory.
 
-    model: a checkpoint directory or hub id. Memory holds one weight at a time beside the graph.
+    model: a checkpoint directory or hub id.
+
+    Memory holds the graph and one weight at a time.
 
     Raises:
-        ExportError, UnsupportedError: before anything is written, unless a tensor turns out to be unreadable.
+        ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
     cache = _choose_cache(recipe)
     decoding = choose_decoding(recipe.apply)
@@ -68,7 +70,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
     if recipe.plugins == "none":
         LowerToStandardPass(limits.max_context)(captured.model)
-        described = _dense(described, limits.max_context)
+        described = _to_dense(described, limits.max_context)
     to_initializers(captured.model.graph)
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
@@ -100,13 +102,13 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
 
 
 def _announce(stage: str) -> None:
-    """Tell whoever watches what takes a while now."""
+    """Tell a user at a terminal about a stage that takes a while."""
     if sys.stderr.isatty():
         print(f"{stage} ...", file=sys.stderr)
 
 
 def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
-    longest = int(getattr(checkpoint.config, "max_position_embeddings", 0) or 0)
+    longest = checkpoint.max_positions
     context = recipe.max_context or longest
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; pass --max-context")
@@ -115,8 +117,8 @@ def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
     return Limits(max_batch=recipe.max_batch, max_context=context)
 
 
-def _dense(cache: Cache, length: int) -> Cache:
-    """The same layers with one tile a row, of `length` tokens; windows are the graph's own affair."""
+def _to_dense(cache: Cache, length: int) -> Cache:
+    """The same layers with one tile of `length` tokens in each row, and no windows, which the graph itself applies."""
     layers = (
         dataclasses.replace(layer, window=0, tile_bytes=length * (layer.key_dim + layer.value_dim) * cache.kv_bits // 8)
         for layer in cache.layers
@@ -142,14 +144,14 @@ def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
         family=config.model_type,
         vocab_size=int(config.vocab_size),
         hidden_size=int(config.hidden_size),
-        max_positions=int(getattr(config, "max_position_embeddings", 0) or 0),
+        max_positions=checkpoint.max_positions,
         parameters=sum(math.prod(p.shape) for p in captured.skeleton.model.parameters()),
-        eos_token_ids=_eos(checkpoint),
+        eos_token_ids=_eos_token_ids(checkpoint),
         bos_token_id=config.bos_token_id,
     )
 
 
-def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
+def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     found: Any = checkpoint.generation.get("eos_token_id")
     if found is None:
         found = checkpoint.config.eos_token_id

@@ -1,4 +1,4 @@
-"""An engine against the PyTorch model it was made from: the same token ids through both."""
+"""Compares an engine with the PyTorch model that it was made from: the same token ids go through both."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ PROMPT_LENGTHS = (1, 7, 33, 129, 200)  # around and across a tile's edge
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyMatch:
-    """Greedy tokens of one prompt, engine against model.
+    """Greedy tokens of one prompt from engine and model; `compare` creates it.
 
-    matched of wanted tokens agree from the start. margin: the model's logit of its own choice minus that of the
-    engine's where they part; None where they never do. A margin within twice the largest logit error is a tie.
+    prompt_tokens: length of the prompt.
+    wanted: how many tokens were generated.
+    matched: how many of them, from the start, are the same.
+    margin: at the first token that differs, the model's logit of its own choice minus its logit of the engine's; None where
+        none differs. A margin within twice the largest logit error is a tie.
     """
 
     prompt_tokens: int
@@ -34,10 +37,14 @@ class GreedyMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What `compare` measured, over all positions of all prompts.
+    """The differences of engine and model over all positions of all prompts; `compare` creates it.
 
-    max_error: largest absolute difference of two logits. mean_kl: KL(model || engine), nats per token.
-    top1_agreement: share of positions with the same most probable token. logit_range: largest absolute logit.
+    tokens: number of positions.
+    max_error: largest absolute difference of two logits.
+    mean_kl: KL(model || engine) in nats per token.
+    top1_agreement: share of positions with the same most probable token.
+    logit_range: largest absolute logit of the model.
+    greedy: the greedy tokens of each prompt.
     """
 
     tokens: int
@@ -49,12 +56,12 @@ class Parity:
 
     @property
     def unexplained(self) -> tuple[GreedyMatch, ...]:
-        """Greedy runs that part at something else than a tie."""
+        """Greedy runs that differ first at something other than a tie."""
         return tuple(g for g in self.greedy if g.margin is not None and g.margin > 2 * self.max_error)
 
 
 def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int = 0) -> Parity:
-    """Compare teacher-forced logits and greedy continuations over random prompts of uneven lengths, all in flight."""
+    """Compare logits over given tokens, and greedy continuations, for random prompts of uneven lengths, all at once."""
     vocab, limit = llm.manifest.model.vocab_size, llm.manifest.limits.max_context
     new_tokens = min(new_tokens, max(1, limit // 2))
     rng = np.random.default_rng(seed)
@@ -73,7 +80,7 @@ def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int 
 
 
 class _Totals:
-    """Sums over positions."""
+    """Sums over positions; `compare` creates it and adds each prompt."""
 
     def __init__(self) -> None:
         self.tokens, self.agreed, self.kl, self.error, self.range = 0, 0, 0.0, 0.0, 0.0
@@ -98,7 +105,7 @@ class _Totals:
 
 
 def _match(expected: Floats, tokens: Sequence[int], prompt_tokens: int) -> GreedyMatch:
-    """Compare the engine's greedy tokens with the model's choice after each same history."""
+    """Compare the engine's greedy tokens with the model's choice after the same history."""
     chosen = expected[: len(tokens)].argmax(-1)
     differs = np.flatnonzero(chosen != np.asarray(tokens))
     if not differs.size:

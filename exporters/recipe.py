@@ -1,4 +1,4 @@
-"""What to make of a checkpoint: methods, weight precision, limits. From the command line, a YAML file, or Python."""
+"""Recipes: the methods, the weight precision and the limits of an export, from the command line, a YAML file or Python."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ PLUGINS = ("all", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what an export writes.
+    """Everything that decides what an export writes; the command `build` or the caller of `build` creates it.
 
-    apply: methods with their configs, in order. weights: their storage. dtype: float32, or for devices float16 or
-    bfloat16: what the graph computes in and what its unquantised weights are. plugins: all, or none for a graph of standard
-    ops. kv_bits: 16 or 32, width of a cached element; None: 16, and with plugins none what the graph computes in.
-    max_batch: rows in one step. max_context: tokens of one request; None: what the model was made for.
+    apply: methods with their configs, in order.
+    weights: how weights are stored.
+    dtype: the type that the graph computes in, and of weights that are not quantised: float32, or float16 or bfloat16 for
+        devices.
+    plugins: all, or none for a graph of standard ops.
+    kv_bits: width of a cached element, 16 or 32. None: 16; with plugins none the width of dtype.
+    max_batch: rows in one step.
+    max_context: tokens of one request; None: the longest that the model was made for.
+
+    Raises:
+        ExportError: a value that is not known or out of range, or values that do not go together.
     """
 
     apply: tuple[Applied, ...] = ()
@@ -62,7 +69,7 @@ class Recipe:
 
 
 def parse_method(spec: str | dict[str, Any]) -> Applied:
-    """`lora:path=DIR,weight=0.5`, or the same as a mapping {lora: {path: DIR, weight: 0.5}}."""
+    """Read a method from `lora:path=DIR,weight=0.5`, or from a mapping {lora: {path: DIR, weight: 0.5}}."""
     if isinstance(spec, str):
         name, options = split_spec(spec)
         return Applied(name, make_config(find_method(name).Config, options, name))
@@ -75,7 +82,7 @@ def parse_method(spec: str | dict[str, Any]) -> Applied:
 
 
 def parse_weights(spec: str | dict[str, Any]) -> Precision:
-    """`int4:block_size=32,lm_head=false`, or the same as a mapping with `kind`."""
+    """Read a precision from `int4:block_size=32,lm_head=false`, or from a mapping with the key `kind`."""
     if isinstance(spec, dict):
         return make_config(Precision, spec, "weights")
     if not isinstance(spec, str):

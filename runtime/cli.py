@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import EnginewrightError, UnsupportedError
 
 
@@ -34,21 +35,22 @@ COMMANDS = {
     "build": ("enginewright.exporters.commands.build", "write an engine directory from a checkpoint"),
     "export-checkpoint": (
         "enginewright.exporters.commands.export_checkpoint",
-        "write a quantised checkpoint for other servers",
+        "write a checkpoint with methods applied, for other servers",
     ),
-    "compile": ("enginewright.builders.commands.compile", "build an engine directory for the machine at hand"),
-    "tune": ("enginewright.exporters.commands.tune", "train what a method needs beside the checkpoint"),
+    "methods": ("enginewright.exporters.commands.methods", "list the inference methods and their options"),
+    "compile": ("enginewright.builders.commands.compile", "build a backend's engine on the machine that will run it"),
+    "tune": ("enginewright.exporters.commands.tune", "train the extra weights that a method needs"),
     "check": ("enginewright.exporters.commands.check", "compare an engine with its PyTorch model"),
-    "run": ("enginewright.runtime.commands.run", "answer one prompt"),
-    "inspect": ("enginewright.runtime.commands.inspect", "show what an engine is"),
+    "run": ("enginewright.runtime.commands.run", "answer prompts"),
+    "inspect": ("enginewright.runtime.commands.inspect", "describe an engine directory"),
     "bench": ("enginewright.runtime.commands.bench", "measure an engine's speed and memory"),
-    "triton": ("enginewright.builders.commands.triton", "make an engine a model that Triton Inference Server serves"),
-    "eval": ("enginewright.runtime.commands.eval", "measure what an engine gets right, beside others"),
+    "triton": ("enginewright.builders.commands.triton", "write an engine into a Triton model repository"),
+    "eval": ("enginewright.runtime.commands.eval", "measure the quality of one or several engines"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: this process's) and return the exit code."""
+    """Run the command line `argv` (default: that of this process) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = _parse_name(arguments[:1])
     _clean_up_on_sigterm()
@@ -85,6 +87,7 @@ def _parse_name(arguments: Sequence[str]) -> str:
         epilog=f"commands:\n{listing}\n\n`enginewright COMMAND --help` shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"enginewright {package_version()}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     return cast(str, parser.parse_args(arguments).command)
 

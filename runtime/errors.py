@@ -18,7 +18,7 @@ class BuildError(EnginewrightError):
 
 
 class TargetError(BuildError):
-    """The graphs are fit for the backend, but this machine cannot build for it: the one that runs them has to."""
+    """The backend accepts the graphs, but this machine cannot build for it; the machine that runs them has to."""
 
 
 class UnsupportedError(EnginewrightError):

@@ -1,4 +1,4 @@
-"""The engine directory as an object that answers prompts."""
+"""The Python interface of a loaded engine: prompts in, tokens, completions and logits out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ Message: TypeAlias = Mapping[str, Any]
 
 
 class LLM:
-    """A loaded engine; created by `load`, safe to call from several threads, closed by `close` or a with block."""
+    """A loaded engine; created by `load`, and closed by `close` or at the end of a with block.
+
+    Several threads may call it at once.
+
+    manifest: the manifest of the engine directory.
+    tokenizer: the engine's tokenizer; None if the checkpoint had none.
+    loop: the step loop that serves the requests.
+    capacity: the sizes that the engine was loaded with.
+    """
 
     def __init__(
         self, manifest: Manifest, tokenizer: Tokenizer | None, loop: StepLoop, capacity: Capacity, longest: int
@@ -39,29 +47,41 @@ class LLM:
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
+    def __repr__(self) -> str:
+        model, sizes = self.manifest.model, self.capacity
+        weights = self.manifest.weights.get("kind", self.manifest.dtype)
+        return (
+            f"<LLM {self.manifest.name}: {model.family}, {model.parameters / 1e6:.4g}M parameters, {weights} weights, "
+            f"{self.manifest.cache.kind} cache, up to {sizes.rows} requests of {sizes.context} tokens>"
+        )
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:
-        """Return one completion per prompt, in their order.
+        """Return one completion for each prompt, in the order of the prompts.
 
-        prompts: one text, one list of token ids, or a list of those. sampling: one for all prompts, or one for each.
+        prompts: one prompt, as text or as a list of token ids, or a list of prompts.
+        sampling: one Sampling for all prompts, or one for each.
 
         Raises:
-            RequestError: a prompt or parameter that this engine cannot serve; then no request runs.
+            RequestError: this engine cannot serve a prompt or parameter; then no request runs.
         """
         handles = self.submit_all(prompts, sampling)
         try:
             return [handle.result() for handle in handles]
         finally:
-            for handle in handles:  # those that still run when one failed or the caller is interrupted
+            for handle in handles:  # some still run if one has failed, or if the caller is interrupted
                 handle.cancel()
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion:
-        """Return the answer to a conversation: `{"role": ..., "content": ...}` each, through the chat template."""
+        """Return the answer to a conversation, written through the chat template.
+
+        messages: each of the form `{"role": ..., "content": ...}`.
+        """
         return self.generate([self.apply_chat_template(messages)], sampling)[0]
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Token]:
-        """Yield tokens as they come; leaving the loop early cancels the request."""
+        """Yield the tokens as they come; to leave the loop early cancels the request."""
         handle = self.submit(prompt, sampling)
         return _cancelling(handle)
 
@@ -75,8 +95,9 @@ class LLM:
     ) -> Handle:
         """Queue a prompt and return at once.
 
-        priority: of the requests that wait, lower numbers run first. on_event: takes each Token, then the Completion or the
-        error, in place of iteration over the handle; called on the step loop's thread, it must not wait and not raise.
+        priority: of the requests that wait, those with lower numbers run first.
+        on_event: called with each Token, then with the Completion or the error, instead of iteration over the handle. It is
+            called on the step loop's thread, and must neither wait nor raise.
         """
         request = self._generation(prompt, sampling)
         request.priority = priority
@@ -89,7 +110,7 @@ class LLM:
     def submit_all(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Handle]:
-        """Queue prompts for the same step, as `generate` takes them, and return at once."""
+        """Queue prompts for the same step, and return at once; the parameters are those of `generate`."""
         batch = _as_batch(prompts)
         samplings = [sampling] * len(batch) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
         if len(samplings) != len(batch):
@@ -112,15 +133,18 @@ class LLM:
         return result
 
     def score(self, texts: Sequence[Sequence[int]], takes: Sequence[TakeLogits]) -> None:
-        """Hand each text's teacher-forced logits to its own taker, piece by piece, so that none is held whole.
+        """Compute the teacher-forced logits of texts, and hand them out piece by piece, so that none is held whole.
 
-        texts: token ids; all are in flight together. takes[i]: called as take(position, logits[n, vocab]) for text i, in
-        order of position, where logits[k] predicts the token after texts[i][: position + k + 1]. It runs on the engine's
-        thread, which waits for it; the logits are valid during the call alone. What it raises, `score` raises. With a KVarN
-        cache a token sees what it would if the text had been generated: every full tile before its own encoded.
+        With a KVarN cache, a token sees what it would see if the text had been generated: every full tile before its own is
+        encoded.
+
+        texts: token ids of each text; all texts are in flight together.
+        takes[i]: called as take(position, logits[n, vocab]) for text i, in order of position; logits[k] predicts the token
+            after texts[i][: position + k + 1]. It runs on the step loop's thread, which waits for it. The logits are valid
+            only during the call. An exception that it raises is raised by `score`.
 
         Raises:
-            RequestError: a text that this engine cannot take; then none runs.
+            RequestError: this engine cannot take a text; then none runs.
         """
         requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
         self.loop.submit(*requests)
@@ -131,11 +155,11 @@ class LLM:
             self.loop.cancel(*requests)
 
     def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
-        """Return the prompt's token ids for a conversation; `variables` are passed to the template."""
+        """Return the token ids of a conversation as a prompt; `variables` are passed to the chat template."""
         return self._need_tokenizer().chat(messages, variables or {})
 
     def close(self) -> None:
-        """Cancel what runs and stop; may be called again."""
+        """Cancel all requests and stop; may be called again."""
         self._close()
 
     def __enter__(self) -> LLM:
@@ -154,7 +178,7 @@ class LLM:
         return self.tokenizer
 
     def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
-        """Return the request, checked against everything that could keep it from being served."""
+        """Return the request, after checking everything that could keep it from being served."""
         sampling = sampling or Sampling()
         ids = self._check_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt)
         vocab = self.manifest.model.vocab_size
@@ -172,7 +196,7 @@ class LLM:
         return Generation(ids, sampling, limit=limit, ends=ends, detokenizer=detokenizer)
 
     def _warn_of_one_token_steps(self, sampling: Sampling) -> None:
-        """Say, once, that a request gets one token a step from an engine that can give more."""
+        """Warn once that a request gets one token a step from an engine that can give more."""
         if self._has_warned or self.capacity.width == 1 or sampling.is_plain_greedy:
             return
         self._has_warned = True
@@ -184,7 +208,11 @@ class LLM:
         )
 
     def _new_tokens(self, prompt: int, wanted: int | None) -> int:
-        """Return how many tokens may follow a prompt of `prompt` tokens."""
+        """Return how many tokens may follow a prompt of `prompt` tokens; `wanted` where given.
+
+        Raises:
+            RequestError: there is no room for a token, or for as many as wanted.
+        """
         room = min(self.capacity.context - prompt, self._longest - prompt + 1)
         reason = f"the context limit is {self.capacity.context} tokens"
         if self._longest + 1 < self.capacity.context:
@@ -199,14 +227,14 @@ class LLM:
         return wanted or room
 
     def _check_scored(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
-        """Return the token ids as an array, when they fit."""
+        """Return the token ids as an array, after checking that they fit."""
         limit = min(self.capacity.context, self._longest)
         if len(token_ids) > limit:
             raise RequestError(f"logits: got {len(token_ids)} tokens, expected at most {limit}; score fewer at a time")
         return self._check_ids(token_ids)
 
     def _check_ids(self, prompt: Sequence[int]) -> NDArray[np.int64]:
-        """Return the token ids as an array."""
+        """Return the token ids as an array, after checking that they are ids of the vocabulary."""
         try:
             ids = np.asarray(prompt)
         except ValueError as e:
@@ -226,7 +254,7 @@ class LLM:
 
 
 class Handle:
-    """A submitted request: iterate over its tokens, wait for its result, or cancel it, from any thread."""
+    """A submitted request; created by `LLM.submit`. Any thread can iterate over its tokens, wait for it, or cancel it."""
 
     def __init__(self, llm: LLM, request: Generation) -> None:
         self._llm = llm  # keeps the engine open
@@ -238,25 +266,25 @@ class Handle:
         return self._request.done.is_set()
 
     def __iter__(self) -> Iterator[Token]:
-        """Yield the tokens as they come; one consumer gets each token."""
+        """Yield the tokens as they come; of several consumers, one gets each token."""
         while True:
             event = self._request.events.get()
             if isinstance(event, Token):
                 yield event
                 continue
-            self._request.events.put(event)  # for whoever else waits
+            self._request.events.put(event)  # for other consumers that wait
             if isinstance(event, Exception):
                 raise event
             return
 
     def result(self) -> Completion:
-        """Wait for the end and return the whole completion, whether or not its tokens were read."""
+        """Wait for the end, and return the whole completion, whether or not its tokens were read."""
         _wait(self._request)
         assert self._request.completion is not None
         return self._request.completion
 
     def cancel(self) -> None:
-        """End the request before the next step; its slot and its tiles are free then."""
+        """End the request before the next step, which frees its row and its tiles."""
         self._llm.loop.cancel(self._request)
 
 
@@ -274,7 +302,7 @@ def _wait(request: Request) -> None:
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Return a list of prompts, whether one or many were given."""
+    """Return a list of prompts, also where a single one is given."""
     if isinstance(prompts, str):
         return [prompts]
     if len(prompts) and all(isinstance(item, (int, np.integer)) for item in prompts):

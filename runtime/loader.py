@@ -34,14 +34,18 @@ def load(
 ) -> LLM:
     """Open the engine directory at `path`.
 
-    threads: of the backend; default: the physical cores. max_batch: requests that run at once; default and upper limit:
-    the engine's. cache_tokens: over all running requests; default: what they can use at most, or what half of the
-    available memory holds. prefill_chunk: tokens of one step at most; with a KVarN cache, tokens of a prompt that see each
-    other exactly, rounded down to whole tiles. prefix_reuse: whether a prompt takes over what another one that began alike
-    has computed, while that is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk; layers
-    with sliding windows rule it out. verify: compare every file with its sha256. backend: which of the directory's engines
-    runs, "onnxruntime" the graph itself where there is none for it; default: the first that can run on this machine of
-    tensorrt, tensorrt-rtx, onnxruntime-cuda and onnxruntime.
+    threads: threads of the backend; default: the physical cores.
+    max_batch: requests that run at once; default and upper limit: the engine's.
+    cache_tokens: tokens in the cache, over all running requests; default: as many as they can use, or as half of the
+        available memory holds.
+    prefill_chunk: the most tokens of one step; with a KVarN cache, the tokens of a prompt that see each other exactly,
+        rounded down to whole tiles.
+    prefix_reuse: whether a prompt takes over what an earlier prompt with the same beginning has computed, as long as that
+        is in the cache: whole tiles of it, with a KVarN cache whole chunks of prefill_chunk. Layers with sliding windows
+        rule it out.
+    verify: whether every file is compared with its sha256.
+    backend: the directory's engine to run; "onnxruntime" runs the graph itself where no engine was built for it. Default:
+        the first of tensorrt, tensorrt-rtx, onnxruntime-cuda and onnxruntime that can run on this machine.
 
     Raises:
         ArtifactError: no engine, a damaged one, or one that this version cannot run.

@@ -1,10 +1,11 @@
-"""Tests of the imports allowed between packages and folders, and of the sizes of modules and functions."""
+"""The architecture: which package and folder may import which, and how large modules, functions and folders may be."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.support.paths import ROOT
 
 PACKAGES = ("exporters", "builders", "plugins", "runtime")
 MODULE_LINES, FUNCTION_LINES = 400, 60
+FOLDER_FILES, ROOT_ENTRIES = 15, 16
+MANY = {"exporters/passes": 20}  # folders of many small modules of one kind
 
 # What each package may import from the others; a name allows its submodules as well.
 ARROWS = {
@@ -22,23 +25,52 @@ ARROWS = {
         "plugins.libraries.scale_sweep",
         "runtime.artifact",
         "runtime.errors",
-        "runtime.host",
+        "runtime.machine",
     },
     "builders": {
         "plugins",
         "runtime.artifact",
         "runtime.backends.device.cuda_runtime",
-        "runtime.errors",
-        "runtime.host",
         "runtime.backends.onnxruntime.load_errors",
-        "runtime.cache",
+        "runtime.cache.capacity",
+        "runtime.errors",
+        "runtime.machine",
         "runtime.triton.ports",
     },
     "runtime": {"plugins.libraries", "plugins.ops"},
     "plugins": set[str](),
 }
-# Commands compose packages; parity compares an engine, run, with the model it came from.
+# Commands compose packages; `build` an export and a backend's build; parity compares an engine with its model.
 COMPOSITION = ("exporters/build.py", "exporters/parity.py")
+
+# Each package as a column of floors, the highest first. A folder, or a module at the package's root, may import from
+# lower floors alone: not from its own floor, and never upward.
+COLUMNS = {
+    "runtime": (
+        ("commands", "triton"),
+        ("evaluation",),
+        ("loader",),
+        ("llm",),
+        ("scheduling",),
+        ("decoding",),
+        ("backends",),
+        ("requests", "cache"),
+        ("text", "cli"),
+        ("artifact", "machine"),
+        ("errors",),
+    ),
+    "builders": (
+        ("commands",),
+        ("layer_check", "onnxruntime", "triton"),
+        ("tensorrt",),
+        ("passes", "options", "supported_kernels"),
+    ),
+    "plugins": (
+        ("build", "generate", "oracles"),
+        ("libraries",),
+        ("ops",),
+    ),
+}
 
 
 def modules() -> list[Path]:
@@ -81,6 +113,52 @@ def test_arrows(package: str) -> None:
         if not any(name == known or name.startswith(f"{known}.") for known in allowed)
     ]
     assert not wrong, f"allowed: {', '.join(sorted(allowed))}"
+
+
+def place_of(name: str) -> str:
+    """The folder or module directly under its package that `a.b.c` belongs to: b; empty for the package itself."""
+    package, _, rest = name.partition(".")
+    place = rest.partition(".")[0]
+    known = {path.stem for path in (ROOT / package).iterdir()}
+    return place if place in known else ""
+
+
+@pytest.mark.parametrize("package", COLUMNS)
+def test_columns(package: str) -> None:
+    """Inside a package no arrow goes up, and none along a floor."""
+    floors = {place: number for number, floor in enumerate(COLUMNS[package]) for place in floor}
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        place = place_of(name_of(path).removesuffix(".py").replace("/", "."))
+        if not place or place == "__init__":  # the package's face
+            continue
+        wrong += [
+            f"{name_of(path)}:{line} imports {name}"
+            for line, name in imports(path)
+            if name.partition(".")[0] == package
+            and (other := place_of(name)) not in ("", place)
+            and floors[other] <= floors[place]
+        ]
+    assert not wrong, "imports from the same floor or a higher one"
+
+
+@pytest.mark.parametrize("package", COLUMNS)
+def test_columns_are_complete(package: str) -> None:
+    """Every folder and module of the package has its floor."""
+    floors = {place for floor in COLUMNS[package] for place in floor}
+    places = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or list(path.glob("*.py"))}
+    assert places - {"__init__"} == floors
+
+
+def test_folders_are_small() -> None:
+    counts = Counter(path.parent for path in modules() if path.name != "__init__.py")
+    large = {name_of(f): n for f, n in counts.items() if n > MANY.get(name_of(f), FOLDER_FILES)}
+    assert not large, f"more than {FOLDER_FILES} modules directly in a folder: which noun is missing?"
+
+
+def test_the_root_of_the_runtime_is_a_column() -> None:
+    entries = [path for path in (ROOT / "runtime").iterdir() if path.suffix == ".py" or list(path.glob("*.py"))]
+    assert len(entries) <= ROOT_ENTRIES
 
 
 def test_the_check_sees_imports() -> None:

@@ -22,7 +22,7 @@ SHARED_MODULES = {
     "__main__": "what `python -m` runs of a folder",
     "backend": "the class that opens engines of the backend whose folder it is",
     "build": "a function, and the command that calls it",
-    "conftest": "pytest's own name for the fixtures and rules of a folder",
+    "conftest": "pytest's fixtures for the tests of its folder",
     "method": "the hooks of the method whose folder it is",
     "reference": "a definition that the rest of the folder is compared with",
     "registry": "the names that the folder knows",

@@ -99,7 +99,19 @@ STABLE = {  # modules outside the runtime whose names are imported by other prog
     "runtime.evaluation.repetition": {"repetition_ratio"},
 }
 
-COMMANDS = {"build", "export-checkpoint", "compile", "tune", "check", "run", "inspect", "bench", "triton", "eval"}
+COMMANDS = {
+    "build",
+    "export-checkpoint",
+    "compile",
+    "tune",
+    "check",
+    "run",
+    "inspect",
+    "methods",
+    "bench",
+    "triton",
+    "eval",
+}
 
 
 def untyped(function: Callable[..., Any]) -> str:

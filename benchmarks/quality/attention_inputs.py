@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.cache_codecs import Floats
 from enginewright.plugins.ops.tiles import TILE_TOKENS
-from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.backends.session import Outputs, PackedStep
 
 OP = "PagedAttention"
@@ -74,7 +74,7 @@ class TappedSession:
     taken: the [layer][tap] arrays of every step since the list was last emptied; the measuring code empties it.
     """
 
-    def __init__(self, inner: OrtSession, capacity: int) -> None:
+    def __init__(self, inner: CpuSession, capacity: int) -> None:
         self.run_seconds = 0.0
         self.taken: list[list[list[NDArray[np.float32]]]] = []
         self._inner = inner

@@ -28,7 +28,7 @@ from benchmarks.quality.cache_accuracy import ComparedCache
 from benchmarks.quality.cache_codecs import Codec, Doubles, Floats
 from benchmarks.quality.quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from enginewright.plugins.ops.tiles import TILE_TOKENS
-from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.candidates import Candidate
@@ -203,7 +203,7 @@ class Reader:
         self._scales = write_tapped_engine(engine, folder)
         self._llm = open_quantised(folder, None, threads=threads, max_batch=1)
         session = self._llm.loop.session
-        assert isinstance(session, QuantisedSession) and isinstance(session.inner, OrtSession)
+        assert isinstance(session, QuantisedSession) and isinstance(session.inner, CpuSession)
         self._session = session
         self._taps = session.inner = TappedSession(session.inner, TILE_TOKENS)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -41,11 +40,10 @@ from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.problems import KINDS, LEVELS, Problem, held_out_problems
-from enginewright.runtime.evaluation.questions import ask_all
+from enginewright.runtime.evaluation.questions import make_questions
 from enginewright.runtime.evaluation.texts import Text, document_texts, solution_texts
 
 NAME = "benchmarks.quality.kv_caches"
-ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("kivi", "hadamard-token", "hadamard-channel", "rtn")
 CACHES = (
     *("fp16", "kvarn-k8v8", "kvarn-k4v4"),
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             save_results(args.results, NAME, arguments, norms_figures(errors))
             print(norms_table(errors))
             return 0
-        questions = ask_all(candidate, pick_problems(args), candidate.manifest.limits.max_context)
+        questions = make_questions(candidate, pick_problems(args), candidate.manifest.limits.max_context)
         results = []
         for result in measure(caches, questions, threads=args.threads, max_batch=args.max_batch):
             share = f"{100 * result.accuracy().value:.1f} %"
@@ -136,9 +134,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     """Build the engine that all simulated caches share."""
-    command = [sys.executable, str(ROOT / "build_engine.py"), "--model", model, "--output", str(output)]
-    limits = ["--max-batch", str(args.max_batch), "--max-context", str(args.max_context)]
-    subprocess.run([*command, "--kv-bits", "16", *limits], check=True, stdout=subprocess.DEVNULL)
+    from enginewright.exporters.build import build as build_engine
+    from enginewright.exporters.recipe import Recipe
+
+    recipe = Recipe(kv_bits=16, max_batch=args.max_batch, max_context=args.max_context)
+    build_engine(model, output, recipe, "onnxruntime")
     return output
 
 
@@ -156,7 +156,7 @@ def pick_problems(args: argparse.Namespace) -> list[Problem]:
 def pick_texts(candidate: Candidate, args: argparse.Namespace) -> list[Text]:
     """Return windows of --data, or problems with their solutions."""
     if args.data is None:
-        return solution_texts(ask_all(candidate, pick_problems(args), candidate.manifest.limits.max_context))
+        return solution_texts(make_questions(candidate, pick_problems(args), candidate.manifest.limits.max_context))
     return document_texts(candidate, read_documents(Path(args.data)), args.data, args.window)[: args.count]
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.quality.cache_codecs import Codec, Floats
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.backends.session import Outputs, PackedStep, Session
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
@@ -62,7 +62,7 @@ class QuantisedSession:
     codec_seconds: time spent on completed tiles.
     """
 
-    def __init__(self, inner: OrtSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
+    def __init__(self, inner: CpuSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
         self.inner: Session = inner
         self.codec = codec
         self.observer: Callable[[CompletedTiles], None] | None = None
@@ -131,8 +131,8 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
         raise UnsupportedError(
             f"{root}: got other layers, expected equal layers of full attention over plain tiles; choose another engine"
         )
-    tables = engine.scheduler._tables
-    assert isinstance(engine.session, OrtSession)
+    tables = engine.scheduler.tables
+    assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
     engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))
     return llm

@@ -27,7 +27,7 @@ from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.evaluation.candidates import open_candidates
-from enginewright.runtime.evaluation.outcome import prepare, run
+from enginewright.runtime.evaluation.score import prepare, run
 from enginewright.runtime.evaluation.suites import Task
 
 NAME = "benchmarks.quality.weights"
@@ -114,9 +114,9 @@ def perplexity(args: argparse.Namespace, config: Config | None) -> float:
         build(args.model, Path(folder) / "engine", Recipe(apply=applied, weights=exact), "onnxruntime")
         candidates = open_candidates([f"{folder}/engine"], None)
         task = Task(suite="perplexity", data=args.data)
-        (outcome,) = run(task, candidates, prepare(task, candidates), reference=False)
-        assert outcome.scores is not None  # this suite always has scores
-        return float(np.exp(np.concatenate(outcome.scores.nats).mean()))
+        (score,) = run(task, candidates, prepare(task, candidates), reference=False)
+        assert score.text_scores is not None  # this suite always has scores
+        return float(np.exp(np.concatenate(score.text_scores.nats).mean()))
 
 
 def figures_of(args: argparse.Namespace, done: dict[str, float]) -> list[Figure]:

@@ -112,7 +112,7 @@ class DecodingEngine:
     """One loaded engine whose tables say that its only row holds `context` tokens."""
 
     def __init__(self, llm: LLM, context: int) -> None:
-        self.session, tables = llm.loop.session, llm.loop.scheduler._tables
+        self.session, tables = llm.loop.session, llm.loop.scheduler.tables
         assert tables.grow(np.array([context])), "the cache is too small"
         tables.advance(np.array([context]))
         assert tables.grow(np.array([1])), "the cache is too small"

@@ -181,7 +181,7 @@ class TimedEngine:
 
 def time_forwards(llm: LLM) -> list[float]:
     """The best seconds of a forward of 1 .. MOST tokens while the engine is idle."""
-    tables = llm.loop.scheduler._tables
+    tables = llm.loop.scheduler.tables
     assert tables.grow(np.array([CONTEXT])), "the cache is too small"
     tables.advance(np.array([CONTEXT]))
     assert tables.grow(np.array([MOST])), "the cache is too small"

@@ -34,7 +34,7 @@ from benchmarks.kernels.cpu_kvarn import made_up_record
 from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime import load
-from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.llm import LLM
 
@@ -113,9 +113,9 @@ class FilledEngine:
     """One engine with a filled cache: every row holds `context` tokens less those that the turns will add."""
 
     def __init__(self, llm: LLM, batch: int, context: int) -> None:
-        assert isinstance(llm.loop.session, OrtSession)
+        assert isinstance(llm.loop.session, CpuSession)
         self.llm, self.batch, self.context = llm, batch, context
-        self._tables, self._session = llm.loop.scheduler._tables, llm.loop.session
+        self._tables, self._session = llm.loop.scheduler.tables, llm.loop.session
         fill(llm, self._session)
         self._advance(np.full(batch, context - TILE_TOKENS))
 
@@ -155,7 +155,7 @@ class FilledEngine:
         self._tables.advance(share)
 
 
-def fill(llm: LLM, session: OrtSession) -> None:
+def fill(llm: LLM, session: CpuSession) -> None:
     """Fill the cache with numbers of ordinary magnitude, so that arithmetic costs what it usually does; share the pools."""
     rng = np.random.default_rng(0)
     for index, layer in enumerate(llm.manifest.cache.layers):

@@ -1,4 +1,4 @@
-"""`enginewright compile`: an engine directory built for a backend on the machine that will run it; no torch, no checkpoint."""
+"""`enginewright compile`: builds a backend's engine on the machine that will run it, without torch and the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`enginewright triton`: an engine directory as a model of a Triton model repository."""
+"""`enginewright triton`: writes an engine directory as a model of a Triton model repository."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from enginewright.builders.layer_check.residual_stream import find_residual_stream
 from enginewright.builders.tensorrt.build import rewrite
 from enginewright.builders.tensorrt.graph_file import data_path, save_rewritten
-from enginewright.builders.tensorrt.module import device_compute, open_module
 from enginewright.builders.tensorrt.network import PlanBuilder
-from enginewright.builders.tensorrt.profiles import DENSE_AXES
+from enginewright.builders.tensorrt.python_module import device_compute, open_module
+from enginewright.runtime.artifact.decoder_graph import dense_inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError
@@ -113,14 +113,17 @@ def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
     tokens = min(TOKENS, manifest.limits.max_context)
     rng = np.random.default_rng(0)
     sizes = {"B": 1, "T": tokens, "N": tokens}
+    axes = {port.name: port.axes for port in dense_inputs(manifest.cache)}
     feeds = {}
     for spec in graph.inputs:
         if spec.dtype not in TYPES:
             raise UnsupportedError(
                 f"check --layers: got {spec.dtype}, expected float16 or float32, which ONNX Runtime runs on a CPU"
             )
-        axes = DENSE_AXES.get(spec.name, {0: "B"})
-        shape = [size if isinstance(size, int) else sizes[axes[axis]] for axis, size in enumerate(spec.shape)]
+        shape = [
+            size if isinstance(size, int) else sizes[str(axis)]
+            for size, axis in zip(spec.shape, axes[spec.name], strict=True)
+        ]
         feeds[spec.name] = np.zeros(shape, TYPES[spec.dtype])
     feeds["input_ids"][:] = rng.integers(0, manifest.model.vocab_size, (1, tokens))
     feeds["position_ids"][:] = feeds["sample_rows"][:] = np.arange(tokens)

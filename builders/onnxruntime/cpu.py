@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
@@ -24,7 +24,7 @@ from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import BuiltGraph, Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 BACKEND = "onnxruntime"
 

@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 
 from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.builders.supported_kernels import check_graph
 from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE
 from enginewright.plugins.ops.op import DOMAIN

@@ -19,14 +19,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.builders.supported_kernels import check_graph
 from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
 from enginewright.builders.tensorrt.graph_file import data_path, move_rewritten, save_rewritten
-from enginewright.builders.tensorrt.module import PORTABLE, device_compute, open_module
 from enginewright.builders.tensorrt.network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
 from enginewright.builders.tensorrt.profiles import ProfileShapes, plan_profiles
+from enginewright.builders.tensorrt.python_module import PORTABLE, device_compute, open_module
 from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import open_tensorrt_library
 from enginewright.plugins.ops.op import DOMAIN

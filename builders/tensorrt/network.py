@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from enginewright.builders.options import BackendOptions
-from enginewright.builders.tensorrt.module import CallbackErrors, open_logger, open_progress, open_writer
 from enginewright.builders.tensorrt.profiles import ProfileShapes
+from enginewright.builders.tensorrt.python_module import CallbackErrors, open_logger, open_progress, open_writer
 from enginewright.plugins.libraries.tensorrt import MODULES
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.errors import BuildError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from enginewright.runtime.artifact.decoder_graph import dense_inputs, packed_inputs
 from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest, TensorSpec
 from enginewright.runtime.cache.capacity import EXACT_TILES, plan_step, plan_tiles
 from enginewright.runtime.errors import BuildError
@@ -13,24 +14,6 @@ Range = tuple[int, int, int]
 Shape = tuple[int, ...]
 SPARE = 1
 """One tile and one slot more than the rows have: padding rows write there when the runtime pads a step to a captured size."""
-
-AXES: dict[str, dict[int, str]] = {
-    "input_ids": {0: "T"},
-    "position_ids": {0: "T"},
-    "query_starts": {0: "B1"},
-    "sample_rows": {0: "N"},
-    "kv_lens": {1: "B"},
-    "tile_table": {1: "B", 3: "M"},
-    "slots": {0: "B"},
-    "encoded_lens": {2: "B"},
-}
-"""Input of a packed graph -> axis -> name of its size; docs/reference/decoder-graph.md describes these inputs."""
-DENSE_AXES: dict[str, dict[int, str]] = {
-    "input_ids": {0: "B", 1: "T"},
-    "position_ids": {0: "B", 1: "T"},
-    "past_lens": {0: "B"},
-    "sample_rows": {0: "N"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,23 +99,15 @@ def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tupl
 
 
 def _axes(spec: TensorSpec, cache: Cache) -> dict[int, str]:
-    """The name of the size of each axis of an input.
+    """The name of the size of each varying axis of an input.
 
     Raises:
         BuildError: the input is unknown.
     """
-    known = DENSE_AXES if cache.is_dense else AXES
-    if spec.name in known:
-        return known[spec.name]
-    parts = spec.name.split(".")
-    if len(parts) == 3 and parts[0] == "kv":
-        if cache.is_dense and parts[2] in ("key", "value"):
-            return {0: "B"}
-        if parts[2] == "tiles":
-            return {0: f"tiles_{parts[1]}"}
-        if parts[2] == "exact":
-            return {0: "slots", 2: "exact"}
-    raise BuildError(
-        f"decoder input {spec.name!r}: got a name unknown to this builder, expected one of {', '.join(known)} or a cache; "
-        "upgrade enginewright"
-    )
+    known = {port.name: port.axes for port in (dense_inputs(cache) if cache.is_dense else packed_inputs(cache))}
+    if spec.name not in known:
+        raise BuildError(
+            f"decoder input {spec.name!r}: got a name unknown to this builder, expected one of {', '.join(known)}; "
+            "upgrade enginewright"
+        )
+    return {index: axis for index, axis in enumerate(known[spec.name]) if isinstance(axis, str)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.triton.ports import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, Port
+from enginewright.runtime.triton.ports import BACKEND, ENGINE, INPUTS, LOAD_OPTIONS, MAX_QUEUE, OUTPUTS, ServedPort
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CPU = "onnxruntime"
@@ -108,7 +108,7 @@ def render_config(name: str, manifest: Manifest, model: TritonModel) -> str:
     return "\n".join(blocks) + "\n"
 
 
-def _ports(ports: tuple[Port, ...], model: TritonModel, options: str = "") -> str:
+def _ports(ports: tuple[ServedPort, ...], model: TritonModel, options: str = "") -> str:
     types = {"INT64": "INT32"} if model.openai else {}
     lines = [
         f'  {{ name: "{port.name}" data_type: TYPE_{types.get(port.type, port.type)} dims: {list(port.dims)}{options} }}'

@@ -1,6 +1,10 @@
-"""Second moments of what every linear layer reads, gathered block by block behind a prefix that is already quantised."""
+"""Calibration: runs text through a model block by block, and quantises each linear layer on the inputs that it reads there.
 
-from enginewright.exporters.calibration.calibrate import calibrate
+The inputs come from the model whose earlier layers are already quantised, unless the objective asks for the float model. A
+quantiser sees only their second moments.
+"""
+
+from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate
 from enginewright.exporters.calibration.linear_group import Calibration, LinearGroup, Quantize
 
-__all__ = ["Calibration", "LinearGroup", "Quantize", "calibrate"]
+__all__ = ["Calibration", "CalibrationJob", "LinearGroup", "Quantize", "QuantizedForm", "calibrate"]

@@ -1,4 +1,4 @@
-"""Tensors of a stream's batches, one after another in a file: activations that memory need not hold."""
+"""A file of activations, one tensor a batch, so that memory need not hold them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from enginewright.exporters.calibration.atomic_files import disk_errors
 
 
 class ActivationFile:
-    """A file of tensors of one type, appended in the order of batches and read by number.
+    """A file of tensors of one type, appended in the order of batches and read by their numbers.
 
-    After `restart` the file is written over, so that a spool used again and again takes up the same place.
-    checksum: of what was appended; only when `checked`.
+    `BlockWalk` creates one for the states that enter a block, `ActivationStream` those of kept inputs and outputs. After
+    `restart` the file is written over, so that a file that is used again and again does not grow.
+
+    checksum: of the appended bytes, only when `checked`; `append` and `attach` set it.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device, *, checked: bool = False) -> None:
@@ -34,16 +36,16 @@ class ActivationFile:
         return len(self._shapes)
 
     def restart(self) -> None:
-        """Forget what was written; the next `append` writes the first tensor."""
+        """Forget all tensors; the next `append` writes the first one."""
         self._shapes, self._offsets, self.checksum = [], [0], 0
 
     def attach(self, shapes: Sequence[tuple[int, ...]], checksum: int) -> bool:
-        """Take over a file of another run with tensors of these shapes; False when it does not hold what was written."""
+        """Take over the file of an earlier run, with tensors of these shapes; False when its size or checksum is another."""
         self.restart()
         if not self.path.is_file() or self.path.stat().st_size != sum(map(self._size, shapes)):
             return False
         for shape in shapes:
-            self._note(shape)
+            self._add_shape(shape)
             self.checksum = zlib.crc32(_bytes(self.read(len(self) - 1).cpu()), self.checksum)
         if self.checksum != checksum:
             self.restart()
@@ -60,7 +62,7 @@ class ActivationFile:
                 self.checksum = zlib.crc32(content, self.checksum)
             while left:
                 left = left[file.write(left) :]
-        self._note(tuple(tensor.shape))
+        self._add_shape(tuple(tensor.shape))
 
     def read(self, number: int) -> torch.Tensor:
         """The tensor of batch `number`, on the device."""
@@ -77,7 +79,7 @@ class ActivationFile:
         return tensor.to(self._device)
 
     def close(self) -> None:
-        """Close the file and cut off what an earlier, longer use of it left behind the last tensor."""
+        """Close the file, and cut off what an earlier, longer use of it left after the last tensor."""
         if self._file is not None:
             self._file.truncate(self._offsets[-1])
             self._file.close()
@@ -89,7 +91,7 @@ class ActivationFile:
         self.restart()
         self.path.unlink(missing_ok=True)
 
-    def _note(self, shape: tuple[int, ...]) -> None:
+    def _add_shape(self, shape: tuple[int, ...]) -> None:
         self._shapes.append(tuple(shape))
         self._offsets.append(self._offsets[-1] + self._size(shape))
 
@@ -103,6 +105,6 @@ class ActivationFile:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a tensor."""
+    """The memory of a tensor, without a copy."""
     flat: Any = tensor.flatten().view(torch.uint8).numpy()
     return memoryview(flat)

@@ -1,7 +1,7 @@
-"""One model's tokens on their way through the blocks: the inputs of each group of layers, each product computed once.
+"""The tokens of one model on their way through the blocks: the inputs of each group of layers, with each product run once.
 
-What a part of the block made is kept on disk as soon as all its layers are through, and so is the input of a part's last
-layer. Later runs of the block take these instead of computing them again.
+The output of a part of the block is kept on disk as soon as all its layers have run, and so is the input of a part's last
+layer. Later runs of the block read these files instead of computing the values again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from enginewright.exporters.calibration.block_schedule import BlockSchedule
 from enginewright.exporters.calibration.fast_linear import FastLinear, multiply
 
 
-class _Reached(Exception):
-    """Ends a run of the block at a layer, whose input it carries."""
+class _InputReached(Exception):
+    """Ends a run of the block at a layer, and carries that layer's input."""
 
     def __init__(self, x: torch.Tensor) -> None:
         super().__init__()
@@ -31,10 +31,16 @@ class _Reached(Exception):
 
 @dataclass(kw_only=True)
 class ActivationStream:
-    """The quantised or the float model's tokens; the driver makes it, and sets block, calls and plan for every block.
+    """The tokens of the quantised or of the float model; `BlockWalk` creates it, and calls `begin` for every block.
 
-    states: hidden states [b, T, d] that enter the block, by batch. scratch: where the spools of parts lie.
-    block: with this stream's weights. calls: the block's call for every batch.
+    name: quantized or float.
+    states: the hidden states [b, T, d] that enter the block, batch by batch.
+    scratch: the folder for the kept inputs and outputs of parts.
+    dtype: of the tensors that are kept.
+    device: the device that tensors are read to.
+    block: the block with this stream's weights; set by `begin`.
+    calls: the block's call for every batch; set by `begin`.
+    schedule: the block's; set by `begin`.
     """
 
     name: str
@@ -44,26 +50,26 @@ class ActivationStream:
     device: torch.device
     block: nn.Module = field(default_factory=nn.Module)
     calls: Sequence[BlockCall] = ()
-    plan: BlockSchedule = field(default_factory=lambda: BlockSchedule(groups=(), parts={}, unreached=()))
-    _spools: dict[str, ActivationFile] = field(default_factory=dict)
+    schedule: BlockSchedule = field(default_factory=lambda: BlockSchedule(groups=(), parts={}, unreached=()))
+    _files: dict[str, ActivationFile] = field(default_factory=dict)
 
-    def begin(self, block: nn.Module, calls: Sequence[BlockCall], plan: BlockSchedule) -> None:
-        """Come to the next block: nothing of it is kept yet."""
-        self.block, self.calls, self.plan = block, calls, plan
-        for spool in self._spools.values():
-            spool.restart()
+    def begin(self, block: nn.Module, calls: Sequence[BlockCall], schedule: BlockSchedule) -> None:
+        """Come to the next block, of which nothing is kept yet."""
+        self.block, self.calls, self.schedule = block, calls, schedule
+        for file in self._files.values():
+            file.restart()
 
     def inputs(self, group: int) -> Iterator[torch.Tensor | None]:
         """The input [n, D] of a group's layers, batch by batch; None where no token of a batch reaches them."""
-        found = self.plan.groups[group]
-        kept = self._spool(found.tail, "input") if found.tail else None
-        with self._replaying(group), self._stopping(found.linears):
+        found = self.schedule.groups[group]
+        kept = self._file(found.output_of, "input") if found.output_of else None
+        with self._replaying(group), self._stopping_at(found.linears):
             for number, call in enumerate(self.calls):
                 self._number = number
                 try:
                     with torch.no_grad(), FastLinear():
                         call.run(self.block, self.states.read(number))
-                except _Reached as reached:
+                except _InputReached as reached:
                     if kept is not None:
                         kept.append(reached.x)
                     yield reached.x.reshape(-1, reached.x.shape[-1])
@@ -71,8 +77,8 @@ class ActivationStream:
                     yield None
 
     def outputs(self) -> Iterator[torch.Tensor]:
-        """What the block makes, batch by batch."""
-        with self._replaying(len(self.plan.groups)):
+        """The output of the block, batch by batch."""
+        with self._replaying(len(self.schedule.groups)):
             for number, call in enumerate(self.calls):
                 self._number = number
                 with torch.no_grad(), FastLinear():
@@ -80,14 +86,16 @@ class ActivationStream:
                 yield hidden
 
     def remove(self) -> None:
-        """Delete what is kept on disk beside the states."""
-        for spool in self._spools.values():
-            spool.remove()
+        """Delete all files but the states."""
+        for file in self._files.values():
+            file.remove()
 
     @contextmanager
-    def _stopping(self, linears: Sequence[str]) -> Iterator[None]:
+    def _stopping_at(self, linears: Sequence[str]) -> Iterator[None]:
+        """Raise `_InputReached` in place of running any of these layers."""
+
         def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            raise _Reached(inputs[0])
+            raise _InputReached(inputs[0])
 
         hooks = [self.block.get_submodule(name).register_forward_pre_hook(stop) for name in linears]
         try:
@@ -98,43 +106,51 @@ class ActivationStream:
 
     @contextmanager
     def _replaying(self, group: int) -> Iterator[None]:
-        """Let parts whose layers are all through before `group` give what they made; what is not kept is, if needed."""
+        """Let every part whose layers have all run before `group` return its kept output, and keep it if it is not yet."""
         with ExitStack() as stack:
-            for name, part in self.plan.parts.items():
-                if part.done <= group:
-                    stack.enter_context(self._replay(name, last=group == len(self.plan.groups)))
+            for name, part in self.schedule.parts.items():
+                if part.after_groups <= group:
+                    stack.enter_context(self._replaying_part(name, last=group == len(self.schedule.groups)))
             yield
 
     @contextmanager
-    def _replay(self, name: str, *, last: bool) -> Iterator[None]:
-        part, child = self.plan.parts[name], self.block.get_submodule(name)
-        tail = next((one.linears[0] for one in self.plan.groups if one.tail == name), None)
-        made, run = self._spool(name, "output"), child.forward
-        known = len(made) == len(self.calls)
+    def _replaying_part(self, name: str, *, last: bool) -> Iterator[None]:
+        """Let the part `name` return its kept output.
+
+        last: whether this is the last run of the block, after which no output is needed.
+        """
+        part, child = self.schedule.parts[name], self.block.get_submodule(name)
+        last_layer = next((one.linears[0] for one in self.schedule.groups if one.output_of == name), None)
+        kept, forward = self._file(name, "output"), child.forward
+        is_kept = len(kept) == len(self.calls)
 
         def replay(*args: Any, **kwargs: Any) -> Any:
-            if known:
-                return part.wrap(made.read(self._number))
-            if tail is None:
-                result = part.read(run(*args, **kwargs))
+            if is_kept:
+                return part.wrap(kept.read(self._number))
+            if last_layer is None:
+                result = part.read(forward(*args, **kwargs))
             else:
-                layer: Any = self.block.get_submodule(tail)
-                result = multiply(self._spool(name, "input").read(self._number), layer.weight, layer.bias)
+                layer: Any = self.block.get_submodule(last_layer)
+                result = multiply(self._file(name, "input").read(self._number), layer.weight, layer.bias)
             if not last:
-                made.append(result)
+                kept.append(result)
             return part.wrap(result)
 
-        if not known:
-            made.restart()
+        if not is_kept:
+            kept.restart()
         child.forward = replay
         try:
             yield
         finally:
             del child.forward
 
-    def _spool(self, part: str, kind: str) -> ActivationFile:
+    def _file(self, part: str, kind: str) -> ActivationFile:
+        """The file of a part's kept values.
+
+        kind: input or output.
+        """
         name = f"{part}-{kind}"
-        if name not in self._spools:
+        if name not in self._files:
             path = self.scratch / f"{self.name}-{name}.scratch"
-            self._spools[name] = ActivationFile(path, self.dtype, self.device)
-        return self._spools[name]
+            self._files[name] = ActivationFile(path, self.dtype, self.device)
+        return self._files[name]

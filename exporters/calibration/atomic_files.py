@@ -1,4 +1,4 @@
-"""Files that a broken-off run leaves whole: written beside their place, then renamed."""
+"""Atomic file writes: a temporary file is written next to the target, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enginewright.runtime.errors import ExportError
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an ExportError."""
+    """Turn the disk's errors into an ExportError that names `folder`."""
     try:
         yield
     except OSError as e:
@@ -25,10 +25,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`, which is made if it is missing, until the body is through.
+    """Keep other processes out of `folder` until the body is done; the folder is made if it is missing.
 
     Raises:
-        ExportError: another process is in it.
+        ExportError: another process is at work in it.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,11 +44,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, which holds either what it held before or all of it."""
-    beside = path.with_name(f"{path.name}.tmp")
+    """Write `content` to `path`; a run that is broken off leaves there either the old content or all of the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
     with disk_errors(path.parent):
-        with beside.open("wb") as f:
+        with temporary.open("wb") as f:
             f.write(content)
             f.flush()
             os.fsync(f.fileno())
-        beside.replace(path)
+        temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The codes and scales of one block's layers in one safetensors file, read a layer at a time."""
+"""The codes and scales of one block's layers in a safetensors file, which is read a layer at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from enginewright.runtime.errors import ExportError
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A linear layer's parameter: its name, rows n, columns k, and how it is quantised."""
+    """The parameter of a linear layer, and the form in which it is quantised; `calibrate` creates it.
+
+    name: of the parameter.
+    rows: n, the outputs of the layer.
+    columns: k, its inputs.
+    bits: of a code, 2 to 8.
+    group_size: columns that share a scale, a divisor of k.
+    """
 
     name: str
     rows: int
@@ -30,12 +37,12 @@ class QuantizedLayer:
 
     @property
     def packed_columns(self) -> int:
-        """Bytes of a row of codes: two codes a byte, low nibble first, when they have four bits or fewer."""
+        """Bytes of a row of codes: two codes a byte, low nibble first, when codes have four bits or fewer; else one."""
         return (self.columns + 1) // 2 if self.bits <= 4 else self.columns
 
     @property
     def groups(self) -> int:
-        """Scales of a row."""
+        """Number of scales in a row."""
         return self.columns // self.group_size
 
 
@@ -51,7 +58,7 @@ def save_block(
 
 
 def open_block(path: Path, layers: Sequence[QuantizedLayer]) -> dict[str, QuantizedRows]:
-    """What `save_block` wrote, by parameter; only shapes are read now.
+    """Return the layers that `save_block` wrote, by parameter; only their shapes are read now.
 
     Raises:
         ExportError: the file is damaged, or holds other layers.
@@ -99,7 +106,7 @@ def _pack(codes: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
 
 
 def _unpack(packed: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
-    """Codes int8, in memory of their own."""
+    """Codes int8 [n, k], in memory of their own."""
     if layer.bits > 4:
         return packed.clone()
     nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, : layer.columns]

@@ -1,7 +1,7 @@
-"""In which order a block's linear layers run, which of them read the same input, and which need not run twice.
+"""The order in which a block's linear layers run, the layers that read the same input, and what need not run twice.
 
-Found by running the block on a few tokens and looking: layers are told apart by the tensors they are given, so that no
-code here knows a family.
+It is found by running the block on a few tokens: layers are told apart by the tensors that they are given, so that no code
+here knows a model family.
 """
 
 from __future__ import annotations
@@ -18,47 +18,58 @@ from torch import nn
 from enginewright.exporters.calibration.block_calls import BlockCall
 from enginewright.runtime.errors import UnsupportedError
 
-_Key = tuple[
-    int, int, int, int
-]  # of the memory that a tensor lies in: address, length, width, how often it was written
+# The memory that a tensor lies in: its address, length, width, and how often it was written.
+_Key = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Linear layers, by their names in the block, that read the same input, in module order.
+    """Linear layers that read the same input; `make_schedule` creates it.
 
-    tail: the part of the block whose output is what the only layer of this group makes, if there is one.
+    linears: their names in the block, in module order.
+    output_of: name of the block's part whose output equals that of this group's single layer, if there is such a part. It
+        need not be run again.
     """
 
     linears: tuple[str, ...]
-    tail: str | None = None
+    output_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A direct child of the block with linear layers, whose output can stand for running it again.
+    """A direct child of the block that has linear layers, and whose output can stand in for running it again.
 
-    done: after how many groups all its layers are through. fields: how long a tuple its output is, of which only `field`
-    is read; 0 when the output is a tensor.
+    `make_schedule` creates it.
+
+    after_groups: the number of groups that have run when all its layers have.
+    tuple_length: the length of the tuple that it returns; 0 when it returns a tensor.
+    tuple_index: the one item of the tuple that is read.
     """
 
-    done: int
-    fields: int = 0
-    field: int = 0
+    after_groups: int
+    tuple_length: int = 0
+    tuple_index: int = 0
 
     def read(self, output: Any) -> torch.Tensor:
         """The tensor of an output."""
-        tensor: torch.Tensor = output[self.field] if self.fields else output
+        tensor: torch.Tensor = output[self.tuple_index] if self.tuple_length else output
         return tensor
 
     def wrap(self, tensor: torch.Tensor) -> Any:
         """An output that holds the tensor."""
-        return tuple(tensor if i == self.field else None for i in range(self.fields)) if self.fields else tensor
+        if not self.tuple_length:
+            return tensor
+        return tuple(tensor if i == self.tuple_index else None for i in range(self.tuple_length))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSchedule:
-    """The groups of a block in the order they run, its parts by name, and the layers that no token reaches."""
+    """The order of work in one block; `make_schedule` creates it.
+
+    groups: in the order in which they run.
+    parts: by name.
+    unreached: the layers that no token reaches.
+    """
 
     groups: tuple[Group, ...]
     parts: dict[str, Part]
@@ -66,10 +77,17 @@ class BlockSchedule:
 
 
 @dataclass
-class _Trace:
-    """What one run of a block showed: the layers' inputs and outputs in order, the outputs of its children."""
+class _Observation:
+    """Inputs and outputs that were seen in one run of a block; `_observe` creates and fills it.
 
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # kept, so that no address is used twice
+    inputs: of each layer, in the order in which they ran. They are kept so that no address is used twice.
+    keys: the memory of each layer's input.
+    outputs: of each layer.
+    children: the outputs of each direct child of the block, in order.
+    result: the output of the block.
+    """
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     keys: dict[str, _Key] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     children: dict[str, list[Any]] = field(default_factory=dict)
@@ -79,42 +97,50 @@ class _Trace:
 def make_schedule(
     block: nn.Module, linears: Sequence[str], samples: Iterable[tuple[torch.Tensor, BlockCall]], where: str
 ) -> BlockSchedule:
-    """The plan of a block: the first sample [b, T, d] must show it, later ones are run while a layer is not reached.
+    """Return the schedule of a block, which the first sample [b, T, d] must show.
+
+    Later samples are run only as long as a layer is not reached.
 
     Raises:
         UnsupportedError: a layer runs twice in one pass.
     """
-    first: _Trace | None = None
+    first: _Observation | None = None
     after: dict[str, set[str]] = {name: set() for name in linears}
     together: dict[str, set[str]] = {name: {name} for name in linears}
     reached: set[str] = set()
     sample: tuple[torch.Tensor, BlockCall] | None = None
     for hidden, call in samples:
-        trace = _run(block, linears, hidden, call, where)
+        seen = _observe(block, linears, hidden, call, where)
         if first is None:
-            first, sample = trace, (hidden, call)
-        order = list(trace.keys)
+            first, sample = seen, (hidden, call)
+        order = list(seen.keys)
         for before, name in itertools.pairwise(order):
             after[name].add(before)
         for name in order:
-            together[name].update(other for other in order if trace.keys[other] == trace.keys[name])
+            together[name].update(other for other in order if seen.keys[other] == seen.keys[name])
         reached.update(order)
         if len(reached) == len(linears):
             break
     assert first is not None and sample is not None
-    groups = _group(after, together, reached)
+    groups = _order_groups(after, together, reached)
     parts = _find_parts(block, groups, first, sample)
-    tails = {name: _tail(name, groups[part.done - 1], part, first, sample[0]) for name, part in parts.items()}
-    by_group = {parts[name].done - 1: name for name, is_tail in tails.items() if is_tail}
+    last = {name: groups[part.after_groups - 1] for name, part in parts.items()}
+    by_group = {
+        part.after_groups - 1: name
+        for name, part in parts.items()
+        if _is_output_of_layer(name, last[name], part, first, sample[0])
+    }
     return BlockSchedule(
-        groups=tuple(Group(linears=group, tail=by_group.get(number)) for number, group in enumerate(groups)),
+        groups=tuple(Group(linears=group, output_of=by_group.get(number)) for number, group in enumerate(groups)),
         parts=parts,
         unreached=tuple(name for name in linears if name not in reached),
     )
 
 
-def _group(after: dict[str, set[str]], together: dict[str, set[str]], reached: set[str]) -> list[tuple[str, ...]]:
-    """Layers in an order that every run agrees with, those of one input at the place of the first."""
+def _order_groups(
+    after: dict[str, set[str]], together: dict[str, set[str]], reached: set[str]
+) -> list[tuple[str, ...]]:
+    """Groups of layers in an order that every run agrees with; a group takes the place of its first layer."""
     place = {name: number for number, name in enumerate(after)}
     try:
         order = list(graphlib.TopologicalSorter(after).static_order())
@@ -130,63 +156,68 @@ def _group(after: dict[str, set[str]], together: dict[str, set[str]], reached: s
     return groups
 
 
-def _run(block: nn.Module, linears: Sequence[str], hidden: torch.Tensor, call: BlockCall, where: str) -> _Trace:
-    trace = _Trace()
+def _observe(
+    block: nn.Module, linears: Sequence[str], hidden: torch.Tensor, call: BlockCall, where: str
+) -> _Observation:
+    """Run the block once, and note what its layers and children read and return."""
+    seen = _Observation()
 
-    def enters(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        if name in trace.keys:
+    def note_input(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        if name in seen.keys:
             raise UnsupportedError(f"{where}.{name}: runs twice in one pass; expected every linear layer to run once")
         x = inputs[0]
-        trace.inputs[name] = x
-        trace.keys[name] = (x.data_ptr(), x.numel(), x.shape[-1], x._version)
+        seen.inputs[name] = x
+        seen.keys[name] = (x.data_ptr(), x.numel(), x.shape[-1], x._version)
 
     hooks = []
     for name in linears:
         module = block.get_submodule(name)
-        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: enters(name, inputs)))
-        hooks.append(module.register_forward_hook(lambda _, i, out, name=name: trace.outputs.update({name: out})))
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: note_input(name, inputs)))
+        hooks.append(module.register_forward_hook(lambda _, i, out, name=name: seen.outputs.update({name: out})))
     for name, child in block.named_children():
-        made = trace.children.setdefault(name, [])
-        hooks.append(child.register_forward_hook(lambda _, i, out, made=made: made.append(out)))
+        outputs = seen.children.setdefault(name, [])
+        hooks.append(child.register_forward_hook(lambda _, i, out, outputs=outputs: outputs.append(out)))
     try:
         with torch.no_grad():
-            trace.result = call.run(block, hidden)
+            seen.result = call.run(block, hidden)
     finally:
         for hook in hooks:
             hook.remove()
-    return trace
+    return seen
 
 
 def _find_parts(
-    block: nn.Module, groups: Sequence[tuple[str, ...]], trace: _Trace, sample: tuple[torch.Tensor, BlockCall]
+    block: nn.Module, groups: Sequence[tuple[str, ...]], seen: _Observation, sample: tuple[torch.Tensor, BlockCall]
 ) -> dict[str, Part]:
+    """The children that run once, have linear layers, and of whose output the block reads one tensor."""
     parts: dict[str, Part] = {}
-    for name, outputs in trace.children.items():
+    for name, outputs in seen.children.items():
         own = [number for number, group in enumerate(groups) if any(f"{one}.".startswith(f"{name}.") for one in group)]
-        part = _form(outputs[0], own[-1] + 1) if own and len(outputs) == 1 else None
-        if part is not None and (not part.fields or _reads_one_field(block, name, part, outputs[0], trace, sample)):
+        part = _make_part(outputs[0], own[-1] + 1) if own and len(outputs) == 1 else None
+        if part is not None and (not part.tuple_length or _reads_one_item(block, name, part, outputs[0], seen, sample)):
             parts[name] = part
     return parts
 
 
-def _form(output: Any, done: int) -> Part | None:
+def _make_part(output: Any, after_groups: int) -> Part | None:
+    """The part that returns such an output; None for anything but a tensor or a tuple of tensors."""
     if isinstance(output, torch.Tensor):
-        return Part(done=done)
+        return Part(after_groups=after_groups)
     if not isinstance(output, tuple) or not all(one is None or isinstance(one, torch.Tensor) for one in output):
         return None
     tensors = [number for number, one in enumerate(output) if one is not None]
-    return Part(done=done, fields=len(output), field=tensors[0]) if tensors else None
+    return Part(after_groups=after_groups, tuple_length=len(output), tuple_index=tensors[0]) if tensors else None
 
 
-def _reads_one_field(
-    block: nn.Module, name: str, part: Part, output: Any, trace: _Trace, sample: tuple[torch.Tensor, BlockCall]
+def _reads_one_item(
+    block: nn.Module, name: str, part: Part, output: Any, seen: _Observation, sample: tuple[torch.Tensor, BlockCall]
 ) -> bool:
-    """Whether the block makes the same of the child's output when the other tensors in it are NaN."""
-    others = [one for number, one in enumerate(output) if one is not None and number != part.field]
+    """Whether the block returns the same when all other tensors in the child's output are NaN."""
+    others = [one for number, one in enumerate(output) if one is not None and number != part.tuple_index]
     if not all(one.is_floating_point() for one in others):
         return False
     spoiled = tuple(
-        one if one is None or number == part.field else torch.full_like(one, torch.nan)
+        one if one is None or number == part.tuple_index else torch.full_like(one, torch.nan)
         for number, one in enumerate(output)
     )
     child = block.get_submodule(name)
@@ -196,16 +227,18 @@ def _reads_one_field(
             result = sample[1].run(block, sample[0])
     finally:
         hook.remove()
-    return trace.result is not None and torch.equal(result, trace.result)
+    return seen.result is not None and torch.equal(result, seen.result)
 
 
-def _tail(name: str, group: tuple[str, ...], part: Part, trace: _Trace, hidden: torch.Tensor) -> bool:
-    """Whether the part's output is its last layer's, for as many tokens as enter the block."""
+def _is_output_of_layer(
+    name: str, group: tuple[str, ...], part: Part, seen: _Observation, hidden: torch.Tensor
+) -> bool:
+    """Whether the part's output is that of its last layer, for as many tokens as enter the block."""
     last = group[0]
     return (
         len(group) == 1
         and f"{last}.".startswith(f"{name}.")
-        and last in trace.outputs
-        and part.read(trace.children[name][0]) is trace.outputs[last]
-        and trace.inputs[last].shape[:-1] == hidden.shape[:-1]
+        and last in seen.outputs
+        and part.read(seen.children[name][0]) is seen.outputs[last]
+        and seen.inputs[last].shape[:-1] == hidden.shape[:-1]
     )

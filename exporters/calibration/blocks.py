@@ -1,4 +1,4 @@
-"""The decoder blocks of a model without weights, and one of them at a time with its weights."""
+"""The decoder blocks of a model without weights; one block at a time is loaded with its weights."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """The decoder blocks of a skeleton, on the meta device, in order; `prefix` is where they are in the model."""
+    """The decoder blocks of a model; `load_blocks` creates it.
+
+    skeleton: the model without weights.
+    prefix: the name of the list of blocks in the model.
+    modules: the blocks on the meta device, in order.
+    """
 
     skeleton: Skeleton
     prefix: str
     modules: tuple[nn.Module, ...]
 
     def parameter(self, block: int, name: str) -> str:
-        """The model's name of what the block calls `name`."""
+        """The name in the model of the parameter that the block calls `name`."""
         return f"{self.prefix}.{block}.{name}"
 
     def linears(self, block: int, exclude: Sequence[str]) -> dict[str, nn.Linear]:
-        """The linear layers of the block by their name in it, without those whose parameter `exclude` names."""
+        """The linear layers of the block by their names in it, except those whose parameter matches a pattern in `exclude`."""
         return {
             name: module
             for name, module in self.modules[block].named_modules()
@@ -50,11 +55,11 @@ class Blocks:
 
 
 def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
-    """The blocks of the checkpoint's model.
+    """Return the blocks of the checkpoint's model.
 
     Raises:
-        ExportError: they cannot be found, or its config names no longest context and neither does `max_context`.
-        UnsupportedError: a block reads more of the blocks before it than their output.
+        ExportError: the blocks cannot be found, or neither the config nor `max_context` gives a longest context.
+        UnsupportedError: a block reads more from the blocks before it than their output.
     """
     config = checkpoint.config
     if read_depth_attention(config) is not None:
@@ -62,17 +67,17 @@ def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
             f"{config.model_type}: with depth attention a block reads the values of earlier ones; expected blocks that "
             "can be run one by one"
         )
-    context = max_context or int(getattr(config, "max_position_embeddings", 0) or 0)
+    context = max_context or checkpoint.max_positions
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; set max_context")
     own = copy.deepcopy(config)
     skeleton = build_skeleton(own, attention=choose_attention(own), max_context=context)
-    prefix, modules = _find(skeleton.model)
+    prefix, modules = _find_blocks(skeleton.model)
     return Blocks(skeleton=skeleton, prefix=prefix, modules=modules)
 
 
 def choose_attention(config: PreTrainedConfig) -> str:
-    """The fastest of transformers' attention functions that computes what the model means."""
+    """The name of the fastest of transformers' attention functions that the model supports."""
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return "sdpa" if model._supports_sdpa else "eager"
 
@@ -87,9 +92,10 @@ def place_tensors(
     *,
     recurse: bool = True,
 ) -> None:
-    """Replace the meta tensors of `module` by their values; `prefix` goes before their names in the model's.
+    """Replace the meta tensors of `module` by their values.
 
-    recurse: those of the modules in it, too.
+    prefix: what stands before the tensors' names in the model.
+    recurse: whether the tensors of the modules in it are replaced, too.
     """
     shared: dict[int, nn.Parameter] = {}
     for name, parameter in list(module.named_parameters(recurse=recurse, remove_duplicate=False)):
@@ -97,25 +103,26 @@ def place_tensors(
             shared[id(parameter)] = nn.Parameter(
                 load_weight(weights, prefix + name, dtype, device), requires_grad=False
             )
-        _owner(module, name).register_parameter(name.rpartition(".")[2], shared[id(parameter)])
+        _owner_of(module, name).register_parameter(name.rpartition(".")[2], shared[id(parameter)])
     for name, _ in list(module.named_buffers(recurse=recurse)):
-        _owner(module, name)._buffers[name.rpartition(".")[2]] = buffers[prefix + name].to(device)
+        _owner_of(module, name)._buffers[name.rpartition(".")[2]] = buffers[prefix + name].to(device)
 
 
 def load_weight(
     weights: Mapping[str, Weight], name: str, dtype: torch.dtype, device: torch.device | None = None
 ) -> torch.Tensor:
-    """The values of a weight."""
+    """The values of a weight, in `dtype` and on `device`."""
     if name not in weights:
         raise ExportError(f"calibration: the model has a parameter {name!r}, but there is no weight for it")
     return torch.from_numpy(np.ascontiguousarray(weights[name].load())).to(device, dtype)
 
 
-def _owner(module: nn.Module, name: str) -> nn.Module:
+def _owner_of(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name.rpartition(".")[0])
 
 
-def _find(model: PreTrainedModel) -> tuple[str, tuple[nn.Module, ...]]:
+def _find_blocks(model: PreTrainedModel) -> tuple[str, tuple[nn.Module, ...]]:
+    """The name and the modules of the one outermost list that has as many modules as the config has layers."""
     count = model.config.num_hidden_layers
     found = {
         name: module

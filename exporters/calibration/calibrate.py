@@ -1,10 +1,14 @@
-"""A decoder quantised block by block, one block of weights in memory: every layer sees what the ones before it now make."""
+"""Quantises a decoder block by block, with the weights of one block in memory.
+
+Each layer is calibrated on the outputs of the already quantised layers before it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +21,102 @@ from enginewright.exporters.calibration.block_results import QuantizedLayer, ope
 from enginewright.exporters.calibration.block_walk import BlockWalk
 from enginewright.exporters.calibration.blocks import Blocks, load_blocks
 from enginewright.exporters.calibration.linear_group import Calibration, Quantize
-from enginewright.exporters.calibration.resume import open_progress
+from enginewright.exporters.calibration.resume import open_resume_state
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
 from enginewright.runtime.errors import ExportError
 
 
-def calibrate(
-    checkpoint: Checkpoint,
-    weights: Mapping[str, Weight],
-    tokens: NDArray[np.int64],
-    settings: Calibration,
-    quantize: Quantize,
-    folder: Path,
-    *,
-    bits: int,
-    group_size: int | None,
-    key: str,
-    exclude: Sequence[str] = (),
-) -> dict[str, QuantizedRows]:
-    """Let `quantize` choose codes and scales of the decoder's linear layers; what it chose is in files of `folder`.
+@dataclass(frozen=True, kw_only=True)
+class QuantizedForm:
+    """The form that a quantiser gives to linear layers, and the layers that it leaves out; the caller creates it.
 
-    tokens[sequences, length]: text for the model. weights: of its parameters, by name. bits, group_size: the form of
-    what `quantize` returns; None is one scale a row. key: names what the result depends on beside the other arguments,
-    above all the weights and the quantiser; `folder` keeps it, and takes up a broken-off run only for the same one.
+    bits: of a code, 2 to 8.
+    group_size: columns that share a scale; None: all columns of a row.
     exclude: patterns of parameter names, as in a shell, of linear layers that stay as they are.
-    Experts stored in one tensor, and everything outside the blocks, stay as they are.
+    """
+
+    bits: int
+    group_size: int | None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationJob:
+    """One calibration: its model and text, how it runs, what it makes, and where that is kept; the caller creates it.
+
+    checkpoint: the model.
+    weights: the model's weights by parameter name, float.
+    tokens: the text, int64 [sequences, length].
+    settings: how the model runs over the text.
+    form: what becomes of the linear layers.
+    folder: holds the results, and the state of a run that was broken off. It is used for one job alone.
+    key: names everything else that the results depend on, above all the weights and the quantiser. `folder` keeps it, and
+        a run that was broken off goes on only under the same key.
+    """
+
+    checkpoint: Checkpoint
+    weights: Mapping[str, Weight]
+    tokens: NDArray[np.int64]
+    settings: Calibration
+    form: QuantizedForm
+    folder: Path
+    key: str
+
+
+def calibrate(job: CalibrationJob, quantize: Quantize) -> dict[str, QuantizedRows]:
+    """Let `quantize` choose codes and scales of the decoder's linear layers; return them by parameter name.
+
+    The results lie in files of the job's folder and are read when they are loaded. Experts that are stored in one tensor,
+    and everything outside the blocks, stay as they are.
 
     Raises:
-        ExportError: an argument does not fit the model, `folder` holds something else or cannot be written, an
+        ExportError: a part of the job does not fit the model, the folder holds something else or cannot be written, or an
             activation is not finite.
         UnsupportedError: the model's blocks cannot be run one by one.
     """
-    device = settings.choose_device()
-    _check_tokens(checkpoint, tokens)
-    blocks = load_blocks(checkpoint, settings.max_context)
-    layers = _list_layers(blocks, weights, bits, group_size, exclude)
-    described = {"key": key, "bits": bits, "group_size": group_size, "exclude": list(exclude)}
-    described |= _describe(settings, layers, tokens)
-    with alone_in(folder):
-        progress = open_progress(folder, described)
+    device = job.settings.choose_device()
+    _check_tokens(job.checkpoint, job.tokens)
+    blocks = load_blocks(job.checkpoint, job.settings.max_context)
+    layers = _list_layers(blocks, job.weights, job.form)
+    with alone_in(job.folder):
+        resume = open_resume_state(job.folder, _describe(job, layers))
         for number, found in enumerate(layers):
-            if progress.block(number).exists():
-                open_block(progress.block(number), found)
-        missing = [number for number in range(len(layers)) if not progress.block(number).exists()]
+            if resume.block(number).exists():
+                open_block(resume.block(number), found)
+        missing = [number for number in range(len(layers)) if not resume.block(number).exists()]
         if missing:
-            size = max(1, settings.batch_tokens // tokens.shape[1])
-            batches = tuple(torch.split(torch.from_numpy(tokens).to(device), size))
-            passage = BlockWalk(
-                blocks=blocks, weights=weights, settings=settings, device=device, batches=batches, layers=layers,
-                progress=progress, quantize=quantize,
-            )  # fmt: skip
-            passage.run(missing)
-        elif progress.read() is not None:  # broken off behind the last block
-            progress.tidy()
-            progress.note(None)
+            size = max(1, job.settings.batch_tokens // job.tokens.shape[1])
+            walk = BlockWalk(
+                blocks=blocks,
+                weights=job.weights,
+                settings=job.settings,
+                device=device,
+                batches=tuple(torch.split(torch.from_numpy(job.tokens).to(device), size)),
+                layers=layers,
+                resume=resume,
+                quantize=quantize,
+            )
+            walk.run(missing)
+        elif resume.read() is not None:  # broken off after the last block
+            resume.tidy()
+            resume.note(None)
         return {
             name: rows
             for number, found in enumerate(layers)
-            for name, rows in open_block(progress.block(number), found).items()
+            for name, rows in open_block(resume.block(number), found).items()
         }
 
 
-def _describe(settings: Calibration, layers: list[list[QuantizedLayer]], tokens: NDArray[np.int64]) -> dict[str, Any]:
-    """What a folder's results come from, beside the caller's own key."""
+def _describe(job: CalibrationJob, layers: list[list[QuantizedLayer]]) -> dict[str, Any]:
+    """The job as its folder keeps it: a folder that holds another one is refused."""
+    tokens = job.tokens
     return {
-        "settings": dataclasses.asdict(settings),
+        "key": job.key,
+        "bits": job.form.bits,
+        "group_size": job.form.group_size,
+        "exclude": list(job.form.exclude),
+        "settings": dataclasses.asdict(job.settings),
         "layers": hashlib.sha256(repr(layers).encode()).hexdigest(),
         "tokens": hashlib.sha256(repr(tokens.shape).encode() + tokens.astype("<i8").tobytes()).hexdigest(),
     }
@@ -99,37 +133,28 @@ def _check_tokens(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> None:
             f"calibration: tokens: got {least if least < 0 else most}, expected 0 to {vocab - 1}; is the text tokenised "
             "for this model?"
         )
-    longest = int(getattr(checkpoint.config, "max_position_embeddings", 0) or 0)
+    longest = checkpoint.max_positions
     if longest and tokens.shape[1] > longest:
         raise ExportError(
             f"calibration: tokens: got sequences of {tokens.shape[1]}, expected at most {longest}, which the model was made for"
         )
 
 
-def check_layers(
-    checkpoint: Checkpoint,
-    weights: Mapping[str, Weight],
-    *,
-    bits: int,
-    group_size: int | None,
-    exclude: Sequence[str] = (),
-) -> None:
+def check_layers(checkpoint: Checkpoint, weights: Mapping[str, Weight], form: QuantizedForm) -> None:
     """Raise ExportError unless the decoder's linear layers can have the form that `calibrate` is to give them."""
-    _list_layers(load_blocks(checkpoint, None), weights, bits, group_size, exclude)
+    _list_layers(load_blocks(checkpoint, None), weights, form)
 
 
-def _list_layers(
-    blocks: Blocks, weights: Mapping[str, Weight], bits: int, group_size: int | None, exclude: Sequence[str]
-) -> list[list[QuantizedLayer]]:
-    """The layers to quantise, by block, checked against the form they are to have."""
-    if not 2 <= bits <= 8:
-        raise ExportError(f"calibration: bits: got {bits}, expected 2 to 8")
+def _list_layers(blocks: Blocks, weights: Mapping[str, Weight], form: QuantizedForm) -> list[list[QuantizedLayer]]:
+    """The layers to quantise, by block, checked against the form that they are to have."""
+    if not 2 <= form.bits <= 8:
+        raise ExportError(f"calibration: bits: got {form.bits}, expected 2 to 8")
     layers: list[list[QuantizedLayer]] = []
     for number in range(len(blocks.modules)):
         layers.append([])
-        for name, linear in blocks.linears(number, exclude).items():
+        for name, linear in blocks.linears(number, form.exclude).items():
             parameter = blocks.parameter(number, f"{name}.weight")
-            size = linear.in_features if group_size is None else group_size
+            size = linear.in_features if form.group_size is None else form.group_size
             if size < 1 or linear.in_features % size:
                 raise ExportError(
                     f"{parameter}: got a group size of {size}, expected a divisor of its {linear.in_features} columns"
@@ -138,7 +163,11 @@ def _list_layers(
                 raise ExportError(f"{parameter}: is quantised already; calibrate float weights")
             layers[-1].append(
                 QuantizedLayer(
-                    name=parameter, rows=linear.out_features, columns=linear.in_features, bits=bits, group_size=size
+                    name=parameter,
+                    rows=linear.out_features,
+                    columns=linear.in_features,
+                    bits=form.bits,
+                    group_size=size,
                 )
             )
     if not any(layers):

@@ -1,6 +1,6 @@
-"""Float32 products on the CPU by oneDNN, which torch itself asks only for narrower types.
+"""Float32 matrix products through oneDNN; by default torch uses it only for narrower types.
 
-Torch gives float32 products to MKL, which takes twice as long on processors that are not Intel's.
+Torch runs float32 products through MKL, which takes twice as long on processors that are not Intel's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# torch 2.13: the operator that torch's compiler calls for a linear layer; private, so it may be missing one day
+# torch 2.13: the operator that torch's compiler calls for a linear layer. It is private, so a later version may lack it.
 _available: Any = torch.backends.mkldnn.is_available  # untyped
 _PRODUCT: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _available() else None
 
@@ -28,10 +28,10 @@ def multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 class FastLinear(TorchFunctionMode):
-    """While it is entered, `functional.linear` is `multiply`, whoever calls it."""
+    """Replaces `functional.linear` by `multiply`, for all callers, while the context is entered."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # in here the mode is off: multiply may call functional.linear
+        # the mode is off in here, so multiply may call functional.linear
         return (multiply if func is functional.linear else func)(*args, **(kwargs or {}))

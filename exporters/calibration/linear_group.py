@@ -1,4 +1,4 @@
-"""What a calibration hands to a quantiser, and the settings of its driver."""
+"""The group of linear layers that a quantiser is handed, and the settings of a calibration."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ Compute = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGroup:
-    """Linear layers of one block that read the same input; the driver makes it, the quantiser may change its tensors.
+    """Linear layers of one block that read the same input.
 
-    names: of their parameters, in module order. rows: the outputs of each. tokens: how many inputs were summed.
-    weights[sum(rows), D] float32: the float weights, one after another.
-    hessian[D, D] float32: the sum of x~ x~' over the tokens, x~ the inputs behind the prefix as the objective has it;
-    zeros when no token came here. cross[D, D] float32: the sum of x~ x', x the float model's inputs; only for
-    objective cross. The tensors lie on the device that the blocks run on.
+    `BlockWalk` creates it. The quantiser may change its tensors, which lie on the device that the blocks run on.
+
+    names: the layers' parameters, in module order.
+    rows: the number of outputs of each layer.
+    weights: float32 [sum(rows), D], the float weights of the layers, one after another.
+    hessian: float32 [D, D], the sum of x~ x~' over the tokens; zeros when no token came here. x~ are the inputs in the model
+        whose earlier layers are quantised, or in the float model for the objective float.
+    cross: float32 [D, D], the sum of x~ x', where x are the float model's inputs; only for the objective cross.
+    tokens: how many inputs were summed.
     """
 
     names: tuple[str, ...]
@@ -33,19 +37,23 @@ class LinearGroup:
     tokens: int
 
 
-# Of a stage: codes[sum(rows), D] int8 and scales[sum(rows), groups] float32.
+# Returns the group's codes[sum(rows), D] int8 and scales[sum(rows), groups] float32.
 Quantize = Callable[[LinearGroup], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Settings of the driver.
+    """Settings of a calibration: how the model runs over the text. The caller of `calibrate` creates it.
 
-    objective: which models the inputs come from. self: the quantised prefix. cross: the quantised prefix and, for
-    `Stage.cross`, the float model. float: the float model alone, nothing behind it is ever quantised.
-    dtype: what the blocks compute in; moments are summed in float32. device: cpu, cuda or auto.
-    batch_tokens: how many tokens go through a block at once, in whole sequences, at least one of them.
-    max_context: as of the export; it fixes rotary frequencies that depend on the length. None: the config's own.
+    objective: the models that the inputs come from.
+        self: the model with the blocks so far quantised.
+        cross: that model and, for `LinearGroup.cross`, the float model.
+        float: the float model alone; no layer reads what a quantised one has made.
+    dtype: the type that the blocks compute in; moments are summed in float32.
+    device: cpu, cuda or auto.
+    batch_tokens: tokens that go through a block at once, in whole sequences and at least one of them.
+    max_context: the longest context, the same as in the export, because it fixes rotary frequencies that depend on the length;
+        None: the config's own.
     """
 
     objective: Objective
@@ -70,14 +78,14 @@ class Calibration:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """What the blocks compute in."""
+        """The type that the blocks compute in."""
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def choose_device(self) -> torch.device:
         """The device to run on.
 
         Raises:
-            ExportError: it is not there.
+            ExportError: torch sees no such device.
         """
         available = torch.cuda.is_available()
         if self.device.startswith("cuda") and not available:

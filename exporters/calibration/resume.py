@@ -1,4 +1,4 @@
-"""How far a calibration has come, in a folder: what a run that was broken off, or is done, left there."""
+"""The state of a calibration in its folder, so that a run that was broken off can go on."""
 
 from __future__ import annotations
 
@@ -16,30 +16,39 @@ NOTE = "calibration.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeState:
-    """The folder of one calibration; `open_progress` makes it.
+    """The folder of one calibration; `open_resume_state` creates it.
 
-    Its files: the note; `block-0000.safetensors`, the results of each block that is done; `NAME-0000.states`, what enters
-    the block that the note calls next; `*.scratch`, of no use to a later run.
+    Its files:
+        calibration.json: the note, with the key of the calibration and the next block
+        block-0000.safetensors: the results of each block that is done
+        NAME-0000.states: the states of a stream that enter the block that the note calls next
+        *.scratch: of no use to a later run
+
+    folder: the folder.
+    key: what the calibration is; a folder with another key is refused.
     """
 
     folder: Path
     key: dict[str, Any]
 
     def block(self, number: int) -> Path:
-        """The result file of a block."""
+        """The path of a block's results."""
         return self.folder / f"block-{number:04d}.safetensors"
 
     def states(self, stream: str, number: int) -> Path:
-        """The file of what enters block `number` of a stream."""
+        """The path of the states of a stream that enter block `number`."""
         return self.folder / f"{stream}-{number:04d}.states"
 
     def read(self) -> tuple[int, dict[str, int]] | None:
-        """The block whose states are on disk, and the checksum of each stream's; None when there are none."""
+        """The number of the block whose states are on disk, and the checksum of each stream's states; None without states."""
         found = _read(self.folder / NOTE)
         return None if found["next"] is None else (found["next"], found["checksums"])
 
     def note(self, following: int | None, checksums: Mapping[str, int] | None = None) -> None:
-        """Note that the states before block `following` are whole, and delete those of other blocks."""
+        """Note that the states that enter block `following` are whole, and delete those of all other blocks.
+
+        None: no states are needed any more.
+        """
         content = {"key": self.key, "next": following, "checksums": dict(checksums or {})}
         replace_file(self.folder / NOTE, json.dumps(content, indent=1).encode())
         keep = "" if following is None else f"-{following:04d}.states"
@@ -49,28 +58,28 @@ class ResumeState:
                     path.unlink()
 
     def tidy(self) -> None:
-        """Delete what only a run in progress needs."""
+        """Delete the files that only a run in progress needs."""
         with disk_errors(self.folder):
             for pattern in ("quantized-*.scratch", "float-*.scratch", "block-*.tmp", f"{NOTE}.tmp"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
 
 
-def open_progress(folder: Path, key: dict[str, Any]) -> ResumeState:
-    """Take up the calibration in `folder`, or begin one there.
+def open_resume_state(folder: Path, key: dict[str, Any]) -> ResumeState:
+    """Take up the calibration in `folder`, or begin a new one there.
 
     Raises:
-        ExportError: another calibration is there, or one that is not known.
+        ExportError: the folder holds another calibration, or results without a note.
     """
-    progress = ResumeState(folder=folder, key=key)
+    state = ResumeState(folder=folder, key=key)
     if not (folder / NOTE).exists():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             unknown = next(folder.glob("block-*.safetensors"), None)
         if unknown is not None:
             raise ExportError(f"{folder}: got {unknown.name} without a {NOTE} that says of what; choose another folder")
-        progress.note(None)
-        return progress
+        state.note(None)
+        return state
     found = _read(folder / NOTE)["key"]
     if found != key:
         names = sorted(name for name in {*found, *key} if found.get(name) != key.get(name))
@@ -78,7 +87,7 @@ def open_progress(folder: Path, key: dict[str, Any]) -> ResumeState:
             f"{folder}: holds another calibration: {names[0]}: got {found.get(names[0])!r}, expected "
             f"{key.get(names[0])!r}; choose another folder or delete this one"
         )
-    return progress
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:

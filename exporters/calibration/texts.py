@@ -1,4 +1,4 @@
-"""Tokens to calibrate with: windows of a text file, or what the model itself writes."""
+"""Tokens to calibrate with: windows of a text file, or text that the model itself writes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from enginewright.runtime.errors import ExportError
 
 TOKENIZER = "tokenizer.json"
 _PIECE = 1 << 18  # characters
-_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")  # most tokenizers split there: pieces have the whole text's tokens
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")  # most tokenizers split there, so that pieces give the whole text's tokens
 SAMPLED_AT_ONCE = 64  # sequences: their keys and values, and one step's logits, are in memory
 
 
 def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length: int, seed: int) -> NDArray[np.int64]:
-    """Tokens [sequences, length] of windows of the text file `path`, in its order, at places that `seed` chooses.
+    """Return tokens [sequences, length]: windows of the text file `path`, in its order, at places that `seed` chooses.
 
-    No two windows share a token of the text. Each begins with the special tokens that the tokenizer puts before a text,
-    if it does.
+    No two windows share a token of the text. If the tokenizer puts special tokens before a text, each window begins with
+    them.
 
     Raises:
-        ExportError: the file cannot be read, is too short, or the checkpoint has no tokenizer.
+        ExportError: the file cannot be read or is too short, or the checkpoint has no tokenizer.
     """
     _check_sizes(checkpoint, sequences, length)
     try:
@@ -42,7 +42,7 @@ def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length:
         raise ExportError(f"{path}: cannot be read as UTF-8 text ({e})") from e
     tokenizer = _open_tokenizer(checkpoint)
     ids = np.concatenate([np.empty(0, np.int64), *(np.array(piece, np.int64) for piece in _encode(tokenizer, text))])
-    start = _start(tokenizer)
+    start = _special_tokens(tokenizer)
     own = length - len(start)
     if own < 1:
         raise ExportError(
@@ -67,10 +67,11 @@ def tokens_from_model(
     *,
     device: torch.device | None = None,
 ) -> NDArray[np.int64]:
-    """Tokens [sequences, length] that the model draws by its own probabilities, from its first token or a random one.
+    """Return tokens [sequences, length] that the model draws by its own probabilities.
 
-    The whole model is in memory for it, in bfloat16 when the checkpoint is stored in that, else in float32: this is for
-    models that are small against the machine. An end of text does not end a sequence.
+    A sequence begins with the model's first token, or with a random one where it has none. An end of text does not end a
+    sequence. The whole model is in memory meanwhile, in bfloat16 when the checkpoint is stored in that, else in float32;
+    so this is for models that are small compared with the machine's memory.
 
     Raises:
         ExportError: the model's logits are not finite.
@@ -96,7 +97,7 @@ def tokens_from_model(
 
 
 def _continue(model: Any, rows: torch.Tensor, generator: torch.Generator, bar: tqdm[Any]) -> None:
-    """Fill rows[b, length] from their first token on."""
+    """Fill rows[b, length] after their first token."""
     cache = None
     for column in range(1, rows.shape[1]):
         output = model(input_ids=rows[:, column - 1 : column], past_key_values=cache, use_cache=True)
@@ -110,7 +111,7 @@ def _continue(model: Any, rows: torch.Tensor, generator: torch.Generator, bar: t
 
 
 def _check_sizes(checkpoint: Checkpoint, sequences: int, length: int) -> None:
-    longest = int(getattr(checkpoint.config, "max_position_embeddings", 0) or 0)
+    longest = checkpoint.max_positions
     if sequences < 1 or length < 1 or (longest and length > longest):
         raise ExportError(
             f"calibration: got {sequences} sequences of {length} tokens, expected at least one, of 1 to {longest or 'any'}"
@@ -131,7 +132,7 @@ def _open_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Iterator[list[int]]:
-    """The ids of the text, piece by piece: an encoding takes more than a hundred bytes for each of its characters."""
+    """The ids of the text, piece by piece, because an encoding takes more than a hundred bytes a character."""
     begin = 0
     while begin < len(text):
         goal = begin + _PIECE
@@ -141,7 +142,7 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Iterator[list[int]]:
         begin = end
 
 
-def _start(tokenizer: tokenizers.Tokenizer) -> NDArray[np.int64]:
+def _special_tokens(tokenizer: tokenizers.Tokenizer) -> NDArray[np.int64]:
     """The special tokens that the tokenizer puts before a text."""
     encoded = tokenizer.encode("a", add_special_tokens=True)
     special = encoded.special_tokens_mask

@@ -1,1 +1,1 @@
-"""Capture: a model's forward pass as the packed decoder graph, without model code of ours."""
+"""Capture: turns a model's forward pass into the packed decoder graph, without model code of ours."""

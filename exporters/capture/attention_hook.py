@@ -1,4 +1,7 @@
-"""The attention function that transformers calls in place of its own, which puts our ops into the graph."""
+"""The attention function that transformers calls in place of its own, and that puts our ops into the graph.
+
+Importing this module registers it with transformers under the name `ATTENTION`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,18 @@ ATTENTION = "enginewright"
 
 @dataclass
 class Trace:
-    """What the attention hook reads and notes while one forward pass runs."""
+    """The state that the attention hook reads and writes during one forward pass.
+
+    `PackedDecoder.forward` creates one to trace the graph, and `capture` one to learn the layers' sizes.
+
+    config: of the model.
+    cache: the format of the cache.
+    mixer: mixes values over depth, in a model that asks for it.
+    tables: the decoder graph's tables by name; None: no graph is made, and only `layers` is filled.
+    pools: the tile pools before the pass, by name.
+    written: the pools after each layer's call, by name; set by `attend`.
+    layers: the cache of each attention layer by its index; set by `attend` where `tables` is None.
+    """
 
     config: PreTrainedConfig
     cache: CacheFormat
@@ -33,11 +47,12 @@ class Trace:
     layers: dict[int, CacheLayer] = field(default_factory=dict)
 
 
-_current: list[Trace] = []
+_current: list[Trace] = []  # of the passes that run now, the innermost last
 
 
 @contextmanager
 def tracing(trace: Trace) -> Iterator[None]:
+    """Let `attend` use `trace` while the context is entered."""
     _current.append(trace)
     try:
         yield
@@ -57,19 +72,31 @@ def attend(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function that transformers calls: query [1, Hq, T, D], key and value [1, Hkv, T, D].
+    """Call the cache format's attention op, or only note the layer while its sizes are learned; returns [1, T, Hq, Dv].
 
-    The signature is transformers'; the extra keywords carry dropout and masks that a decoder's inference has no use for.
+    The signature is the one that transformers calls:
+    query: [1, Hq, T, D].
+    key: [1, Hkv, T, D].
+    value: [1, Hkv, T, Dv].
+    scaling: the factor on q . k; None: 1 / sqrt(D).
+    sliding_window: tokens that a token sees, itself included; None: all.
+    softcap: the bound on logits; None: no bound.
+    s_aux: the sinks [Hq].
+
+    Other keywords carry dropout and masks, which the inference of a decoder does not use.
+
+    Raises:
+        UnsupportedError: a layer attends twice in one pass, or to later tokens.
     """
     trace = _current[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
     window = _window(trace.config, layer, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # meets the model's own transpose
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
     if trace.mixer is not None:
         v = trace.mixer(layer, q, k, v, scale)
     if trace.tables is None:
-        _note_layer(trace, module, AttentionLayer(
+        note_layer(trace, module, AttentionLayer(
             family=trace.config.model_type,
             index=layer,
             kv_heads=k.shape[1],
@@ -96,14 +123,14 @@ def attend(
 def mix_over_depth(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sources: list[Pair], scale: float
 ) -> torch.Tensor:
-    """Values [T, Hkv, Dv] mixed with those of earlier layers, by a node of the graph."""
+    """Return the values [T, Hkv, Dv] mixed with those of earlier layers, through a node of the graph."""
     flat = [tensor for pair in sources for tensor in pair]
     mixed: torch.Tensor = torch.ops.enginewright.depth_mix(query, key, value, flat, scale)
     return mixed
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask subgraph: the op knows the sequences."""
+    """Make no mask: the op knows where each sequence begins."""
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
@@ -111,14 +138,19 @@ AttentionMaskInterface.register(ATTENTION, _no_mask)
 
 
 def _window(config: PreTrainedConfig, layer: int, passed: int | None) -> int:
-    """The layer's window in tokens; a layer that the config calls sliding has one even if it does not pass it on."""
+    """The layer's window in tokens, 0 without one; a layer that the config calls sliding has one even if it passes none."""
     types = getattr(config, "layer_types", None)
     if types is not None and types[layer] == "sliding_attention" and not passed:
         return int(config.sliding_window)
     return int(passed or 0)
 
 
-def _note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer) -> None:
+def note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer) -> None:
+    """Add the cache of the layer `found` to `trace.layers`.
+
+    Raises:
+        UnsupportedError: the layer attends twice in one pass, or to later tokens.
+    """
     if found.index in trace.layers:
         raise UnsupportedError(f"{found.family}: layer {found.index} attends twice in one pass")
     if getattr(module, "is_causal", True) is False:

@@ -1,6 +1,6 @@
-"""How the decoder graph holds keys and values: the op that a layer calls, and the buffers it works on.
+"""Cache formats: each names the attention op that a layer calls, and the buffers that hold its keys and values.
 
-A method may put another format in the place of the default one (`methods/__init__.py`); capture asks the format alone.
+A method may replace the default format by its own (`choose_cache` in `methods/registry.py`). Capture asks only the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLayer:
-    """What capture finds of one attention layer. window: tokens a token sees, itself included; 0: all."""
+    """An attention layer as capture finds it; the attention hook creates it.
+
+    family: the model's type.
+    index: of the layer.
+    kv_heads: heads of keys and values.
+    key_dim: of a head's key.
+    value_dim: of a head's value.
+    window: tokens that a token sees, itself included; 0: all.
+    """
 
     family: str
     index: int
@@ -30,7 +38,17 @@ class AttentionLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """One call of attention: query [T, Hq, D], key [T, Hkv, D] and value [T, Hkv, Dv], rotated by RoPE; sinks [Hq]."""
+    """One call of attention; the attention hook creates it.
+
+    query: [T, Hq, D], rotated by RoPE.
+    key: [T, Hkv, D], rotated by RoPE.
+    value: [T, Hkv, Dv].
+    sinks: [Hq], or None.
+    layer: index of the layer.
+    scale: the factor on q . k.
+    window: tokens that a token sees, itself included; 0: all.
+    softcap: the bound on logits; 0: none.
+    """
 
     query: torch.Tensor
     key: torch.Tensor
@@ -43,7 +61,11 @@ class AttentionCall:
 
 
 class CacheFormat(Protocol):
-    """A format of the cache. kind and bits, the width of an element that is not encoded, go to the manifest."""
+    """A format of the cache.
+
+    kind: its name in the manifest.
+    bits: the width of an element that is not encoded; goes to the manifest, too.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -52,23 +74,26 @@ class CacheFormat(Protocol):
     def bits(self) -> int: ...
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
-        """What the runtime allocates for `layer`; UnsupportedError when the format cannot hold it."""
+        """Return the cache that the runtime allocates for `layer`; UnsupportedError when the format cannot hold it."""
         ...
 
     def attend(self, call: AttentionCall, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Output [T, Hq, Dv] and the pools after the call; tables and pools by their names in the decoder graph."""
+        """Return the output [T, Hq, Dv] and the pools after the call.
+
+        Tables and pools come by their names in the decoder graph.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class PagedCacheFormat:
-    """Every tile holds 128 tokens as 16 or 32 bit floats: PagedAttention."""
+    """The format of PagedAttention: every tile holds 128 tokens as floats of 16 or 32 bits."""
 
     bits: int
     kind: str = "paged"
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
-        """As the Protocol says."""
+        """Size the tiles for keys and values of `bits` bits; every layer fits."""
         size = tile_bytes(layer.key_dim, layer.value_dim, self.bits)
         return CacheLayer(
             kv_heads=layer.kv_heads,
@@ -79,7 +104,7 @@ class PagedCacheFormat:
         )
 
     def attend(self, call: AttentionCall, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """As the Protocol says."""
+        """Call PagedAttention on the layer's one pool."""
         tiles = f"kv.{call.layer}.tiles"
         output, written = torch.ops.enginewright.paged_attention(
             query=call.query,

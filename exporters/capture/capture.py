@@ -1,7 +1,7 @@
-"""Checkpoint config -> the packed, ragged decoder graph, through one attention hook and no model code of ours.
+"""Captures a model's forward pass as the packed, ragged decoder graph, through one attention hook and no model code of ours.
 
-The model runs as batch 1 with the tokens of all sequences one after another. Only attention knows about sequences, so
-replacing the attention function is all it takes: each layer calls our op on the layer's tile pool instead.
+The model runs as batch 1, with the tokens of all sequences one after another. Only attention knows about sequences, so it is
+enough to replace the attention function: each layer calls our op on its own tile pool instead.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
 
 from enginewright.exporters.capture import op_bindings
-from enginewright.exporters.capture.attention_hook import (
-    Trace,
-    mix_over_depth,
-    tracing,
-)
+from enginewright.exporters.capture.attention_hook import Trace, mix_over_depth, tracing
 from enginewright.exporters.capture.cache_formats import CacheFormat, Tensors
 from enginewright.exporters.capture.signature import (
-    SAMPLES,
-    TOKENS,
+    EXAMPLE,
     dynamic_shapes,
     example_inputs,
     name_signature,
@@ -37,10 +32,11 @@ from enginewright.runtime.errors import UnsupportedError
 
 @dataclass(frozen=True, kw_only=True)
 class Captured:
-    """A decoder graph without weights.
+    """A decoder graph without weights; `capture` creates it.
 
-    Its initializers are named as the model's parameters and hold no values; `skeleton.buffers` holds those that no
-    checkpoint has. `layers` describes the cache of each attention layer.
+    model: the graph. Its initializers have the names of the model's parameters and buffers, and hold no values.
+    skeleton: the model that was captured; its `buffers` are the values that no checkpoint has.
+    layers: the cache of each attention layer, in order.
     """
 
     model: ir.Model
@@ -51,10 +47,11 @@ class Captured:
 def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
     """Return the packed decoder graph of a model, without reading a weight.
 
-    skeleton: of `build_skeleton(config, attention=ATTENTION, ...)`. cache: how its keys and values are held.
+    skeleton: made by `build_skeleton(config, attention=ATTENTION, ...)`.
+    cache: the format in which keys and values are held.
 
     Raises:
-        UnsupportedError: the model's attention does not go through the hook, or not in a way the op can express.
+        UnsupportedError: the model's attention does not go through the hook, or does something that the op cannot express.
     """
     translations = op_bindings.register()
     decoder = PackedDecoder(skeleton.model, cache).eval()
@@ -63,7 +60,7 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
             layers = _read_layers(decoder)
             example = example_inputs(layers)
             model = export_module(decoder, example, dynamic_shapes(layers), translations)
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own are RuntimeErrors
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own errors are RuntimeErrors
         reason = str(e).strip().partition("\n")[0]
         family = skeleton.model.config.model_type
         raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
@@ -72,7 +69,7 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
 
 
 class PackedDecoder(torch.nn.Module):
-    """The model with the decoder graph's inputs and outputs."""
+    """Wraps a model in the decoder graph's inputs and outputs; `capture` creates it."""
 
     def __init__(self, model: PreTrainedModel, cache: CacheFormat) -> None:
         super().__init__()
@@ -90,7 +87,7 @@ class PackedDecoder(torch.nn.Module):
         tables: Tensors,
         pools: Tensors,
     ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
-        """Return logits [N, V], their greedy tokens [N] and the updated pools; see `plugins.ops` for the shapes."""
+        """Return logits [N, V], their greedy tokens [N] and the updated pools by name; `plugins.ops` declares the shapes."""
         trace = Trace(self.model.config, self.cache, self.mixer, {"query_starts": query_starts, **tables}, pools)
         with tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
@@ -98,6 +95,7 @@ class PackedDecoder(torch.nn.Module):
         return logits, greedy, {name: trace.written[name] for name in pools}
 
     def run_model(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sample_rows: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, V] of the sampled rows of tokens [T]."""
         output = self.model(
             input_ids=input_ids[None],
             position_ids=position_ids[None],
@@ -109,12 +107,12 @@ class PackedDecoder(torch.nn.Module):
 
 
 def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
-    """Run once without caches to learn each layer's heads and sizes."""
+    """Run the model once without caches to learn the heads and sizes of each layer."""
     config = decoder.model.config
     trace = Trace(config, decoder.cache, decoder.mixer)
     with traceable(), tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
-        ids = zeros(torch.int64, TOKENS)
-        decoder.run_model(ids, ids, zeros(torch.int64, SAMPLES))
+        ids = zeros(torch.int64, EXAMPLE["T"])
+        decoder.run_model(ids, ids, zeros(torch.int64, EXAMPLE["N"]))
     expected = config.num_hidden_layers
     if sorted(trace.layers) != list(range(expected)):
         raise UnsupportedError(

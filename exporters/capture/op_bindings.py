@@ -1,4 +1,4 @@
-"""What torch and ONNX need to know of our ops, derived from `plugins.ops`: nothing here repeats a signature."""
+"""Registers our ops with torch and ONNX, from their declarations in `plugins.ops`; nothing here repeats a signature."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPSET = onnxscript.values.Opset(DOMAIN, 1)
 
 
 def torch_schema(op: Op) -> str:
-    """The torch.library schema: tensors first, then attributes without their defaults."""
+    """The schema for torch.library: tensors first, then attributes without their defaults."""
     tensors = [f"Tensor{'?' if t.optional else '[]' if t.variadic else ''} {t.name}" for t in op.inputs]
     attributes = [f"{a.type} {a.name}" for a in op.attributes]
     results = ", ".join(["Tensor"] * len(op.outputs))
@@ -60,7 +60,7 @@ def onnx_translation(op: Op) -> Callable[..., Any]:
 
     def translate(*arguments: Any) -> Any:
         attributes = dict(zip((a.name for a in op.attributes), arguments[count:], strict=True))
-        if op.inputs[-1].variadic:  # by name: torch 2.13 takes the inputs before it for a part of it otherwise
+        if op.inputs[-1].variadic:  # by name: otherwise torch 2.13 takes the inputs before it for parts of it
             attributes[op.inputs[-1].name] = arguments[count - 1]
             return symbol(*arguments[: count - 1], **attributes)
         return symbol(*arguments[:count], **attributes)
@@ -70,7 +70,7 @@ def onnx_translation(op: Op) -> Callable[..., Any]:
 
 @functools.cache
 def register() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Define every op in torch and ONNX, once a process; return torch's translation table for them."""
+    """Define every op in torch and ONNX, once in a process; return torch's translation table for them."""
     table: dict[Callable[..., Any], Callable[..., Any]] = {}
     for op in OPS.values():
         name = f"{DOMAIN}::{op.torch_name}"
@@ -82,7 +82,7 @@ def register() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _empty_outputs(op: Op, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Outputs of the declared shapes without data; sizes are read off the inputs and attributes by name."""
+    """Outputs of the declared shapes without data; sizes come from the inputs and attributes by name."""
     tensors: Sequence[torch.Tensor | None] = arguments[: len(op.inputs)]
     sizes = dict(zip((a.name for a in op.attributes), arguments[len(op.inputs) :], strict=True))
     for declared, tensor in zip(op.inputs, tensors, strict=True):

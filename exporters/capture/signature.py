@@ -1,4 +1,7 @@
-"""The decoder graph's inputs and outputs as torch exports them: examples, dynamic sizes, names."""
+"""The decoder graph's inputs and outputs as torch exports them: examples, varying sizes, names.
+
+Everything follows from the ports that `runtime/artifact/decoder_graph.py` declares.
+"""
 
 from __future__ import annotations
 
@@ -7,64 +10,72 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from enginewright.plugins.ops.tiles import TILE_TOKENS
-from enginewright.runtime.artifact.manifest import CacheLayer
+from enginewright.runtime.artifact.decoder_graph import Axis, Port, packed_inputs
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 
 PREFIX = "model."  # of the wrapped model's parameters in the exported graph
+POOL_TILES = 128
+EXAMPLE = {"T": 7, "B": 2, "B1": 3, "N": 3, "M": 5, "slots": 6, "exact": 4}
+"""Sizes of the example inputs; none is 0 or 1, which torch would take for a constant. B1 is B + 1."""
+ARGUMENTS = ("input_ids", "position_ids", "query_starts", "sample_rows")
+"""The inputs that `PackedDecoder.forward` takes one by one; the others come as two dictionaries, tables and pools."""
 
-TOKENS, ROWS, SAMPLES, TABLE, SLOTS, EXACT = 7, 2, 3, 5, 6, 4  # of the example inputs; all distinct, none 0 or 1
+
+def ports(layers: tuple[CacheLayer, ...]) -> tuple[Port, ...]:
+    """The inputs of a graph whose layers have these caches."""
+    cache = Cache(kind="", tile_tokens=0, kv_bits=0, layers=layers)
+    encodes = any(layer.exact_bytes for layer in layers)
+    return tuple(port for port in packed_inputs(cache) if encodes or port.only != "kvarn")
 
 
 def example_inputs(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
     """The arguments of `PackedDecoder.forward`; tables and pools by their names in the decoder graph."""
-    heads = max(layer.kv_heads for layer in layers)
-    tables = {
-        "kv_lens": zeros(torch.int32, len(layers), ROWS, heads),
-        "tile_table": zeros(torch.int32, len(layers), ROWS, heads, TABLE),
+    sizes = {
+        **EXAMPLE,
+        "L": len(layers),
+        "H": max(layer.kv_heads for layer in layers),
+        **{f"tiles_{i}": POOL_TILES for i in range(len(layers))},
     }
-    pools = {f"kv.{i}.tiles": zeros(torch.int8, TILE_TOKENS, layer.tile_bytes) for i, layer in enumerate(layers)}
-    for i, layer in enumerate(layers):
-        if layer.exact_bytes:
-            shape = (SLOTS, layer.kv_heads, EXACT, layer.exact_bytes // 2)
-            pools[f"kv.{i}.exact"] = zeros(torch.float16, *shape)
-            tables["slots"] = zeros(torch.int32, ROWS)
-            tables["encoded_lens"] = zeros(torch.int32, 2, len(layers), ROWS, heads)
-    return (
-        zeros(torch.int64, TOKENS),
-        zeros(torch.int64, TOKENS),
-        zeros(torch.int32, ROWS + 1),
-        zeros(torch.int64, SAMPLES),
-        tables,
-        pools,
-    )
+    made = {
+        port.name: zeros(getattr(torch, port.dtype), *(a if isinstance(a, int) else sizes[a] for a in port.axes))
+        for port in ports(layers)
+    }
+    return _arguments(layers, made)
 
 
 def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A tensor without values, for shapes alone."""
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
 def dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
-    dim = torch.export.Dim
-    tokens, rows, slots, exact = dim("T"), dim("B"), dim("S"), dim("F")
-    tables: dict[str, Any] = {"kv_lens": {1: rows}, "tile_table": {1: rows, 3: dim("M")}}
-    pools: dict[str, Any] = {f"kv.{i}.tiles": {0: dim(f"tiles_{i}")} for i in range(len(layers))}
-    for i, layer in enumerate(layers):
-        if layer.exact_bytes:
-            pools[f"kv.{i}.exact"] = {0: slots, 2: exact}
-            tables |= {"slots": {0: rows}, "encoded_lens": {2: rows}}
-    return ({0: tokens}, {0: tokens}, {0: dim("B1")}, {0: dim("N")}, tables, pools)
+    """The axes whose sizes vary, in the same form as `example_inputs`."""
+    dims: dict[str, Any] = {}
+
+    def varying(port: Port) -> dict[int, Any]:
+        return {
+            i: dims.setdefault(axis, torch.export.Dim(axis))
+            for i, axis in enumerate(port.axes)
+            if isinstance(axis, str) and axis not in ("L", "H")
+        }
+
+    return _arguments(layers, {port.name: varying(port) for port in ports(layers)})
 
 
-_SIZES = {"input_ids": ("T",), "query_starts": ("B1",), "sample_rows": ("N",), "tile_table": ("L", "B", "H", "M")}
+def _arguments(layers: tuple[CacheLayer, ...], made: dict[str, Any]) -> tuple[Any, ...]:
+    """Values by name as the arguments of `PackedDecoder.forward`."""
+    tables = {port.name: made[port.name] for port in ports(layers) if port.lives == "table"}
+    pools = {port.name: made[port.name] for port in ports(layers) if port.lives == "pool"}
+    return (*(made[name] for name in ARGUMENTS), tables, pools)
 
 
-def _name_sizes(graph: ir.Graph) -> None:
-    """Give the sizes that torch has numbered their names, wherever they stand."""
+def _name_sizes(graph: ir.Graph, axes: dict[str, tuple[Axis, ...]]) -> None:
+    """Give the sizes that torch has numbered their names in `axes`, by input, everywhere in the graph."""
     names: dict[str | None, str] = {}
     for value in graph.inputs:
         assert value.shape is not None
-        for size, name in zip(value.shape, _SIZES.get(value.name or "", ()), strict=False):
-            if isinstance(size, ir.SymbolicDim):
+        for size, name in zip(value.shape, axes.get(value.name or "", ()), strict=False):
+            if isinstance(size, ir.SymbolicDim) and isinstance(name, str):
                 names[size.value] = name
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:
@@ -75,21 +86,18 @@ def _name_sizes(graph: ir.Graph) -> None:
 def name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[str]) -> None:
     """Give inputs, outputs and sizes the names of the decoder graph's contract; parameters lose the wrapper's prefix.
 
-    names: of the inputs behind `sample_rows`, in order; the pools' are those with a dot.
+    names: of the inputs after `sample_rows`, in the order in which torch exports them.
     """
     graph = model.graph
-    pools = [name for name in names if "." in name]
-    for value, name in zip(graph.inputs[4:], names, strict=True):
+    axes = {port.name: port.axes for port in ports(layers)}
+    for value, name in zip(graph.inputs[len(ARGUMENTS) :], names, strict=True):
         value.name = name
-    _name_sizes(graph)
-    for value, name in zip(graph.outputs[2:], pools, strict=True):
-        value.name = f"{name}.out"
-    for name, *values in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):
-        layer = int(name.split(".")[1])
-        is_exact = name.endswith(".exact")
-        exact = ("slots", layers[layer].kv_heads, "exact", layers[layer].exact_bytes // 2)
-        for value in values:
-            value.shape = ir.Shape(exact if is_exact else (f"tiles_{layer}", layers[layer].tile_bytes))
+    _name_sizes(graph, axes)
+    pools = [name for name in names if name.startswith("kv.")]
+    for name, read, written in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):
+        written.name = f"{name}.out"
+        for value in (read, written):
+            value.shape = ir.Shape(axes[name])
     graph.outputs[0].name, graph.outputs[1].name = "logits", "greedy_tokens"
     for value in list(graph.initializers.values()):
         assert value.name is not None

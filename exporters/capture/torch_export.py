@@ -1,7 +1,7 @@
-"""torch module -> unoptimised `onnx_ir.Model`, through transformers' exporter parts.
+"""Exports a torch module as an unoptimised `onnx_ir.Model`, through parts of transformers' exporter.
 
 The patches, FX fixes, translations and IR fixes of `transformers.exporters` are private names of transformers 5.23, so
-this module alone touches them. Weights may live on the meta device: nothing here reads a value.
+only this module touches them. Weights may lie on the meta device: nothing here reads a value.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def export_module(
 
 @contextmanager
 def traceable() -> Iterator[None]:
-    """Patch torch and transformers so that a model can be traced on the meta device; no warnings meanwhile."""
+    """Patch torch and transformers so that a model can be traced on the meta device, and silence their warnings."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -63,7 +63,10 @@ def traceable() -> Iterator[None]:
 
 
 def _count_integers(values: torch.Tensor, bins: int, min: int, max: int) -> torch.Tensor:
-    """`torch.histc` of integers with a bin for each: transformers' own patch makes constants, which meta would lose."""
+    """Count integers as `torch.histc` does with one bin for each.
+
+    transformers' own patch makes constants, which would be lost on the meta device.
+    """
     assert bins == max - min + 1
     return (values.reshape(-1, 1) == torch.arange(min, max + 1, device=values.device)).sum(0)
 

@@ -1,1 +1,1 @@
-"""Checkpoints as other servers read them: writes methods' results as safetensors."""
+"""Checkpoint formats: write the results of methods as safetensors that other servers read."""

@@ -1,11 +1,11 @@
-"""compressed-tensors' format "pack-quantized": what transformers, vLLM and SGLang read.
+"""Writes compressed-tensors' format "pack-quantized", which transformers, vLLM and SGLang read.
 
-    X.weight_packed  int32 [n, ceil(k * bits / 32)]   see packed_codes.pack_words
-    X.weight_scale   [n, k / group_size]; [n, 1] with one scale a row
+    X.weight_packed  int32 [n, ceil(k * bits / 32)], packed by packed_codes.pack_words
+    X.weight_scale   [n, k / group_size], or [n, 1] with one scale a row
     X.weight_shape   int64 [2]: n, k
 
-value = code * scale, so scales may be negative. Codes are stored in 4 or 8 bits: the format itself has any width from 1 to
-8, but of the servers' kernels only these two are everywhere (SGLang and vLLM's Marlin know no other).
+value = code * scale, so scales may be negative. Codes are stored in 4 or 8 bits. The format allows any width from 1 to 8, but
+only these two are in every server's kernels (SGLang and vLLM's Marlin have no other).
 
 Source: github.com/vllm-project/compressed-tensors, 0.20.
 """
@@ -27,12 +27,12 @@ from enginewright.exporters.checkpoint_formats.quantized_linear import (
 )
 
 FORMAT = "pack-quantized"
-EXPERTS = r"re:.*\.experts(\..*)?$"  # servers name experts in ways of their own
-Form = tuple[int, int | None]  # bits as stored, group size; None: one scale a row
+EXPERTS = r"re:.*\.experts(\..*)?$"  # each server has its own names for experts
+Form = tuple[int, int | None]  # (bits as stored, group size; None: one scale a row)
 
 
 def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
-    """One group of all Linear layers; where they are quantised in several ways, one group of names for each."""
+    """Describe all Linear layers as one group; where they are quantised in several ways, as one group of names for each."""
     groups: dict[Form, list[str]] = {}
     for linear in linears:
         groups.setdefault((linear.bits, linear.group_size), []).append(linear.module)
@@ -55,7 +55,7 @@ def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: di
 
 
 def store(linear: QuantizedLinear) -> dict[str, Tensor]:
-    """Packed codes, scales and the shape."""
+    """Return packed codes, scales and the shape."""
     codes, scales = linear.rows.load()
     return {
         "weight_packed": ("I32", pack_words(codes, linear.bits)),

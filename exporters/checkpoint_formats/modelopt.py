@@ -1,12 +1,12 @@
-"""ModelOpt's unified checkpoint with weights of 4 or 8 bits: what TensorRT-LLM reads.
+"""Writes ModelOpt's unified checkpoint with weights of 4 or 8 bits, which TensorRT-LLM reads.
 
-    X.weight           uint8 [n / 2, k], two rows in one (packed_codes.pack_output_pairs); at 8 bits int8 [n, k]
-    X.weight_scale     [n, k / group_size]; [n] with one scale a row
-    X.pre_quant_scale  [k], with groups: TensorRT-LLM multiplies the input by it, and fails without; ones
+    X.weight           uint8 [n / 2, k], two rows in one (packed_codes.pack_output_pairs), or int8 [n, k] at 8 bits
+    X.weight_scale     [n, k / group_size], or [n] with one scale a row
+    X.pre_quant_scale  [k] ones, with groups only: TensorRT-LLM multiplies the input by it, and fails without it
 
-hf_quant_config.json names the algorithm: W4A16_AWQ (groups), W4A16 or W8A16 (one scale a row). TensorRT-LLM goes by that file
-before it looks at config.json, and knows no integer weights in compressed-tensors' format. vLLM and SGLang know none of
-these three algorithms, and refuse such a checkpoint, as they do without the file.
+hf_quant_config.json names the algorithm: W4A16_AWQ (groups), W4A16 or W8A16 (one scale a row). TensorRT-LLM follows that file
+before config.json, and reads no integer weights in compressed-tensors' format. vLLM and SGLang have none of these three
+algorithms, and refuse such a checkpoint with and without the file.
 
 Source: github.com/NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/model_config.py and modules/linear.py;
 github.com/NVIDIA/TensorRT-Model-Optimizer, modelopt/torch/export/quant_utils.py.
@@ -31,15 +31,15 @@ from enginewright.exporters.checkpoint_formats.quantized_linear import (
 from enginewright.runtime.errors import UnsupportedError
 
 FILE = "hf_quant_config.json"
-GROUP_SIZES = (64, 128)  # of TensorRT-LLM's kernels for groups
+GROUP_SIZES = (64, 128)  # that TensorRT-LLM's kernels take
 INSTEAD = "use --format compressed-tensors, for another server, or quantise otherwise"
 
 
 def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
-    """The algorithm, in hf_quant_config.json and, as ModelOpt writes it, in config.json.
+    """Name the algorithm in hf_quant_config.json and, as ModelOpt does, in config.json.
 
     Raises:
-        UnsupportedError: TensorRT-LLM has no algorithm of that kind.
+        UnsupportedError: TensorRT-LLM has no algorithm for these weights.
     """
     settings = _settings(linears)
     if left_out.experts:
@@ -64,7 +64,7 @@ def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: di
 
 
 def store(linear: QuantizedLinear) -> dict[str, Tensor]:
-    """Packed codes, scales and, with groups, ones for the input."""
+    """Return packed codes, scales and, with groups, the ones that the input is multiplied by."""
     codes, scales = linear.rows.load()
     grouped = linear.group_size is not None
     tensors = {

@@ -1,4 +1,4 @@
-"""Codes of quantised matrices as checkpoints store them: codes[n, k] int8, two's complement, in ever denser words."""
+"""Packs the codes of quantised matrices, int8 [n, k] in two's complement, as checkpoints store them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Each row as one stream of bits, in words: int32 [n, ceil(k * bits / 32)] of codes[n, k].
+    """Pack each row of codes[n, k] as one stream of bits, in words: int32 [n, ceil(k * bits / 32)].
 
-    code + 2^(bits - 1) of column j lies at bits j * bits and up, the lowest bit first; what is left of the last word is 0.
-    Bits that divide 32 never cross a word.
+    code + 2^(bits - 1) of column j begins at bit j * bits, lowest bit first. The rest of the last word is 0. A code whose
+    number of bits divides 32 never crosses a word.
 
     Source: compressed-tensors' format pack-quantized (github.com/vllm-project/compressed-tensors).
     """
@@ -31,7 +31,7 @@ def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def pack_output_pairs(codes: np.ndarray) -> np.ndarray:
-    """Two rows in one: uint8 [n / 2, k] of codes[n, k] from -8 to 7; the even row in the low nibble, two's complement.
+    """Pack two rows of codes[n, k] from -8 to 7 into one: uint8 [n / 2, k], two's complement, even rows in the low nibbles.
 
     Source: ModelOpt's unified checkpoint, as TensorRT-LLM reads it (github.com/NVIDIA/TensorRT-Model-Optimizer).
     """

@@ -1,4 +1,4 @@
-"""What the checkpoint formats write: quantised Linear weights, and the modules that stay as they are."""
+"""The quantised Linear weights that checkpoint formats write, and the modules that stay as they are."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from enginewright.exporters.weights.block_codes import stored_bits
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
-Tensor = tuple[str, np.ndarray]  # safetensors type, values: of bfloat16 their bits as uint16
+Tensor = tuple[str, np.ndarray]  # (safetensors type, values); the values of bfloat16 are its bits as uint16
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLinear:
-    """A quantised weight [n, k]: name of its module and dtype of its tensor ("BF16") in the source checkpoint.
+    """A quantised weight; the writer creates it.
 
-    group_size: None is one scale a row.
+    module: name of its module in the source checkpoint.
+    shape: (n, k).
+    dtype: of its tensor in the source checkpoint ("BF16").
+    rows: codes and scales.
+    group_size: columns that share a scale; None: one scale a row.
     """
 
     module: str
@@ -32,18 +36,25 @@ class QuantizedLinear:
 
     @property
     def bits(self) -> int:
-        """As stored: 4 or 8."""
+        """Bits of a code as stored, 4 or 8."""
         return stored_bits(self.rows.bits)
 
 
 def find_groups(weights: Iterable[tuple[tuple[int, int], QuantizedRows]]) -> set[int]:
-    """The sizes of groups that some row has several of: a row of one such group counts as grouped, any other not."""
+    """The group sizes of which some row has several groups.
+
+    A row that is one group of such a size counts as grouped; a row that is one group of any other size does not.
+    """
     return {rows.group_size for shape, rows in weights if rows.group_size < shape[1]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Modules that stay as they are: names of Linear layers and routers, and whether there are experts."""
+    """Modules that stay as they are; the writer creates it.
+
+    modules: names of Linear layers and routers.
+    experts: whether the model has experts.
+    """
 
     modules: tuple[str, ...]
     experts: bool
@@ -51,26 +62,33 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """config.json's quantization_config, and other JSON files by name."""
+    """The JSON that describes quantised weights; `CheckpointFormat.describe` creates it.
+
+    quantization_config: goes into config.json.
+    files: other JSON files by name.
+    """
 
     quantization_config: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
 
 class CheckpointFormat(Protocol):
-    """How quantised weights are laid down; one module each."""
+    """A format of quantised weights; each is a module."""
 
     def describe(self, linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
-        """What the JSON files say; UnsupportedError where the format cannot hold them. producer: name and version."""
+        """Return the JSON files' content; UnsupportedError where the format cannot hold the weights.
+
+        producer: name and version.
+        """
         ...
 
     def store(self, linear: QuantizedLinear) -> dict[str, Tensor]:
-        """Tensors by the last part of their name ("weight_packed"); the weight is made here, once."""
+        """Return the tensors by the last part of their names ("weight_packed"); computes the weight, so it is called once."""
         ...
 
 
 def narrow_scales(scales: np.ndarray, dtype: str) -> Tensor:
-    """`scales` float32 as `dtype` ("BF16", "F16") if that changes none of them, else as they are."""
+    """Return `scales` float32 as `dtype` ("BF16", "F16") if that changes none of them, else as they are."""
     if dtype in ("BF16", "F16"):
         exact = torch.from_numpy(np.ascontiguousarray(scales))
         narrow = exact.to(DTYPES[dtype])
@@ -80,10 +98,10 @@ def narrow_scales(scales: np.ndarray, dtype: str) -> Tensor:
 
 
 def to_tensor(values: np.ndarray, dtype: str, name: str) -> Tensor:
-    """`values` float32 rounded to `dtype`.
+    """Return `values` float32 rounded to `dtype`.
 
     Raises:
-        ExportError: one is too large for it.
+        ExportError: a value is too large for `dtype`.
     """
     rounded = torch.from_numpy(np.ascontiguousarray(values)).to(DTYPES[dtype])
     if not bool(rounded.isfinite().all()):

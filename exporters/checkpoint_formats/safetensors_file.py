@@ -1,7 +1,9 @@
-"""Safetensors files written one tensor at a time; `safetensors.save_file` wants all of a file's in memory at once.
+"""Writes safetensors files one tensor at a time; `safetensors.save_file` wants all tensors of a file in memory at once.
 
-Source: https://huggingface.co/docs/safetensors/index#format: 8 bytes with the header's length, little endian, the header
-as JSON (name -> dtype, shape, [begin, end] behind the header), then the tensors' bytes, without holes.
+A file is 8 bytes with the header's length, little endian, then the header as JSON, then the tensors' bytes without holes. The
+header maps a name to dtype, shape and [begin, end], counted from the end of the header.
+
+Source: https://huggingface.co/docs/safetensors/index#format
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ _CHUNK = 1 << 24  # bytes read at once
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """A tensor to be written; dtype is the safetensors name ("BF16"), size its bytes, which `chunks` yields in order."""
+    """A tensor to be written; the writer and `TensorQueue` create it.
+
+    name: in the file.
+    dtype: the safetensors name ("BF16").
+    shape: of the tensor.
+    size: in bytes.
+    chunks: returns the bytes in order.
+    """
 
     name: str
     dtype: str
@@ -36,12 +45,14 @@ class TensorEntry:
 def write_safetensors(
     path: Path, entries: Sequence[TensorEntry], written: Callable[[TensorEntry], None] = lambda _: None
 ) -> int:
-    """Write `entries` to the new file `path`, the widest types first, so that each lies at a multiple of its width.
+    """Write `entries` to the new file `path`, and return the number of bytes of all tensors.
 
-    written: called after each tensor. Returns the tensors' bytes.
+    The widest types come first, so that each tensor begins at a multiple of its width.
+
+    written: called after each tensor.
 
     Raises:
-        ExportError: a tensor yields more or fewer bytes than it has.
+        ExportError: the chunks of a tensor have more or fewer bytes than its size.
     """
     ordered = sorted(entries, key=lambda entry: (-BYTES.get(entry.dtype, 1), entry.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -62,7 +73,7 @@ def write_safetensors(
 
 
 def read_spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the bytes of each tensor of the whole safetensors file `path` begin and end in it."""
+    """Return {tensor: (begin, end)}, the positions of its bytes in the safetensors file `path`, which must be whole."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -71,19 +82,22 @@ def read_spans(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def copy_span(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    """The bytes from `begin` to `end` of `path`, a piece at a time."""
+    """Yield the bytes of `path` from `begin` to `end`, a piece at a time."""
     with path.open("rb") as file:
         yield from _read_span(file, begin, end)
 
 
 class TensorQueue:
-    """Tensors kept in a file without a name until it is closed: made once, in any order, and written later."""
+    """Tensors that are computed once, in any order, and written later; the writer creates one for each file.
+
+    They are kept in a file without a name, which goes when the queue is closed.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by close)
 
     def add(self, name: str, dtype: str, values: np.ndarray) -> TensorEntry:
-        """Keep `values`, whose bytes are those of a tensor of `dtype` with the shape [of values]."""
+        """Keep `values`, whose bytes are those of a tensor of type `dtype` and the shape of `values`."""
         begin = self._file.seek(0, 2)
         self._file.write(np.ascontiguousarray(values).data)
         end = self._file.tell()
@@ -96,7 +110,7 @@ class TensorQueue:
         )
 
     def close(self) -> None:
-        """Let go of everything kept."""
+        """Delete everything kept."""
         self._file.close()
 
 
@@ -105,6 +119,6 @@ def _read_span(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
     while begin < end:
         chunk = file.read(min(_CHUNK, end - begin))
         if not chunk:
-            return  # the file is shorter than it was: the writer counts
+            return  # the file has become shorter; the writer counts the bytes and refuses it
         begin += len(chunk)
         yield chunk

@@ -1,6 +1,6 @@
-"""A checkpoint and methods -> the checkpoint of what the methods made of it, for other servers.
+"""Writes a checkpoint with methods applied, for other servers.
 
-Tensors keep the names, files and types that they have in the source. What no method changed is copied byte by byte.
+Tensors keep the names, files and types that they have in the source. Tensors that no method changed are copied byte by byte.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from enginewright.exporters.methods.registry import METHODS, Applied, check_mode
 from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.version import package_version
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors, "modelopt": modelopt}
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
-RECORD = "enginewright.json"  # says what made the checkpoint; only a directory with it is ever replaced
+RECORD = "enginewright.json"  # names what made the checkpoint; only a directory with this file is ever replaced
 COPIED = (
     "generation_config.json",
     "tokenizer*",
@@ -61,7 +61,12 @@ COPIED = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Outputs:
-    """What changes: merged tensors and quantised weights, both by the name of the source tensor."""
+    """Everything that changes; `_collect_outputs` creates it.
+
+    merged: changed weights by the name of the source tensor.
+    quantized: quantised weights by the name of the source tensor.
+    left_out: modules that stay as they are.
+    """
 
     merged: dict[str, Weight]
     quantized: dict[str, QuantizedLinear]
@@ -69,21 +74,21 @@ class _Outputs:
 
 
 def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied, ...], format_name: str) -> int:
-    """Write `checkpoint` with the methods `applied` under `root`, an empty directory; returns the tensors' bytes.
+    """Write `checkpoint` with the methods `applied` under `root`, an empty directory; return the bytes of all tensors.
 
-    Memory holds one tensor at a time. What takes time and can be refused is refused before anything is written.
+    Memory holds one tensor at a time. Everything that can be refused early is refused before anything is written.
 
     Raises:
         ExportError, UnsupportedError: with the reason.
     """
     check_methods(applied)
     check_model(applied, checkpoint)
-    plan = _plan(checkpoint, applied)
+    outputs = _collect_outputs(checkpoint, applied)
     producer = {"name": "enginewright", "version": package_version()}
     chosen = FORMATS[format_name]
-    linears = list(plan.quantized.values())
-    described = chosen.describe(linears, plan.left_out, producer) if linears else None
-    size = _write_tensors(checkpoint, root, plan, chosen)
+    linears = list(outputs.quantized.values())
+    described = chosen.describe(linears, outputs.left_out, producer) if linears else None
+    size = _write_tensors(checkpoint, root, outputs, chosen)
     _write_json(checkpoint, root, described)
     record = {"producer": producer, "source": checkpoint.name, "applied": [method.describe() for method in applied]}
     _save(root / RECORD, record)
@@ -91,7 +96,7 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
 
 
 def check_methods(applied: tuple[Applied, ...]) -> None:
-    """Raise unless each of `applied` leaves something in weights, and there is one."""
+    """Raise unless `applied` has at least one method, and all its methods change weights."""
     known = ", ".join(name for name in METHODS if hasattr(find_method(name), "transform_weights"))
     if not applied:
         raise ExportError(f"apply: got no method, expected at least one of {known}")
@@ -104,14 +109,15 @@ def check_methods(applied: tuple[Applied, ...]) -> None:
 
 
 def open_source(model: str, output: Path) -> Checkpoint:
-    """Open the checkpoint `model`; ExportError if `output` is its own directory."""
+    """Open the checkpoint `model`; ExportError if `output` is the same directory."""
     checkpoint = open_checkpoint(model)
     if output.resolve() == checkpoint.path.resolve():
         raise ExportError(f"{output}: is the checkpoint that is read; choose another --output")
     return checkpoint
 
 
-def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Outputs:
+def _collect_outputs(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Outputs:
+    """Apply the methods to recipes of the weights, and refuse changes that a checkpoint cannot hold."""
     model = build_skeleton(checkpoint.config, attention="eager", max_context=1).model
     before = bind_parameters(checkpoint, model)
     after = transform_weights(applied, before, checkpoint)
@@ -139,7 +145,10 @@ def _plan(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Outputs:
 
 
 def _check_own(checkpoint: Checkpoint, names: dict[str, str], name: str, after: dict[str, Weight]) -> None:
-    """Raise UnsupportedError unless the changed parameter `name` has a tensor, and shares it with none that differs."""
+    """Raise UnsupportedError unless the changed parameter `name` has a tensor of its own.
+
+    Tied parameters may share it when they are changed in the same way.
+    """
     if name not in names:
         raise UnsupportedError(
             f"{checkpoint.path}: {name!r} is changed, but the checkpoint has it in several tensors or in a part of one, so it "
@@ -152,7 +161,7 @@ def _check_own(checkpoint: Checkpoint, names: dict[str, str], name: str, after: 
 
 
 def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weight: Weight) -> str:
-    """The name in the checkpoint of the Linear layer whose weight is the parameter `name`, or UnsupportedError."""
+    """Return the checkpoint's name of the Linear layer whose weight is the parameter `name`; UnsupportedError if it is none."""
     owner, source = name.removesuffix(".weight"), names[name]
     right = (
         name.endswith(".weight") and source.endswith(".weight") and type(model.get_submodule(owner)) is torch.nn.Linear
@@ -165,7 +174,7 @@ def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weig
 
 
 def _left_out(model: PreTrainedModel, names: dict[str, str], quantized: set[str]) -> LeftOut:
-    """What servers may take for Linear layers: every matrix but the embeddings, under both of its names."""
+    """The modules that servers may take for Linear layers: every matrix but the embeddings, under both of its names."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     modules: dict[str, None] = {}  # in order
@@ -180,29 +189,31 @@ def _left_out(model: PreTrainedModel, names: dict[str, str], quantized: set[str]
 
 
 def _module(source: str, owner: str) -> str:
-    """The module of the tensor `source`; a tied output projection has the embedding's tensor, and its own name."""
+    """The module of the tensor `source`; a tied output projection reads the embedding's tensor, but has its own name."""
     return source.removesuffix(".weight") if source.rpartition(".")[0].endswith(owner.rpartition(".")[2]) else owner
 
 
-def _write_tensors(checkpoint: Checkpoint, root: Path, plan: _Outputs, chosen: CheckpointFormat) -> int:
+def _write_tensors(checkpoint: Checkpoint, root: Path, outputs: _Outputs, chosen: CheckpointFormat) -> int:
     files: dict[Path, list[str]] = {}
     for name, stored in checkpoint.tensors.items():
         files.setdefault(stored.file, []).append(name)
     total, places, types = 0, dict[str, str](), dict[str, str]()
     with tqdm(total=len(checkpoint.tensors), unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
         for file, names in files.items():
-            spool = TensorQueue(root)
+            queue = TensorQueue(root)
             try:
-                entries = _spooled(plan, chosen, names, spool, bar) + _unspooled(checkpoint, plan, file, names)
-                advance = partial(_advance, bar, set(names) - set(plan.quantized))
+                entries = _queue_quantized(outputs, chosen, names, queue, bar) + _stream_others(
+                    checkpoint, outputs, file, names
+                )
+                advance = partial(_advance, bar, set(names) - set(outputs.quantized))
                 total += write_safetensors(root / file.name, entries, advance)
             finally:
-                spool.close()
+                queue.close()
             places.update({entry.name: file.name for entry in entries})
             types.update({entry.name: entry.dtype for entry in entries})
     if (checkpoint.path / INDEX).is_file():
         _save(root / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-    _note_wide_scales([x for x in plan.quantized.values() if types[f"{x.module}.weight_scale"] != x.dtype])
+    _note_wide_scales([x for x in outputs.quantized.values() if types[f"{x.module}.weight_scale"] != x.dtype])
     return total
 
 
@@ -211,28 +222,28 @@ def _advance(bar: tqdm[Any], names: set[str], entry: TensorEntry) -> None:
         bar.update()
 
 
-def _spooled(
-    plan: _Outputs, chosen: CheckpointFormat, names: Iterable[str], spool: TensorQueue, bar: tqdm[Any]
+def _queue_quantized(
+    outputs: _Outputs, chosen: CheckpointFormat, names: Iterable[str], queue: TensorQueue, bar: tqdm[Any]
 ) -> list[TensorEntry]:
-    """The tensors of each quantised weight, which is made once; only then is known how wide its scales are."""
+    """The tensors of each quantised weight, which is computed once; only then is the type of its scales known."""
     entries = []
-    for linear in [plan.quantized[name] for name in names if name in plan.quantized]:
+    for linear in [outputs.quantized[name] for name in names if name in outputs.quantized]:
         for part, (dtype, values) in chosen.store(linear).items():
-            entries.append(spool.add(f"{linear.module}.{part}", dtype, values))
+            entries.append(queue.add(f"{linear.module}.{part}", dtype, values))
         bar.update()
     return entries
 
 
-def _unspooled(checkpoint: Checkpoint, plan: _Outputs, file: Path, names: Iterable[str]) -> list[TensorEntry]:
-    """Copied and merged tensors, made while they are written."""
+def _stream_others(checkpoint: Checkpoint, outputs: _Outputs, file: Path, names: Iterable[str]) -> list[TensorEntry]:
+    """The tensors that are copied or merged, computed while they are written."""
     spans, entries = read_spans(file), []
     for name in names:
         stored = checkpoint.tensors[name]
         begin, end = spans[name]
         chunks: Any = partial(copy_span, file, begin, end)
-        if name in plan.merged:
-            chunks = partial(_merge, plan.merged[name], stored.dtype, name)
-        if name not in plan.quantized:
+        if name in outputs.merged:
+            chunks = partial(_merge, outputs.merged[name], stored.dtype, name)
+        if name not in outputs.quantized:
             entries.append(
                 TensorEntry(name=name, dtype=stored.dtype, shape=stored.shape, size=end - begin, chunks=chunks)
             )
@@ -244,7 +255,7 @@ def _merge(weight: Weight, dtype: str, name: str) -> list[bytes]:
 
 
 def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
-    """Tell which scales servers will round."""
+    """Tell the user which scales servers will round."""
     for dtype in sorted({HALVES[linear.dtype] for linear in wide if linear.dtype in HALVES}):
         print(
             f"scales of {len(wide)} quantised weights, the first of them {wide[0].module!r}, are stored as float32, since "
@@ -255,7 +266,7 @@ def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
 
 
 def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None) -> None:
-    """config.json, and what else lies beside the tensors."""
+    """Write config.json and the other files of a checkpoint that are not tensors."""
     if described is None:
         shutil.copyfile(checkpoint.path / "config.json", root / "config.json")
     else:

@@ -1,6 +1,6 @@
-"""`enginewright build`: checkpoint -> engine directory, export and backend in one go.
+"""`enginewright build`: exports a checkpoint and builds a backend's engine, in one call.
 
-A command composes packages, so it alone may import the builders from here.
+A command composes packages, so it may import the builders.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`enginewright check`: an engine against its PyTorch model, within tolerances, with a report in the engine directory."""
+"""`enginewright check`: compares an engine with its PyTorch model, and writes the report into the engine directory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ LAYERS_REPORT = Path("reports/layers.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What counts as the same model: largest logit error relative to the largest logit, and mean KL in nats."""
+    """The largest differences with which an engine still counts as the same model.
+
+    The error of a logit is relative to the largest logit; the mean KL is in nats.
+    """
 
     error: float
     kl: float
     greedy: bool
 
     def failures(self, parity: Parity) -> list[str]:
-        """What is beyond tolerance, in words."""
+        """The figures beyond tolerance, in words."""
         from enginewright.exporters.parity import is_finite
 
         found = []

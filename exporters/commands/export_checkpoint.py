@@ -1,4 +1,4 @@
-"""`enginewright export-checkpoint`: a checkpoint with methods applied, for vLLM, SGLang, transformers or TensorRT-LLM."""
+"""`enginewright export-checkpoint`: writes a checkpoint with methods applied, for vLLM, SGLang, transformers or TensorRT-LLM."""
 
 from __future__ import annotations
 

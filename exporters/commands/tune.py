@@ -1,6 +1,6 @@
-"""`enginewright tune`: trains what a method needs beside the checkpoint.
+"""`enginewright tune`: trains the extra weights that a method needs, on a frozen checkpoint.
 
-A command composes packages, so it alone may take texts from the runtime's readers.
+A command composes packages, so it may read texts with the runtime's readers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from enginewright.exporters.methods.clp.states import TokenSequence
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.problems import training_problems
-from enginewright.runtime.host import physical_cores
+from enginewright.runtime.machine import physical_cores
 
 PROBLEMS = "reasoning"
 TEXT_LENGTH, PROBLEM_LENGTH = 128, 1536
@@ -70,7 +70,7 @@ def _add_clp(heads: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the chosen method needs."""
+    """Train or convert, as the method asks."""
     return _convert(arguments) if arguments.method == "medusa" else _train(arguments)
 
 
@@ -104,7 +104,7 @@ def _texts(arguments: argparse.Namespace) -> Iterator[TokenSequence]:
     length = arguments.length or (PROBLEM_LENGTH if is_problems else TEXT_LENGTH)
     documents = [] if is_problems else read_documents(Path(arguments.data))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ExportError(f"{arguments.model}: got no tokenizer that transformers can read ({e})") from e
     for document in _problems(tokenizer, arguments.seed) if is_problems else documents:
@@ -112,7 +112,7 @@ def _texts(arguments: argparse.Namespace) -> Iterator[TokenSequence]:
 
 
 def _sequences(tokenizer: Any, document: Document, length: int) -> Iterator[TokenSequence]:
-    """A completion behind its prompt, or a text in windows."""
+    """A completion after its prompt, or a text in windows."""
     given = len(tokenizer.encode(document.prompt)) if document.prompt else 0
     ids = tokenizer.encode(document.prompt + document.text)
     for begin in range(0, 1 if given else len(ids), length):

@@ -1,4 +1,4 @@
-"""KVarN: keys and values of all but the first and the newest tokens in 2, 4 or 8 bits, balanced before they are rounded.
+"""KVarN: stores keys and values of all but the first and the newest tokens in 2, 4 or 8 bits, balanced before rounding.
 
 Source: arXiv 2606.03458 (KVarN) and its released code; `plugins/oracles/kvarn.py` defines the codec and
 `plugins/oracles/kvarn_attention.py` the three regions of the cache.
@@ -25,17 +25,24 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 BITS = (2, 4, 8)
 MOST_ITERATIONS = 64
-LEAST_HEAD_DIM, LARGEST_HEAD_DIM = 16, 512  # of the kernels
+LEAST_HEAD_DIM, LARGEST_HEAD_DIM = 16, 512  # that the kernels take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How a cache tile is encoded.
+    """The encoding of cache tiles; `parse_method` creates it.
 
-    k_bits, v_bits: of a key's and a value's code: 2, 4 or 8. mode: `release` as the authors released it, whose bounds
-    assume keys of ordinary size; `robust` measures each tile first and then works at any size. iterations: of the
-    normaliser. windowed: whether layers with a sliding window are encoded, or stay at 16 bits. exact_layers: how many layers
-    from the first on stay at 16 bits.
+    k_bits: of a key's code: 2, 4 or 8.
+    v_bits: of a value's code: 2, 4 or 8.
+    mode: the bounds of the normaliser.
+        release: those that the authors released, which assume keys of ordinary size.
+        robust: each tile is measured first, so that keys may have any size.
+    iterations: of the normaliser, 0 to 64.
+    windowed: whether layers with a sliding window are encoded; otherwise they stay at 16 bits.
+    exact_layers: how many layers, from the first on, stay at 16 bits.
+
+    Raises:
+        ExportError: a value that is not known or out of range.
     """
 
     k_bits: int = 4
@@ -62,15 +69,19 @@ class Config:
 
 @dataclass(frozen=True)
 class KVarNCacheFormat:
-    """The cache format: records of 128 tokens in few bits between exact tiles (KVarNAttention)."""
+    """The cache format of KVarNAttention: records of 128 tokens in few bits between exact tiles; `choose_cache` creates it.
+
+    config: how tiles are encoded, and which layers are.
+    bits: the width of an element that is not encoded.
+    """
 
     config: Config
     kind: str = "kvarn"
     bits: int = 16
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
-        """As the Protocol says."""
-        if not self._holds(layer.index, layer.window):
+        """Size the records and exact tiles of an encoded layer; any other layer has paged tiles."""
+        if not self._encodes(layer.index, layer.window):
             return PagedCacheFormat(self.bits).describe(layer)
         where, dim = f"kvarn: {layer.family}: layer {layer.index}", layer.key_dim
         if dim != layer.value_dim:
@@ -98,8 +109,8 @@ class KVarNCacheFormat:
         )
 
     def attend(self, call: AttentionCall, tables: Tensors, pools: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """As the Protocol says."""
-        if not self._holds(call.layer, call.window):
+        """Call KVarNAttention on an encoded layer's records and exact tiles; any other layer calls PagedAttention."""
+        if not self._encodes(call.layer, call.window):
             return PagedCacheFormat(self.bits).attend(call, tables, pools)
         names = (f"kv.{call.layer}.tiles", f"kv.{call.layer}.exact")
         read = {each.name: tables[each.name] for each in KVARN_ATTENTION.inputs if each.name in tables}
@@ -119,12 +130,12 @@ class KVarNCacheFormat:
             v_bits=self.config.v_bits,
             iterations=self.config.iterations,
             robust=int(self.config.mode == "robust"),
-            rotate_values=1,  # FoldValueRotationPass folds the rotation of values into the weights later
+            rotate_values=1,  # FoldValueRotationPass moves the rotation of values into the weights later
         )
         return output, dict(zip(names, written, strict=True))
 
-    def _holds(self, index: int, window: int) -> bool:
-        """Whether a layer is encoded at all."""
+    def _encodes(self, index: int, window: int) -> bool:
+        """Whether a layer is encoded."""
         return index >= self.config.exact_layers and (self.config.windowed or not window)
 
 
@@ -132,7 +143,7 @@ def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     """Return the KVarN cache in place of the paged one.
 
     Raises:
-        ExportError: another method has chosen a cache already, or its exact elements were asked to have 32 bits.
+        ExportError: another method has chosen a cache already, or exact elements are to have 32 bits.
     """
     if cache.kind != "paged":
         raise ExportError(f"kvarn: the cache is {cache.kind} already; apply kvarn once")

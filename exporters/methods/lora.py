@@ -1,7 +1,7 @@
-"""LoRA adapters merged into the weights: W + weight * scaling * B A.
+"""LoRA: merges adapters into the weights as W + weight * scaling * B A.
 
 Source: Hu et al., "LoRA", arXiv 2106.09685, section 4.1; rank-stabilised scaling: arXiv 2312.03732; the file format is
-PEFT's (adapter_config.json, adapter_model.safetensors). Several adapters are several `--apply lora:...`, summed.
+PEFT's (adapter_config.json, adapter_model.safetensors). Several adapters, each with its own `--apply lora:...`, are summed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.weight$")
-CHANGES_RESULT = {  # key -> the value that leaves W + scaling * B A; null does as well
+CHANGES_RESULT = {  # key -> the value with which the result is W + scaling * B A; null means the same
     "use_dora": False,
     "use_qalora": False,
     "use_bdlora": None,
@@ -32,12 +32,16 @@ CHANGES_RESULT = {  # key -> the value that leaves W + scaling * B A; null does 
     "layer_replication": None,
     "alora_invocation_tokens": None,
 }
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that take B A out of W first
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that first subtract B A from W
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """path: the adapter's directory. weight: factor on what it adds; 1 is the adapter as trained."""
+    """The adapter to merge, and its weight; `parse_method` creates it.
+
+    path: the adapter's directory.
+    weight: the factor on what the adapter adds; 1 is the adapter as trained.
+    """
 
     path: str
     weight: float = 1.0
@@ -48,11 +52,11 @@ class Config:
 
 
 def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Return `weights` with the adapter at `config.path` merged; the products are made when a weight is written.
+    """Return `weights` with the adapter at `config.path` merged; each product is computed when its weight is written.
 
     Raises:
         ExportError: a file is missing or broken, or the adapter does not fit the model.
-        UnsupportedError: a kind of adapter that is more than B A, or one of a tied weight.
+        UnsupportedError: the adapter is of a kind that is more than B A, or changes a tied weight.
     """
     root = Path(config.path).expanduser()
     settings = _read_settings(root)
@@ -106,7 +110,7 @@ def _read_settings(root: Path) -> dict[str, Any]:
 
 
 def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
-    """Return alpha / r, or alpha / sqrt(r) with rslora; alpha may be set per module by pattern."""
+    """Return alpha / r, or alpha / sqrt(r) with rslora; a pattern may set alpha for some modules."""
     patterns = settings.get("alpha_pattern") or {}
     default = settings.get("lora_alpha", 8)  # PEFT's own default
     alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
@@ -114,7 +118,7 @@ def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Module name -> A [r, in] and B [out, r], float32."""
+    """Return {module name: (A [r, in], B [out, r])}, float32."""
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()
         hint = f"; {path.stem}.bin is a pickle, which can run code when read: save the adapter anew" if pickled else ""

@@ -1,1 +1,1 @@
-"""Graph passes, one file each."""
+"""Graph passes, one file each; `pipeline.py` gives their order."""

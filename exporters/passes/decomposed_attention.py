@@ -1,4 +1,4 @@
-"""Attention as products and a softmax, for what no fused kernel takes: a softcap on logits, or sinks beside them."""
+"""Writes attention as products and a softmax, for cases that no fused kernel takes: a softcap on the logits, or sinks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ def decomposed_attention(
     softcap: float,
     sinks: ir.Value | None,
 ) -> ir.Value:
-    """Output [B, Hq, T, Dv] of query [B, Hq, T, D] over keys [B, Hkv, S, D] and values [B, Hkv, S, Dv].
+    """Write attention into a graph, and return its output [B, Hq, T, Dv].
 
-    mask: bool [B, 1, T, S]. sinks: float32 [Hq]. Products are of the operands' type, logits and softmax float32.
+    write: inserts the nodes.
+    query: [B, Hq, T, D].
+    keys: [B, Hkv, S, D].
+    values: [B, Hkv, S, Dv].
+    mask: bool [B, 1, T, S], true where a key is seen.
+    scale: the factor on q . k.
+    softcap: the bound on logits; 0: none.
+    sinks: float32 [Hq], or None.
+
+    Products are computed in the operands' type, logits and softmax in float32.
     """
     assert query.dtype is not None
     heads, kv_heads = _size(query, 1), _size(keys, 1)
@@ -44,7 +53,7 @@ def decomposed_attention(
 
 
 def _softmax_with_sinks(write: GraphWriter, logits: ir.Value, sinks: ir.Value) -> ir.Value:
-    """The softmax's share of each key, where one more logit per head takes weight and has no value."""
+    """Each key's share in a softmax with one more logit per head, which takes a share but has no value."""
     largest = write("Max", write("ReduceMax", logits, write.constant([-1])), sinks)
     shares = write("Exp", write("Sub", logits, largest))
     total = write("Add", write("ReduceSum", shares, write.constant([-1])), write("Exp", write("Sub", sinks, largest)))

@@ -1,7 +1,7 @@
 """Drops sums with zero and products with one.
 
-onnxscript's own rules for this take any constant within 1e-8 of zero for zero, and so drop the epsilon of a norm
-(helium's is 1e-8), which then divides by zero. Here the constant is compared exactly. Seen with onnxscript 0.7.2.
+onnxscript's own rules for this take any constant within 1e-8 of zero as zero. So they drop the epsilon of a norm (helium's
+is 1e-8), which then divides by zero. This pass compares the constant exactly. Seen with onnxscript 0.7.2.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ COMMUTES = {"Add", "Mul"}
 class DropNeutralPass(ir.passes.InPlacePass):
     """Replace x + 0, x - 0, x * 1 and x / 1 by x.
 
-    1. The constant has one element, exactly the neutral one, and no more axes than x.
-    2. 0 + x and 1 * x are the same; 0 - x and 1 / x are not.
-    3. A node that makes a graph output stays.
+    1. The constant has one element, which is exactly the neutral one, and no more axes than x.
+    2. 0 + x and 1 * x are replaced, too; 0 - x and 1 / x are not.
+    3. A node whose output is a graph output stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -1,4 +1,4 @@
-"""Moves KVarN's rotation of the values into the weights before them, and its inverse into those behind the attention."""
+"""Moves KVarN's rotation of the values into the weights before the attention, and its inverse into those after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ VALUE = [each.name for each in KVARN_ATTENTION.inputs].index("value")
 
 @dataclass(frozen=True)
 class _Uses:
-    """Where the matrices around one attention stand: node and index of the input to be replaced."""
+    """The nodes around one attention whose weights are to be replaced; `_find` creates it.
+
+    projection: the product that makes the values; its weight is input 1.
+    bias: the Add of the projection's bias, and the index of that input; None without a bias.
+    output: the product that reads the attention's output; its weight is input 1.
+    """
 
     projection: ir.Node
     bias: tuple[ir.Node, int] | None
@@ -25,11 +30,12 @@ class _Uses:
 
 
 class FoldValueRotationPass(ir.passes.InPlacePass):
-    """KVarNAttention that rotates its values -> one that does not, between weights that do: W_V H, b_V H and H W_O.
+    """Let weights rotate the values in place of KVarNAttention: W_V H, b_V H and H W_O.
 
-    1. The value is a product with a weight [in, Hkv * D], with or without a bias, reshaped, which nothing else reads.
-    2. The output is reshaped and multiplied by a weight [Hq * D, out], and nothing else reads it.
-    3. Anything else, weights that a method has quantised among it, keeps the rotation in the op, which costs each step a transform per head.
+    1. The value is the product with a weight [in, Hkv * D], with or without a bias, reshaped; nothing else reads it.
+    2. The output is reshaped and multiplied by a weight [Hq * D, out]; nothing else reads it.
+    3. In any other case, also where a method has quantised one of the weights, the op keeps the rotation. That costs a
+       transform per head in each step.
 
     H is orthonormal, so an attention's mix of rotated values, rotated back, is the mix of the values.
     """
@@ -55,7 +61,7 @@ def _fold(graph: ir.Graph, attention: ir.Node) -> bool:
 
 
 def _find(attention: ir.Node) -> _Uses | None:
-    """The weights on both sides, if they are all that lies there."""
+    """The weights on both sides of the attention; None where there is anything else."""
     before, after = _only_maker(attention.inputs[VALUE], "Reshape"), _only_reader(attention.outputs[0], "Reshape")
     if before is None or after is None:
         return None
@@ -72,19 +78,19 @@ def _find(attention: ir.Node) -> _Uses | None:
         if found is None:
             return None
         bias = (add, list(add.inputs).index(found[1]))
-    if output is None or not all(_may_turn(node.inputs[1]) for node in (projection, output)):
+    if output is None or not all(_may_change(node.inputs[1]) for node in (projection, output)):
         return None
     return _Uses(projection, bias, output)
 
 
-def _may_turn(value: ir.Value | None) -> bool:
+def _may_change(value: ir.Value | None) -> bool:
     """Whether the value is a weight that may still change."""
     weight = weight_of(value)
     return weight is not None and weight.quantized is None
 
 
 def _only_maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of that type that makes `value`, when one node alone reads it."""
+    """The node of type `op_type` that makes `value`; None where it is of another type or `value` has several readers."""
     if value is None or len(list(value.uses())) != 1:
         return None
     node = value.producer()
@@ -92,13 +98,13 @@ def _only_maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads `value`, when it is of that type and reads it first."""
+    """The one node that reads `value`; None unless it is of type `op_type` and reads it as its first input."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op_type and uses[0].idx == 0 else None
 
 
 def _rotate(graph: ir.Graph, node: ir.Node, index: int, dim: int, axis: int) -> None:
-    """Replace the weight that `node` reads there by one whose heads of `dim` along `axis` are rotated."""
+    """Replace the weight that is input `index` of `node` by one whose heads of size `dim` along `axis` are rotated."""
     value = node.inputs[index]
     weight = weight_of(value)
     assert value is not None and weight is not None
@@ -115,7 +121,7 @@ def _rotated(weight: Weight, dim: int, axis: int) -> Weight:
 
 
 def transform(heads: np.ndarray) -> np.ndarray:
-    """The orthonormal Walsh-Hadamard transform along the last axis, whose size is a power of two; its own inverse."""
+    """The orthonormal Walsh-Hadamard transform along the last axis, whose size is a power of two; it is its own inverse."""
     size, x = heads.shape[-1], heads
     half = 1
     while half < size:

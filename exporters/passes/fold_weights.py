@@ -1,7 +1,7 @@
-"""Constant folding of weights without their values: nodes that read weights alone become recipes.
+"""Folds nodes that read only weights into the weights' recipes, without computing a value.
 
-A transpose of a projection, the split of a tensor of experts, `1 + weight` of a norm: each is put into the weight's
-recipe (exporters/weights/weight.py) and runs once, when the engine is written.
+Examples are the transpose of a projection, the split of a tensor of experts, and the `1 + weight` of a norm. Each becomes
+part of a recipe (exporters/weights/weight.py) and runs once, when the engine is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDABLE = {"Transpose", "Split", "Squeeze", "Unsqueeze", "Reshape", "Slice", "G
 class FoldWeightsPass(ir.passes.InPlacePass):
     """Turn nodes whose inputs are weights and constants into weights, in graph order, until none is left.
 
-    1. Such a node of a type in FOLDABLE, with static output shapes, becomes one weight per output.
+    1. Such a node, if its type is in FOLDABLE and its output shapes are static, becomes one weight per output.
     2. A node that reads no weight is left to ordinary constant folding.
     """
 
@@ -70,7 +70,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _transposed(source: Weight, perm: list[int], folded: Weight) -> Weight:
-    """`folded`, with what is known of a transpose: two axes cost no copy, and parts along axis 0 stay parts."""
+    """The weight of a transpose; better than `folded` where the axes allow: two axes cost no copy, and parts stay parts."""
     if perm == [1, 0]:
         return source.transposed()
     if not source.parts or perm[0] != 0:
@@ -92,7 +92,7 @@ def _weights(node: ir.Node) -> dict[str, Weight]:
 
 
 def _single_node_model(node: ir.Node) -> onnx.ModelProto:
-    """The node as a model: weights are its inputs, constants its initializers."""
+    """A model of the node alone: weights are its inputs, constants its initializers."""
     values = [v for v in node.inputs if v is not None]
     proto = onnx.helper.make_graph(
         [ir.to_proto(node)],

@@ -1,4 +1,4 @@
-"""onnxscript's fusions to the standard opset's RMSNormalization and RotaryEmbedding."""
+"""Fuses nodes into the standard opset's RMSNormalization and RotaryEmbedding, by onnxscript's rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnxscript.rewriter.rules.fusion._rotary_embedding import fuse_rotary_embed
 
 
 class FuseStandardOpsPass(ir.passes.InPlacePass):
-    """Fuse norms and rotary embeddings, written out by torch, into single nodes."""
+    """Fuse norms and rotary embeddings, which torch writes as many nodes, into single nodes."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         fuse_rms_normalization(model)

@@ -1,7 +1,7 @@
 """Reads the sampled rows with one Gather.
 
-torch writes `hidden[:, rows]` as a transpose of all hidden states, a GatherND and a transpose back: every token's
-states would be copied to read a few rows.
+torch writes `hidden[:, rows]` as a transpose of all hidden states, a GatherND and a transpose back. So every token's states
+would be copied to read a few rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _gathered(op, hidden, rows, axes):  # type: ignore[no-untyped-def]
 
 
 class GatherSampleRowsPass(ir.passes.InPlacePass):
-    """Transpose(GatherND(Transpose(hidden), Unsqueeze(rows))) -> Gather(hidden, rows, axis=1)."""
+    """Replace Transpose(GatherND(Transpose(hidden), Unsqueeze(rows))) by Gather(hidden, rows, axis=1)."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         count = pattern.RewriteRule(_indexed, _gathered).apply_to_model(model)

@@ -1,4 +1,4 @@
-"""Writes nodes into a graph, one call each."""
+"""Writes standard nodes into a graph, one node a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnx_ir as ir
 class GraphWriter:
     """Inserts nodes before one node, in the order of the calls.
 
-    `write("Add", a, b)` returns the node's only output; keywords are attributes. Standard ops alone.
+    The pass that needs one creates it. `write("Add", a, b)` returns the node's only output; keywords are attributes. It
+    writes only standard ops.
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node) -> None:

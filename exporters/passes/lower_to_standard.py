@@ -1,7 +1,7 @@
-"""Turns the packed decoder graph into one of standard ops alone, which any ONNX backend builds without our plugins.
+"""Turns the packed decoder graph into a graph of standard ops, which any ONNX backend can build without our plugins.
 
-Attention becomes TensorScatter into a cache of fixed length and Attention over it, both of opset 24; all else of the graph
-stays as it is, because only attention knows about sequences. Rows lie side by side now, T tokens each.
+Attention becomes TensorScatter into a cache of fixed length and Attention over that cache, both of opset 24. Everything else
+stays as it is, because only attention knows about sequences. The tokens are no longer packed: each row has T of them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ SWAP = [0, 2, 1, 3]  # [B, T, heads, D] <-> [B, heads, T, D]
 
 
 class LowerToStandardPass(ir.passes.InPlacePass):
-    """Replace our ops by standard ones, and the signature by that of a dense batch; last of an export's passes.
+    """Replace our ops by standard ones, and the signature by that of a dense batch; the last pass of an export.
 
-    1. Inputs: input_ids, position_ids int64 [B, T]; past_lens int64 [B], the tokens that each row holds; sample_rows
-       int64 [N], rows of the flattened tokens; kv.<layer>.key and .value [B, Hkv, length, D] of the graph's type.
-    2. PagedAttention -> TensorScatter of keys and values, then Attention, causal and bounded by each row's length. With a
-       window it gets a mask; with a softcap or sinks, which no fused kernel takes, it is written as products.
-    3. GreedySample -> ArgMax, and -1 where the largest logit is not finite.
+    1. The inputs become:
+           input_ids, position_ids         int64 [B, T]
+           past_lens                       int64 [B], the number of tokens that each row holds
+           sample_rows                     int64 [N], indices into the flattened tokens
+           kv.<layer>.key, kv.<layer>.value  [B, Hkv, length, D] of the graph's type
+    2. PagedAttention becomes TensorScatter of keys and values, then Attention, causal and bounded by each row's length. With
+       a window it gets a mask. With a softcap or sinks, which no fused kernel takes, it is written as products.
+    3. GreedySample becomes ArgMax, and -1 where the largest logit is not finite.
 
-    length: of the caches in tokens. Raises UnsupportedError for any other op of ours.
+    length: of the caches, in tokens.
+
+    Raises:
+        UnsupportedError: the graph has any other op of ours; raised by the call.
     """
 
     def __init__(self, length: int) -> None:
@@ -47,7 +53,7 @@ class LowerToStandardPass(ir.passes.InPlacePass):
 
 
 class _Lowering:
-    """One run over a graph. first: the node before which what several layers read is written."""
+    """One run over a graph; `LowerToStandardPass` creates it. Values that several layers read are written at the start."""
 
     def __init__(self, graph: ir.Graph, length: int) -> None:
         self._graph = graph
@@ -73,7 +79,7 @@ class _Lowering:
             self._graph.inputs.remove(self._inputs[name])
 
     def _flatten(self, name: str) -> ir.Value:
-        """Let the graph read `name` [T] off an input [B, T]; returns the new input."""
+        """Let the graph compute `name` [T] from an input [B, T]; return the new input."""
         old = self._inputs[name]
         flat = self._shared("Reshape", old, self._shared.constant([-1]))
         flat.type, flat.shape = old.type, old.shape
@@ -114,7 +120,7 @@ class _Lowering:
         self._graph.remove(node, safe=True)
 
     def _by_row(self, write: GraphWriter, operand: ir.Value | None) -> ir.Value:
-        """[B * T, heads, D] as [B, heads, T, D]."""
+        """Turn [B * T, heads, D] into [B, heads, T, D]."""
         assert operand is not None and operand.shape is not None
         heads = write.constant(operand.shape[1:])
         rows = write("Reshape", operand, write("Concat", self._rows, heads, axis=0))
@@ -123,7 +129,7 @@ class _Lowering:
         return swapped
 
     def _update(self, write: GraphWriter, node: ir.Node, side: str, new: ir.Value) -> ir.Value:
-        """Write the new keys or values into the layer's cache, which takes the place of the tile pool in the signature."""
+        """Write the new keys or values into the layer's cache, which replaces the tile pool in the signature."""
         assert new.dtype is not None and new.shape is not None
         name = f"kv.{node.attributes['layer'].as_int()}.{side}"
         shape = ("B", new.shape[1], self._length, new.shape[3])
@@ -141,7 +147,7 @@ class _Lowering:
         return updated
 
     def _mask(self, window: int) -> ir.Value:
-        """Bool [B, 1, T, length]: which cached tokens each new one sees."""
+        """The mask, bool [B, 1, T, length]: true where a new token sees a cached one."""
         if window not in self._masks:
             write = self._shared
             own = write("Unsqueeze", self._positions, write.constant([1, 3]))
@@ -159,7 +165,7 @@ class _Lowering:
         index = write("ArgMax", logits, axis=1, keepdims=0, select_last_index=0)
         rows = write.constant([1])
         infinite = write("IsInf", write("ReduceMax", logits, rows, keepdims=0))
-        is_nan = write("Cast", write("IsNaN", logits), to=ir.DataType.INT32)  # a maximum need not carry NaNs on
+        is_nan = write("Cast", write("IsNaN", logits), to=ir.DataType.INT32)  # a maximum may drop NaNs
         broken = write("Or", infinite, write("Cast", write("ReduceMax", is_nan, rows, keepdims=0), to=ir.DataType.BOOL))
         sampled = write("Where", broken, write.constant([-1]), index)
         sampled.type, sampled.shape = tokens.type, tokens.shape

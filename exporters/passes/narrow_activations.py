@@ -11,15 +11,17 @@ from enginewright.plugins.ops.registry import OPS
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 WIDE_OPS = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Softmax"})
-"""What stays float32 wherever it stands: squares and sums of a norm that no op fuses leave a half's range."""
+"""Ops that stay float32 everywhere: squares and sums in a norm that no op fuses leave the range of a half."""
 
 
 class NarrowActivationsPass(ir.passes.InPlacePass):
-    """Store float32 weights as `dtype`, and compute with them in it; last of an export's passes.
+    """Store float32 weights as `dtype`, and compute in it; runs after all passes that change float32 weights.
 
-    1. What no weight has a part in (rotary angles and their cos and sin) stays float32 up to where the rest reads it.
-    2. WIDE_OPS and what follows the output projection, the logits with their softcap, stay float32, as all outputs do.
-    3. Inputs that `plugins/ops/op.py` declares as float32 alone stay so.
+    1. Values that no weight takes part in (rotary angles, their cos and sin) stay float32 until the rest of the graph reads
+       them.
+    2. WIDE_OPS stay float32, and so do the nodes after the output projection (the logits with their softcap). All outputs
+       are float32.
+    3. Inputs of our ops that are declared as float32 only stay float32.
     4. A norm keeps its scale in `dtype`; its op computes in float32 by itself.
     """
 
@@ -34,7 +36,10 @@ class NarrowActivationsPass(ir.passes.InPlacePass):
 
 
 class _Narrowing:
-    """One run over a graph: its nodes in order, each with its inputs cast to what it computes in."""
+    """One run over a graph; `NarrowActivationsPass` creates it.
+
+    It visits the nodes in order, and casts the inputs of each to the type that it computes in.
+    """
 
     def __init__(self, graph: ir.Graph, narrow: ir.DataType) -> None:
         self._graph = graph
@@ -53,7 +58,7 @@ class _Narrowing:
                 self._graph.outputs[index] = self._widen(value)
 
     def _widen(self, output: ir.Value) -> ir.Value:
-        """The graph's output as float32, under its name."""
+        """Cast an output of the graph to float32; the result takes over its name."""
         name, last = output.name, output.producer()
         assert name is not None and last is not None
         cast = ir.node("Cast", [output], attributes={"to": ir.DataType.FLOAT})
@@ -90,7 +95,7 @@ class _Narrowing:
         return not any(value in self._narrowed or weight_of(value) is not None for value in floats)
 
     def _feed(self, node: ir.Node, index: int, value: ir.Value, wanted: ir.DataType) -> None:
-        """Let `node` read `value` as `wanted`: a weight is stored so, anything else goes through a Cast."""
+        """Let `node` read `value` as `wanted`: a weight is stored in that type, any other value goes through a Cast."""
         weight = weight_of(value)
         if weight is not None and value.dtype is ir.DataType.FLOAT and wanted is self._narrow:
             narrow = wanted.numpy()
@@ -116,7 +121,7 @@ def _is_float(value: ir.Value, narrow: ir.DataType) -> bool:
 
 
 def _must_be_wide(node: ir.Node, index: int) -> bool:
-    """Whether our op takes this input as float32 alone."""
+    """Whether `node` is an op of ours that takes this input only as float32."""
     if node.domain != DOMAIN:
         return False
     inputs = OPS[node.op_type].inputs
@@ -124,6 +129,6 @@ def _must_be_wide(node: ir.Node, index: int) -> bool:
 
 
 def _retarget(node: ir.Node, narrow: ir.DataType) -> None:
-    """A Cast to float32 in the narrow part casts to `narrow`."""
+    """Let a Cast to float32 in the narrow part of the graph cast to `narrow`."""
     if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
         node.attributes.add(ir.AttrInt64("to", narrow))

@@ -1,4 +1,4 @@
-"""Moves a norm over head_dim before the transpose to heads-first, where RotateTokenMajorPass can drop that transpose."""
+"""Moves a norm over head_dim before the transpose to heads first, so that RotateTokenMajorPass can drop that transpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _is_over_last_axis(context, normalized, **_) -> bool:  # type: ignore[no-unt
 
 
 class NormTokenMajorPass(ir.passes.InPlacePass):
-    """RMSNormalization(Transpose(x)) over the last axis -> Transpose(RMSNormalization(x))."""
+    """Replace RMSNormalization(Transpose(x)) over the last axis by Transpose(RMSNormalization(x))."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         count = pattern.RewriteRule(_norm_of_swapped, _swapped_norm, _is_over_last_axis).apply_to_model(model)

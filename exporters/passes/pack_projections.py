@@ -1,4 +1,4 @@
-"""Runs projections of one input as one matrix product: query, key and value; gate and up."""
+"""Runs all projections of one input as one matrix product: query, key and value; gate and up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from enginewright.exporters.weights.weight import Weight, WeightForm, concatenat
 
 @dataclass(frozen=True)
 class _Projection:
-    """MatMul of an input with a weight [in, out] and the Add of a bias [out] behind it, if there is one."""
+    """A MatMul with a weight and the Add of a bias after it, if there is one; `_projection` creates it.
+
+    product: the MatMul.
+    weight: [in, out].
+    bias: [out], or None.
+    output: of the Add, or of the MatMul without a bias.
+    """
 
     product: ir.Node
     weight: Weight
@@ -26,7 +32,7 @@ class PackProjectionsPass(ir.passes.InPlacePass):
 
     1. At least two MatMuls of one input by weights [in, out]: one MatMul, one Split.
     2. All of them with a bias: the biases are concatenated too, one Add.
-    3. Some with a bias and some without, or quantised in different ways: only those alike are packed together.
+    3. Some with a bias and some without, or quantised in different ways: only those of the same kind are packed together.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -34,8 +40,8 @@ class PackProjectionsPass(ir.passes.InPlacePass):
         for node in model.graph:
             projection = _projection(node)
             if projection is not None:
-                alike = (id(node.inputs[0]), projection.bias is not None, projection.weight.form)
-                groups.setdefault(alike, []).append(projection)
+                kind = (id(node.inputs[0]), projection.bias is not None, projection.weight.form)
+                groups.setdefault(kind, []).append(projection)
         siblings = [group for group in groups.values() if len(group) > 1]
         for group in siblings:
             _pack(model.graph, group)

@@ -21,9 +21,12 @@ from enginewright.runtime.errors import UnsupportedError
 
 
 def attach_weights(captured: Captured, weights: dict[str, Weight]) -> None:
-    """Put a recipe or a buffer's value behind every initializer of the captured graph.
+    """Give every initializer of the captured graph its recipe, or the value of its buffer.
 
-    Weights become inputs until the end of the rewriting (`weights.add_weight` says why); buffers stay constants.
+    Weights become inputs until the end of the rewriting, for the reason that `add_weight` gives; buffers stay constants.
+
+    Raises:
+        UnsupportedError: an initializer is neither a parameter nor a buffer.
     """
     graph, buffers = captured.model.graph, captured.skeleton.buffers
     for key, value in list(graph.initializers.items()):

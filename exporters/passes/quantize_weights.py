@@ -1,4 +1,4 @@
-"""Stores matrix weights as blocks of 4 or 8 bits, run by ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
+"""Stores matrix weights as blocks of codes, for ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1  # MatMulNBits' accuracy_level
 
 @dataclass(frozen=True)
 class _Blocks:
-    """The quantised form of a matrix [n, k] as graph values, codes and scales, and how its codes are stored."""
+    """The quantised form of a matrix in a graph; `QuantizeWeightsPass` creates it.
+
+    codes: the graph value of the packed codes.
+    scales: the graph value of the scales.
+    n: rows of the matrix.
+    k: columns of the matrix.
+    bits: of a stored code.
+    block_size: columns that share a scale.
+    """
 
     codes: ir.Value
     scales: ir.Value
@@ -31,16 +39,17 @@ class _Blocks:
 
 
 class QuantizeWeightsPass(ir.passes.InPlacePass):
-    """Quantise the weights of matrix products and of the embedding, and store those that a method has quantised as they are.
+    """Quantise the weights of matrix products and of the embedding; weights that a method has quantised keep their codes.
 
-    1. MatMul(x, W [k, n]), and an Add of a bias behind it -> MatMulNBits.
-    2. Gemm(x, W [n, k], transB=1), the tied output projection -> MatMulNBits, if `precision.lm_head`.
-    3. Gather(W, ids) -> GatherBlockQuantized, if `precision.embedding`; a tied W is stored once for 2 and 3.
-    4. The output projection, the product whose rows are sampled, is left alone unless `precision.lm_head`.
-    5. A router of experts, a product that a TopK reads after at most a few steps, stays float32: it is small, and an
+    1. MatMul(x, W [k, n]), with the Add of a bias after it, becomes MatMulNBits.
+    2. Gemm(x, W [n, k], transB=1), the tied output projection, becomes MatMulNBits, if `precision.lm_head`.
+    3. Gather(W, ids) becomes GatherBlockQuantized, if `precision.embedding`; a tied W is stored once for 2 and 3.
+    4. The output projection, whose rows are sampled, stays as it is unless `precision.lm_head`.
+    5. A router of experts, which is a product that a TopK reads after at most a few steps, stays float32: it is small, and an
        error in it picks another expert.
-    6. With `precision` float32 the weights of methods alone are stored so. One that no case above covers is restored.
-    7. Codes of 2 bits are stored in 2 for the CPU, where activations are int8; anywhere else in 4.
+    6. With `precision` float32 only weights that a method has quantised are stored in blocks. One that no case above covers
+       is restored.
+    7. Codes of 2 bits are stored in 2 bits for a CPU with int8 activations, and in 4 bits anywhere else.
     """
 
     def __init__(self, precision: Precision, *, for_cpu: bool = False) -> None:
@@ -119,7 +128,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         _take_place(graph, node, gather)
 
     def _blocks(self, graph: ir.Graph, source: ir.Value | None, rows: Weight, blocks: dict[str, _Blocks]) -> _Blocks:
-        """The quantised values of `rows`, made on first use of `source`."""
+        """The quantised values of `rows`, which are added to the graph at the first use of `source`."""
         assert source is not None and source.name is not None
         if source.name not in blocks:
             n, k = rows.shape
@@ -134,7 +143,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         return blocks[source.name]
 
     def _storage(self, rows: Weight) -> tuple[int, int, Callable[[], tuple[np.ndarray, np.ndarray]]]:
-        """Bits, block size, and what makes codes and scales of `rows` [n, k]."""
+        """Bits, block size, and a function that computes codes and scales of `rows` [n, k]."""
         chosen = rows.quantized
         if chosen is None:
             bits, size = self._precision.bits, self._precision.block_size
@@ -144,7 +153,10 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
 
 def _shared(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], np.ndarray]:
-    """Part 0 or 1 of what `make` returns; the other part is kept until it is asked for, so that it runs once."""
+    """Return a function of 0 or 1 that gives that part of the result of `make`.
+
+    `make` runs once for both parts: the other part is kept until it is asked for.
+    """
     kept: dict[int, np.ndarray] = {}
 
     def part(index: int) -> np.ndarray:
@@ -156,7 +168,7 @@ def _shared(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Callable[[int]
 
 
 def output_projection(graph: ir.Graph) -> ir.Node | None:
-    """The last matrix product before the logits."""
+    """The last matrix product before the logits; None where there is none."""
     value = next((v for v in graph.outputs if v.name == "logits"), None)
     node = value.producer() if value is not None else None
     while node is not None and node.op_type not in ("MatMul", "Gemm", "MatMulNBits"):

@@ -1,7 +1,7 @@
 """Rotates queries and keys in the layout that projections write and our attention op reads.
 
-Hugging Face models rotate [1, heads, T, D]; projections give, and our op takes, tokens first. RotaryEmbedding reads
-[1, T, heads * D] as well, so the transposes before and after it are copies for nothing.
+Hugging Face models rotate [1, heads, T, D], but projections write tokens first, and our op reads tokens first.
+RotaryEmbedding also reads [1, T, heads * D], so the transposes before and after it are needless copies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class RotateTokenMajorPass(ir.passes.InPlacePass):
     """Remove both transposes around each RotaryEmbedding.
 
     1. x [1, T, H, D] -> Transpose -> RotaryEmbedding -> Transpose becomes Reshape -> RotaryEmbedding -> Reshape.
-    2. A rotation whose output has other readers than such a transpose keeps its layout.
+    2. A rotation whose output has a reader other than such a transpose keeps its layout.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -48,7 +48,7 @@ def _rotate(node: ir.Node) -> bool:
 
 
 def _flat_source(value: ir.Value, width: int) -> ir.Value | None:
-    """What `value` [1, T, H, D] was reshaped from, if that is [1, T, H * D]."""
+    """The value [1, T, H * D] that `value` [1, T, H, D] was reshaped from; None where there is none."""
     reshape = value.producer()
     source = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
     if source is None or source.shape is None or len(source.shape) != 3 or source.shape[2] != width:

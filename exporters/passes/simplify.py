@@ -1,8 +1,8 @@
-"""onnxscript's and onnx-ir's general simplifications, without two kinds of rules.
+"""Simplifies a graph by the general rules of onnxscript and onnx-ir, without two kinds of rules.
 
-`onnxscript.optimizer.optimize` would do, but its `slice_split_rule` tries every pair of Slices of a graph, two thirds of
-the time of an export, and its rules for neutral constants are not exact (`drop_neutral.py`). Checked with onnxscript
-0.7.2.
+`onnxscript.optimizer.optimize` would do the same. But its `slice_split_rule` tries every pair of Slices in a graph, which
+takes two thirds of the time of an export, and its rules for neutral constants are not exact (`drop_neutral.py`). Checked with
+onnxscript 0.7.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lets a tied output projection read the embedding matrix as it lies, so that the engine stores it once."""
+"""Lets a tied output projection read the embedding matrix as it is stored, so that the engine stores it once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from enginewright.exporters.weights.graph_weights import weight_of
 
 
 class TieEmbeddingPass(ir.passes.InPlacePass):
-    """MatMul(x, Transpose(W)) of a W that a Gather reads too becomes Gemm(Squeeze(x), W, transB=1).
+    """Replace MatMul(x, Transpose(W)) by Gemm(Squeeze(x), W, transB=1) where a Gather reads W, too.
 
-    Before FoldWeightsPass, which would give the transposed matrix a copy of its own.
+    It runs before FoldWeightsPass, which would store a copy of the transposed matrix.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint directory: its config, its tensors by name, and its tokenizer files.
 
-Only headers are read when it is opened. A tensor is read by itself, so that memory holds one at a time.
+Only headers are read when it is opened. Tensors are read one by one, so that memory holds one at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from enginewright.runtime.errors import ExportError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_CHECKED_AT_ONCE = 1 << 22  # numbers: the check makes copies of what it looks at
+_CHECKED_AT_ONCE = 1 << 22  # numbers, because the check copies them
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies and what it is; dtype is the safetensors name ("BF16")."""
+    """A tensor in a file; `open_checkpoint` creates it.
+
+    file: the safetensors file.
+    dtype: the safetensors name ("BF16").
+    shape: of the tensor.
+    """
 
     file: Path
     dtype: str
@@ -35,7 +40,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An opened checkpoint; `open_checkpoint` makes it."""
+    """An opened checkpoint; `open_checkpoint` creates it.
+
+    name: of the directory or of the hub repository.
+    path: the directory.
+    config: as transformers reads config.json.
+    tensors: by name.
+    generation: generation_config.json, empty without one.
+    """
 
     name: str
     path: Path
@@ -44,7 +56,10 @@ class Checkpoint:
     generation: dict[str, Any] = field(default_factory=dict)
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
-        """Return the tensor `name`, or its slice [1, ...] number `part`, as float32, in memory of its own."""
+        """Return the tensor `name` as float32, in memory of its own.
+
+        part: number of the one slice [1, ...] to read; None: the whole tensor.
+        """
         stored = self.tensors[name]
         try:
             with safe_open(stored.file, framework="pt") as f:  # opened anew: closing unmaps what was read
@@ -55,6 +70,11 @@ class Checkpoint:
         if not all(bool(part.isfinite().all()) for part in torch.split(tensor.flatten(), _CHECKED_AT_ONCE)):
             raise ExportError(f"{stored.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
         return tensor
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context that the model was made for, in tokens; 0 where the config names none."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 0)
 
     def tokenizer_files(self) -> list[Path]:
         """The files that the runtime needs to turn text into tokens and back."""

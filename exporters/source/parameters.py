@@ -1,7 +1,7 @@
-"""Checkpoint tensors -> the model's parameters, by transformers' own table of renamings and conversions.
+"""Makes the model's parameters from checkpoint tensors, by transformers' own table of renamings and conversions.
 
-A checkpoint may name and cut its tensors otherwise than the model does (one tensor per expert, older names).
-`transformers.core_model_loading` knows how; this module alone touches it, and runs it one parameter at a time.
+A checkpoint may name and split its tensors in another way than the model does (one tensor per expert, older names).
+`transformers.core_model_loading` knows the ways. Only this module touches it, and runs it one parameter at a time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ from enginewright.runtime.errors import ExportError
 
 @dataclass
 class _WeightSource:
-    """How to make one or several parameters: the stored tensors by source pattern, and the conversion, if any."""
+    """The stored tensors that one or several parameters are made of, and their conversion; `_match` creates it.
 
-    sources: list[tuple[str, str]] = field(default_factory=list)  # (source pattern, tensor name)
+    tensors: pairs of a source pattern and a tensor's name.
+    converter: transformers' conversion; None: the tensor is the parameter.
+    """
+
+    tensors: list[tuple[str, str]] = field(default_factory=list)
     converter: WeightConverter | None = None
 
 
@@ -46,8 +50,8 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     weights: dict[str, Weight] = {}
-    for target, recipe in _match(checkpoint, model, parameters).items():
-        weights.update(_weights(checkpoint, model, target, recipe, parameters))
+    for target, source in _match(checkpoint, model, parameters).items():
+        weights.update(_weights(checkpoint, model, target, source, parameters))
     by_identity = _share_tied(checkpoint, weights, parameters)
     for name, parameter in parameters.items():
         tied = by_identity.get(id(parameter))
@@ -62,15 +66,15 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
 
 
 def source_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, str]:
-    """The tensor that each parameter of `model` is, as it lies in the checkpoint, tied ones under each of their names.
+    """Return {parameter of `model`: the checkpoint's tensor that it equals}, with tied parameters under each of their names.
 
     Parameters that are made of several tensors, or of a part of one, are left out.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = {
-        target: recipe.sources[0][1]
-        for target, recipe in _match(checkpoint, model, parameters).items()
-        if recipe.converter is None and len(recipe.sources) == 1
+        target: source.tensors[0][1]
+        for target, source in _match(checkpoint, model, parameters).items()
+        if source.converter is None and len(source.tensors) == 1
     }
     by_identity = {id(parameters[target]): name for target, name in names.items()}
     missing = {name: by_identity.get(id(parameter)) for name, parameter in parameters.items() if name not in names}
@@ -80,7 +84,10 @@ def source_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, st
 def _share_tied(
     checkpoint: Checkpoint, weights: dict[str, Weight], parameters: dict[str, torch.nn.Parameter]
 ) -> dict[int, Weight]:
-    """Give the names of one parameter one weight, and return it by the parameter's id; their tensors must be equal."""
+    """Give all names of one parameter the same weight, and return the weights by the parameters' ids.
+
+    The tensors of one parameter must be equal.
+    """
     first: dict[int, str] = {}
     for name in weights:
         owner = first.setdefault(id(parameters[name]), name)
@@ -98,34 +105,34 @@ def _share_tied(
 def _match(
     checkpoint: Checkpoint, model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter]
 ) -> dict[str, _WeightSource]:
-    """Group the checkpoint's tensors by the parameter they make; tensors that make none are left out."""
+    """Group the checkpoint's tensors by the parameter that they make; tensors that make none are left out."""
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known: dict[str, Any] = dict(parameters)
-    recipes: dict[str, _WeightSource] = {}
+    sources: dict[str, _WeightSource] = {}
     for name in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
             target, pattern = name, None
         if target not in known:
             continue
-        recipe = recipes.setdefault(target, _WeightSource())
-        recipe.sources.append((pattern or name, name))
-        recipe.converter = by_pattern[pattern] if pattern is not None else None
-    return recipes
+        source = sources.setdefault(target, _WeightSource())
+        source.tensors.append((pattern or name, name))
+        source.converter = by_pattern[pattern] if pattern is not None else None
+    return sources
 
 
 def _weights(
     checkpoint: Checkpoint,
     model: PreTrainedModel,
     target: str,
-    recipe: _WeightSource,
+    source: _WeightSource,
     parameters: dict[str, torch.nn.Parameter],
 ) -> dict[str, Weight]:
-    """The weights that one recipe makes, their shapes checked on meta tensors."""
-    for _, name in recipe.sources:
+    """The weights that one source makes, after their shapes are checked on meta tensors."""
+    for _, name in source.tensors:
         if checkpoint.tensors[name].dtype not in DTYPES:
             raise ExportError(
                 f"{checkpoint.tensors[name].file}: tensor {name!r} got type {checkpoint.tensors[name].dtype}, "
@@ -133,7 +140,7 @@ def _weights(
             )
 
     def make(read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
-        return _convert(model, target, recipe, read)
+        return _convert(model, target, source, read)
 
     def on_meta(name: str) -> torch.Tensor:
         return torch.empty(checkpoint.tensors[name].shape, device="meta")
@@ -154,37 +161,37 @@ def _weights(
         def load(name: str = name) -> np.ndarray:
             return make(checkpoint.read)[name].numpy()
 
-        parts = _parts(checkpoint, model, name, recipe, shape)
+        parts = _parts(checkpoint, model, name, source, shape)
         weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load, parts=parts)
     return weights
 
 
 def _parts(
-    checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _WeightSource, shape: tuple[int, ...]
+    checkpoint: Checkpoint, model: PreTrainedModel, target: str, source: _WeightSource, shape: tuple[int, ...]
 ) -> tuple[Weight, ...]:
     """The slices of a tensor of experts, so that one expert can be made without the others."""
     if len(shape) != 3:
         return ()
     reads: list[Callable[[], torch.Tensor]] = []
-    if recipe.converter is None:
-        reads = [partial(checkpoint.read, recipe.sources[0][1], part) for part in range(shape[0])]
-    elif isinstance(recipe.converter.operations[0], MergeModulelist):
+    if source.converter is None:
+        reads = [partial(checkpoint.read, source.tensors[0][1], part) for part in range(shape[0])]
+    elif isinstance(source.converter.operations[0], MergeModulelist):
         by_pattern: dict[str, list[str]] = {}
-        for pattern, name in recipe.sources:
+        for pattern, name in source.tensors:
             by_pattern.setdefault(pattern, []).append(name)
         if any(len(names) != shape[0] for names in by_pattern.values()):
             return ()
         for part in range(shape[0]):
-            sources = [(pattern, names[part]) for pattern, names in by_pattern.items()]
-            one = _WeightSource(sources=sources, converter=recipe.converter)
+            tensors = [(pattern, names[part]) for pattern, names in by_pattern.items()]
+            one = _WeightSource(tensors=tensors, converter=source.converter)
             reads.append(partial(_read_one, checkpoint, model, target, one))
     return tuple(
         Weight(shape=(1, *shape[1:]), dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read)) for read in reads
     )
 
 
-def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, recipe: _WeightSource) -> torch.Tensor:
-    return _convert(model, target, recipe, checkpoint.read)[target]
+def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, source: _WeightSource) -> torch.Tensor:
+    return _convert(model, target, source, checkpoint.read)[target]
 
 
 def _as_numpy(read: Callable[[], torch.Tensor]) -> np.ndarray:
@@ -192,12 +199,12 @@ def _as_numpy(read: Callable[[], torch.Tensor]) -> np.ndarray:
 
 
 def _convert(
-    model: PreTrainedModel, target: str, recipe: _WeightSource, read: Callable[[str], torch.Tensor]
+    model: PreTrainedModel, target: str, source: _WeightSource, read: Callable[[str], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    if recipe.converter is None:
-        return {target: read(recipe.sources[0][1])}
-    converter = copy.deepcopy(recipe.converter)
-    for pattern, name in recipe.sources:
+    if source.converter is None:
+        return {target: read(source.tensors[0][1])}
+    converter = copy.deepcopy(source.converter)
+    for pattern, name in source.tensors:
         tensor: Any = partial(read, name)  # called by `convert`, so that reading waits until then
         converter.add_tensor(target, name, pattern, tensor)
     made = converter.convert(target, model=model, config=model.config)

@@ -1,4 +1,4 @@
-"""The checkpoint as transformers runs it: the model that an engine is compared with."""
+"""The reference model: the checkpoint as transformers runs it, which engines are compared with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from enginewright.exporters.source.parameters import bind_parameters
 
 
 def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
-    """Return the checkpoint as transformers runs it, float32, eager attention, with the methods' weights."""
+    """Return transformers' model of the checkpoint in float32, with eager attention and the weights that methods make."""
     checkpoint = open_checkpoint(model)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, attn_implementation="eager", dtype=torch.float32
+        checkpoint.path, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
     )
     if applied:
         weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference), checkpoint)

@@ -1,7 +1,7 @@
-"""A model without weights: parameters on the meta device, buffers with their real values kept aside.
+"""Models without weights: parameters on the meta device, with the real values of the buffers kept apart.
 
 `torch.device("meta")` alone would lose the buffers (rotary frequencies, embedding scales), which no checkpoint holds.
-Here only `torch.empty`, which makes weights, goes to the meta device; what is computed stays real.
+Here only `torch.empty`, which makes weights, goes to the meta device; everything that is computed stays real.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """A model whose tensors are all on the meta device, and the values of its buffers by name."""
+    """A model without weights; `build_skeleton` creates it.
+
+    model: the model, with all its tensors on the meta device.
+    buffers: the values of its buffers, by name.
+    """
 
     model: PreTrainedModel
     buffers: dict[str, torch.Tensor]
@@ -29,11 +33,12 @@ class Skeleton:
 def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int) -> Skeleton:
     """Build the model that `config` describes, float32, without weights.
 
-    attention: name of a registered attention function. max_context fixes rotary embeddings whose frequencies depend
-    on the length seen so far: one engine uses one set, so that cached keys and new queries agree.
+    attention: name of a registered attention function.
+    max_context: fixes rotary embeddings whose frequencies depend on the length seen so far. One engine uses one set of
+        frequencies, so that cached keys and new queries agree.
 
     Raises:
-        ExportError: transformers cannot make a model of the config.
+        ExportError: transformers cannot make a model from the config.
         UnsupportedError: a buffer's value depends on weights.
     """
     config._attn_implementation = attention
@@ -53,7 +58,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Allocate what `torch.empty` makes on the meta device; skip initialisation of tensors that lie there."""
+    """Makes `torch.empty` allocate on the meta device while the context is entered."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,7 +70,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def _fix_rotary(module: torch.nn.Module, max_context: int) -> None:
-    """Replace length-dependent rotary frequencies by those for `max_context`, and stop their update per call."""
+    """Replace rotary frequencies that depend on the length by those for `max_context`, and stop their update in each call."""
     rope_type = getattr(module, "rope_type", None)
     if isinstance(rope_type, str) and _is_dynamic(rope_type):
         _fix_frequencies(module, rope_type, None, max_context)

@@ -1,4 +1,4 @@
-"""Which models can be exported, decided from the config before any work is done."""
+"""Checks, from the config and before any work is done, whether a model can be exported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
-    """Refuse what must not even be read as a transformers config: remote code, unknown types, quantised weights."""
+    """Refuse a config.json that transformers must not even read: remote code, unknown types, quantised weights."""
     where, family = path / "config.json", raw.get("model_type")
     if not isinstance(family, str):
         raise ExportError(f"{where}: got no model_type, expected the name of a model family")
@@ -34,7 +34,7 @@ def check_supported(config: PreTrainedConfig) -> None:
     """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture.
 
     Raises:
-        ExportError: its depth_attention is not right.
+        ExportError: its depth_attention has a value that is missing, unknown or out of range.
     """
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):

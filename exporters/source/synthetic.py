@@ -1,4 +1,4 @@
-"""Random-weight checkpoints of well-known shapes, for benchmarks: they show speed, never quality.
+"""Writes random-weight checkpoints of well-known shapes, for benchmarks of speed; they say nothing about quality.
 
     python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output DIR
 
@@ -70,7 +70,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def shape_config(like: str) -> PreTrainedConfig:
-    """The config of the shape named `like`; ExportError lists the known ones."""
+    """Return the config of the shape named `like`; an ExportError about an unknown name lists the known ones."""
     if like not in SHAPES:
         raise ExportError(f"--like: unknown shape {like!r}; known: {', '.join(SHAPES)}")
     family, sizes = SHAPES[like]
@@ -115,7 +115,7 @@ def _shards(parameters: list[tuple[str, tuple[int, ...]]]) -> list[list[tuple[st
 
 
 def main() -> int:
-    """Command line: --like NAME --output DIR [--seed N]."""
+    """Run the command line: --like NAME --output DIR [--seed N]."""
     parser = argparse.ArgumentParser(description="Write a random-weight checkpoint of a known shape.")
     parser.add_argument("--like", required=True, help=", ".join(SHAPES))
     parser.add_argument("--output", required=True, type=Path)

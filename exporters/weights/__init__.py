@@ -1,1 +1,1 @@
-"""Weights as recipes that run when they are written, and the forms in which they are stored."""
+"""Weights: recipes that run when the weights are written, and the forms in which weights are stored."""

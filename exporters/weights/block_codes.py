@@ -1,4 +1,4 @@
-"""Weights as integer codes in blocks with one scale each: quantising, packing, restoring."""
+"""Quantises, packs and restores weights as integer codes in blocks with one scale each."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ TWO_BIT_BLOCK_SIZES = (32, 64, 128)  # ONNX Runtime 1.31 unpacks others at every
 def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return codes and scales of rows [n, k] float32, in blocks along k, padded with zeros to whole blocks.
 
-    The element of largest magnitude of a block gets the lowest code, -2^(bits - 1), so that the whole range is used:
+    A block's element of largest magnitude gets the lowest code, -2^(bits - 1), so that the whole range is used:
     scale = element / -2^(bits - 1), code = round(x / scale) + 2^(bits - 1), clipped to 0 .. 2^bits - 1.
+    x is restored as (code - 2^(bits - 1)) * scale.
 
-    codes[n, blocks, block_size * bits / 8] uint8, two codes per byte at 4 bits, the earlier in the low nibble;
-    scales[n, blocks] float32; x is restored as (code - 2^(bits - 1)) * scale.
+    codes: uint8 [n, blocks, block_size * bits / 8]; at 4 bits two codes in a byte, the earlier one in the low nibble.
+    scales: float32 [n, blocks].
     """
     n, k = rows.shape
     blocks = -(-k // block_size)
     offset = 1 << (bits - 1)
     codes = np.empty((n, blocks, block_size * bits // 8), np.uint8)
     scales = np.empty((n, blocks), np.float32)
-    step = max(1, (1 << 22) // max(k, 1))  # rows at a time: bounds what rounding holds beside the result
+    step = max(1, (1 << 22) // max(k, 1))  # rows at a time, so that rounding needs little more memory than the result
     for begin in range(0, n, step):
         part = rows[begin : begin + step]
         padded = np.zeros((len(part), blocks * block_size), np.float32)
@@ -42,7 +43,10 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [..., k] uint8 as bytes: 4 bits two in a byte, 2 bits four, the earlier in the lower bits; 8 bits as they are."""
+    """Pack codes [..., k] uint8 into bytes: two codes of 4 bits in a byte, or four of 2 bits, the earlier in the lower bits.
+
+    Codes of 8 bits stay as they are.
+    """
     if bits == 8:
         return codes
     halves: np.ndarray = codes[..., 0::2] | (codes[..., 1::2] << bits)
@@ -50,18 +54,23 @@ def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def stored_bits(bits: int) -> int:
-    """The narrower of the two widths, 4 and 8, that every kernel takes and that holds codes of `bits` bits."""
+    """The narrower one of the two widths that every kernel takes, 4 and 8, that holds codes of `bits` bits."""
     return 4 if bits <= 4 else 8
 
 
 def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) -> tuple[int, int]:
-    """Bits and block size in which codes of `bits` bits, one scale for `group_size` of k, are stored without a change.
+    """Return the bits and the block size in which codes are stored without a change.
 
-    2 and 3 bits take 4, with the same scales; but 2 bits stay 2 for an op that takes them, in blocks that it is fast with.
-    Blocks divide the groups; one group of a whole row needs no such divisor.
+    Codes of 2 and 3 bits are stored in 4 bits, with the same scales. For an op that takes 2 bits, codes of 2 bits stay so, in
+    blocks that it is fast with. A block size divides the group size, unless one group is a whole row.
+
+    bits: of a code.
+    group_size: columns that share a scale.
+    k: columns of a row.
+    takes_two: whether the op takes codes of 2 bits.
 
     Raises:
-        ExportError: groups of a size that no block divides, or bits that no store holds.
+        ExportError: no block size divides the groups, or no stored form holds so many bits.
     """
     if not 2 <= bits <= 8:
         raise ExportError(f"quantised weights: got {bits} bits, expected 2 to 8")
@@ -76,7 +85,7 @@ def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) 
 def store_codes(
     codes: np.ndarray, scales: np.ndarray, group_size: int, stored_bits: int, block_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [n, k] int8 and scales [n, k / group_size] as `quantize_blocks` returns them: packed, offset, in blocks."""
+    """Return codes [n, k] int8 and scales [n, k / group_size] in the form of `quantize_blocks`: packed, offset, in blocks."""
     n, k = codes.shape
     blocks, offset = -(-k // block_size), 1 << (stored_bits - 1)
     padded = np.full((n, blocks * block_size), offset, np.uint8)
@@ -86,7 +95,7 @@ def store_codes(
 
 
 def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:
-    """Return rows [n, k] float32 of what `quantize_blocks` returned."""
+    """Return the rows [n, k] float32 that codes and scales of `quantize_blocks` stand for."""
     n, blocks = scales.shape
     steps = np.arange(0, 8, bits, dtype=np.uint8)
     q = (codes[..., None] >> steps & ((1 << bits) - 1)).reshape(n, blocks, -1)
@@ -95,7 +104,10 @@ def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) 
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 [..., n, k] and scales float32 [..., n]: weight is about code * scale, the largest of a row +-127."""
+    """Return codes int8 [..., n, k] and scales float32 [..., n], whose product is close to the weight.
+
+    The largest magnitude in a row gets the code 127 or -127.
+    """
     scales = (np.abs(weight).max(axis=-1, initial=0.0) / 127).astype(np.float32)
     steps = np.where(scales > 0, scales, np.float32(1))[..., None]
     return np.clip(np.rint(weight / steps), -127, 127).astype(np.int8), scales

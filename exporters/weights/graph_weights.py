@@ -1,4 +1,4 @@
-"""Weights attached to the values of a graph, from capture until the graph is saved."""
+"""Attaches weights to the values of a graph, from capture until the graph is saved."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import onnx_ir as ir
 
 from enginewright.exporters.weights.weight import Weight
 
-KEY = "enginewright.weight"  # in ir.Value.meta
+KEY = "enginewright.weight"  # of a value's weight in ir.Value.meta
 
 
 def weight_of(value: ir.Value | None) -> Weight | None:
-    """The recipe behind a graph value, if it is a weight."""
+    """The recipe of a graph value that is a weight; None for any other value."""
     found: Weight | None = None if value is None else value.meta.get(KEY)
     return found
 
 
 def find_bias(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
-    """The Add that alone reads `product`, and the bias weight [width] that it adds, if there is one."""
+    """The Add that reads `product`, and the bias weight [width] that it adds; None unless that Add is the only reader."""
     readers = [user for user, _ in product.outputs[0].uses()]
     if len(readers) != 1 or readers[0].op_type != "Add":
         return None
@@ -29,9 +29,9 @@ def find_bias(product: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
 
 
 def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
-    """Add `weight` to `graph` as an input; `to_initializers` makes it an initializer once rewriting is done.
+    """Add `weight` to `graph` as an input; `to_initializers` makes it an initializer when rewriting is done.
 
-    As an input no rule can fold it, so that no pass ever asks for its values.
+    No rule folds an input, so no pass ever asks for its values.
     """
     value = ir.Value(name=name, shape=ir.Shape(weight.shape), type=ir.TensorType(weight.dtype))
     value.meta[KEY] = weight
@@ -40,7 +40,7 @@ def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
 
 
 def to_initializers(graph: ir.Graph) -> None:
-    """Turn every weight that is used into an initializer whose values are made when the model is saved."""
+    """Turn every weight that is used into an initializer whose values are computed when the model is saved."""
     for value in [v for v in graph.inputs if weight_of(v) is not None]:
         graph.inputs.remove(value)
         if not value.uses():

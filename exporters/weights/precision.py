@@ -1,4 +1,4 @@
-"""How weights are stored: float32, or blocks of 4 or 8 bits with one scale each."""
+"""The storage of weights: float32, or blocks of 4 or 8 bits with one scale each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Weight storage of an engine.
+    """Weight storage of an engine; `parse_weights` creates it.
 
-    kind: float32, or int4 / int8 in blocks along the input axis.
+    kind: float32, or int4 or int8 in blocks along the input axis.
     block_size: weights that share a scale: 16, 32, 64, 128 or 256.
     compute: type of the activations in a product with quantised weights: int8 (faster) or float32 (exact).
-    embedding, lm_head: whether these two are quantised as well.
+    embedding: whether the embedding is quantised as well.
+    lm_head: whether the output projection is quantised as well.
+
+    Raises:
+        ExportError: a value that is not known.
     """
 
     kind: Literal["float32", "int4", "int8"] = "float32"

@@ -1,7 +1,7 @@
-"""Weights as recipes: a shape, a type and how to make the values, run one at a time when the engine is written.
+"""Weights as recipes: each has a shape, a type and a function that computes the values when the engine is written.
 
-Methods and graph passes compose recipes (merge, transpose, concatenate, quantise) without holding a tensor. What is
-in memory at once is one tensor and what its recipe reads.
+Methods and graph passes combine recipes (merge, transpose, concatenate, quantise) without holding a tensor. Memory holds one
+tensor at a time, and what its recipe reads.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import onnx_ir as ir
 
 from enginewright.runtime.errors import ExportError
 
-WeightForm = tuple[int, int, int]  # bits, group size, input axis
+WeightForm = tuple[int, int, int]  # (bits, group size, input axis)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRows:
-    """A matrix of n rows and k columns as whole numbers: its element i, j is scales[i, j // group_size] * codes[i, j].
+    """A quantised matrix of n rows and k columns, whose element i, j is scales[i, j // group_size] * codes[i, j].
 
-    bits: 2 to 8; codes lie in -2^(bits - 1) .. 2^(bits - 1) - 1. group_size: a divisor of k; k is one scale a row.
-    load: codes[n, k] int8 and scales[n, k / group_size] float32. Rows are outputs, columns inputs.
-    input_axis: the axis of the weight, as it lies, along which its columns lie: 1, or 0 when it is transposed.
+    `open_block` creates it from the results of a method that quantises. Rows are outputs, columns inputs.
+
+    bits: 2 to 8; codes lie in -2^(bits - 1) .. 2^(bits - 1) - 1.
+    group_size: columns that share a scale, a divisor of k.
+    load: returns codes[n, k] int8 and scales[n, k / group_size] float32.
+    input_axis: the axis of the stored weight that the columns lie along: 1, or 0 when it is transposed.
     """
 
     bits: int
@@ -35,7 +38,7 @@ class QuantizedRows:
     input_axis: int = 1
 
     def restore(self) -> np.ndarray:
-        """The matrix as it lies, float32."""
+        """The weight as it is stored, float32."""
         codes, scales = self.load()
         rows: np.ndarray = codes.astype(np.float32)
         rows.reshape(*scales.shape, self.group_size)[...] *= scales[..., None]
@@ -48,10 +51,13 @@ class QuantizedRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A tensor that `load` makes anew at each call; shape and dtype are known without it.
+    """The recipe of a tensor; `bind_parameters` creates those of a checkpoint, and methods and passes derive others.
 
-    parts: for a tensor of experts, its slices [1, ...] along axis 0, each loadable alone; empty for any other.
-    quantized: for a matrix that a method has quantised, what is stored; `load` then restores it.
+    shape: known without loading.
+    dtype: known without loading.
+    load: computes the values anew at each call.
+    parts: for a tensor of experts, the slices [1, ...] along axis 0, each of which can be loaded alone; empty for any other.
+    quantized: for a matrix that a method has quantised, its codes and scales; `load` then restores the matrix from them.
     """
 
     shape: tuple[int, ...]
@@ -62,12 +68,12 @@ class Weight:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def form(self) -> WeightForm | None:
-        """How it is quantised, if it is."""
+        """The form in which the weight is quantised; None for one that is not."""
         rows = self.quantized
         return None if rows is None else (rows.bits, rows.group_size, rows.input_axis)
 
@@ -80,10 +86,10 @@ class Weight:
     def derive(
         self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray], dtype: ir.DataType | None = None
     ) -> Weight:
-        """The weight that `change` makes of this one's values.
+        """Return the weight that `change` makes from the values of this one.
 
         Raises:
-            ExportError: this one is quantised: what was chosen for its codes would be lost.
+            ExportError: this weight is quantised, and the choice of its codes would be lost.
         """
         if self.quantized is not None:
             raise ExportError(f"a quantised weight of shape {list(self.shape)} would be changed; quantise after that")
@@ -91,12 +97,18 @@ class Weight:
 
 
 def quantized_weight(shape: Sequence[int], rows: QuantizedRows) -> Weight:
-    """The weight that restores `rows`."""
+    """Return the weight whose values are restored from `rows`."""
     return Weight(shape=tuple(shape), dtype=ir.DataType.FLOAT, load=rows.restore, quantized=rows)
 
 
 def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
-    """The parts one after another along `axis`; quantised ones of one form, along their outputs, stay quantised."""
+    """Return the parts one after another along `axis`.
+
+    Quantised parts of one form stay quantised when they are joined along their outputs.
+
+    Raises:
+        ExportError: quantised parts cannot be joined like this.
+    """
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     forms = {part.form for part in parts}
@@ -110,7 +122,7 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
     def load() -> np.ndarray:
         result = np.empty(shape, parts[0].dtype.numpy())
         begin = 0
-        for part in parts:  # one part in memory at a time, beside the result
+        for part in parts:  # memory holds the result and one part at a time
             index = [slice(None)] * len(shape)
             index[axis] = slice(begin, begin + part.shape[axis])
             result[tuple(index)] = part.load()

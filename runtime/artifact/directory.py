@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 
 def describe_file(root: Path, path: Path) -> File:
-    """Return the File entry of `path`, which lies under `root`."""
+    """Return the manifest's entry of `path`, a file under `root`."""
     return File(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
 
 
@@ -75,10 +75,10 @@ def load(root: Path, *, verify: bool = True) -> Manifest:
 
 @contextmanager
 def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[Path]:
-    """Yield an empty directory beside `output` that becomes `output` when the block ends well.
+    """Yield an empty directory next to `output` that takes its place when the block ends without an error.
 
-    Until then an engine that stands at `output` stays whole; when the block fails, nothing of the new one is left.
-    mark: the file by which a directory is known as one that may be replaced.
+    Until then an engine at `output` stays whole; when the block fails, nothing of the new one is left.
+    mark: the file that shows that a directory may be replaced.
 
     Raises:
         ArtifactError: `output` exists and may not be overwritten, or is not such a directory.
@@ -104,7 +104,7 @@ def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[P
 
 
 def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
-    """Raise ArtifactError unless an engine, or what else has the file `mark`, may be written to `output`."""
+    """Raise ArtifactError unless `output` is free, or may be overwritten and holds the file `mark`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

@@ -1,13 +1,6 @@
-"""The engine directory: what every stage reads and writes, and the only thing that crosses a stage.
+"""The manifest: everything that one stage tells the next about an engine directory.
 
-    my-model/
-      manifest.json             Manifest: the only file with meaning; names every other file with its sha256
-      graphs/<name>.onnx        one graph, its weights in <name>.onnx.data beside it
-      engines/<name>.<tag>...   what a backend built from a graph, valid only where Engine says
-      tokenizer/                tokenizer.json, tokenizer_config.json, chat_template.jinja, as in the checkpoint
-      reports/                  measurements about this engine; not part of its identity
-
-Standard library only, so the runtime stays thin.
+`directory.py` has the files that it names. Standard library only, so the runtime stays thin.
 """
 
 from __future__ import annotations
@@ -21,11 +14,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One named graph input or output.
+    """One named input or output of a graph.
 
-    dtype: ONNX name in lower case: "float32", "int8".
-    shape: ints for fixed sizes, strings for named dynamic ones.
-    alias: for an output that updates an input's buffer in place (a cache pool), that input's name.
+    dtype: ONNX's name in lower case: "float32", "int8".
+    shape: a number for each fixed size, a name for each size that varies.
+    alias: the input whose buffer this output updates in place (a cache pool); None for other tensors.
     """
 
     name: str
@@ -36,7 +29,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file of the engine: path relative to its root, size in bytes, sha256 in hex."""
+    """A file of the engine.
+
+    path: relative to the engine directory.
+    size: in bytes.
+    sha256: of its content, in hex.
+    """
 
     path: str
     size: int
@@ -45,9 +43,13 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltGraph:
-    """What a backend built from one graph; usable only where backend, version, compute and plugins all agree.
+    """A graph as a backend built it; usable only where backend, version, compute and plugins all agree.
 
-    version: of the backend's library ("1.31.1"). compute: "x86_64-avx512", "sm90". plugins: op -> version.
+    backend: the name that `--backend` takes.
+    version: of the backend's library, such as "1.31.1".
+    compute: the processor or GPU that it was built for, such as "x86_64-avx512" or "sm_90".
+    files: the built file first.
+    plugins: version of each of our ops that it uses.
     """
 
     backend: str
@@ -59,7 +61,13 @@ class BuiltGraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One ONNX graph: its files (the .onnx first), signature, custom ops with versions, and engines built from it."""
+    """One ONNX graph.
+
+    files: the .onnx first, then its weights.
+    inputs, outputs: its signature.
+    ops: version of each of our ops that it uses.
+    engines: the same graph as backends built it.
+    """
 
     files: tuple[File, ...]
     inputs: tuple[TensorSpec, ...]
@@ -70,10 +78,14 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayer:
-    """Cache of one attention layer.
+    """The cache of one attention layer.
 
-    window: tokens a token sees, itself included; 0: all. exact_bytes: of a tile that is not encoded, where tiles are
-    (KVarN: a sequence's first tile and its newest, which lie in a buffer of their own); 0: tiles are kept as they are.
+    kv_heads: heads of key and value.
+    key_dim, value_dim: numbers of one head's key and value.
+    tile_bytes: bytes of a tile in the layer's pool.
+    window: tokens that a token sees, itself included; 0: all.
+    exact_bytes: bytes of a tile that is not encoded, in a layer that encodes tiles (KVarN keeps a request's first and
+        newest tile so, in a buffer of their own); 0 in a layer that encodes none.
     """
 
     kv_heads: int
@@ -86,11 +98,13 @@ class CacheLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """The buffers the decoder graph works on, per layer.
+    """The buffers that the decoder graph updates, `kv.<l>...` for layer l; `decoder_graph.py` has their shapes.
 
-    `kv.<l>.tiles` int8 [tiles, tile_bytes]; `kv.<l>.exact` float16 [rows, kv_heads, tiles of a row, exact_bytes / 2] where
-    the layer has them. kind: "paged" or "kvarn"; "dense": each row has one tile as long as a request may be, which are
-    `kv.<l>.key` and `kv.<l>.value` [rows, kv_heads, tile_tokens, dim]. kv_bits: width of an element that is not encoded.
+    kind: "paged" or "kvarn", where tiles of many rows lie in one pool; "dense", where each row has one tile, as long as
+        a request may be.
+    tile_tokens: tokens of one KV head that a tile holds.
+    kv_bits: width of an element that is not encoded.
+    layers: one entry for each attention layer.
     """
 
     kind: str
@@ -100,15 +114,21 @@ class Cache:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is that of a graph of standard ops."""
+        """Whether it is the cache of a graph of standard ops."""
         return self.kind == "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What the runtime has to know about the model itself.
+    """The facts about the model itself that the runtime needs.
 
-    family: the checkpoint's model_type. max_positions: longest context it was made for. parameters: their number.
+    family: the checkpoint's model_type.
+    vocab_size: rows of its logits.
+    hidden_size: numbers of a token's state.
+    max_positions: the longest context it was made for.
+    parameters: their number.
+    eos_token_ids: tokens that end a completion.
+    bos_token_id: the token that texts begin with, if there is one.
     """
 
     family: str
@@ -122,7 +142,11 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the engine serves at most: rows in one step, and tokens (prompt and completion) in one request."""
+    """The most that the engine serves.
+
+    max_batch: rows in one step.
+    max_context: tokens of one request, prompt and completion together.
+    """
 
     max_batch: int
     max_context: int
@@ -130,12 +154,17 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What one stage hands to the next.
+    """The record that one stage hands to the next.
 
-    decoding: {"kind": "autoregressive"} or another kind with its own keys.
+    name: of the checkpoint.
+    created_by: the package and version that wrote it.
+    model, limits, cache: what is served, how much of it at once, and the buffers for it.
+    graphs: by name; "decoder" is the one that generates.
+    decoding: {"kind": "autoregressive"}, or another kind with keys of its own.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
-    applied: methods in order, each {"name": ..., its config}: provenance, not behaviour.
-    tokenizer: files under tokenizer/; empty when the checkpoint has none.
+    applied: the methods in order, each {"name": ..., its config}; provenance, not behaviour.
+    tokenizer: files under tokenizer/; empty where the checkpoint has none.
+    format: version of this record.
     """
 
     name: str
@@ -152,7 +181,7 @@ class Manifest:
 
     @property
     def dtype(self) -> str:
-        """What the graphs compute in: float32, float16 or bfloat16."""
+        """The type that the graphs compute in: float32, float16 or bfloat16."""
         found = self.weights.get("dtype", self.weights.get("kind"))
         return found if found in ("float16", "bfloat16") else "float32"
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from and to plain JSON values, strict about every key and type."""
+"""Frozen dataclasses from plain JSON values, strict about every key and type."""
 
 from __future__ import annotations
 

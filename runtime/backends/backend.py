@@ -1,4 +1,4 @@
-"""The interface of a backend."""
+"""The interface of a backend, which opens engines on one kind of device."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from enginewright.runtime.cache.tile_tables import TileTables
 
 
 class Backend(Protocol):
-    """Opens sessions on one kind of device."""
+    """Opens engines on one kind of device; created by `choose_backend`."""
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """Bytes that are free for a cache beside the engine's weights."""
+        """Return the bytes of the device's memory that the engine's weights leave for a cache."""
         ...
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
-        """Open the engine; MemoryError where its cache finds no place."""
+        """Open the engine at `root`.
+
+        Raises:
+            MemoryError: there is no room for its cache.
+        """
         ...
 
 
 def weight_bytes(manifest: Manifest) -> int:
-    """Bytes of the decoder graph's files."""
+    """Return the bytes of the decoder graph's files, nearly all of which are weights."""
     return sum(file.size for file in manifest.graphs["decoder"].files)

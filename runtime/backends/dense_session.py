@@ -1,7 +1,7 @@
-"""Packed steps on a graph of standard ops, whose rows lie side by side with as many new tokens each.
+"""Runs packed steps on a graph of standard ops, which takes the same number of new tokens from every row.
 
-Such a graph would pad every row to the longest. Instead a step is a few runs: one for all rows that bring a single token,
-and one for each row that brings more, so that nothing is padded.
+In one run, such a graph would pad every row to the longest. Instead a step is cut into several runs: one for all rows that
+have a single new token, and one or more for each row that has more, so that nothing is padded.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from enginewright.runtime.cache.tile_tables import TileTables
 
 Ints = NDArray[np.int64]
 PER_CALL = ("input_ids", "position_ids", "past_lens", "sample_rows")
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # of caches; numpy has no bfloat16
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # of the caches; numpy has no bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class DenseCall:
-    """One run of the graph, on rows first .. first + b of the caches.
+    """A run of the graph on rows first .. first + b - 1 of the caches; created by DenseSession.
 
-    input_ids, position_ids: int64 [b, t]. past_lens: int64 [b], tokens that each row holds. sample_rows: int64 [n], at least
-    one, of the flattened tokens. at: the first of their rows in the outputs.
+    first: the first row of the caches that takes part.
+    input_ids, position_ids: int64 [b, t], the new tokens and their positions.
+    past_lens: int64 [b], tokens that each row has in the cache.
+    sample_rows: int64 [n], n at least 1: the tokens whose logits are wanted, counted over the b * t tokens of the run.
+    at: the row of the outputs to which the first of those logits goes.
     """
 
     first: int
@@ -40,31 +43,41 @@ class DenseCall:
 
 
 class DenseGraph(Protocol):
-    """The graph bound to its caches. longest: tokens of a row in one run; run_seconds: spent inside the backend so far."""
+    """A graph of standard ops, bound to its caches; one implementation for each backend, created by the backend.
+
+    longest: the most tokens of a row in one run.
+    run_seconds: seconds spent inside the backend so far.
+    """
 
     longest: int
     run_seconds: float
 
     def run(self, call: DenseCall) -> None:
-        """Start a run whose outputs go to rows `at` .. `at + n`; one more row than a step samples is there for them."""
+        """Start a run whose outputs go to rows `at` .. `at + n - 1` of the results.
+
+        The results have one row more than a step can sample, for runs of which nothing is wanted.
+        """
         ...
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
-        """Wait, and return the first `rows` rows, writable and valid until the next run."""
+        """Wait for all runs, and return the first `rows` rows of the results, writable and valid until the next run.
+
+        reads_logits: False leaves the logits as they were, and returns new greedy tokens alone.
+        """
         ...
 
 
 class DenseSession:
-    """A Session over a graph of standard ops.
+    """A Session over a graph of standard ops; created by the backend.
 
-    A run takes rows 0 .. b, where b - 1 is the last of those that bring one token. The others of these write a token that
-    nobody asked for behind what they hold, where their next token goes anyway.
+    The run of rows with a single new token takes all rows from 0 to the last of them. Rows in between that have no new
+    token, or several, still write one; it lands where their next real token will overwrite it.
     """
 
     def __init__(self, graph: DenseGraph, tables: TileTables, capacity: Capacity) -> None:
         self._graph = graph
         self._tables = tables
-        self._spare = capacity.logit_rows  # the outputs' row for runs of which nothing is wanted
+        self._spare = capacity.logit_rows  # the row of the results for runs of which nothing is wanted
         self._last = capacity.context - 1
 
     @property
@@ -73,25 +86,25 @@ class DenseSession:
         return self._graph.run_seconds
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run; the logits may be old unless the step reads them."""
-        order: list[Ints] = []  # of sample_rows, as the runs bring them
+        """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
+        sample_order: list[Ints] = []  # places in sample_rows, in the order in which the runs sample them
         at = 0
         for call, wanted in self._calls(step):
             samples = call.sample_rows if len(wanted) else np.zeros(1, np.int64)
             start = at if len(wanted) else self._spare
             self._graph.run(DenseCall(call.first, call.input_ids, call.position_ids, call.past_lens, samples, start))
-            order.append(wanted)
+            sample_order.append(wanted)
             at += len(wanted)
         outputs = self._graph.outputs(at, reads_logits=step.reads_logits)
-        came = np.concatenate(order)
-        if (came == np.arange(at)).all():
+        order = np.concatenate(sample_order)
+        if (order == np.arange(at)).all():
             return outputs
         places = np.empty(at, np.int64)
-        places[came] = np.arange(at)
+        places[order] = np.arange(at)
         return Outputs(outputs.logits[places] if step.reads_logits else outputs.logits, outputs.greedy[places])
 
     def _calls(self, step: PackedStep) -> Iterator[tuple[DenseCall, Ints]]:
-        """Each run, and which of the step's samples it brings; `at` is not set yet."""
+        """Yield each run of the step, without its `at`, and the places in the step's sample_rows that it samples."""
         starts = step.query_starts
         counts = np.diff(starts)
         single = np.flatnonzero(counts == 1)
@@ -106,6 +119,7 @@ class DenseSession:
                 yield DenseCall(row, ids, positions, positions[:, 0], samples, 0), wanted
 
     def _decode(self, step: PackedStep, single: Ints) -> tuple[DenseCall, Ints]:
+        """Return the run of the rows `single`, which have one new token each, and the samples that it gives."""
         rows = int(single[-1]) + 1
         tokens = step.query_starts[single]
         past = np.minimum(self._tables.held[:rows], self._last)
@@ -119,7 +133,7 @@ class DenseSession:
 
 
 def cache_shapes(manifest: Manifest, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Every cache of the graph for `rows` rows; bfloat16 as uint16."""
+    """Return the shape and type of every cache of the graph for `rows` rows; bfloat16 as uint16."""
     shapes = {}
     for spec in manifest.graphs["decoder"].inputs:
         if spec.name.startswith("kv."):

@@ -1,62 +1,63 @@
-"""The packed decoder graph's inputs and outputs, and what of a graph this runtime can serve; whatever runs it."""
+"""Checks that this runtime can serve a decoder graph: its inputs, outputs, types and ops; and the full size of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from enginewright.plugins.ops.registry import OPS
+from enginewright.runtime.artifact.decoder_graph import OUTPUTS, Axis, packed_inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest, TensorSpec
 from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import ArtifactError
 
-PER_STEP = ("input_ids", "position_ids", "query_starts", "sample_rows")
 TABLES = ("kv_lens", "tile_table", "encoded_lens")
-OUTPUTS = {"logits": "float32", "greedy_tokens": "int64"}
-DRAFTS = {"clp_tokens": "int64", "clp_counts": "int64"}
+"""The inputs that TileTables holds, by the names of its attributes."""
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
-def input_shapes(
-    manifest: Manifest, tables: TileTables, capacity: Capacity
-) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Every input at its full size."""
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "input_ids": ((capacity.step_tokens,), np.int64),
-        "position_ids": ((capacity.step_tokens,), np.int64),
-        "query_starts": ((capacity.rows + 1,), np.int32),
-        "sample_rows": ((capacity.logit_rows,), np.int64),
-        "slots": ((capacity.rows,), np.int32),
+def input_shapes(manifest: Manifest, tables: TileTables, capacity: Capacity) -> Shapes:
+    """Return the full size and the type of every input that a packed graph may have."""
+    layers, rows, heads, longest = tables.tile_table.shape
+    sizes: dict[Axis, int] = {
+        "T": capacity.step_tokens,
+        "B": rows,
+        "B1": rows + 1,
+        "N": capacity.logit_rows,
+        "L": layers,
+        "H": heads,
+        "M": longest,
+        "slots": rows,
+        "exact": EXACT_TILES,
+        **{f"tiles_{layer}": tiles for layer, tiles in enumerate(capacity.tiles)},
     }
-    shapes |= {name: (getattr(tables, name).shape, np.int32) for name in TABLES}
-    for index, (layer, tiles) in enumerate(zip(manifest.cache.layers, capacity.tiles, strict=True)):
-        shapes[f"kv.{index}.tiles"] = (tiles, layer.tile_bytes), np.int8
-        if layer.exact_bytes:
-            shape = (capacity.rows, layer.kv_heads, EXACT_TILES, layer.exact_bytes // 2)
-            shapes[f"kv.{index}.exact"] = shape, np.float16
-    return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+    return {port.name: (_sized(port.axes, sizes), np.dtype(port.dtype)) for port in packed_inputs(manifest.cache)}
 
 
-def output_shapes(manifest: Manifest, capacity: Capacity) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Every output that is no cache at its full size; those of drafts where a step may decide several tokens."""
-    rows = capacity.logit_rows
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "logits": ((rows, manifest.model.vocab_size), np.dtype(np.float32)),
-        "greedy_tokens": ((rows,), np.dtype(np.int64)),
+def output_shapes(manifest: Manifest, capacity: Capacity) -> Shapes:
+    """Return the full size and the type of every output that is no cache; drafts only where a step may decide several."""
+    sizes: dict[Axis, int] = {"N": capacity.logit_rows, "vocab": manifest.model.vocab_size, "k": capacity.width}
+    return {
+        port.name: (_sized(port.axes, sizes), np.dtype(port.dtype))
+        for port in OUTPUTS
+        if capacity.width > 1 or not port.only
     }
-    if capacity.width > 1:
-        shapes["clp_tokens"] = (rows, capacity.width), np.dtype(np.int64)
-        shapes["clp_counts"] = (rows,), np.dtype(np.int64)
-    return shapes
+
+
+def _sized(axes: tuple[Axis, ...], sizes: Mapping[Axis, int]) -> tuple[int, ...]:
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
 
 
 def check_signature(root: Path, graph: Graph, taken: Iterable[str], inputs: dict[str, str], *, drafts: bool) -> None:
-    """Raise ArtifactError where the graph asks for what this runtime does not have, or lacks what it reads.
+    """Raise ArtifactError where the graph asks for something that this runtime does not have, or lacks what it reads.
 
-    taken: inputs that the opened graph itself has. inputs: dtype by name. drafts: whether a step may decide several tokens.
+    taken: names of the inputs that the opened graph itself has.
+    inputs: type of every input that the runtime can feed, by name.
+    drafts: whether a step may decide several tokens.
     """
     for spec in graph.inputs:
         _check_spec(root, "input", spec, inputs)
@@ -66,11 +67,12 @@ def check_signature(root: Path, graph: Graph, taken: Iterable[str], inputs: dict
         raise ArtifactError(f"{root}: manifest and decoder graph differ in inputs {names}; build the engine again")
     for name in sorted(_of_cache(inputs) - {spec.name for spec in graph.inputs}):
         raise ArtifactError(f"{root}: the decoder graph takes no {name!r}, which the cache has; build the engine again")
+    every = {port.name: port.dtype for port in OUTPUTS}
     for spec in graph.outputs:
-        own = {f"{spec.alias}.out": inputs.get(spec.alias, "")} if spec.alias is not None else {**OUTPUTS, **DRAFTS}
+        own = {f"{spec.alias}.out": inputs.get(spec.alias, "")} if spec.alias is not None else every
         _check_spec(root, "output", spec, own)
-    needed = {**OUTPUTS, **DRAFTS} if drafts else OUTPUTS
-    for name in sorted(needed.keys() - {spec.name for spec in graph.outputs}):
+    needed = {port.name for port in OUTPUTS if drafts or not port.only}
+    for name in sorted(needed - {spec.name for spec in graph.outputs}):
         raise ArtifactError(f"{root}: the decoder graph has no output {name!r}; build the engine again")
 
 

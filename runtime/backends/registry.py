@@ -1,4 +1,4 @@
-"""What runs an engine directory on this machine: chosen by the engines that its manifest names."""
+"""The backends by name, and the choice of one for an engine directory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OPENERS: dict[str, Callable[[int | None], Backend]] = {
     ORT_BACKEND: lambda _: CudaBackend(),
     CPU: CpuBackend,
 }
-"""Backend -> what opens it, given the threads of a CPU; those are preferred that come first."""
+"""Name of a backend -> function that opens it, given the CPU threads to use; in order of preference."""
 
 
 def choose_backend(manifest: Manifest, threads: int | None, name: str | None = None) -> Backend:
-    """The backend called `name`; else the first of OPENERS that an engine was built for and that can run here.
+    """Return the backend called `name`; without a name, the first of OPENERS that has an engine and can run here.
 
     A directory without engines runs its graph on the CPU.
 
     Raises:
-        RequestError: no backend is called so, or the directory has no engine for it.
-        UnsupportedError: what the chosen one needs is missing, or all of them.
+        RequestError: there is no backend of that name, or the directory has no engine for it.
+        UnsupportedError: the chosen backend lacks something on this machine; without a name, every backend does.
     """
     built = {engine.backend for engine in manifest.graphs["decoder"].engines}
     if name is not None:
@@ -50,7 +50,7 @@ def choose_backend(manifest: Manifest, threads: int | None, name: str | None = N
 
 
 def runs_on_cpu(manifest: Manifest) -> bool:
-    """Whether ONNX Runtime can run the graph itself on a CPU, where our ops compute in float32 alone."""
+    """Whether ONNX Runtime can run the graph itself on a CPU; there our ops compute in nothing but float32."""
     return manifest.dtype == "float32" or (manifest.dtype == "float16" and not manifest.graphs["decoder"].ops)
 
 

@@ -1,4 +1,4 @@
-"""What runs the decoder graph: the interface, and the packed step it takes."""
+"""The interface of a session, which runs the decoder graph, with the step that it takes and the outputs that it gives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Floats = NDArray[np.float32]
 class PackedStep:
     """One step's new tokens, all rows one after another.
 
-    input_ids, position_ids: int64 [T]. query_starts: int32 [rows + 1]; a row without new tokens has equal bounds.
+    input_ids, position_ids: int64 [T].
+    query_starts: int32 [rows + 1]; a row without new tokens has equal bounds.
     sample_rows: int64 [N], at least one: the tokens whose logits are wanted.
     sink_copies: (from, to) rows whose exact first tile is copied before anything else, in this order.
-    reads_logits: whether anybody reads more than the greedy tokens; otherwise logits need not leave the device.
+    reads_logits: whether the logits are read, and not only the greedy tokens; if not, they need not leave the device.
     """
 
     input_ids: Ints
@@ -32,11 +33,12 @@ class PackedStep:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a step gives for its sampled tokens: logits float32 [N, V], and the most probable token int64 [N] of each.
+    """A step's results for its sampled tokens.
 
-    A token is the lowest id among equals, and -1 where the logits are not finite. Where the graph emits several tokens a
-    step: drafts int64 [N, k], the greedy token and the heads' guesses at those behind it, and draft_counts int64 [N], how
-    many of them count, at least 1.
+    logits: float32 [N, V].
+    greedy: int64 [N], the most probable token of each: the lowest id among equals, -1 where the logits are not finite.
+    drafts: int64 [N, k], the greedy token and the heads' guesses at the tokens after it; None unless the graph has heads.
+    draft_counts: int64 [N], how many of them count, at least 1; None unless the graph has heads.
     """
 
     logits: Floats

@@ -1,1 +1,1 @@
-"""The key-value cache's bookkeeping: sizes, free tiles, tile tables, shared prefixes."""
+"""The bookkeeping of the key-value cache: sizes, free tiles, tile tables, shared prefixes."""

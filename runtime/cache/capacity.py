@@ -1,4 +1,4 @@
-"""Sizes of a loaded engine: rows, tokens per step, and tiles that fit into the memory."""
+"""Sizes of a loaded engine: rows, tokens in a step, and tiles that fit into the memory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from dataclasses import dataclass
 from enginewright.runtime.artifact.manifest import Cache, Manifest
 from enginewright.runtime.errors import RequestError
 
-_LOGIT_BYTES = 64 * 2**20  # of the logits that one step may score beside those of the rows
+_LOGIT_BYTES = 64 * 2**20  # of the logits that a step may score, in addition to those of the rows
 
-EXACT_TILES = 2  # of a row where tiles are encoded: the first one and the newest
+EXACT_TILES = 2  # tiles of a row that stay exact where tiles are encoded: the first one and the newest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """Sizes that stay fixed while an engine is loaded.
+    """Sizes that stay fixed while an engine is loaded; created by `plan_capacity`.
 
-    rows: requests in one step. context: tokens of one request. step_tokens: tokens of all rows in one step.
-    logit_rows: logits of one step. tiles: tiles in each layer's pool.
-    chunk: 0, or the tokens of a prompt that are computed in one step, all or none; a whole number of tiles, needed where
-    tiles are encoded: a token sees its own step's tokens exactly, so results would depend on what else runs.
-    span: 0, or the tokens of a prompt that are looked for, and kept, in a piece; a whole number of chunks.
-    width: tokens that a decoding row brings into a step at most.
+    rows: the most requests in a step.
+    context: the most tokens of a request.
+    step_tokens: the most tokens in a step, over all rows.
+    logit_rows: the most rows of logits in a step.
+    tiles: number of tiles in each layer's pool.
+    chunk: number of prompt tokens that go into a step together, all or none, a whole number of tiles; 0 where prompts may
+        be cut anywhere. Needed where tiles are encoded: a token sees the tokens of its own step exactly, so otherwise
+        results would depend on which other requests run.
+    span: number of prompt tokens that the prefix cache finds and keeps as one piece, a whole number of chunks; 0 without
+        a prefix cache.
+    width: the most tokens that a decoding row brings into a step.
     """
 
     rows: int
@@ -37,7 +42,12 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class StepSizes:
-    """Of the largest step. tokens: over all rows. scored: logits beside those that decide. chunk: as Capacity has it."""
+    """Sizes of the largest step; created by `plan_step`.
+
+    tokens: tokens over all rows.
+    scored: rows of logits for scoring requests, in addition to the rows that decide tokens.
+    chunk: as in Capacity.
+    """
 
     tokens: int
     scored: int
@@ -45,7 +55,10 @@ class StepSizes:
 
 
 def plan_step(cache: Cache, *, rows: int, width: int, prefill_chunk: int, vocab_size: int) -> StepSizes:
-    """Return the sizes of a step that takes prompts in pieces of `prefill_chunk` tokens beside `width` tokens of each row."""
+    """Return the sizes of a step that has room for `prefill_chunk` tokens of prompts, or `width` tokens of every row.
+
+    Where tiles are encoded, it has room for both at once: for a chunk, rounded down to whole tiles, and for the rows.
+    """
     chunk = 0
     if any(layer.exact_bytes for layer in cache.layers):
         chunk = max(prefill_chunk // cache.tile_tokens, 1) * cache.tile_tokens
@@ -55,10 +68,10 @@ def plan_step(cache: Cache, *, rows: int, width: int, prefill_chunk: int, vocab_
 
 
 def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache_tokens: int) -> tuple[int, ...]:
-    """Return each layer's pool size for `cache_tokens` tokens over all rows.
+    """Return the number of tiles in each layer's pool, for `cache_tokens` tokens over all rows.
 
-    A windowed layer needs no more than its window per row and one step's new tokens, so it often gets fewer; a layer that
-    encodes tiles keeps each row's first one elsewhere.
+    A layer with a window needs no more than the window of each row and the new tokens of one step, so it often gets fewer
+    tiles. A layer that encodes tiles keeps the first tile of each row elsewhere.
     """
     sizes = []
     for layer in cache.layers:
@@ -72,19 +85,22 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
 
 
 def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:
-    """Bytes of all pools and of the exact tiles of `rows` rows."""
+    """Return the bytes of all pools, and of the exact tiles of `rows` rows."""
     pools = sum(count * layer.tile_bytes for count, layer in zip(tiles, cache.layers, strict=True))
     return pools + rows * sum(EXACT_TILES * layer.kv_heads * layer.exact_bytes for layer in cache.layers)
 
 
 def request_bytes(cache: Cache, tokens: int) -> int:
-    """Bytes of the cache of one request of `tokens` tokens."""
+    """Return the bytes that the cache of a request of `tokens` tokens takes."""
     tiles = plan_tiles(cache, rows=1, context=tokens, step_tokens=1, cache_tokens=tokens)
     return cache_bytes(cache, tiles, 1)
 
 
 def fit_cache_tokens(cache: Cache, *, rows: int, context: int, step_tokens: int, budget: int) -> int:
-    """Return the most tokens, up to `rows` full contexts, whose cache takes at most `budget` bytes; at least one tile."""
+    """Return the most tokens whose cache takes at most `budget` bytes.
+
+    The result is a whole number of tiles: at least one, and no more than `rows` full contexts take.
+    """
     low, high = 1, rows * -(-context // cache.tile_tokens)
     while low < high:
         middle = (low + high + 1) // 2
@@ -107,9 +123,15 @@ def plan_capacity(
     prefix_reuse: bool,
     width: int = 1,
 ) -> Capacity:
-    """Return the sizes to load with; a cache that is not asked for takes a share of the memory beside the weights.
+    """Return the sizes to load an engine with; the parameters are those of `load`.
 
-    free_bytes: that memory. width: tokens that a decoding row brings into a step at most.
+    Without `cache_tokens`, the cache takes at most half of `free_bytes`.
+
+    free_bytes: memory that the weights leave for the cache.
+    width: the most tokens that a decoding row brings into a step.
+
+    Raises:
+        RequestError: max_batch is out of range.
     """
     rows = manifest.limits.max_batch if max_batch is None else max_batch
     if not 1 <= rows <= manifest.limits.max_batch:
@@ -121,7 +143,7 @@ def plan_capacity(
     if cache_tokens is None:
         budget = int(free_bytes * _MEMORY_SHARE)
         cache_tokens = fit_cache_tokens(cache, rows=rows, context=context, step_tokens=step.tokens, budget=budget)
-    if cache.is_dense:  # each row has its place whether or not it is used
+    if cache.is_dense:  # every row has its own memory, whether or not it is used
         rows = min(rows, max(cache_tokens // cache.tile_tokens, 1))
     tiles = plan_tiles(cache, rows=rows, context=context, step_tokens=step.tokens, cache_tokens=cache_tokens)
     can_reuse = prefix_reuse and not cache.is_dense and not any(layer.window for layer in cache.layers)

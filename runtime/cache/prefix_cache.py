@@ -1,8 +1,8 @@
-"""Tiles of prompts that began alike, kept to be used again: by running rows together, and later while nobody needs them.
+"""The prefix cache: tiles of prompts, shared by requests whose prompts have the same beginning.
 
-A prompt is cut into spans of equal length. A span's key is a hash of its tokens and of everything before it, so equal
-keys mean equal tiles. Each span that a row has computed becomes a Prefix; rows that use it are counted, and one that
-nobody uses keeps its tiles until they are needed, the longest unused first.
+A prompt is cut into spans of equal length. A span's key is a hash of its tokens and of all tokens before it, so equal keys
+mean equal tiles. Each span that a row has computed becomes a Prefix, which counts the rows that use it. A prefix that no
+row uses keeps its tiles until they are needed elsewhere; the one that has been unused longest goes first.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ Ints = NDArray[np.int64]
 
 @dataclass(eq=False)
 class Prefix:
-    """One span. tiles: per group of layers int32 [heads, n].
+    """A span of a prompt that has been computed, and its tiles; created by `PrefixCache.add`.
 
-    sink_rows: rows whose exact buffer holds the prompt's first tile, for the first span where tiles are encoded; without
-    any left the span is lost.
+    key: hash of the span's tokens and of all tokens before them.
+    tiles: for each group of layers, its tiles' numbers, int32 [heads, n].
+    users: number of rows that use the tiles.
+    sink_rows: only for a prompt's first span, and only where tiles are encoded: the rows whose exact buffer holds the
+        prompt's first tile. When no such row is left, the span is lost.
     """
 
     key: bytes
@@ -33,7 +36,7 @@ class Prefix:
 
 
 def span_keys(tokens: Ints, span: int) -> list[bytes]:
-    """The key of each whole span of `tokens`."""
+    """Return the key of each whole span of `tokens`."""
     keys, before = list[bytes](), b""
     for begin in range(0, len(tokens) - span + 1, span):
         part = np.ascontiguousarray(tokens[begin : begin + span], np.int64)
@@ -43,47 +46,47 @@ def span_keys(tokens: Ints, span: int) -> list[bytes]:
 
 
 class PrefixCache:
-    """The prefixes of one engine, those in use and those idle.
+    """The prefixes of one engine, in use or idle; created by TileTables.
 
-    idle_tiles: per group of layers, tiles that no row uses and that could be freed.
+    idle_tiles: for each group of layers, the number of tiles of idle prefixes, which could be freed.
     """
 
     def __init__(self, groups: int) -> None:
         self.idle_tiles = [0] * groups
         self._known: dict[bytes, Prefix] = {}
-        self._idle: OrderedDict[bytes, Prefix] = OrderedDict()  # the longest unused first
+        self._idle: OrderedDict[bytes, Prefix] = OrderedDict()  # the one unused longest first
         self._sink_of: dict[int, Prefix] = {}
 
     @property
     def sole_sinks(self) -> list[int]:
-        """Rows that alone hold the first tile of some prompt, the longest unused first."""
+        """Rows that hold the only copy of some prompt's first tile, the one unused longest first."""
         return [row for row, prefix in self._sink_of.items() if len(prefix.sink_rows) == 1]
 
     def find(self, keys: list[bytes]) -> list[Prefix]:
-        """The prefixes of the longest known beginning of `keys`."""
+        """Return the prefixes of `keys`, up to the first key that is not known."""
         return [self._known[key] for key in takewhile(self._known.__contains__, keys)]
 
     def use(self, prefix: Prefix) -> None:
-        """Count one more row."""
+        """Count one more row that uses `prefix`."""
         if not prefix.users:
             del self._idle[prefix.key]
             self._count_idle(prefix, -1)
         prefix.users += 1
 
     def add(self, key: bytes, tiles: list[NDArray[np.int32]]) -> Prefix:
-        """Register a span that a row has computed; that row uses it."""
+        """Register a span that a row has computed; that row is its first user."""
         prefix = self._known[key] = Prefix(key, tiles)
         return prefix
 
     def leave(self, prefix: Prefix) -> None:
-        """Count one row less."""
+        """Count one row less that uses `prefix`; without any left it is idle."""
         prefix.users -= 1
         if not prefix.users:
             self._idle[prefix.key] = prefix
             self._count_idle(prefix, 1)
 
     def evict(self) -> list[NDArray[np.int32]] | None:
-        """Forget the prefix that has been unused longest, and return its tiles; None when all are in use."""
+        """Forget the prefix that has been unused longest, and return its tiles; None where none is idle."""
         if not self._idle:
             return None
         prefix = next(iter(self._idle.values()))
@@ -92,13 +95,16 @@ class PrefixCache:
         return self._forget(prefix)
 
     def hold_sink(self, row: int, prefix: Prefix) -> None:
-        """Note that `row` uses the first tile of `prefix`'s prompt, and holds it in its exact buffer."""
+        """Record that the exact buffer of `row` holds the first tile of `prefix`'s prompt, and that `row` uses it."""
         prefix.sink_rows.add(row)
         self._sink_of.pop(row, None)
         self._sink_of[row] = prefix
 
     def lose_sink(self, row: int) -> list[NDArray[np.int32]] | None:
-        """Note that it does so no more; the tiles of a prefix that is lost with it, which no row uses."""
+        """Record that the exact buffer of `row` holds no prompt's first tile any more.
+
+        Return the tiles of the prefix that is lost if this was the only copy, and which no row uses; otherwise None.
+        """
         prefix = self._sink_of.pop(row, None)
         if prefix is None:
             return None

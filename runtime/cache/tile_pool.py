@@ -1,4 +1,4 @@
-"""The free tiles of layers that advance alike, and which of them each row holds."""
+"""The tiles of a group of layers that advance together: those that are free, and those of each row."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ Table = NDArray[np.int32]
 
 
 class TilePool:
-    """Layers with equal heads, window and pool size: they advance alike, so one free list serves them all.
+    """The tiles of a group of layers; created by TileTables.
 
-    first, end [rows]: row b holds the tiles first[b] .. end[b] - 1 of its context. Where tiles are encoded, tile 0 lies
-    elsewhere for good, and so does the newest one until it is full; `base` is 1 then.
+    The layers have equal heads, window and pool size. So they need the same number of tiles at all times, and one list of
+    free tiles serves them all.
+
+    heads: KV heads of each layer; a block of tokens takes one tile for each head.
+    is_encoded: whether full tiles are encoded.
+    base: the first block that a row takes from the pool: 1 where tiles are encoded, otherwise 0. Where tiles are encoded,
+        block 0 always lies elsewhere, and so does the newest block until it is full.
+    free_count: number of free tiles.
+    first, end [rows]: row b holds blocks first[b] .. end[b] - 1 of its context.
     """
 
     def __init__(
@@ -26,7 +33,7 @@ class TilePool:
         self.free_count = tiles
         self.first: Ints = np.full(rows, self.base, np.int64)
         self.end: Ints = np.full(rows, self.base, np.int64)
-        self._shared: Ints = np.full(rows, self.base, np.int64)  # tiles before it belong to prefixes, not to the row
+        self._shared: Ints = np.full(rows, self.base, np.int64)  # blocks before it belong to prefixes, not to the row
         self._window, self._size = layer.window, size
         self._layers = layers
         self._table = table
@@ -35,21 +42,21 @@ class TilePool:
 
     @property
     def longest(self) -> int:
-        """Tokens that a row alone can hold."""
+        """The most tokens that a row can hold when no other row holds any."""
         blocks = len(self._free) // self.heads
         whole = int(self._table.shape[3]) * self._size
         return whole if blocks >= self._peak else min(whole, int(self.room(np.array(self.base + blocks))))
 
     def ends(self, lengths: Ints) -> Ints:
-        """Where the tiles of rows of `lengths` tokens end: with the full ones if they are encoded, else with the last."""
+        """Return where the blocks of rows of `lengths` tokens end: after the full ones if encoded, else after the last."""
         return np.maximum(lengths // self._size, 1) if self.is_encoded else -(lengths // -self._size)
 
     def room(self, ends: Ints) -> Ints:
-        """The most tokens that rows whose tiles end there can have."""
+        """Return the most tokens that rows can have whose blocks end at `ends`."""
         return (ends + 1) * self._size - 1 if self.is_encoded else ends * self._size
 
     def trim(self, held: Ints) -> None:
-        """Free the tiles wholly behind the window of the next token."""
+        """Free the tiles of which the next token's window sees nothing any more; held: tokens of each row in the cache."""
         if not self._window:
             return
         first = np.minimum((held - self._window + 1) // self._size, self.end)
@@ -58,11 +65,11 @@ class TilePool:
             self.first[row] = first[row]
 
     def wanted(self, ends: Ints) -> int:
-        """Tiles that rows need for their tiles to end there."""
+        """Return how many more tiles the rows need for their blocks to end at `ends`."""
         return int(np.maximum(ends - self.end, 0).sum()) * self.heads
 
     def grow(self, ends: Ints) -> None:
-        """Give each row the tiles that it lacks; enough are free."""
+        """Give each row the tiles that it lacks for its blocks to end at `ends`; enough are free."""
         for row in np.flatnonzero(ends > self.end).tolist():
             begin, end = int(self.end[row]), int(ends[row])
             count = (end - begin) * self.heads
@@ -72,19 +79,19 @@ class TilePool:
             self.end[row] = end
 
     def wanted_at_most(self, lengths: Ints) -> int:
-        """Tiles that rows need to reach `lengths` tokens, those behind their windows given back."""
+        """Return how many more tiles the rows need at most to reach `lengths` tokens, if windows free all that they can."""
         wanted = np.minimum(self.ends(lengths) - self.base, self._peak)
         return int(np.maximum(wanted - (self.end - self.first), 0).sum()) * self.heads
 
     def attach(self, row: int, tiles: Table) -> None:
-        """Append `tiles` [heads, n] that a prefix owns to an empty row, or one that has only such tiles."""
+        """Append `tiles` [heads, n] that a prefix owns to the row, which has no tiles of its own yet."""
         begin = int(self.end[row])
         end = begin + tiles.shape[1]
         self._table[self._layers, row, : self.heads, begin:end] = tiles
         self.end[row] = self._shared[row] = end
 
     def give(self, row: int, end: int) -> Table:
-        """Let a prefix own the row's tiles up to `end`, and return those [heads, n] that it did not own before."""
+        """Let a prefix own the row's blocks up to `end`; return the tiles [heads, n] that no prefix owned before."""
         begin = int(self._shared[row])
         self._shared[row] = end
         return self._table[self._layers[0], row, : self.heads, begin:end].copy()

@@ -1,4 +1,4 @@
-"""Which cache tile holds which tokens: the tables the decoder graph reads, and the free tiles behind them."""
+"""The tables that tell the decoder graph which cache tiles hold which tokens, and the tiles that are free."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ Ints = NDArray[np.int64]
 
 
 class TileTables:
-    """Tables of the rows' tiles, updated in place; the scheduler creates one and alone changes it.
+    """Tables of the rows' tiles, updated in place; created by `load`, and changed by the scheduler alone.
 
     held[rows] int64: tokens that each row has in the cache.
-    kv_lens[layers, rows, heads] int32 and tile_table[layers, rows, heads, tiles] int32: the graph's inputs.
-    encoded_lens[2, layers, rows, heads] int32: tokens in encoded tiles before and after the next step, the first tile
-    counted; 0 for layers that encode none.
-    sink_copies: (from, to) rows whose exact first tile the next step copies before anything else.
-    tile_changes: grows whenever tile_table may have changed.
+    kv_lens[layers, rows, heads] int32: the same for each layer and head, an input of the graph.
+    tile_table[layers, rows, heads, tiles] int32: numbers of the tiles that hold each row's tokens, an input of the graph.
+    encoded_lens[2, layers, rows, heads] int32: tokens in encoded tiles before and after the next step, an input of the
+        graph. The first tile counts as encoded; for layers that encode no tiles the entries are 0.
+    sink_copies: pairs of rows (from, to); the next step copies the exact first tile of one to the other before all else.
+    tile_tokens: tokens in a tile.
+    tile_changes: a count that grows whenever tile_table may have changed.
     """
 
     def __init__(self, cache: Cache, capacity: Capacity) -> None:
@@ -47,30 +49,33 @@ class TileTables:
         ]
         self._encoding = np.array([i for i, layer in enumerate(cache.layers) if layer.exact_bytes], np.int64)
         self._encoded: Ints = np.zeros(capacity.rows, np.int64)
-        self._encodes = False  # whether the next step does
+        self._encodes = False  # whether the next step encodes tiles
         self.tile_changes = 0
-        self._held_capacity = self._capacity_of_rows()  # tokens that each row's tiles hold
+        self._held_capacity = self._capacity_of_rows()  # the most tokens that each row's tiles can hold
         self._prefixes = PrefixCache(len(self._groups))
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
         self._tiles = self.free_tiles
 
     @property
     def longest(self) -> int:
-        """Tokens that a row alone can hold."""
+        """The most tokens that a row can hold when no other row holds any."""
         return min(group.longest for group in self._groups)
 
     @property
     def free_tiles(self) -> tuple[int, ...]:
-        """Tiles that no row uses, per group of layers that advance alike."""
+        """Tiles that no row uses, for each group of layers that advance together."""
         return tuple(group.free_count + self._prefixes.idle_tiles[i] for i, group in enumerate(self._groups))
 
     @property
     def use(self) -> float:
-        """Share of the tiles that rows use, of the group that has the fewest left."""
+        """Share of the tiles that rows use, 0 to 1, in the group that has the smallest share left."""
         return max(1 - free / total for free, total in zip(self.free_tiles, self._tiles, strict=True))
 
     def grow(self, new_tokens: Ints) -> bool:
-        """Give each row tiles for `new_tokens[row]` more tokens; False, and nothing changed, when too few are free."""
+        """Give each row tiles for `new_tokens[row]` more tokens; return False when too few are free.
+
+        Then no row has got any; only tiles that windows no longer see may have been freed.
+        """
         lengths = self.held + new_tokens
         if (lengths <= self._held_capacity).all():
             return True
@@ -95,8 +100,8 @@ class TileTables:
         return int((self._held_capacity - self.held)[rows].min())
 
     def advance(self, new_tokens: Ints) -> None:
-        """Count `new_tokens[row]` more tokens as held."""
-        if new_tokens is not self._last_step:  # decoding steps bring the same array again and again
+        """Count `new_tokens[row]` more tokens of each row as held."""
+        if new_tokens is not self._last_step:  # steps that only decode pass the same array again and again
             self._last_step = new_tokens
             self._growth = np.repeat(new_tokens.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
         self.held += new_tokens
@@ -106,16 +111,20 @@ class TileTables:
             self._encodes = False
 
     def pick_row(self, free: Sequence[int], keys: list[bytes]) -> int:
-        """Return the row out of `free` for a prompt of these keys: one that holds its first tile, or whose loss costs least."""
+        """Return the row out of `free` that suits a prompt of these keys best.
+
+        That is a row that holds the prompt's first tile. Otherwise it is a row whose exact first tile no prompt needs, or the
+        row whose first tile has been unused longest.
+        """
         found = self._prefixes.find(keys[:1])
         holders = found[0].sink_rows if found else set[int]()
         needed = {row: rank for rank, row in enumerate(self._prefixes.sole_sinks, 1)}
         return min(free, key=lambda row: (row not in holders, needed.get(row, 0), row))
 
     def admit(self, row: int, keys: list[bytes], lengths: Ints) -> int | None:
-        """Give the empty `row` the tiles known of a prompt of these keys, and return how many tokens they hold.
+        """Give the empty `row` the known tiles of a prompt of these keys, and return how many tokens they hold.
 
-        None, and nothing changed, when too few tiles are free for every row to reach `lengths[row]` tokens.
+        Return None, and change nothing, when too few tiles are free for every row to reach `lengths[row]` tokens.
         """
         found = self._prefixes.find(keys)
         in_use = [sum(prefix.tiles[i].size for prefix in found if prefix.users) for i in range(len(self._groups))]
@@ -140,7 +149,7 @@ class TileTables:
         return len(found) * self._span
 
     def publish(self, row: int, key: bytes) -> bool:
-        """Let others find the next span of `row`, which it has computed; False when they have found its like."""
+        """Let other rows find the next span of `row`, which it has computed; return False where an equal one is known."""
         if self._prefixes.find([key]):
             return False
         end = (len(self._used[row]) + 1) * self._span // self.tile_tokens
@@ -151,8 +160,8 @@ class TileTables:
         return True
 
     def release(self, row: int) -> None:
-        """Free every tile of `row`; those of prefixes stay until they are needed."""
-        for prefix in reversed(self._used[row]):  # the longest beginning is evicted first
+        """Free every tile of `row`; tiles of prefixes stay until they are needed elsewhere."""
+        for prefix in reversed(self._used[row]):  # so that the end of a prompt is evicted before its beginning
             self._prefixes.leave(prefix)
         self._used[row] = []
         for group in self._groups:
@@ -174,14 +183,14 @@ class TileTables:
         self._held_capacity = self._capacity_of_rows()
 
     def _encode_to(self, lengths: Ints) -> None:
-        """Let the next step leave rows with `lengths` tokens in encoded tiles."""
+        """Tell the next step to encode tiles, until each row has `lengths[row]` tokens in encoded ones."""
         if len(self._encoding) and (lengths != self._encoded).any():
             self._encoded = lengths
             self.encoded_lens[1, self._encoding] = lengths[:, None]
             self._encodes = True
 
     def _can_free(self, wanted: list[int]) -> bool:
-        """Whether each group has so many tiles, free or of prefixes that no row uses."""
+        """Whether each group has as many tiles as wanted of it, free ones and those of idle prefixes together."""
         return all(
             count <= group.free_count or count <= group.free_count + self._prefixes.idle_tiles[i]
             for i, (group, count) in enumerate(zip(self._groups, wanted, strict=True))

@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.host import physical_cores
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
+from enginewright.runtime.machine import physical_cores
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepTiming
 
@@ -26,11 +26,15 @@ _WARM_UP = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One batch size, best of the repeats by decode speed. Times in milliseconds, speeds in tokens per second.
+    """The measurement of one batch size: the repeat with the best decode speed.
 
-    first_token: from submission, median over the requests. token_p50, token_p99: between a request's steps.
-    overhead: median over decode steps of the time outside the backend. tokens_per_step: of one request. agreement: share
-    of guessed tokens that the model itself would have chosen; None where nothing was guessed.
+    Times are in milliseconds, speeds in tokens per second.
+
+    first_token_ms: from submission, median over the requests.
+    token_p50_ms, token_p99_ms: between a request's steps.
+    overhead_ms: time of a decode step outside the backend, median.
+    tokens_per_step: of one request.
+    agreement: share of guessed tokens that the model itself would have chosen; None where nothing was guessed.
     """
 
     batch: int

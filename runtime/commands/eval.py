@@ -1,4 +1,4 @@
-"""`enginewright eval`: what an engine gets right, and how far it is from another one."""
+"""`enginewright eval`: the quality of engines, and their distance from a reference engine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.candidates import open_candidates
-from enginewright.runtime.evaluation.outcome import prepare
-from enginewright.runtime.evaluation.outcome import run as run_engines
 from enginewright.runtime.evaluation.report import item_log, plot
 from enginewright.runtime.evaluation.report.engine_report import Report
 from enginewright.runtime.evaluation.report.summary import summarise
 from enginewright.runtime.evaluation.report.table import render
+from enginewright.runtime.evaluation.score import prepare
+from enginewright.runtime.evaluation.score import run as run_engines
 from enginewright.runtime.evaluation.suites import DEFAULT_LIMIT, SUITES, Task
 
 REPORTS = "reports"
@@ -59,15 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
     )
     _check_outputs(arguments)
-    contenders = open_candidates(arguments.engine, arguments.reference)
-    works = prepare(task, contenders)
+    candidates = open_candidates(arguments.engine, arguments.reference)
+    works = prepare(task, candidates)
     has_reference = arguments.reference is not None
-    outcomes = list(run_engines(task, contenders, works, reference=has_reference))
-    report = summarise(task, outcomes, reference=has_reference)
+    scores = list(run_engines(task, candidates, works, reference=has_reference))
+    report = summarise(task, scores, reference=has_reference)
     if not arguments.no_report:
         _write_reports(report, arguments.engine)
     if arguments.records is not None:
-        item_log.write(outcomes, Path(arguments.records))
+        item_log.write(scores, Path(arguments.records))
     if arguments.plot is not None:
         plot.draw(report, Path(arguments.plot))
     print(report.to_json() if arguments.json else render(report))

@@ -1,4 +1,4 @@
-"""`enginewright inspect`: what an engine directory holds."""
+"""`enginewright inspect`: describes an engine directory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]:
-    """Return what the engine is, in plain JSON values, and how many requests of `context` tokens `memory` bytes hold."""
+    """Return the description in plain JSON values, with the number of requests of `context` tokens that `memory` bytes hold."""
     model, limits = manifest.model, manifest.limits
     return {
         "name": manifest.name,
@@ -63,7 +63,7 @@ def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]
 
 
 def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
-    """Return what a token costs in layers that keep all of them, what a request costs besides, and what memory holds."""
+    """Return the bytes of a token in layers that keep all tokens, the further bytes of a request, and what memory holds."""
     full = [layer for layer in cache.layers if not layer.window]
     windowed = [layer for layer in cache.layers if layer.window]
     per_token = sum(layer.kv_heads * layer.tile_bytes for layer in full) // cache.tile_tokens

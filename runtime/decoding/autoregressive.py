@@ -1,4 +1,4 @@
-"""Plain decoding: one token per request and step."""
+"""Plain decoding: one token for each request in a step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enginewright.runtime.requests.request import Generation
 
 
 class Autoregressive:
-    """One token per row and step, chosen by the row's own Sampling."""
+    """Decides one token for each request in a step, by the request's own Sampling; created by `open_decoder`."""
 
     width = 1
 
     def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
-        """Return one token per request."""
+        """Return one token for each request; `drafts` is empty."""
         return Emission(*choose(outputs, requests))

@@ -1,4 +1,4 @@
-"""What turns a step's logits into tokens: one class per decoding kind of the manifest."""
+"""The interface of decoders, which turn a step's logits into tokens, and the types that they return."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from enginewright.runtime.requests.request import Generation
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a step decides for one request: tokens that are its own from now on, then drafts for the next step to check.
+    """The decisions of a step for one request, where steps may decide several tokens; created by the decoder.
 
-    accepted: how many of `tokens` were this step's drafts.
+    tokens: the tokens that the request gets.
+    accepted: how many of `tokens` were drafts that this step checked.
+    drafts: guesses at the tokens after those, for the next step to check.
     """
 
     tokens: list[int]
@@ -28,25 +30,27 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """One step's decisions: tokens[r] is the next token of the r-th sampled request, logprobs[r] what it asked for.
+    """The decisions of a step for all sampled requests; created by the decoder.
 
-    more: where steps decide several tokens, all of each request; `tokens` then holds the first of each.
+    tokens[r]: the next token of the r-th sampled request; the first one where it gets several.
+    logprobs[r]: the token's log-probabilities, where that request asks for them.
+    continuations[r]: all tokens of that request; None where a step decides one token for each request.
     """
 
     tokens: NDArray[np.int64]
     logprobs: list[Logprobs | None]
-    more: list[Continuation] | None = None
+    continuations: list[Continuation] | None = None
 
     @property
     def decided(self) -> int:
-        """How many tokens, over all requests."""
-        return len(self.tokens) if self.more is None else sum(len(each.tokens) for each in self.more)
+        """Number of tokens decided, over all requests."""
+        return len(self.tokens) if self.continuations is None else sum(len(each.tokens) for each in self.continuations)
 
 
 class Decoder(Protocol):
-    """Decides tokens; created once per engine from `manifest.decoding`.
+    """Decides tokens; one for each engine, created by `open_decoder` for the kind that the manifest names.
 
-    width: tokens that a decoding row brings into a step at most.
+    width: the most tokens that a decoding row brings into a step.
     """
 
     width: int
@@ -54,7 +58,8 @@ class Decoder(Protocol):
     def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return the next tokens of `requests`; may overwrite `outputs`.
 
-        drafts: when width is above 1, the tokens that each request brought into the step behind one that the model had chosen; its
-        rows are then one more than those, in order. Otherwise each request has one row, and `drafts` is empty.
+        drafts: where width is above 1, the draft tokens that each request put into the step, after its last known token. A
+            request with n drafts has n + 1 rows of `outputs`, in order. Where width is 1, each request has one row, and
+            `drafts` is empty.
         """
         ...

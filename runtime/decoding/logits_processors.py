@@ -1,4 +1,4 @@
-"""Changes to a row's logits before a token is chosen: bias and penalties."""
+"""Changes to logits before a token is chosen from them: bias and penalties."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class Sampled(Protocol):
-    """What the sampler needs to know of a row's request."""
+class SampledRequest(Protocol):
+    """The part of a request that the sampler reads; implemented by `Generation`.
+
+    sampling: the request's options.
+    is_plain_greedy: whether its token is that of the largest logit, and nothing but tokens is asked for.
+    draws: its random numbers.
+    tokens[:length] int64: prompt and output.
+    prompt_tokens: number of tokens in the prompt.
+    generated: the output tokens.
+    """
 
     sampling: Sampling
     is_plain_greedy: bool
@@ -27,17 +35,17 @@ class Sampled(Protocol):
 
     @property
     def length(self) -> int:
-        """Of prompt and output."""
+        """Number of tokens, prompt and output."""
         ...
 
 
-def penalise(row: Floats, request: Sampled) -> None:
+def penalise(row: Floats, request: SampledRequest) -> None:
     """Apply bias and penalties to `row` in place."""
     sampling = request.sampling
     for token, bias in sampling.logit_bias.items():
         row[token] += bias
     if sampling.repetition_penalty != 1.0:
-        seen = request.tokens[: request.length]  # repeats are harmless: every value is read before any is written
+        seen = request.tokens[: request.length]  # a token may occur twice: all values are read before any is written
         values = row[seen]
         row[seen] = np.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
     if sampling.presence_penalty or sampling.frequency_penalty:

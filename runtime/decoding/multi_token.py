@@ -1,4 +1,4 @@
-"""Decoding with extra heads: several tokens per request and step, verified or not."""
+"""Decoding with extra heads: several tokens for each request in a step, with or without verification."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from enginewright.runtime.requests.request import Generation
 
 
 class MultiToken:
-    """The model's own token and the guesses of its heads at those behind it, for requests that decode greedily.
+    """Decides the model's own token, and uses its heads' guesses at the following ones; created by `open_multi_token`.
 
-    Without verification every guess stands, and the model's own choices, known a step later, only count how many of them it
-    shares. With verification guesses are drafts: those stand that the model would have chosen, so what comes out is what
-    plain decoding would give. A request that samples, or changes logits, gets one token a step.
+    Without verification, every guess becomes a token. The model's own choices, known one step later, serve only to count
+    how many guesses it agrees with. With verification, the guesses are drafts: those that the model would have chosen
+    become tokens, so that the output is the one that plain decoding gives. A request that samples, or that changes
+    logits, gets one token a step.
     """
 
     def __init__(self, width: int, *, verify: bool) -> None:
@@ -28,10 +29,10 @@ class MultiToken:
         self._verify = verify
 
     def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
-        """Return one token or more per request."""
+        """Return one or more tokens for each request."""
         assert outputs.drafts is not None and outputs.draft_counts is not None
         greedy, emitted, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
-        more, start = list[Continuation](), 0
+        continuations, start = list[Continuation](), 0
         for request, brought in zip(requests, drafts, strict=True):
             own = greedy[start : start + len(brought) + 1]
             agreed = len(brought) if own[:-1] == brought else self._agreed(own, brought)
@@ -39,10 +40,10 @@ class MultiToken:
             last = start + (agreed if self._verify else len(brought))
             guesses = emitted[last][1 : counts[last]] if request.is_plain_greedy else []
             if self._verify:
-                room = request.room - agreed - 2  # behind the last token nothing is decided, so nothing is checked
-                more.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
+                room = request.room - agreed - 2  # no draft is checked that would follow the request's last token
+                continuations.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
             else:
-                more.append(Continuation([own[-1], *guesses]))
+                continuations.append(Continuation([own[-1], *guesses]))
             start += len(own)
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
@@ -50,20 +51,25 @@ class MultiToken:
             chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:
-                    more[i] = Continuation([int(chosen[i])])
-        return Emission(np.array([each.tokens[0] for each in more], np.int64), logprobs, more)
+                    continuations[i] = Continuation([int(chosen[i])])
+        return Emission(np.array([each.tokens[0] for each in continuations], np.int64), logprobs, continuations)
 
     def _agreed(self, own: Sequence[int], guesses: Sequence[int]) -> int:
-        """How many guesses are the model's own choices; with verification, those before the first that is not."""
+        """How many guesses are the model's own choices; with verification, only those before the first that is not."""
         same = [mine == guess for mine, guess in zip(own, guesses, strict=False)]
         return [*same, False].index(False) if self._verify else sum(same)
 
 
 def open_multi_token(decoding: Mapping[str, Any]) -> MultiToken:
+    """Return the decoder for the manifest's `decoding`: k, the tokens of a step at most, and verify.
+
+    Raises:
+        ArtifactError: a setting has the wrong type, or k is below 2.
+    """
     width, verify = decoding.get("k"), decoding.get("verify", False)
     if type(width) is not int or width < 2 or type(verify) is not bool:
         raise ArtifactError(
-            f"manifest.json: decoding: got k {width!r} and verify {verify!r}, expected a number from 2 on and true or false; "
+            f"manifest.json: decoding: got k {width!r} and verify {verify!r}, expected a whole number from 2 up, and true or false; "
             "build the engine again"
         )
     return MultiToken(width, verify=verify)

@@ -1,4 +1,4 @@
-"""The decoding kinds by the name that the manifest gives them."""
+"""The decoders by the name of their kind in the manifest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
 
 
 def open_decoder(manifest: Manifest) -> Decoder:
-    """Return the decoder of the manifest's decoding kind.
+    """Return the decoder for the kind that the manifest names.
 
     Raises:
-        ArtifactError: this version does not know the kind, or not its settings.
+        ArtifactError: this version does not know the kind, or cannot use its settings.
     """
     kind = manifest.decoding.get("kind")
     if kind not in DECODERS:

@@ -1,4 +1,4 @@
-"""Chooses one token per row from its logits."""
+"""Chooses the next token of each row from the row's logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enginewright.runtime.backends.session import Outputs
-from enginewright.runtime.decoding.logits_processors import Floats, Ints, Sampled, penalise
+from enginewright.runtime.decoding.logits_processors import Floats, Ints, SampledRequest, penalise
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.sampling import Sampling
 
@@ -17,10 +17,10 @@ _FEW = 1024
 _COLDEST = 1e-6
 
 
-def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Logprobs | None]]:
-    """Return the next token of each row and its log-probabilities where asked for; overwrites the logits.
+def choose(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, list[Logprobs | None]]:
+    """Return the next token of each row, and its log-probabilities where the request asks for them.
 
-    A row whose logits are not finite gets -1.
+    Overwrites the logits. A row whose logits are not finite gets the token -1.
     """
     tokens, logits = outputs.greedy.copy(), outputs.logits
     if all(request.is_plain_greedy for request in requests):
@@ -41,15 +41,16 @@ def choose(outputs: Outputs, requests: Sequence[Sampled]) -> tuple[Ints, list[Lo
 
 
 def _largest(row: Floats) -> int:
-    """Return the most probable token, the lowest id among equals; -1 where it is not finite."""
+    """Return the most probable token, the lowest id among equals; -1 where its logit is not finite."""
     token = int(row.argmax())
     return token if math.isfinite(row[token]) else -1
 
 
 def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:
-    """Return the token at `uniform` of the cumulated probabilities that the truncations leave, in order of ids.
+    """Return the token at which the cumulated probabilities reach `uniform`, in order of ids; -1 where a logit is NaN.
 
-    Each truncation is a lowest logit or weight, found without sorting the vocabulary; tokens that equal it stay.
+    Only the tokens that the truncations leave count. Each truncation is a lowest logit or weight, found without sorting
+    the vocabulary; tokens that equal it stay.
     """
     top = row.max()
     if np.isnan(top):
@@ -66,7 +67,7 @@ def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:
 
 
 def _pick(weights: Floats, uniform: float) -> int:
-    """Return the index at `uniform` of the cumulated weights: first the block, then the place in it."""
+    """Return the index at which the cumulated weights reach `uniform` of their sum: first the block, then its element."""
     edges = np.arange(0, len(weights), _BLOCK)
     cumulated = np.cumsum(np.add.reduceat(weights, edges), dtype=np.float64)
     target = uniform * cumulated[-1]
@@ -77,13 +78,13 @@ def _pick(weights: Floats, uniform: float) -> int:
 
 
 def _mass_cut(weights: Floats, share: float) -> float:
-    """Return the weight down to which the largest weights reach `share` of their sum; the largest weight is 1.
+    """Return the least of the largest weights that together reach `share` of the sum; the largest weight is 1.
 
-    Narrows the weights among which the edge lies by halving their range of logarithms, then sorts the few left.
+    Narrows the range in which that weight lies by halving it on a logarithmic scale, then sorts the few weights left.
     """
     target = share * float(weights.sum())
     low, high, above = (1.0 - share) * float(weights.sum()) / len(weights), 1.0, 0.0
-    around = weights[weights >= np.float32(low)]  # the others weigh less than 1 - share together
+    around = weights[weights >= np.float32(low)]  # together, the others weigh less than 1 - share
     while len(around) > _FEW and high > low * 1.001:
         middle = float(np.sqrt(low * high))
         upper = around[around >= np.float32(middle)]
@@ -98,7 +99,10 @@ def _mass_cut(weights: Floats, share: float) -> float:
 
 
 def _kth_largest(row: Floats, k: int) -> float:
-    """Return the k-th largest value: k blocks have a maximum at least as large as the k-th largest of those."""
+    """Return the k-th largest value.
+
+    With k or more blocks, it is no smaller than the k-th largest of the blocks' maxima, so smaller values are left out.
+    """
     if k >= len(row):
         return -np.inf
     blocks = len(row) // _BLOCK

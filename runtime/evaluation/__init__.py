@@ -1,1 +1,1 @@
-"""How well an engine does its work: problems with one right answer each, and their scoring."""
+"""Evaluation of engines: accuracy on problems with one right answer, perplexity, and divergence from a reference."""

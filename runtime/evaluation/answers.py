@@ -1,4 +1,4 @@
-"""What an engine answers: greedy, all questions in flight together."""
+"""Asks an engine questions, all in flight together, and collects its greedy answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from enginewright.runtime.requests.sampling import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A reply to one question.
+    """A reply to one question; created by `ask`.
 
-    final: what the reply ends in, the part that is judged. tokens: the end included. guessed, agreed: where a step may
-    decide several tokens, guesses that the model judged afterwards, and those that it shares.
+    reply: the whole text.
+    final: the answer at the end of the reply, which is the part that is judged.
+    correct: whether `final` is the right answer.
+    tokens: token ids of the reply, including the end token.
+    finish_reason: as in the Completion.
+    guessed: where a step may decide several tokens, the number of guesses that the model judged afterwards.
+    agreed: the number of those guesses that the model agrees with.
     """
 
     reply: str
@@ -33,19 +38,23 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """All replies of one engine, and the seconds they took together."""
+    """All replies of an engine; created by `ask`.
+
+    answers: one for each question.
+    seconds: time that all of them took together.
+    """
 
     answers: tuple[Answer, ...]
     seconds: float
 
     @property
     def tokens(self) -> int:
-        """Generated, over all replies."""
+        """Number of tokens generated, over all replies."""
         return sum(len(answer.tokens) for answer in self.answers)
 
 
 def ask(llm: LLM, questions: Sequence[Question], label: str) -> Answers:
-    """Return the engine's answers, one per question."""
+    """Return the engine's answers, one for each question; label: the progress bar's title."""
     start = time.perf_counter()
     handles = llm.submit_all(
         [question.prompt for question in questions], [Sampling(max_tokens=q.max_tokens) for q in questions]
@@ -53,7 +62,7 @@ def ask(llm: LLM, questions: Sequence[Question], label: str) -> Answers:
     try:
         completions = [handle.result() for handle in tqdm(handles, desc=label, unit="problem", disable=None)]
     finally:
-        for handle in handles:  # those that still run when one failed or the user interrupts
+        for handle in handles:  # some still run if one has failed, or if the user interrupts
             handle.cancel()
     seconds = time.perf_counter() - start
     answers = []

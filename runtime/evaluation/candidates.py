@@ -1,4 +1,4 @@
-"""The engines under evaluation, opened no further than what shows whether they can take the task."""
+"""The engines under evaluation: their manifests and tokenizers, without their weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from enginewright.runtime.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An engine directory; created by `open_candidates`.
+    """An engine directory under evaluation; created by `open_candidates`.
 
-    name: what reports call it, unique among the engines evaluated together. core: the tokenizer without its template.
+    name: its name in reports, unique among the engines evaluated together.
+    root: the directory.
+    manifest: its manifest.
+    tokenizer: its tokenizer, with the chat template.
+    core: the same tokenizer without its chat template, truncation and padding.
     """
 
     name: str
@@ -30,15 +34,17 @@ class Candidate:
 
     @property
     def bos(self) -> int | None:
-        """The token that its tokenizer puts before a text, if it does."""
+        """The token that the tokenizer puts at the beginning of a text; None if it puts none."""
         first = self.core.encode("a").ids[:1]
         return first[0] if first and first[0] == self.manifest.model.bos_token_id else None
 
     def encode(self, text: str, where: str) -> tokenizers.Encoding:
-        """Return `text` in tokens, without special tokens around it.
+        """Return `text` in tokens, without special tokens.
+
+        where: what the text is, for the error message.
 
         Raises:
-            RequestError: a piece of the text has no token.
+            RequestError: the tokenizer has no token for a piece of the text.
         """
         encoding = self.core.encode(text, add_special_tokens=False)
         unknown = self._unknown_id()
@@ -51,10 +57,10 @@ class Candidate:
         return encoding
 
     def encode_exactly(self, text: str, where: str) -> list[int]:
-        """Return the ids of `text`, from which the text can be read again, white space aside.
+        """Return the ids of `text`, after checking that they decode to the same text, apart from white space.
 
         Raises:
-            RequestError: the tokenizer loses some of it.
+            RequestError: the tokenizer loses a part of the text.
         """
         ids = list(self.encode(text, where).ids)
         if (read := "".join(self.core.decode(ids).split())) != (written := "".join(text.split())):
@@ -71,27 +77,27 @@ class Candidate:
 
 
 def open_candidates(paths: Sequence[str], reference: str | None) -> list[Candidate]:
-    """Return the engines, the reference first where there is one.
+    """Open the engines, the reference first where there is one.
 
     Raises:
-        ArtifactError: no engine directory.
-        RequestError: one is given twice, has no tokenizer, or has another vocabulary than the reference.
+        ArtifactError: a path is no engine directory.
+        RequestError: an engine is given twice, has no tokenizer, or has another vocabulary than the reference.
     """
     roots = [Path(path) for path in paths]
     for path, count in Counter(root.resolve() for root in roots).items():
         if count > 1:
-            raise RequestError(f"{path}: given {count} times, expected each engine once")
+            raise RequestError(f"{path}: got this engine {count} times, expected each engine once")
     if reference is not None:
         roots = [Path(reference), *(root for root in roots if root.resolve() != Path(reference).resolve())]
     names = _names(roots)
-    contenders = [_open(root, name) for root, name in zip(roots, names, strict=True)]
-    for other in contenders[1:] if reference is not None else ():
-        _check_vocabulary(contenders[0], other)
-    return contenders
+    candidates = [_open(root, name) for root, name in zip(roots, names, strict=True)]
+    for other in candidates[1:] if reference is not None else ():
+        _check_vocabulary(candidates[0], other)
+    return candidates
 
 
 def _open(root: Path, name: str) -> Candidate:
-    manifest = directory.load(root, verify=True)  # now, so that a damaged file is not met after hours
+    manifest = directory.load(root, verify=True)  # verified now, so that a damaged file does not show after hours
     tokenizer = Tokenizer.load(root, manifest)
     if tokenizer is None:
         raise RequestError(
@@ -106,7 +112,7 @@ def _open(root: Path, name: str) -> Candidate:
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
-    """Return each folder's own name, with as many of its parents as tell it from the others."""
+    """Return the name of each folder, with as many of its parents as it takes to tell it from the others."""
     parts = [root.resolve().parts for root in roots]
     names = []
     for own in parts:
@@ -121,11 +127,11 @@ def _check_vocabulary(reference: Candidate, other: Candidate) -> None:
     sizes = reference.manifest.model.vocab_size, other.manifest.model.vocab_size
     if sizes[0] != sizes[1]:
         raise RequestError(
-            f"--reference {reference.root}: has a vocabulary of {sizes[0]}, {other.root} of {sizes[1]}; "
+            f"--reference {reference.root}: got a vocabulary of {sizes[0]}, expected {sizes[1]}, as {other.root} has; "
             f"compare engines of one checkpoint, or leave --reference out"
         )
     if reference.core.get_vocab() != other.core.get_vocab():
         raise RequestError(
-            f"--reference {reference.root}: has another vocabulary than {other.root}, so their logits stand for "
-            f"different tokens; compare engines of one checkpoint, or leave --reference out"
+            f"--reference {reference.root}: got other tokens than {other.root} has, expected the same vocabulary; "
+            f"compare engines of one checkpoint, or leave --reference out"
         )

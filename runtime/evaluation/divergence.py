@@ -1,7 +1,7 @@
-"""How far an engine's predictions are from a reference engine's, token by token over the same texts.
+"""Measures how far an engine's predictions are from a reference engine's, token by token over the same texts.
 
-Both engines score one text at a time, and hand over their logits piece by piece, so that neither text nor vocabulary
-has to be small: no more than a piece of each engine is in memory at once.
+Both engines score one text at a time, and hand over their logits piece by piece. No more than a piece of each engine is in
+memory at once, so text and vocabulary may be large.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from enginewright.runtime.llm import LLM
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """One text: kl[i], KL(reference || engine) in nats, and agreed[i], whether both find the same token most probable."""
+    """The divergence at each scored token of a text; created by `diverge`.
+
+    kl[i]: KL(reference || engine) in nats.
+    agreed[i]: whether both engines find the same token most probable.
+    """
 
     kl: Floats
     agreed: NDArray[np.bool_]
 
 
 def diverge(reference: LLM, engine: LLM, texts: Sequence[Text], label: str) -> list[Divergence]:
-    """Return the divergence at every scored token of each text."""
+    """Return the divergence of each text; label: the progress bar's title."""
     return [_diverge(reference, engine, text) for text in tqdm(texts, desc=label, unit="text", disable=None)]
 
 
@@ -49,16 +53,16 @@ def _diverge(reference: LLM, engine: LLM, text: Text) -> Divergence:
 
 
 def divergence_of(p: Logits, q: Logits) -> Floats:
-    """Return [n]: KL(softmax(p[i]) || softmax(q[i])) in nats, in float64; p, q: logits [n, vocab]."""
+    """Return KL(softmax(p[i]) || softmax(q[i])) in nats, float64 [n]; p, q: logits [n, vocab]."""
     result = np.empty(len(p))
     for span in blocks(p):
         log_p, log_q = log_softmax(p[span]), log_softmax(q[span])
         result[span] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return np.maximum(result, 0.0)  # rounding alone makes it negative
+    return np.maximum(result, 0.0)  # nothing but rounding makes it negative
 
 
 def _side_by_side(ours: Iterator[Logits], theirs: Iterator[Logits]) -> Iterator[tuple[int, Logits, Logits]]:
-    """Yield (first row, rows, rows) of two streams over the same rows, whose pieces end at different rows."""
+    """Yield (first row, rows, rows) from two streams of the same rows, whose pieces end at different rows."""
     position = 0
     p = q = np.empty((0, 0), np.float32)
     while True:
@@ -72,7 +76,7 @@ def _side_by_side(ours: Iterator[Logits], theirs: Iterator[Logits]) -> Iterator[
 
 
 def _pieces(llm: LLM, text: Text) -> Generator[Logits]:
-    """Yield the text's logits piece by piece; the engine makes each only when it is asked for.
+    """Yield the text's logits piece by piece; the engine computes a piece only when it is asked for.
 
     So two engines take turns on the cores, and neither runs ahead of the other.
     """
@@ -89,7 +93,7 @@ def _pieces(llm: LLM, text: Text) -> Generator[Logits]:
     def score() -> None:
         try:
             llm.score([text.tokens[:-1]], [take])
-        except Exception as error:  # whatever it is, the reader raises it
+        except Exception as error:  # of any kind: the reader raises it
             failures.append(error)
         pieces.put(None)
 
@@ -108,4 +112,4 @@ def _pieces(llm: LLM, text: Text) -> Generator[Logits]:
 
 
 class _LeftError(Exception):
-    """The reader wants no more pieces."""
+    """Ends the scoring of a text of which the reader wants no more pieces."""

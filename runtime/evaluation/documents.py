@@ -1,4 +1,4 @@
-"""Reads the text that perplexity is measured on, naming the line of whatever is wrong with it."""
+"""Reads the texts that perplexity is measured on; errors name the line at fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ FORMS = '{"text": ...} or {"prompt": ..., "completion": ...}'
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A text to score, given what comes before it; line: where it begins in the file, from 1."""
+    """A text to score; created by `read_documents`.
+
+    text: the text whose tokens are scored.
+    prompt: the text before it, whose tokens are not scored; may be empty.
+    line: the line of the file at which it begins, from 1.
+    """
 
     text: str
     prompt: str = ""
@@ -21,10 +26,10 @@ class Document:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """Return the rows of a .jsonl file, or any other file as one text.
+    """Return a document for each row of a .jsonl file, or a single one for any other file.
 
     Raises:
-        RequestError: the file is missing, empty, not UTF-8, or a row is not what it should be.
+        RequestError: the file is missing, empty or not UTF-8, or a row does not have the right form.
     """
     if not path.is_file():
         raise RequestError(f"--data {path}: no such file")

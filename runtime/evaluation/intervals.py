@@ -1,10 +1,10 @@
-"""Estimates with 95 % intervals: what a sample says about all such problems, or all such texts.
+"""Estimates with 95 % intervals: from the problems or texts of a sample to all of their kind.
 
-Problems and texts are the draws; tokens of one text are not independent, so a text's tokens stay together.
+The draws of the sample are problems or texts. Tokens of one text are not independent, so a text's tokens stay together.
 
-Shares of problems have Wilson's interval, and the difference of two engines on the same problems Newcombe's for pairs:
-both keep a width where every answer is right or wrong, where the bootstrap has none. Everything else has the bootstrap
-over texts, bias-corrected and accelerated (BCa).
+Shares of problems have Wilson's interval. The difference of two engines on the same problems has Newcombe's interval for
+pairs. Both keep a width even if every answer is right, or every one wrong, where the bootstrap has none. All other
+estimates have the bias-corrected and accelerated bootstrap (BCa) over texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORST_SHARE = 0.05
 
 Floats: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]
-"""weights[b, n], how often each of n draws counts in each of b samples -> the statistic's values[b]."""
+"""Function of weights[b, n], how often each of n draws counts in each of b samples; returns the statistic's values[b]."""
 
 _NORMAL = NormalDist()
 _TAIL = (1 - CONFIDENCE) / 2
@@ -35,7 +35,11 @@ _JACKKNIFE_GROUPS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value and its 95 % interval; low and high are None where there are fewer than two draws."""
+    """A value and its 95 % interval.
+
+    value: the estimate.
+    low, high: the ends of the interval; None where there are fewer than two draws.
+    """
 
     value: float
     low: float | None = None
@@ -43,20 +47,21 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
+        """Whether the whole interval lies on one side of 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def map(self, increasing: Callable[[float], float]) -> Estimate:
-        """Return the estimate of an increasing function of the value."""
+        """Return the estimate of `increasing`(value), an increasing function."""
         low, high = (None if bound is None else increasing(bound) for bound in (self.low, self.high))
         return Estimate(value=increasing(self.value), low=low, high=high)
 
 
 def bootstrap(statistic: Statistic, draws: int, seed: int) -> Estimate:
-    """Return the BCa interval of `statistic` over resampled draws.
+    """Return `statistic` with its BCa interval over resampled draws.
 
-    Source: Efron, Better bootstrap confidence intervals, JASA 82 (1987). The acceleration comes from the jackknife, over
-    groups of draws where there are many.
+    The acceleration comes from the jackknife, over groups of draws where there are many draws.
+
+    Source: Efron, Better bootstrap confidence intervals, JASA 82 (1987).
     """
     value = float(statistic(np.ones((1, draws)))[0])
     if draws < 2:
@@ -82,7 +87,7 @@ def ratio(numerators: Sequence[float] | Floats, denominators: Sequence[float] | 
 
 
 def worst_mean(values: Sequence[Floats]) -> Statistic:
-    """Return the statistic mean of the largest 5 % of all draws' values; values[d] are those of draw d."""
+    """Return the statistic mean of the largest 5 % of all draws' values; values[d]: the values of draw d."""
     joined = np.concatenate(values)
     order = np.argsort(-joined, kind="stable")
     descending = joined[order]
@@ -102,14 +107,14 @@ def worst_mean(values: Sequence[Floats]) -> Statistic:
 
 
 def difference(of: Statistic, against: Statistic) -> Statistic:
-    """Return the statistic `of` - `against`, each resample drawing the same for both: a paired comparison."""
+    """Return the statistic `of` - `against`, a paired comparison: each resample has the same draws for both."""
     return lambda weights: of(weights) - against(weights)
 
 
 def share_of_tokens(hits: Sequence[int], tokens: Sequence[int], seed: int) -> Estimate:
-    """Return the share of tokens that are hits; hits[d] of tokens[d] in draw d.
+    """Return the share of tokens that are hits; draw d has hits[d] hits among tokens[d] tokens.
 
-    Where all or none are, the bootstrap has no width; then each draw counts as one in Wilson's interval.
+    Where all or none are hits, the bootstrap has no width. Then it has Wilson's interval, in which each draw counts as one.
     """
     total, wanted = sum(hits), sum(tokens)
     if total in (0, wanted):
@@ -132,7 +137,7 @@ def wilson(successes: int, trials: int) -> Estimate:
 
 
 def paired_difference(pairs: Sequence[tuple[bool, bool]]) -> Estimate:
-    """Return the share right in the first of each pair minus that in the second, with Newcombe's interval.
+    """Return the share of right answers in the first of each pair minus that in the second, with Newcombe's interval.
 
     Source: Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
     Statistics in Medicine 17 (1998), method 10.
@@ -154,14 +159,17 @@ def paired_difference(pairs: Sequence[tuple[bool, bool]]) -> Estimate:
 
 
 def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> float:
-    """Return the two-sided probability, were both equally good, of discordant pairs as uneven as these (exact)."""
+    """Return the exact two-sided probability of discordant pairs at least as uneven as these, if both were equally good.
+
+    A pair is discordant if one of its two answers is right and the other is wrong.
+    """
     first_only, second_only = pairs.count((True, False)), pairs.count((False, True))
     discordant, fewer = first_only + second_only, min(first_only, second_only)
     return min(1.0, 2 * sum(math.comb(discordant, k) for k in range(fewer + 1)) / (1 << discordant))
 
 
 def _resamples(draws: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks of resamples as weights."""
+    """Yield the resamples in blocks, as weights [b, draws]."""
     rng = np.random.default_rng(seed)
     rows = max(1, min(RESAMPLES, _BLOCK // draws))
     for begin in range(0, RESAMPLES, rows):
@@ -171,7 +179,7 @@ def _resamples(draws: int, seed: int) -> Iterator[Floats]:
 
 
 def _left_out(draws: int) -> Iterator[Floats]:
-    """Yield weights that leave out one draw, or one group of draws."""
+    """Yield weights [1, draws] that leave out one draw, or one group of draws where there are many."""
     for group in np.array_split(np.arange(draws), min(draws, _JACKKNIFE_GROUPS)):
         weights = np.ones((1, draws))
         weights[0, group] = 0
@@ -183,7 +191,7 @@ def _evaluate(statistic: Statistic, blocks: Iterator[Floats]) -> Floats:
 
 
 def _acceleration(left_out: Floats) -> float:
-    """Return the skewness that BCa corrects for."""
+    """Return the acceleration of BCa, a measure of skewness, from the jackknife's values."""
     deviations = left_out.mean() - left_out
     spread = float((deviations**2).sum())
     return float((deviations**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0

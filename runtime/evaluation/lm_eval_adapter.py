@@ -1,16 +1,18 @@
 """An engine directory as a model of lm-evaluation-harness (`pip install 'enginewright[eval]'`).
 
-lm_eval finds models by import only, so this module registers the model `enginewright` and then is lm_eval's own command:
+lm_eval finds a model only if its module has been imported. So this module registers the model `enginewright`, and then runs
+lm_eval's own command:
 
     python -m enginewright.runtime.evaluation.lm_eval_adapter run --model enginewright \
         --model_args engine=DIR,threads=2 --tasks TASK [--include_path FOLDER] [--apply_chat_template]
 
-model_args: the parameters of EngineLM. The harness's --batch_size and --device are taken and mean nothing here: requests
-share the engine's steps as they fit, up to `max_batch` of them. From Python: `lm_eval.simple_evaluate(model=EngineLM(DIR),
-tasks=[...])`.
+model_args: the parameters of EngineLM. The harness's --batch_size and --device are accepted without effect: up to
+`max_batch` requests share the engine's steps.
 
-Text is cut into context and continuation, and into windows where it is long, as the harness's own `hf` model does it, so
-that results compare with published ones.
+From Python: `lm_eval.simple_evaluate(model=EngineLM(DIR), tasks=[...])`.
+
+Text is cut into context and continuation, and long text into windows, in the same way as by the harness's own `hf` model,
+so that results can be compared with published ones.
 """
 
 from __future__ import annotations
@@ -47,8 +49,17 @@ _HANDLED = ("do_sample", "temperature", "max_gen_toks", "until")
 
 @register_model("enginewright")
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
-    """engine: the directory. threads, max_batch: as for `load`. max_length: of context and continuation, default the
-    engine's context. max_gen_toks: new tokens where a task does not say. seed: of sampled replies, with their place.
+    """An engine that the harness evaluates; created by lm_eval from --model_args.
+
+    engine: the engine directory.
+    threads, max_batch: as in `load`.
+    max_length: the most tokens of context and continuation together; default: the engine's context.
+    max_gen_toks: the most new tokens, where a task does not set it.
+    seed: seed of sampled replies; each reply uses the seed plus its place among the requests.
+    harness: options that the harness adds for every model.
+
+    Raises:
+        RequestError: an unknown parameter, or an engine without a tokenizer.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a text."""
+        """The token that ends a text."""
         ends = self.llm.manifest.model.eos_token_ids
         found = self._special("eos_token")
         if found is None and not ends:
@@ -89,25 +100,25 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context is scored after."""
+        """The token after which a text without context is scored."""
         found = self._special("bos_token")
         return self.eot_token_id if found is None else found
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells the harness's request caches of different tokenizers apart."""
+        """A name by which the harness tells the request caches of different tokenizers apart."""
         files = {Path(file.path).name: file.sha256 for file in self.llm.manifest.tokenizer}
         return f"enginewright-{files['tokenizer.json'][:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Return the ids; by default with the tokenizer's special tokens, unless the text brings its own bos."""
+        """Return the ids of `string`; by default with the tokenizer's special tokens, unless it begins with its own bos."""
         if add_special_tokens is None:
             prefix = self._core.id_to_token(self.prefix_token_id)
             add_special_tokens = prefix is None or not string.startswith(prefix)
         return list(self._core.encode(string, add_special_tokens=add_special_tokens).ids)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return the conversation as text; without a generation prompt it ends in the last message, to be continued."""
+        """Return the conversation as text; without a generation prompt it ends with the last message, to be continued."""
         assert self.llm.tokenizer is not None
         text = self.llm.tokenizer.render(chat_history, {"add_generation_prompt": add_generation_prompt})
         if add_generation_prompt:
@@ -127,7 +138,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         return str(self._config.get("chat_template", ""))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text, in windows, each token once."""
+        """Return the log-likelihood of each whole text, scored in windows, every token once."""
         pairs: list[Pair] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
@@ -144,7 +155,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         return list(map(float, sums))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return each context's continuation up to its first stop string, all in flight together."""
+        """Return the continuation of each context up to its first stop string; all are in flight together."""
         arguments = [request.args for request in requests]
         samplings = [self._sampling(options, self._seed + place) for place, (_, options) in enumerate(arguments)]
         prompts = [
@@ -165,7 +176,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
-        """Return each continuation's log-likelihood, and whether it is what greedy decoding gives."""
+        """Return the log-likelihood of each continuation, and whether greedy decoding gives the same tokens."""
         for key, context, continuation in requests:
             if not (context and 0 < len(continuation) <= self.max_length):
                 raise RequestError(
@@ -175,9 +186,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         scored: dict[tuple[int, ...], list[_Continuation]] = {}
         continuations = []
         for _key, context, continuation in requests:
-            tokens = (*context, *continuation)[-(self.max_length + 1) :]  # too long a context loses its beginning
+            tokens = (*context, *continuation)[-(self.max_length + 1) :]  # a long context loses its beginning
             continuations.append(_Continuation(continuation, len(tokens) - 1))
-            scored.setdefault(tokens[:-1], []).append(continuations[-1])  # choices of one token share their logits
+            # continuations of one token after the same context share their logits
+            scored.setdefault(tokens[:-1], []).append(continuations[-1])
         bar = tqdm(total=sum(map(len, scored)), desc="Scoring", unit="token", disable=True if disable_tqdm else None)
         with bar:
             self.llm.score(list(scored), [_taker(sharing, bar) for sharing in scored.values()])
@@ -219,7 +231,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
 
 
 class _Continuation:
-    """One continuation's scores: logprobs[n], and greedy[n], whether a token is the most probable one."""
+    """A continuation and its scores; created by EngineLM, and filled by the function that `_taker` returns.
+
+    logprobs[n]: log-probability of each token.
+    greedy[n]: whether the token is the most probable one.
+    """
 
     def __init__(self, tokens: Sequence[int], end: int) -> None:
         self.tokens = np.array(tokens)
@@ -229,7 +245,7 @@ class _Continuation:
 
 
 def _taker(sharing: Sequence[_Continuation], bar: tqdm[Any]) -> TakeLogits:
-    """Return what turns one input's logits, piece by piece, into the scores of the continuations that share it."""
+    """Return a function that turns one input's logits, piece by piece, into the scores of its continuations."""
 
     def take(position: int, logits: NDArray[np.float32]) -> None:
         bar.update(len(logits))
@@ -248,7 +264,7 @@ def _taker(sharing: Sequence[_Continuation], bar: tqdm[Any]) -> TakeLogits:
 
 
 def main() -> int:
-    """Be lm_eval's command, with this model known to it."""
+    """Run lm_eval's command, which knows this model."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

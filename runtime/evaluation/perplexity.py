@@ -1,4 +1,4 @@
-"""How likely an engine finds a text: nats per scored token, teacher-forced, all texts in flight together."""
+"""Scores texts: the negative log-likelihood of each token in nats, teacher-forced, all texts in flight together."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ from enginewright.runtime.requests.request import TakeLogits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """nats[i]: of each scored token of text i. seconds: of all texts together."""
+class TextScores:
+    """The scores of an engine's texts; created by `score_texts`.
+
+    nats[i]: the negative log-likelihood of each scored token of text i, in nats.
+    seconds: time that all texts took together.
+    """
 
     nats: tuple[Floats, ...]
     seconds: float
 
 
-def score_texts(llm: LLM, texts: Sequence[Text], label: str) -> Scores:
-    """Return the negative log-likelihoods of the texts' scored tokens."""
+def score_texts(llm: LLM, texts: Sequence[Text], label: str) -> TextScores:
+    """Return the negative log-likelihoods of the texts' scored tokens; label: the progress bar's title."""
     nats = [np.empty(text.scored) for text in texts]
     start = time.perf_counter()
     bar = tqdm(total=sum(len(t.tokens) - 1 for t in texts), desc=label, unit="token", disable=None)
     with bar:
         takes = [_taker(text, result, bar) for text, result in zip(texts, nats, strict=True)]
         llm.score([text.tokens[:-1] for text in texts], takes)
-    return Scores(nats=tuple(nats), seconds=time.perf_counter() - start)
+    return TextScores(nats=tuple(nats), seconds=time.perf_counter() - start)
 
 
 def _taker(text: Text, nats: Floats, bar: tqdm[Never]) -> TakeLogits:
-    """Return what turns a text's logits, piece by piece, into its nats."""
+    """Return a function that turns a text's logits, piece by piece, into its nats."""
     targets = np.array(text.tokens[text.given :])
 
     def take(position: int, logits: NDArray[np.float32]) -> None:
@@ -54,7 +58,7 @@ def _taker(text: Text, nats: Floats, bar: tqdm[Never]) -> TakeLogits:
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> Floats:
-    """Return [n]: -log softmax(logits[i])[targets[i]], in float64; logits[n, vocab]."""
+    """Return -log softmax(logits[i])[targets[i]], float64 [n]; logits[n, vocab]."""
     result = np.empty(len(logits))
     for span in blocks(logits):
         chosen = targets[span]

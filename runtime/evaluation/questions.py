@@ -1,4 +1,4 @@
-"""Problems as an engine reads them: in its own tokens, through its own chat template."""
+"""Questions: problems in an engine's own tokens, written through its own chat template."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from enginewright.runtime.evaluation.problems import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A problem for one engine.
+    """A problem as a question to one engine; created by `make_questions`.
 
-    prompt: token ids up to where the answer begins. solution: those of the worked reply. max_tokens: after which an
-    engine that has lost its way is stopped, half as many again as the solution takes.
+    problem: the problem.
+    prompt: token ids of the question, up to where the answer begins.
+    solution: token ids of the worked solution.
+    max_tokens: the number of tokens after which an engine that has lost its way is stopped: half as many again as the
+        solution has, and 32, as far as they fit.
     """
 
     problem: Problem
@@ -24,27 +27,27 @@ class Question:
     max_tokens: int
 
 
-def ask_all(contender: Candidate, problems: Sequence[Problem], context: int) -> list[Question]:
+def make_questions(candidate: Candidate, problems: Sequence[Problem], context: int) -> list[Question]:
     """Return the problems as questions that fit into `context` tokens.
 
     Raises:
-        RequestError: the tokenizer cannot write a problem, there is no chat template, or a problem does not fit.
+        RequestError: the tokenizer cannot write a problem, the engine has no chat template, or a problem does not fit.
     """
-    return [_pose(contender, index, problem, context) for index, problem in enumerate(problems)]
+    return [_make_question(candidate, index, problem, context) for index, problem in enumerate(problems)]
 
 
-def _pose(contender: Candidate, index: int, problem: Problem, context: int) -> Question:
+def _make_question(candidate: Candidate, index: int, problem: Problem, context: int) -> Question:
     where = f"problem {index} ({problem.kind}, {problem.level})"
-    contender.encode_exactly(problem.question, where)
-    solution = contender.encode_exactly(problem.solution, where)
+    candidate.encode_exactly(problem.question, where)
+    solution = candidate.encode_exactly(problem.solution, where)
     try:
-        prompt = contender.tokenizer.chat([{"role": "user", "content": problem.question}], {})
+        prompt = candidate.tokenizer.chat([{"role": "user", "content": problem.question}], {})
     except RequestError as error:
-        raise RequestError(f"{contender.root}: cannot be asked problems: {error}") from error
+        raise RequestError(f"{candidate.root}: problems cannot be written for this engine: {error}") from error
     room = context - len(prompt)
-    if len(solution) + 1 > room:  # one more: the end
+    if len(solution) + 1 > room:  # one more, for the end token
         raise RequestError(
-            f"{where}: got {len(prompt)} tokens of question and {len(solution)} of solution for {contender.root}, "
+            f"{where}: got {len(prompt)} tokens of question and {len(solution)} of solution for {candidate.root}, "
             f"expected at most {context} together, the smallest context of the engines; "
             f"choose an easier --level, or build with a larger --max-context"
         )

@@ -1,4 +1,4 @@
-"""What generated tokens look like, without a model."""
+"""Repetition statistics of generated tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GRAM = 3
 
 
 def repetition_ratio(tokens: Sequence[int] | NDArray[np.integer[Any]]) -> float:
-    """Share of 3-grams that came before: 1 - distinct / all; 0 for fewer than 3 tokens.
+    """Return the share of 3-grams that repeat an earlier one: 1 - distinct / all; 0 for fewer than 3 tokens.
 
     Source: arXiv 2606.10935 section V-A.6, which names the measure; the formula is ours.
     """

@@ -1,4 +1,4 @@
-"""Logits to log-probabilities in float64, a few rows at a time where the vocabulary is large."""
+"""Log-probabilities from logits, in float64, and blocks of rows that keep the memory for them small."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blocks(logits: Logits) -> Iterator[slice]:
 
 
 def log_softmax(logits: Logits) -> Floats:
-    """Return the log-probabilities [n, vocab].
+    """Return the log-probabilities of logits [n, vocab], in the same shape.
 
     Raises:
         ArtifactError: a logit is not finite.

@@ -1,4 +1,4 @@
-"""What a suite asks: the kinds of problems in it, and which problems a seed picks."""
+"""Suites and tasks: the kinds of problems in each suite, and the problems that a seed picks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ DEFAULT_LIMIT = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """kinds: of its problems. asked: whether engines answer the problems; else they score the worked solutions."""
+    """A suite of problems.
+
+    kinds: the kinds of its problems.
+    asked: whether engines answer the problems; otherwise they score the worked solutions.
+    """
 
     kinds: tuple[str, ...]
     asked: bool = True
@@ -27,11 +31,18 @@ SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One evaluation's parameters, as the command takes them.
+    """The parameters of one evaluation; created by the command from its options, which have the same names.
 
-    level: how hard the problems are. limit: problems, or windows of a data file; None: 200 problems, or all windows.
-    seed: of the problems and of the intervals. data: a file to score instead of the worked solutions; window: tokens of
-    it scored at a time, None: as many as every engine's context holds. threads, max_batch, backend: of the engines.
+    suite: name of the suite.
+    level: how hard the problems are, "standard" or "hard".
+    limit: number of problems, or of windows of a data file; None: 200 problems, or all windows.
+    seed: seed of the problems and of the intervals.
+    data: a file to score instead of the worked solutions.
+    window: number of tokens of the file that are scored at a time; None: as many as every engine's context holds.
+    threads, max_batch, backend: as in `load`, for every engine.
+
+    Raises:
+        RequestError: a parameter is unknown or out of range.
     """
 
     suite: str
@@ -60,12 +71,12 @@ class Task:
 
     @property
     def asked(self) -> bool:
-        """Whether engines answer problems; else they score texts."""
+        """Whether engines answer problems; otherwise they score texts."""
         return SUITES[self.suite].asked
 
 
 def pick_problems(task: Task) -> list[Problem]:
-    """Return the held-out problems of the task, as many of each kind of its suite as the limit allows."""
+    """Return the held-out problems of the task, shared out evenly among the kinds of its suite, up to the limit."""
     kinds = SUITES[task.suite].kinds
     limit = DEFAULT_LIMIT if task.limit is None else task.limit
     problems: list[Problem] = []

@@ -15,9 +15,12 @@ from enginewright.runtime.evaluation.questions import Question
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """tokens[given:] are scored, each given all before it; at least one is given.
+    """A sequence of tokens, of which tokens[given:] are scored, each after all tokens before it.
 
-    size: of what is scored, in bytes of UTF-8. draw: which of the independent draws it belongs to.
+    tokens: token ids.
+    given: number of tokens at the beginning that are not scored, at least 1.
+    size: bytes of the scored part in UTF-8.
+    draw: number of the independent draw to which it belongs.
     """
 
     tokens: tuple[int, ...]
@@ -27,12 +30,12 @@ class Text:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Number of scored tokens."""
         return len(self.tokens) - self.given
 
 
 def solution_texts(questions: Sequence[Question]) -> list[Text]:
-    """Return the worked solutions, given their questions."""
+    """Return the worked solutions to score, each after its question."""
     return [
         Text(
             tokens=(*question.prompt, *question.solution),
@@ -45,7 +48,7 @@ def solution_texts(questions: Sequence[Question]) -> list[Text]:
 
 
 def answer_texts(questions: Sequence[Question], answers: Answers) -> list[Text]:
-    """Return an engine's own replies, given their questions."""
+    """Return an engine's own replies to score, each after its question."""
     return [
         Text(
             tokens=(*question.prompt, *answer.tokens),
@@ -57,11 +60,12 @@ def answer_texts(questions: Sequence[Question], answers: Answers) -> list[Text]:
     ]
 
 
-def document_texts(contender: Candidate, documents: Sequence[Document], path: str, window: int) -> list[Text]:
-    """Return the documents in windows of `window` tokens, of which the first is given.
+def document_texts(candidate: Candidate, documents: Sequence[Document], path: str, window: int) -> list[Text]:
+    """Return the documents in windows of `window` tokens, of which the first token is not scored.
 
-    The given token is the tokenizer's bos where it writes one, else the last of the window before; without a bos, a
-    document's first token is scored nowhere. Windows of the only document are the draws, else documents are.
+    That token is the tokenizer's bos if it writes one, otherwise the last token of the window before. So without a bos, a
+    document's first token is never scored. A document with a prompt is a single text. If there is only one document, its
+    windows are the draws; otherwise the documents are.
 
     Raises:
         RequestError: a document is too short to score, or its prompt leaves no room for its completion.
@@ -69,17 +73,17 @@ def document_texts(contender: Candidate, documents: Sequence[Document], path: st
     texts: list[Text] = []
     for draw, document in enumerate(documents):
         where = f"{path}: line {document.line}"
-        windows = (_completion if document.prompt else _windows)(contender, document, where, window)
+        windows = (_completion if document.prompt else _windows)(candidate, document, where, window)
         texts += [Text(tokens=w.tokens, given=w.given, size=w.size, draw=draw) for w in windows]
     if len(documents) == 1:
         texts = [Text(tokens=t.tokens, given=t.given, size=t.size, draw=i) for i, t in enumerate(texts)]
     return texts
 
 
-def _windows(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
-    encoding = contender.encode(document.text, where)
+def _windows(candidate: Candidate, document: Document, where: str, window: int) -> list[Text]:
+    encoding = candidate.encode(document.text, where)
     ids, begins = encoding.ids, _byte_offsets(document.text, [begin for begin, _ in encoding.offsets])
-    bos = contender.bos
+    bos = candidate.bos
     first = 0 if bos is not None else 1
     if len(ids) <= first:
         raise RequestError(f"{where}: got a text of {len(ids)} tokens, expected at least {first + 1}")
@@ -95,12 +99,12 @@ def _windows(contender: Candidate, document: Document, where: str, window: int) 
     ]
 
 
-def _completion(contender: Candidate, document: Document, where: str, window: int) -> list[Text]:
-    """Return one text: the completion given its prompt, both encoded as one text, as they would be met."""
-    encoding = contender.encode(document.prompt + document.text, where)
-    bos = contender.bos
+def _completion(candidate: Candidate, document: Document, where: str, window: int) -> list[Text]:
+    """Return the completion after its prompt as one text; both are encoded together, as in real use."""
+    encoding = candidate.encode(document.prompt + document.text, where)
+    bos = candidate.bos
     ids = encoding.ids if bos is None else [bos, *encoding.ids]
-    given = len(contender.encode(document.prompt, where).ids) + (bos is not None)
+    given = len(candidate.encode(document.prompt, where).ids) + (bos is not None)
     if not 0 < given < len(ids):
         raise RequestError(
             f"{where}: got {given} tokens of prompt in {len(ids)} of both, expected at least one of each"
@@ -111,6 +115,6 @@ def _completion(contender: Candidate, document: Document, where: str, window: in
 
 
 def _byte_offsets(text: str, begins: Sequence[int]) -> list[int]:
-    """Return the byte at which each character offset lies, and the length in bytes."""
+    """Return the byte offset of each character offset in `begins`, and at the end the length in bytes."""
     lengths = [0, *accumulate(len(character.encode()) for character in text)]
     return [*(lengths[begin] for begin in begins), lengths[-1]]

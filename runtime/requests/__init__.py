@@ -1,1 +1,1 @@
-"""Requests: sampling options, the life of one request, its random numbers, and its completion."""
+"""Requests: sampling options, a request from submission to end, its random numbers, and its completion."""

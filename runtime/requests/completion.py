@@ -1,4 +1,4 @@
-"""Results of a request: tokens as they are decided, and the finished completion."""
+"""The results of a request: each token as it is decided, and the completion at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ Event: TypeAlias = "Token | Completion | Exception"
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as it is decided. text: what it makes certain of the text; pieces of one request join to its text."""
+    """A token as it is decided.
+
+    id: the token's id.
+    text: the piece of text that this token makes certain, maybe empty; the pieces of a request join to its text.
+    logprobs: the token's log-probabilities, where the request asks for them.
+    """
 
     id: int
     text: str
@@ -23,14 +28,15 @@ class Token:
 class Completion:
     """A finished request.
 
-    text: without the stop string; empty when the engine has no tokenizer.
-    token_ids: every token decided, the one that ended the request included.
+    text: the generated text, without the stop string; empty when the engine has no tokenizer.
+    token_ids: every token decided, including the one that ended the request.
     finish_reason: "stop" for an end token or stop string, "length" for max_tokens or the context limit, or "cancelled".
-    prompt_tokens: the prompt's length. reused_tokens: of those, how many another request had computed.
-    guessed_tokens: where a step may decide several tokens, guesses that the model itself judged afterwards;
-    agreed_tokens: those among them that it would have chosen.
-    logprobs: one per token when asked for.
-    seed: of the random stream; with the same prompt and Sampling it gives the same draws again.
+    prompt_tokens: number of tokens in the prompt.
+    logprobs: one entry per token, where the request asks for them; otherwise None.
+    seed: the seed of the random stream; with the same prompt and Sampling it gives the same draws again.
+    reused_tokens: how many of the prompt's tokens another request had computed already.
+    guessed_tokens: where a step may decide several tokens, how many guesses the model itself judged afterwards.
+    agreed_tokens: how many of those guesses the model would have chosen itself.
     """
 
     text: str
@@ -43,10 +49,23 @@ class Completion:
     guessed_tokens: int = 0
     agreed_tokens: int = 0
 
+    def __repr__(self) -> str:
+        """The text, how it ended, and how many tokens it took: what a reader at a prompt looks for first."""
+        parts = [repr(self.text), self.finish_reason, f"{len(self.token_ids)} tokens after {self.prompt_tokens}"]
+        if self.reused_tokens:
+            parts.append(f"{self.reused_tokens} reused")
+        if self.guessed_tokens:
+            parts.append(f"{self.agreed_tokens} of {self.guessed_tokens} guesses agreed")
+        return f"Completion({', '.join(parts)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Log-probabilities under the model's own logits: of the chosen token, and (token id, value) of the top ones."""
+    """Log-probabilities under the model's own logits.
+
+    chosen: of the chosen token.
+    top: (token id, log-probability) of the most probable tokens, highest first.
+    """
 
     chosen: float
     top: tuple[tuple[int, float], ...]

@@ -1,4 +1,4 @@
-"""One request's life: what was asked, what has come so far, and how it ended."""
+"""A request from submission to end: its prompt, its tokens so far, and its result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
 
 
 class Request:
-    """A row's work, from submission to its end; created by the LLM, then touched by the step loop's thread alone.
+    """One request, from submission to end; created by the LLM, then used by the step loop's thread alone.
 
-    tokens[:length] int64: prompt and generated tokens; a view of the scheduler's table while the request has a slot.
-    slot: its row, set by the scheduler; None while it waits. reserve: tokens it holds in the cache at most.
-    priority: of those that wait, lower numbers get slots first; set before submission.
-    done: set when it has ended, after `error` or the result.
+    tokens[:length] int64: prompt and generated tokens. While the request has a row, they are the row's part of the
+        scheduler's table; see `move_to`.
+    prompt_tokens: number of tokens in the prompt.
+    reserve: the most tokens that the request can hold in the cache.
+    row: its row, set by the scheduler; None while it waits.
+    priority: of the requests that wait, those with lower numbers get rows first; set before submission.
+    error: the error that ended the request, if one did.
+    done: set when the request has ended, after `error` or the result is there.
     """
 
     priority = 0
@@ -42,8 +46,21 @@ class Request:
 
     @property
     def length(self) -> int:
-        """How many tokens are known."""
+        """Number of known tokens, prompt and output."""
         return self.prompt_tokens
+
+    def move_to(self, row: int, buffer: Ints) -> None:
+        """Move into `row`: copy the known tokens to the start of `buffer`, and keep the tokens there from now on.
+
+        buffer[context] int64: the row's part of the scheduler's table. The request writes each token that it receives to
+        buffer[length]; the scheduler reads the tokens there, and writes nothing but drafts, after them.
+        """
+        buffer[: self.length] = self.tokens[: self.length]
+        self.tokens, self.row = buffer, row
+
+    def move_out(self) -> None:
+        """Leave the row, with the known tokens in an array of the request's own."""
+        self.tokens, self.row = self.tokens[: self.length].copy(), None
 
     def fail(self, error: Exception) -> None:
         """End with `error`, which the owner's next call raises."""
@@ -51,15 +68,15 @@ class Request:
         self.done.set()
 
     def cancel(self) -> None:
-        """End now, at the owner's wish."""
+        """End now, because the owner wants it."""
         self.done.set()
 
 
 class Scoring(Request):
-    """Asks for the logits of every prompt position.
+    """A request for the logits of every prompt position.
 
-    take: called on the step loop's thread as take(position, logits[n, vocab]), piece by piece in order of position; the
-    logits are valid during the call alone, and what it raises ends the request.
+    take: called on the step loop's thread as take(position, logits[n, vocab]), piece by piece in order of position. The
+        logits are valid only during the call. An exception that it raises ends the request.
     """
 
     def __init__(self, prompt: Ints, take: TakeLogits) -> None:
@@ -68,8 +85,8 @@ class Scoring(Request):
         self._taken = 0
 
     def receive(self, position: int, logits: NDArray[np.float32]) -> bool:
-        """Take the logits from `position` on; True when these are the last."""
-        fresh = self._taken - position  # a preempted request comes back and computes its first positions again
+        """Take the logits from `position` on; return True when these are the last."""
+        fresh = self._taken - position  # above 0 after a preemption, when first positions are computed again
         if fresh < len(logits):
             self._take(self._taken, logits[fresh:])
             self._taken = position + len(logits)
@@ -82,10 +99,12 @@ class Scoring(Request):
 
 
 class Generation(Request):
-    """Asks for new tokens. deliver: takes each Token as it comes, then the Completion or the error; fills `events` unless
-    another taker is set before submission.
+    """A request for new tokens.
 
-    spans: keys of the prompt's spans; published: how many of them others can find. Both are the scheduler's.
+    deliver: called with each Token as it comes, then with the Completion or the error. It fills `events`, unless the LLM
+        sets another one before submission.
+    spans: keys of the prompt's spans, as the prefix cache knows them; set and used by the scheduler.
+    published: how many of the spans other requests can find; set by the scheduler.
     """
 
     def __init__(
@@ -116,7 +135,10 @@ class Generation(Request):
         return self.prompt_tokens + len(self.generated)
 
     def receive(self, tokens: Sequence[int], logprobs: Logprobs | None) -> bool:
-        """Take the next tokens, up to the request's last; True when that is among them. logprobs: of the only one."""
+        """Take the next tokens, up to the request's last one; return True when that is among them.
+
+        logprobs: log-probabilities where there is a single token and the request asks for them.
+        """
         position = self.length
         for token in tokens:
             if token < 0:
@@ -147,16 +169,19 @@ class Generation(Request):
 
     @property
     def room(self) -> int:
-        """How many tokens may still come."""
+        """Number of tokens that may still come."""
         return self._limit - len(self.generated)
 
     def count_guesses(self, guessed: int, agreed: int) -> None:
-        """Count guesses that have been judged, and those that the model shares."""
+        """Count guesses that the model has judged, and those among them that it agrees with."""
         self._guessed += guessed
         self._agreed += agreed
 
     def note_reuse(self, tokens: int, span: int) -> None:
-        """Note how many tokens are held from the start; of a request that was preempted the first time counts."""
+        """Record how many tokens were in the cache when the request got its row.
+
+        The Completion reports those of the first time; a preempted request finds its own tokens later.
+        """
         self.published = tokens // span
         if self._reused is None:
             self._reused = tokens
@@ -169,7 +194,7 @@ class Generation(Request):
             return "", False
         text, found = self._stops.push(self._detokenizer.push(token))
         if found:
-            self._detokenizer = None  # what is held back lies behind the stop string
+            self._detokenizer = None  # the text that it holds back comes after the stop string
         return text, found
 
     def cancel(self) -> None:
@@ -181,7 +206,7 @@ class Generation(Request):
         self.deliver(error)
 
     def _flush(self) -> str:
-        """Return the text still held back, up to a stop string in it."""
+        """Return the text that is still held back, up to a stop string in it."""
         if self._detokenizer is None:
             return ""
         text, found = self._stops.push(self._detokenizer.flush())

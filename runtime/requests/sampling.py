@@ -1,4 +1,4 @@
-"""How one request's tokens are chosen."""
+"""Sampling options of a request, and their checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enginewright.runtime.errors import RequestError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one request's tokens are chosen, and when it ends.
+    """Options that decide how a request's tokens are chosen, and when it ends.
 
     Logits pass, in this order: logit_bias, repetition, presence and frequency penalty, temperature, top_k, top_p, min_p.
 
@@ -21,12 +21,12 @@ class Sampling:
     min_p: drop tokens less probable than min_p times the most probable one; 0: none.
     repetition_penalty: over prompt and output tokens, logit / r where positive, logit * r where negative; 1: off.
     presence_penalty, frequency_penalty: over output tokens, logit - presence - frequency * count.
-    seed: of this request's random stream, 0 to 2**64 - 1; None: drawn from the system, reported in the Completion.
-    max_tokens: new tokens at most; None: up to the context limit.
-    stop: end before any of these strings appears in the text; one string is one stop string.
+    seed: seed of this request's random stream, 0 to 2**64 - 1; None: drawn from the system. The Completion reports it.
+    max_tokens: the most new tokens; None: up to the context limit.
+    stop: end before any of these strings appears in the text; a plain string counts as one stop string.
     stop_token_ids: end with any of these tokens, as with the model's own end tokens.
-    logprobs: report each chosen token's log-probability and those of the n most probable ones, n being this number.
-        They are the log-softmax of the model's logits, before any field above acts.
+    logprobs: report the log-probability of each chosen token, and those of this many most probable tokens.
+        They are the log-softmax of the model's logits, before any other field acts.
     logit_bias: token id -> added to its logit.
     ignore_eos: do not end at the model's own end tokens.
     """
@@ -65,16 +65,16 @@ class Sampling:
 
     @property
     def beyond_greedy(self) -> tuple[str, ...]:
-        """The fields by which the next token may not be the largest logit, or more is asked than the token."""
+        """The fields that may make the next token another than the largest logit's, or that ask for more than tokens."""
         return tuple(name for name, off in _BEYOND_GREEDY.items() if getattr(self, name) != off)
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the next token is the largest logit and nothing else is asked."""
+        """Whether the next token is that of the largest logit, and nothing but tokens is asked for."""
         return not self.beyond_greedy
 
 
-_BEYOND_GREEDY: dict[str, object] = {  # and the values that keep decoding greedy
+_BEYOND_GREEDY: dict[str, object] = {  # field -> the value with which decoding stays greedy
     "temperature": 0,
     "repetition_penalty": 1,
     "presence_penalty": 0,

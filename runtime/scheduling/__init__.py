@@ -1,1 +1,1 @@
-"""Scheduling: which tokens go into the next step, and the thread that runs steps."""
+"""Scheduling: chooses the tokens of each step, and runs the steps on one thread."""

@@ -1,4 +1,4 @@
-"""Where the tokens of a step lie in which every row decodes."""
+"""The order of tokens in a step in which every row decodes; kept, because the same order comes back step after step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ _KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class DecodeLayout:
-    """The arrays of a step that are the same whenever its rows bring as many tokens; nobody writes to them.
+    """The arrays that all steps share whose rows bring the same numbers of tokens; created by `layout_of`, never written to.
 
-    new_tokens[rows] int64: tokens of each row. counts: those above 0. longest: the largest.
-    rows[T], places[T] int64: the row of each token, and how many of the row's own come before it.
-    query_starts, sample_rows: as of a PackedStep that samples every token.
+    new_tokens[rows] int64: tokens of each row in the step.
+    counts: the numbers in `new_tokens` that are above 0, in order of rows.
+    longest: the largest number in `new_tokens`.
+    rows[T] int64: the row of each of the step's T tokens.
+    places[T] int64: for each token, how many of its row's tokens come before it in the step.
+    query_starts, sample_rows: as in a PackedStep that samples every token.
     """
 
     new_tokens: Ints

@@ -1,4 +1,4 @@
-"""Which request's tokens go into the next step."""
+"""The scheduler: gives requests rows, and chooses the tokens of the next step."""
 
 from __future__ import annotations
 
@@ -14,48 +14,64 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.decoder import Continuation, Emission
 from enginewright.runtime.requests.request import Generation, Request, Scoring
 from enginewright.runtime.scheduling.decode_layout import layout_of
+from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
 from enginewright.runtime.scheduling.step import Ints, Step
 
 
 class Scheduler:
-    """Requests in order of arrival, their rows, and the tokens of the running ones.
+    """Keeps the requests in order of arrival, their rows, and the running ones' tokens; created by `load`.
 
-    A row is wherever its request is: it has count[row] known tokens, of which the tables hold some in the cache. The
-    others are pending: one for a decoding row, more for a prompt or for a preempted request that comes back. Each step
-    takes every single pending token and fills up to `step_tokens` with chunks of the longer ones, oldest request first.
+    Each row has known tokens, prompt and output, some of which are in the cache already. The others are pending: one for a
+    row that decodes, more for a prompt, or for a preempted request that comes back. Each step takes the pending token of
+    every decoding row, and is then filled up to `step_tokens` with chunks of the longer rows, oldest request first.
+
+    waiting: requests without a row, in the order in which they get one.
+    running: requests that have a row, oldest first.
+    tables: the tiles of each row; the scheduler alone changes them.
     """
 
     def __init__(self, tables: TileTables, capacity: Capacity) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._tables = tables
+        self.tables = tables
         self._capacity = capacity
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
         self._known: Ints = np.zeros(capacity.rows, np.int64)
         self._drafts: Ints = np.zeros(capacity.rows, np.int64)
         self._drafts_to_check: Ints = np.zeros(capacity.rows, np.int64)
         self._requests: list[Request | None] = [None] * capacity.rows
-        self._repeatable: Step | None = None  # the last step, when the same rows decode in the next one
-        self._last_tokens: Ints = np.zeros(0, np.int64)  # its tokens, one of each row
-        self._tokens_with_tiles = 0  # how many more tokens of each row need no further tile
+        self._repeatable: Step | None = None  # the last step, where the same rows decode in the next one
+        self._last_tokens: Ints = np.zeros(0, np.int64)  # the tokens that it decided, one for each row
+        self._tokens_with_tiles = 0  # how many more tokens each row can take before one needs a tile
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to run."""
         return not self.running and not self.waiting
 
-    @property
-    def cache_use(self) -> float:
-        """Share of the cache's tiles that running requests hold, of the layers where it is largest."""
-        return self._tables.use
-
     def live(self) -> list[Request]:
         """Every request that has not ended, oldest first."""
         return [*self.running, *self.waiting]
 
+    def snapshot(self) -> SchedulerSnapshot:
+        """Return the state as it is now.
+
+        May be called from any thread. While a step is being scheduled or committed, its parts may be of different moments.
+        """
+        return SchedulerSnapshot(
+            waiting=len(self.waiting),
+            running=len(self.running),
+            rows_in_use=tuple(row for row, holder in enumerate(list(self._requests)) if holder is not None),
+            known=self._known.copy(),
+            held=self.tables.held.copy(),
+            drafts=self._drafts.copy(),
+            free_tiles=self.tables.free_tiles,
+            cache_use=self.tables.use,
+        )
+
     def submit(self, request: Request) -> None:
-        """Queue `request` behind those of its priority; it has been checked to fit when alone."""
-        if self._capacity.span and isinstance(request, Generation):  # a Scoring wants every logit
+        """Queue `request` after those of its priority; it has been checked that it fits into the cache on its own."""
+        if self._capacity.span and isinstance(request, Generation):  # a Scoring computes every position anyway
             request.spans = span_keys(request.tokens, self._capacity.span)
         place = len(self.waiting)
         while place and self.waiting[place - 1].priority > request.priority:
@@ -63,19 +79,19 @@ class Scheduler:
         self.waiting.insert(place, request)
 
     def remove(self, request: Request) -> None:
-        """Forget `request`, wherever it is; its row and tiles are free for the next step."""
+        """Forget `request`, whether it waits or runs; its row and tiles are free for the next step."""
         if request.row is not None:
             self._vacate(request)
         elif request in self.waiting:
             self.waiting.remove(request)
 
     def schedule(self) -> Step:
-        """Return the next step; its tokens have their tiles."""
+        """Return the next step, with tiles for all of its tokens."""
         self._admit()
         if self._repeatable is not None and (step := self._continue(self._repeatable)) is not None:
             return step
         new_tokens = self._divide()
-        while not self._tables.grow(new_tokens):
+        while not self.tables.grow(new_tokens):
             newest = self.running[-1]
             assert newest.row is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
             new_tokens[newest.row] = 0
@@ -83,71 +99,78 @@ class Scheduler:
         return self._pack(new_tokens)
 
     def commit(self, step: Step, emission: Emission) -> None:
-        """Count the step's tokens as held and the sampled rows' next tokens, which their requests append, as known."""
-        self._tables.advance(step.new_tokens if emission.more is None else self._take(step, emission.more))
+        """Count the step's tokens, without rejected drafts, as held in the cache, and the tokens that it decided as known.
+
+        The requests themselves append the decided tokens, in `Request.receive`.
+        """
+        self.tables.advance(
+            step.new_tokens
+            if emission.continuations is None
+            else self._commit_continuations(step, emission.continuations)
+        )
         for request in step.prefilling:
             self._publish(request)
-        if emission.more is None:
+        if emission.continuations is None:
             self._known += step.ready
             self._last_tokens = emission.tokens
 
-    def _take(self, step: Step, more: list[Continuation]) -> Ints:
-        """Note what each sampled row goes on with; returns how many of the step's tokens each row keeps."""
+    def _commit_continuations(self, step: Step, continuations: list[Continuation]) -> Ints:
+        """Record each sampled row's new tokens and drafts; return how many of the step's tokens each row keeps."""
         kept = step.new_tokens
-        for row, each in zip(step.rows.tolist(), more, strict=True):
+        for row, each in zip(step.rows.tolist(), continuations, strict=True):
             if rejected := int(self._drafts[row]) - each.accepted:
                 kept = kept.copy() if kept is step.new_tokens else kept
                 kept[row] -= rejected
             end = int(self._known[row]) + len(each.tokens)
-            drafts = self._checkable(end, each.drafts)
+            drafts = self._checkable_drafts(end, each.drafts)
             if drafts:
                 self._tokens[row, end : end + len(drafts)] = drafts
             self._known[row], self._drafts[row] = end, len(drafts)
             self._drafts_to_check[row] = len(drafts) or len(each.tokens) - 1 - each.accepted
         return kept
 
-    def _checkable(self, known: int, drafts: list[int]) -> list[int]:
-        """The drafts behind `known` tokens that can be taken back, and see what they would see if tokens came one by one.
+    def _checkable_drafts(self, known: int, drafts: list[int]) -> list[int]:
+        """Return as many of the drafts after `known` tokens as one step can check.
 
-        Where tiles are encoded, so are those up to a tile's last token, which ends the step that encodes the tile.
+        A draft must be easy to take back, and must see what it would see if tokens came one by one. Where tiles are encoded,
+        this holds for drafts before a tile's last token: the step that contains that token encodes the tile.
         """
         if not self._capacity.chunk:
             return drafts
-        size = self._tables.tile_tokens
+        size = self.tables.tile_tokens
         return drafts[: max(size - 2 - (known - 1) % size, 0)]
 
     def _admit(self) -> None:
-        """Give rows to waiting requests, oldest first, while their tokens find tiles beside everyone else's."""
+        """Give rows to waiting requests, in their order, while there are tiles for them and for all running requests."""
         while self.waiting and len(self.running) < self._capacity.rows:
             request = self.waiting[0]
             keys: list[bytes] = []
-            if isinstance(request, Generation) and request.spans:  # a token must be left to compute
+            if isinstance(request, Generation) and request.spans:  # one token must be left to compute
                 keys = request.spans[: (request.length - 1) // self._capacity.span]
-            row = self._tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
+            row = self.tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
             self._known[row] = request.length
-            reused = self._tables.admit(row, keys, self._known)
+            reused = self.tables.admit(row, keys, self._known)
             if reused is None:
                 self._known[row] = 0
                 return
             if isinstance(request, Generation) and request.spans:
                 request.note_reuse(reused, self._capacity.span)
-            self._tokens[row, : request.length] = request.tokens[: request.length]
-            request.tokens, request.row = self._tokens[row], row
+            request.move_to(row, self._tokens[row])
             self._requests[row] = request
             self.running.append(self.waiting.popleft())
             self._repeatable = None
 
     def _publish(self, request: Generation) -> None:
-        """Let others find the spans of the prompt that have been computed by now."""
+        """Let other requests find the spans of the prompt that have been computed by now."""
         assert request.row is not None
-        computed = int(self._tables.held[request.row]) // self._capacity.span
+        computed = int(self.tables.held[request.row]) // self._capacity.span
         while request.published < min(computed, len(request.spans)):
-            is_new = self._tables.publish(request.row, request.spans[request.published])
+            is_new = self.tables.publish(request.row, request.spans[request.published])
             request.published = request.published + 1 if is_new else len(request.spans)
 
     def _divide(self) -> Ints:
-        """Return how many tokens each row gets in the next step."""
-        pending = self._known + self._drafts - self._tables.held
+        """Return how many of its pending tokens each row computes in the next step, int64 [rows]."""
+        pending = self._known + self._drafts - self.tables.held
         is_decoding = pending <= self._drafts_to_check + 1
         new_tokens = np.where(is_decoding, pending, 0)
         budget = self._capacity.step_tokens - int(new_tokens.sum())
@@ -164,14 +187,14 @@ class Scheduler:
         return new_tokens
 
     def _chunk(self, request: Request, pending: int, limit: int) -> int:
-        """Return how many of a row's pending tokens go into the next step, which takes `limit` more.
+        """Return how many of a row's `pending` tokens go into the next step, which has room for `limit` more.
 
-        Where tiles are encoded, a prompt is cut at whole chunks. What is scored, or was generated before a preemption, is
-        cut at whole tiles: so cut, each token sees what it sees when tokens come one by one.
+        Where tiles are encoded, a prompt is cut at whole chunks. Tokens that are scored, or that were generated before a
+        preemption, are cut at whole tiles, so that each token sees what it sees when tokens come one by one.
         """
         if not self._capacity.chunk:
             return min(pending, limit)
-        held, size = int(self._tables.held[request.row]), self._tables.tile_tokens
+        held, size = int(self.tables.held[request.row]), self.tables.tile_tokens
         if isinstance(request, Generation) and held < request.prompt_tokens:
             size, pending = self._capacity.chunk, request.prompt_tokens - held
         chunk = min(pending, size - held % size)
@@ -179,7 +202,7 @@ class Scheduler:
 
     def _pack(self, new_tokens: Ints) -> Step:
         """Return the step that computes the next `new_tokens[row]` pending tokens of each row."""
-        held = self._tables.held
+        held = self.tables.held
         starts = np.zeros(len(new_tokens) + 1, np.int32)
         np.cumsum(new_tokens, out=starts[1:])
         row_of = np.repeat(np.arange(len(new_tokens)), new_tokens)
@@ -200,16 +223,16 @@ class Scheduler:
         scored, scored_rows = self._scored_rows(new_tokens, starts)
         sample_rows = np.concatenate([*wanted, *scored_rows]) if wanted or scored_rows else np.zeros(0, np.int64)
         if not len(sample_rows):
-            sample_rows = np.zeros(1, np.int64)  # no row is ready; a graph need not take zero rows
+            sample_rows = np.zeros(1, np.int64)  # no token is decided; a graph need not accept zero rows
         packed = PackedStep(
             self._tokens[row_of, positions],
             positions,
             starts,
             sample_rows,
-            tuple(self._tables.sink_copies),
+            tuple(self.tables.sink_copies),
             reads_logits=bool(scored) or not all(request.is_plain_greedy for request in sampled),
         )
-        self._tables.sink_copies.clear()
+        self.tables.sink_copies.clear()
         prefilling = [
             r for r in self.running if isinstance(r, Generation) and r.published < len(r.spans) and new_tokens[r.row]
         ]
@@ -220,8 +243,8 @@ class Scheduler:
         return step
 
     def _decided_rows(self, new_tokens: Ints) -> tuple[Ints, Ints, list[Generation]]:
-        """Return which rows get their next token in this step: as 0 or 1 for every row, as row numbers, and their requests."""
-        is_ready = (new_tokens > 0) & (self._tables.held + new_tokens == self._known + self._drafts)
+        """Return the rows that get their next token in this step: as 0 or 1 for every row, as row numbers, as requests."""
+        is_ready = (new_tokens > 0) & (self.tables.held + new_tokens == self._known + self._drafts)
         rows = np.flatnonzero(is_ready)
         requests = [self._requests[row] for row in rows.tolist()]
         sampled = [request for request in requests if isinstance(request, Generation)]
@@ -234,16 +257,19 @@ class Scheduler:
     def _scored_rows(
         self, new_tokens: Ints, starts: NDArray[np.int32]
     ) -> tuple[list[tuple[Scoring, int, int]], list[Ints]]:
-        """Return the scoring requests of this step with first position and count, and the token rows of their logits."""
+        """Return the step's scoring requests, each with first position and count, and their tokens' places in the step."""
         scored, token_rows = list[tuple[Scoring, int, int]](), list[Ints]()
         for request in self.running:
             if isinstance(request, Scoring) and (count := int(new_tokens[request.row])):
-                scored.append((request, int(self._tables.held[request.row]), count))
+                scored.append((request, int(self.tables.held[request.row]), count))
                 token_rows.append(np.arange(count) + starts[request.row])
         return scored, token_rows
 
     def _continue(self, last: Step) -> Step | None:
-        """Return the step after `last` when the same rows decode on, None where tiles run out; most steps are such."""
+        """Return the step that follows `last` if the same rows go on decoding; None where tiles run out.
+
+        Most steps come from here, and reuse the arrays of the one before.
+        """
         if self._capacity.width == 1:
             if not self._has_tiles(last, last.new_tokens, 1):
                 return None
@@ -260,7 +286,7 @@ class Scheduler:
         layout = layout_of((self._drafts_to_check + last.ready).tobytes())
         if not self._has_tiles(last, layout.new_tokens, layout.longest):
             return None
-        positions = self._tables.held[layout.rows] + layout.places
+        positions = self.tables.held[layout.rows] + layout.places
         packed = PackedStep(
             self._tokens[layout.rows, positions],
             positions,
@@ -276,25 +302,24 @@ class Scheduler:
         return self._repeatable
 
     def _has_tiles(self, last: Step, new_tokens: Ints, longest: int) -> bool:
-        """Whether the rows of `last` have tiles for `new_tokens` more tokens, `longest` at most, now."""
+        """Whether the rows of `last` now have tiles for `new_tokens` more tokens, of which no row has more than `longest`."""
         if self._tokens_with_tiles < longest:
-            if not self._tables.grow(new_tokens):
+            if not self.tables.grow(new_tokens):
                 return False
-            self._tokens_with_tiles = self._tables.tokens_before_tiles(last.rows)
+            self._tokens_with_tiles = self.tables.tokens_before_tiles(last.rows)
         self._tokens_with_tiles -= longest
         return True
 
     def _preempt(self, request: Request) -> None:
-        """Take row and tiles away; `request` comes back first and recomputes prompt and generated tokens."""
-        request.tokens = request.tokens[: request.length].copy()
+        """Take row and tiles from `request`; it is the next to get a row, and computes prompt and output again."""
         self._vacate(request)
         self.waiting.appendleft(request)
 
     def _vacate(self, request: Request) -> None:
         assert request.row is not None
-        self._tables.release(request.row)
+        self.tables.release(request.row)
         self._known[request.row] = self._drafts[request.row] = self._drafts_to_check[request.row] = 0
         self._requests[request.row] = None
-        request.row = None
+        request.move_out()
         self.running.remove(request)
         self._repeatable = None

@@ -1,4 +1,4 @@
-"""One step's work: the packed tokens and the requests that they belong to."""
+"""One step of the scheduler: the packed tokens, and the requests that they belong to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step's work.
+    """One step; created by the Scheduler.
 
     The step's logits come in this order: first the `decided_rows` rows of the requests in `sampled`, then those of `scored`.
 
@@ -41,5 +41,5 @@ class Step:
 
     @property
     def decided_rows(self) -> int:
-        """Rows of logits that decide tokens, or judge them."""
+        """Number of rows of logits that decide tokens, or check drafts."""
         return len(self.sampled) + sum(map(len, self.drafts))

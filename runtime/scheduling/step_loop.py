@@ -1,4 +1,4 @@
-"""The step loop and the one thread that runs it."""
+"""The step loop: schedules, runs and delivers step after step, on one thread."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ Message: TypeAlias = Submit | Cancel | Close
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """When one step began and ended (seconds of perf_counter), and how long the backend ran in it.
+    """Times and counts of one step; created by the StepLoop, which hands it to its observer.
 
-    tokens: computed in it, over all rows. sampled: requests that got a token; decided: the tokens that they got.
+    start, end: begin and end of the step, in seconds of `time.perf_counter`.
+    backend_seconds: time that the backend ran within the step.
+    tokens: tokens computed in the step, over all rows.
+    sampled: number of requests that got a token.
+    decided: number of tokens that they got.
     """
 
     start: float
@@ -54,9 +58,9 @@ class StepTiming:
 
 
 class StepLoop:
-    """Takes requests from any thread, and serves them on a thread of its own until it is closed; `load` creates it.
+    """Takes requests from any thread, and serves them on a thread of its own until it is closed; created by `load`.
 
-    observer: called after each step, on the loop's thread; whoever measures sets it.
+    observer: called after each step, on the loop's thread; None, unless something that measures sets it.
     """
 
     def __init__(self, scheduler: Scheduler, session: Session, decoder: Decoder) -> None:
@@ -75,17 +79,17 @@ class StepLoop:
             if self._closed:
                 raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
             if self._thread is None:
-                # daemon: the interpreter must not wait for it before its exit hooks, one of which closes the engine
+                # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
                 self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
                 self._thread.start()
             self._inbox.put(Submit(requests))
 
     def cancel(self, *requests: Request) -> None:
-        """End `requests` before the next step; those that have ended stay as they are."""
+        """End `requests` before the next step; requests that have ended already stay as they are."""
         self._inbox.put(Cancel(requests))
 
     def close(self) -> None:
-        """Cancel what is live and end the thread after its step; may be called again."""
+        """Cancel all live requests and end the thread after the current step; may be called again."""
         with self._lock:
             self._closed = True
             self._inbox.put(Close())
@@ -103,11 +107,11 @@ class StepLoop:
         return step, emission
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
-        """Hand tokens and logits to their requests; those that end leave."""
-        if emission.more is None:
+        """Hand tokens and logits to their requests, and remove the requests that have ended."""
+        if emission.continuations is None:
             tokens = [[token] for token in emission.tokens.tolist()]
         else:
-            tokens = [more.tokens for more in emission.more]
+            tokens = [each.tokens for each in emission.continuations]
         for request, own, logprobs in zip(step.sampled, tokens, emission.logprobs, strict=True):
             if request.receive(own, logprobs):
                 self.scheduler.remove(request)
@@ -119,11 +123,11 @@ class StepLoop:
 
     def _serve(self) -> None:
         """Step while there is work, wait while there is none, until closed."""
-        while self._take_in():
+        while self._read_inbox():
             start, spent = time.perf_counter(), self.session.run_seconds
             try:
                 step, emission = self.step()
-            except Exception as error:  # whatever it is, it belongs to the requests' owners
+            except Exception as error:  # of any kind: it is raised where the requests' owners wait
                 self._fail(error)
                 continue
             if (observer := self.observer) is not None:
@@ -133,8 +137,8 @@ class StepLoop:
         for request in self.scheduler.live():
             request.cancel()
 
-    def _take_in(self) -> bool:
-        """Act on what has arrived, waiting only when there is nothing to run; False once closed."""
+    def _read_inbox(self) -> bool:
+        """Act on the messages that have arrived, and wait for one only when there is nothing to run; False once closed."""
         while self.scheduler.is_idle or not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, Close):
@@ -150,7 +154,7 @@ class StepLoop:
         return True
 
     def _fail(self, error: Exception) -> None:
-        """End what the failed step may have touched; requests that still wait go on."""
+        """End every request that the failed step may have touched; requests that still wait go on."""
         for request in list(self.scheduler.running) or list(self.scheduler.waiting):
             self.scheduler.remove(request)
             request.fail(error)

@@ -1,1 +1,1 @@
-"""Text to token ids and back: the tokenizer, chat templates, incremental detokenising."""
+"""Text to token ids and back: the tokenizer, chat templates, and text from tokens as they come."""

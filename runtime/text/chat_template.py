@@ -1,4 +1,4 @@
-"""A conversation as the text that the model was trained to answer, through its Jinja template."""
+"""Chat templates: Jinja templates that turn a conversation into the text that the model was trained to answer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from enginewright.runtime.errors import RequestError
 
 
 class ChatTemplate:
-    """One template, run in a sandbox: it reads its variables, and cannot change them or reach anything else.
+    """A chat template, run in a sandbox: it can read its variables, but cannot change them or reach anything else.
 
-    special: the tokenizer's special tokens by name, bos_token and so on. where: the file, for messages.
+    Created by `Tokenizer.load`.
+
+    source: the template's text.
+    special: the tokenizer's special tokens by name, such as bos_token.
+    where: the file that the template is from, for error messages.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], *, where: str) -> None:
@@ -29,7 +33,7 @@ class ChatTemplate:
         self._template: jinja2.Template | None = None
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-        """Return the text up to where the answer begins.
+        """Return the conversation as text, which ends where the answer begins.
 
         Raises:
             RequestError: the messages are malformed, or the template fails on them.
@@ -49,14 +53,17 @@ class ChatTemplate:
 
 def _check(messages: Sequence[Mapping[str, Any]]) -> None:
     if isinstance(messages, str) or not len(messages):
-        raise RequestError('chat: expected a list of messages such as {"role": "user", "content": "Hello"}')
+        got = "text" if isinstance(messages, str) else "no messages"
+        raise RequestError(
+            f'chat: got {got}, expected a list of messages such as {{"role": "user", "content": "Hello"}}'
+        )
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RequestError(f'chat: messages[{index}]: got {message!r}, expected an object with a text "role"')
 
 
 def _environment() -> jinja2.Environment:
-    """Return the environment that templates are written for: Hugging Face's names and whitespace rules."""
+    """Return a Jinja environment with the functions and whitespace rules of Hugging Face, for which templates are written."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -67,12 +74,12 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the answer for training; here its content stands as it is."""
+    """The tag `{% generation %} ... {% endgeneration %}`, which marks the answer for training; here it has no effect."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Return the block's content."""
+        """Return the content of the block, unchanged."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

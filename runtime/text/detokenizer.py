@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece, and the strings at which the text ends."""
+"""Turns token ids into text piece by piece, and cuts the text at stop strings."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ _LONGEST_WINDOW = 64
 
 
 class Detokenizer:
-    """Emits the text of one token stream in pieces that never change afterwards; one per request.
+    """Emits the text of a request's tokens in pieces that never change afterwards; created by the LLM for each request.
 
-    It decodes a short window of the newest tokens and emits what is new in it, so every kind of decoder works and a step
-    costs the same however long the text is. The end of the text is held back while it may still be an unfinished
-    character, that is, while the decoder ends it with U+FFFD.
+    It decodes a short window of the newest tokens, and emits the new part of it. So it works with every kind of tokenizer,
+    and a token costs the same however long the text is. The end of the text is held back while it may be an unfinished
+    character, that is, while the decoded text ends in U+FFFD.
 
-    The pieces together equal the decoding of all ids. The one exception are tokenizers with byte fallback, which turn a
-    whole run of byte tokens to U+FFFD when its last character is never finished: what was shown before stays.
+    The pieces together equal the decoding of all ids, with one exception. A tokenizer with byte fallback turns a whole run
+    of byte tokens to U+FFFD when the run's last character is never finished; text that was emitted before then stays.
+
+    decode: returns the text of token ids.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._window: list[int] = []
-        self._clean = 0  # window[:_clean] ended on a whole character
-        self._shown = 0  # characters of the window's text that are out
+        self._clean = 0  # window[:_clean] ends with a whole character
+        self._shown = 0  # characters of the window's text that have been emitted
 
     def push(self, token: int) -> str:
-        """Return the text that `token` makes certain; often its own, sometimes none."""
+        """Return the text that `token` makes certain; often its own text, sometimes none."""
         self._window.append(token)
         text = self._decode(self._window)
         certain = len(text)
@@ -41,19 +43,21 @@ class Detokenizer:
             if piece:
                 self._slide(text, self._clean)
             self._clean = len(self._window)
-        elif piece and len(self._window) > _LONGEST_WINDOW:  # only broken bytes: they resynchronise in one character
+        elif (
+            piece and len(self._window) > _LONGEST_WINDOW
+        ):  # only broken bytes; decoding is right again within a character
             self._slide(text, len(self._window) - 2 * _LONGEST_CHARACTER)
             self._clean = 0
         return piece
 
     def flush(self) -> str:
-        """Return what is still held back; the stream has ended."""
+        """Return the text that is still held back; there are no more tokens."""
         piece = self._decode(self._window)[self._shown :]
         self._window, self._clean, self._shown = [], 0, 0
         return piece
 
     def _slide(self, text: str, start: int) -> None:
-        """Drop window[:start] unless the rest alone reads differently (a decoder may strip a leading space)."""
+        """Drop window[:start], unless the rest decodes to other text on its own: a tokenizer may strip a leading space."""
         held = len(text) - self._shown
         tail = self._decode(self._window[start:])
         if len(tail) > held and text.endswith(tail):
@@ -62,14 +66,14 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text before the first stop string, holding back what may become one; one per request."""
+    """Cuts a text before its first stop string, and holds text back that may become one; created for each request."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Return the text that is certain to come before any stop string, and whether one was found."""
+        """Return the text that certainly comes before any stop string, and whether one was found."""
         if not self._stops:
             return piece, False
         text = self._held + piece
@@ -82,13 +86,13 @@ class StopStrings:
         return text[: len(text) - held], False
 
     def flush(self) -> str:
-        """Return what is still held back; the text has ended."""
+        """Return the text that is still held back; the text has ended."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` with which `stop` begins."""
+    """Return the length of the longest beginning of `stop`, short of all of it, with which `text` ends."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[len(text) - length :]):
             return length

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizer files that the checkpoint came with."""
+"""The tokenizer: text to token ids and back, by the tokenizer files of the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 
 
 class Tokenizer:
-    """tokenizer.json, and the chat template when there is one; opened by `load`."""
+    """The tokenizer of an engine, and its chat template if it has one; created by `Tokenizer.load`.
+
+    core: the tokenizer of tokenizer.json.
+    template: the chat template, or None.
+    """
 
     def __init__(self, core: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
         self._core = core
@@ -26,7 +30,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, root: Path, manifest: Manifest) -> Tokenizer | None:
-        """Return the engine's tokenizer, or None where the checkpoint had none.
+        """Return the engine's tokenizer, or None if the checkpoint had none.
 
         Raises:
             ArtifactError: a tokenizer file cannot be read.
@@ -48,7 +52,7 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token."""
+        """Number of characters of the longest token."""
         return max(map(len, self._core.get_vocab()), default=1)
 
     def encode(self, text: str) -> list[int]:
@@ -60,13 +64,13 @@ class Tokenizer:
         return self._core.decode(ids)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
-        """Return the ids of a conversation, ending where the answer begins.
+        """Return the ids of a conversation, which end where the answer begins.
 
         Raises:
             RequestError: there is no template, or it rejects the conversation.
         """
         text = _check_text(self.render(messages, variables))
-        return list(self._core.encode(text, add_special_tokens=False).ids)  # the template writes its own
+        return list(self._core.encode(text, add_special_tokens=False).ids)  # the template writes them itself
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         """Return the text of a conversation."""
@@ -76,7 +80,7 @@ class Tokenizer:
 
 
 def _check_text(text: str) -> str:
-    """Return `text`, which can be written as UTF-8."""
+    """Return `text`, after checking that it can be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
@@ -88,7 +92,7 @@ def _find_template(config: Mapping[str, Any], paths: Mapping[str, Path]) -> Chat
     """Return the default template: chat_template.jinja, else the one in tokenizer_config.json."""
     source: Any = config.get("chat_template")
     where = "tokenizer_config.json"
-    if isinstance(source, list):  # several named ones
+    if isinstance(source, list):  # several templates with names
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default", next(iter(named.values()), None))
     if "chat_template.jinja" in paths:
@@ -101,7 +105,7 @@ def _find_template(config: Mapping[str, Any], paths: Mapping[str, Path]) -> Chat
 
 
 def _token_text(token: Any) -> str:
-    """Return the text of a special token, given as such or as an object with its `content`."""
+    """Return the text of a special token, which is given as text or as an object with the text as `content`."""
     return str(token["content"] if isinstance(token, dict) and "content" in token else token)
 
 

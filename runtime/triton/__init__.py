@@ -1,4 +1,4 @@
-"""What Triton Inference Server runs of an engine: the class that a repository's model.py names.
+"""Serves an engine in Triton Inference Server, by the class that a model repository's model.py imports.
 
     from enginewright.runtime.triton.model import TritonPythonModel
 

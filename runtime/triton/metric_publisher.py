@@ -1,4 +1,4 @@
-"""An instance's metrics through Triton's custom metric API, on the server's metrics port."""
+"""Publishes an instance's metrics on the server's metrics port, through Triton's custom metric API."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from enginewright.runtime.triton.counters import METRICS, Key, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import METRICS, Key, Publisher, SilentPublisher, Values
 
 
 class _TritonMetrics:
-    """Metric objects of this instance. Each change is a message to the server, so unchanged values are not sent."""
+    """Triton's metric objects of this instance; created by `open_publisher`.
+
+    Each change is a message to the server, so unchanged values are not sent.
+    """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._families: dict[str, Any] = {}
@@ -32,7 +35,7 @@ class _TritonMetrics:
                 self._counters.add(key)
 
     def publish(self, values: Values) -> None:
-        """As Publisher says."""
+        """Send the values that have changed since the last call; stop where the server is ending."""
         for key, value in values.items():
             shown = self._shown.get(key, 0.0)
             if value == shown:
@@ -43,14 +46,14 @@ class _TritonMetrics:
                 else:
                     self._metrics[key].set(value)
             except pb_utils.TritonModelException:
-                return  # the server is ending; requests matter more
+                return  # the server is ending, and answers to requests matter more
             self._shown[key] = value
 
 
 def open_publisher(labels: Mapping[str, str]) -> Publisher:
-    """Return what shows metrics with these labels; nothing does, as the log then says, where the server has none."""
+    """Return a publisher of metrics with these labels; one that shows nothing, with a line in the log, without metrics."""
     try:
         return _TritonMetrics(labels)
     except pb_utils.TritonModelException as e:
         pb_utils.Logger.log_info(f"enginewright: no custom metrics, because the server has none ({e})")
-        return Silent()
+        return SilentPublisher()

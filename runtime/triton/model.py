@@ -1,4 +1,4 @@
-"""The class that Triton's Python backend runs: Triton's requests and responses around a Server."""
+"""The class that Triton's Python backend runs: passes Triton's requests to a Server, and its responses to Triton."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.host import physical_cores
 from enginewright.runtime.loader import load
+from enginewright.runtime.machine import physical_cores
 from enginewright.runtime.triton.metric_publisher import open_publisher
 from enginewright.runtime.triton.ports import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
 from enginewright.runtime.triton.served_request import read_request
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
 
-# Triton completes the module pb_utils only after it has imported the model, so nothing here may look inside before.
+# Triton completes the module pb_utils only after it has imported this one, so pb_utils may not be used at import time.
 _CODES = (
     (QueueFullError, "UNAVAILABLE"),
     (CancelledError, "CANCELLED"),
@@ -28,10 +28,10 @@ _CODES = (
 
 
 class TritonPythonModel:
-    """One instance: loads the engine beside model.py, and serves it until it is unloaded."""
+    """One instance of the model: loads the engine next to model.py, and serves it until Triton unloads the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the engine; what it lacks, or needs, is Triton's error for the model."""
+        """Load the engine; an error of loading becomes Triton's error for the model."""
         config = json.loads(args["model_config"])
         options = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
         instances = max(sum(group.get("count", 1) for group in config.get("instance_group", [])), 1)
@@ -63,21 +63,25 @@ class TritonPythonModel:
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
-                ask = read_request(self._server.llm, tensors, parameters, request.timeout())
-                self._server.submit(ask, client)
-            except Exception as e:  # whatever it is, it is this client's alone
+                served = read_request(self._server.llm, tensors, parameters, request.timeout())
+                self._server.submit(served, client)
+            except Exception as e:  # of any kind: it concerns this client alone
                 self._server.refuse(client, e)
 
     def finalize(self) -> None:
-        """Stop serving; nobody is left without an answer."""
+        """Stop serving, after every client has had an answer."""
         self._server.close()
         del self._server
 
 
 class _Client:
-    """Sends one request's responses. It keeps Triton's sender alone: the request itself must be free to go.
+    """Sends the responses of one request; created by the model for each.
 
-    batched: whether the model is declared with a batch dimension, of one, and 32 bits for whole numbers.
+    It keeps only Triton's sender, so that Triton can release the request itself.
+
+    sender: Triton's response sender.
+    wanted: names of the outputs that the client asks for.
+    batched: whether the model is declared with a batch dimension, of size one, and with 32-bit whole numbers.
     """
 
     def __init__(self, sender: Any, wanted: Iterable[str], *, batched: bool) -> None:
@@ -86,7 +90,7 @@ class _Client:
         self._batched = batched
 
     def send(self, piece: Piece) -> None:
-        """As Client says."""
+        """Send `piece` as a response, in the outputs that the client asks for; GoneError where it cannot be sent."""
         outputs = {name: value for name, value in _outputs(piece).items() if name in self._wanted}
         if self._batched:
             narrow = {np.dtype(np.int64): np.int32}
@@ -97,13 +101,13 @@ class _Client:
         self._respond(pb_utils.InferenceResponse(tensors), is_last=piece.end is not None)
 
     def fail(self, error: Exception) -> None:
-        """As Client says."""
+        """Send `error` as the last response, with the code that Triton has for its kind; GoneError where it cannot be sent."""
         code = next((code for kind, code in _CODES if isinstance(error, kind)), "INTERNAL")
         known = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code))
         self._respond(pb_utils.InferenceResponse([], known), is_last=True)
 
     def is_cancelled(self) -> bool:
-        """As Client says."""
+        """Whether Triton says that the client has cancelled."""
         return bool(self._sender.is_cancelled())
 
     def _respond(self, response: Any, *, is_last: bool) -> None:

@@ -1,4 +1,4 @@
-"""What one Triton request asks for, checked: tensors and parameters to a prompt and how to go on from it."""
+"""Reads a Triton request: checks its tensors and parameters, and turns them into a prompt and sampling options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.triton.ports import ALIASES, INPUTS, PROMPTS, SAMPLING, Port
+from enginewright.runtime.triton.ports import ALIASES, INPUTS, PROMPTS, SAMPLING, ServedPort
 
 _PORTS = {port.name: port for port in INPUTS}
 _KINDS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "STRING": (str,), "FP32": (float, int)}
@@ -22,7 +22,14 @@ _KIND_NAMES = {"BOOL": "true or false", "STRING": "text", "FP32": "a number"}
 
 @dataclass(frozen=True, kw_only=True)
 class ServedRequest:
-    """One request. stream: a response for each piece, not one for all. timeout: seconds from arrival, None for no limit."""
+    """A client's request, checked; created by `read_request`.
+
+    prompt: text or token ids.
+    sampling: the options for its tokens.
+    stream: whether the client gets a response for each piece of text, instead of a single one.
+    priority: of the requests that wait, those with lower numbers run first.
+    timeout: seconds from arrival after which the request is given up; None for no limit.
+    """
 
     prompt: Prompt
     sampling: Sampling
@@ -34,10 +41,12 @@ class ServedRequest:
 def read_request(
     llm: LLM, tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], timeout_us: int = 0
 ) -> ServedRequest:
-    """Return what is asked of `llm`.
+    """Return the request that the tensors and parameters describe.
 
-    tensors: the request's inputs by name, [n] or [1, n], texts as bytes. parameters: other values of the same names, as `generate` passes
-    what it is given in "parameters". timeout_us: Triton's own field; 0 where it is not set.
+    llm: the engine that is to serve it.
+    tensors: the request's inputs by name, [n] or [1, n], texts as bytes.
+    parameters: values with the same names as the inputs; the `generate` endpoint passes on what it gets in "parameters".
+    timeout_us: the timeout of Triton's own request field, in microseconds; 0 where it is not set.
 
     Raises:
         RequestError: an unknown name, a wrong type or shape, a value out of range, or a prompt that cannot be served.
@@ -63,7 +72,7 @@ def read_request(
 
 
 def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every value by our own name for it."""
+    """Return all values by our names for them."""
     values: dict[str, Any] = {}
     for name, value in (*tensors.items(), *parameters.items()):
         port = _PORTS.get(name)
@@ -76,8 +85,8 @@ def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     return values
 
 
-def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
-    if array.ndim == 2 and len(array) == 1:  # where the model is declared with a batch dimension
+def _from_tensor(port: ServedPort, array: NDArray[Any]) -> Any:
+    if array.ndim == 2 and len(array) == 1:  # the model is declared with a batch dimension
         array = array[0]
     if array.ndim != 1 or (port.dims == (1,) and len(array) != 1):
         expected = "one value" if port.dims == (1,) else "a list"
@@ -86,7 +95,7 @@ def _from_tensor(port: Port, array: NDArray[Any]) -> Any:
     return values[0] if port.dims == (1,) else values
 
 
-def _from_parameter(port: Port, value: Any) -> Any:
+def _from_parameter(port: ServedPort, value: Any) -> Any:
     kinds = _KINDS.get(port.type, (int,))
     if not isinstance(value, kinds) or (isinstance(value, bool) and port.type != "BOOL"):
         expected = _KIND_NAMES.get(port.type, "a whole number")
@@ -94,7 +103,7 @@ def _from_parameter(port: Port, value: Any) -> Any:
     return value if port.dims == (1,) else [value]
 
 
-def _plain(port: Port, value: Any) -> Any:
+def _plain(port: ServedPort, value: Any) -> Any:
     if port.type != "STRING":
         return value
     raw = value if isinstance(value, bytes) else str(value).encode()
@@ -107,7 +116,7 @@ def _plain(port: Port, value: Any) -> Any:
 
 
 def _shortest(array: NDArray[Any]) -> list[float]:
-    """The shortest decimals that are these single-precision numbers: 0.7 comes as 0.7, as it would in this process."""
+    """Return the shortest decimals that round to these single-precision numbers, so that a client's 0.7 is 0.7 here too."""
     return [float(str(value)) for value in array.astype(np.float32)]
 
 
@@ -125,7 +134,7 @@ def _read_prompt(llm: LLM, values: Mapping[str, Any]) -> Prompt:
     if llm.tokenizer is None:
         raise RequestError(f"{name}: got text, but the engine has no tokenizer; send input_ids instead")
     longest = llm.capacity.context * llm.tokenizer.longest_token
-    if len(value) > longest:  # so that reading a text takes no longer than a prompt that fits may
+    if len(value) > longest:  # so that no text takes longer to read than the longest prompt that fits
         raise RequestError(
             f"{name}: got {len(value)} characters, more than {llm.capacity.context} tokens, the context limit, can hold; "
             "shorten the prompt"
@@ -147,6 +156,6 @@ def _render(llm: LLM, text: str) -> list[int]:
 
 
 def _shown(value: object) -> str:
-    """The value as an error message shows it, cut where it is long."""
+    """Return the value as error messages show it, shortened where it is long."""
     text = value if isinstance(value, str) and value.isidentifier() else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

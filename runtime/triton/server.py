@@ -1,7 +1,7 @@
-"""Many clients' requests in one in-flight batch: who gets which response, and when a request is given up.
+"""Serves many clients' requests in one in-flight batch: sends the responses, and gives up requests that are too late.
 
-One thread answers all clients. The step loop's thread puts what it decides into one queue, and goes on; whatever has gathered
-there for a client while the others were answered leaves as one response.
+One thread answers all clients. The step loop's thread puts the tokens that it decides into a queue, and goes on. The tokens
+that have gathered for a client, while other clients were answered, leave as one response.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.llm import LLM, Handle
 from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
-from enginewright.runtime.triton.counters import Ending, Meters, Publisher, Silent, Values
+from enginewright.runtime.triton.counters import Ending, InstanceCounters, Publisher, SilentPublisher, Values
 from enginewright.runtime.triton.served_request import ServedRequest
 
 _WATCH_SECONDS = 0.01
@@ -26,7 +26,7 @@ _SETTLE_SECONDS = 0.05
 
 
 class QueueFullError(RequestError):
-    """As many requests wait as may."""
+    """The queue is full: no more requests may wait."""
 
 
 class CancelledError(RequestError):
@@ -34,16 +34,22 @@ class CancelledError(RequestError):
 
 
 class TimedOutError(RequestError):
-    """A request did not end in the time that it was given."""
+    """A request did not end within its timeout."""
 
 
 class GoneError(EnginewrightError):
-    """A response could not be sent; nobody waits for it any more."""
+    """A response could not be sent, because no client waits for it any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One response: what is new since the one before it. logprobs: one per token, when asked for. end: in the last one."""
+    """A response: the part of a reply that is new since the response before.
+
+    text: the new text.
+    token_ids: the new tokens.
+    logprobs: one entry for each new token, where the request asks for them.
+    end: the whole completion, in the last response alone.
+    """
 
     text: str
     token_ids: Sequence[int]
@@ -52,30 +58,45 @@ class Piece:
 
 
 class Client(Protocol):
-    """Who asked: takes responses until the last one or an error, from one thread at a time."""
+    """The sender of a request: takes responses until the last one or an error, from one thread at a time."""
 
     def send(self, piece: Piece) -> None:
-        """Send a response, the last one where `piece` has an end; GoneError where nobody takes it."""
+        """Send a response, which is the last one if `piece` has an end.
+
+        Raises:
+            GoneError: the client takes no responses any more.
+        """
         ...
 
     def fail(self, error: Exception) -> None:
-        """Send an error as the last response; GoneError where nobody takes it."""
+        """Send an error as the last response.
+
+        Raises:
+            GoneError: the client takes no responses any more.
+        """
         ...
 
     def is_cancelled(self) -> bool:
-        """Whether the client has lost interest."""
+        """Whether the client has cancelled the request."""
         ...
 
 
 @dataclass(eq=False, slots=True)
 class _Live:
-    """A request that has not been answered to its end.
+    """A request whose last response has not been sent; created by `Server.submit`.
 
-    handle: set once it is submitted. given_up: why it ends early, and the step at which that was found out.
+    client: takes the responses.
+    request: what the client asked for.
+    began: time of arrival, in seconds of `time.perf_counter`.
+    handle: the LLM's handle; set as soon as the request is submitted.
+    has_token: whether it has got a token; set on the step loop's thread.
+    given_up: if it ends early: the error that the client gets, how that counts, and the number of steps run by then.
+    tokens: tokens that have not been sent.
+    end: the completion or the error, as soon as it is there.
     """
 
     client: Client
-    ask: ServedRequest
+    request: ServedRequest
     began: float
     handle: Handle | None = None
     has_token: bool = False
@@ -88,32 +109,38 @@ Message: TypeAlias = tuple[_Live, Event] | None
 
 
 class Server:
-    """Serves `llm` until closed; max_queue: requests that may wait for a slot."""
+    """Serves an engine to many clients until it is closed; created by the model.
+
+    llm: the engine, which the server closes.
+    max_queue: the most requests that may wait for a row.
+    publisher: shows the metrics; None for no metrics.
+    counters: the counts that the metrics are made of.
+    """
 
     def __init__(self, llm: LLM, *, max_queue: int, publisher: Publisher | None = None) -> None:
         self.llm = llm
-        self.meters = Meters()
+        self.counters = InstanceCounters()
         self._most = llm.capacity.rows + max_queue
         self._max_queue = max_queue
-        self._publisher = publisher or Silent()
+        self._publisher = publisher or SilentPublisher()
         self._live: set[_Live] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._events: SimpleQueue[Message] = SimpleQueue()
         self._next_watch = self._next_report = 0.0
         self._reported: Values = {}
-        self._is_settled = True  # when the last client is answered, the step loop's thread may still be in the step
-        llm.loop.observer = self.meters.step
+        self._is_settled = True  # the step loop's thread may still run a step after the last client is answered
+        llm.loop.observer = self.counters.step
         self._thread = threading.Thread(target=self._answer_all, name="enginewright-answers", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: ServedRequest, client: Client) -> None:
-        """Queue a request, whose client is answered from now on.
+    def submit(self, request: ServedRequest, client: Client) -> None:
+        """Queue a request, and answer its client from now on.
 
         Raises:
-            RequestError: it cannot be served, or too many wait; then `client` has been sent nothing.
+            RequestError: it cannot be served, or too many requests wait; then nothing has been sent to `client`.
         """
-        live = _Live(client, ask, time.perf_counter())
+        live = _Live(client, request, time.perf_counter())
         with self._lock:
             if self._closed:
                 raise CancelledError("model: is being unloaded, so it takes no more requests")
@@ -124,7 +151,10 @@ class Server:
             self._live.add(live)
         try:
             live.handle = self.llm.submit(
-                ask.prompt, ask.sampling, priority=ask.priority, on_event=lambda event: self._take(live, event)
+                request.prompt,
+                request.sampling,
+                priority=request.priority,
+                on_event=lambda event: self._take(live, event),
             )
         except BaseException:
             with self._lock:
@@ -133,13 +163,13 @@ class Server:
         self._events.put(None)  # so that the new request is watched
 
     def refuse(self, client: Client, error: Exception) -> None:
-        """Answer a request that was not taken."""
-        self.meters.end("refused")
+        """Send the error to the client of a request that was not accepted."""
+        self.counters.end("refused")
         _try_fail(client, error)
         self._events.put(None)
 
     def close(self) -> None:
-        """Cancel what runs, answer it, and stop; may be called again."""
+        """Cancel all requests, answer their clients, and stop; may be called again."""
         with self._lock:
             self._closed = True
         self.llm.close()
@@ -148,19 +178,19 @@ class Server:
             self._thread.join()
 
     def _take(self, live: _Live, event: Event) -> None:
-        """Note what a step decided for `live`; called on the step loop's thread."""
+        """Queue an event of `live` for the answering thread; called on the step loop's thread."""
         if isinstance(event, Token):
             if not live.has_token:
                 live.has_token = True
-                self.meters.first_token(time.perf_counter() - live.began)
-            if not live.ask.stream:
+                self.counters.first_token(time.perf_counter() - live.began)
+            if not live.request.stream:
                 return
         elif live.given_up is not None and live.given_up[1] == "cancelled":
-            self.meters.cancel_steps = max(self.meters.cancel_steps, self.meters.steps - live.given_up[2])
+            self.counters.cancel_steps = max(self.counters.cancel_steps, self.counters.steps - live.given_up[2])
         self._events.put((live, event))
 
     def _answer_all(self) -> None:
-        """Send what the engine decides, until closed and everyone is answered."""
+        """Send the responses, until the server is closed and every client is answered."""
         while self._live or not self._closed:
             touched = dict[_Live, None]()
             for message in self._gather():
@@ -182,7 +212,7 @@ class Server:
         self._report(time.perf_counter())
 
     def _gather(self) -> list[Message]:
-        """Return what has come, waiting for something until the next request is to be looked after."""
+        """Return the messages that have come; wait for one, but no longer than until the next look at all requests."""
         wait = None if self._is_settled else _SETTLE_SECONDS
         if self._live:
             wait = max(self._next_watch - time.perf_counter(), 0.001)
@@ -195,7 +225,7 @@ class Server:
             return messages
 
     def _answer(self, live: _Live) -> None:
-        """Send what has gathered for one client."""
+        """Send one client the tokens that have gathered, and the end if it has come."""
         tokens, live.tokens = live.tokens, []
         error = live.end if isinstance(live.end, Exception) else None
         outcome: Ending = "completed" if error is None else "failed"
@@ -209,31 +239,34 @@ class Server:
                     outcome = "cancelled"
                     live.client.fail(CancelledError("request: cancelled, because the model is being unloaded"))
                 else:
-                    live.client.send(_piece(tokens, live.end) if live.ask.stream else _whole(live.end))
+                    live.client.send(_piece(tokens, live.end) if live.request.stream else _whole(live.end))
             elif live.given_up is None:
                 live.client.send(_piece(tokens))
         except GoneError as gone:
             self._give_up(live, gone, "cancelled")
-        except Exception as unknown:  # whatever it is, it is this client's alone; the others are served on
+        except Exception as unknown:  # of any kind: it concerns this client alone, and the others are served on
             outcome = "failed"
             _try_fail(live.client, unknown)
             self._give_up(live, unknown, outcome)
         if live.end is not None:
-            self.meters.end(outcome)
+            self.counters.end(outcome)
             with self._lock:
                 self._live.remove(live)
 
     def _watch(self, now: float) -> None:
-        """Give up requests whose client or time is gone. It takes a small share of the time, however many there are."""
+        """Give up requests that are cancelled or whose time is over.
+
+        This takes a small share of the thread's time, however many requests there are.
+        """
         with self._lock:
             lives = list(self._live)
         for live in lives:
             if live.given_up is not None or live.handle is None:
                 continue
-            if live.ask.timeout is not None and now - live.began > live.ask.timeout:
+            if live.request.timeout is not None and now - live.began > live.request.timeout:
                 self._give_up(
                     live,
-                    TimedOutError(f"request: not done after {live.ask.timeout:g} seconds, the time it was given"),
+                    TimedOutError(f"request: not done after {live.request.timeout:g} seconds, the time it was given"),
                     "timed_out",
                 )
             elif live.client.is_cancelled():
@@ -242,20 +275,19 @@ class Server:
         self._next_watch = now + spent + max(_WATCH_SECONDS, spent / _WATCH_SHARE)
 
     def _give_up(self, live: _Live, error: Exception, outcome: Ending) -> None:
-        """Let the engine end `live` before its next step; its client hears of it when that is done."""
+        """Tell the engine to end `live` before its next step; the client is answered when that is done."""
         if live.given_up is None and live.handle is not None:
-            live.given_up = (error, outcome, self.meters.steps)
+            live.given_up = (error, outcome, self.counters.steps)
             live.handle.cancel()
 
     def _report(self, now: float) -> None:
         """Publish the metrics."""
         self._next_report = now + _REPORT_SECONDS
-        scheduler = self.llm.loop.scheduler
-        running = len(scheduler.running)
-        waiting = max(len(self._live) - running, 0)
-        values = self.meters.report(now, cache_use=scheduler.cache_use, running=running, waiting=waiting)
+        state = self.llm.loop.scheduler.snapshot()
+        waiting = max(len(self._live) - state.running, 0)  # those that have not reached the scheduler yet, too
+        values = self.counters.report(now, cache_use=state.cache_use, running=state.running, waiting=waiting)
         self._publisher.publish(values)
-        self._is_settled = values == self._reported and not running
+        self._is_settled = values == self._reported and not state.running
         self._reported = values
 
 

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling, Token
+from enginewright.runtime import LLM, ArtifactError, Completion, Handle, RequestError, Sampling, Token, load
 from enginewright.runtime.backends.session import Outputs
 from tests.support.paths import ROOT
 from tests.support.runtime.toy_model import reference_logits
@@ -183,7 +184,7 @@ def test_a_waiting_request_of_a_lower_number_runs_first(make_toy: Make) -> None:
 
 def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
     llm = make_toy(eos=(), rows=3, cache_tokens=80)
-    full = llm.loop.scheduler._tables.free_tiles
+    full = llm.loop.scheduler.snapshot().free_tiles
     failures: list[object] = []
 
     def work(number: int) -> None:
@@ -204,7 +205,7 @@ def test_many_threads_submit_and_cancel(make_toy: Make) -> None:
         thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
     llm.close()
-    assert llm.loop.scheduler._tables.free_tiles == full
+    assert llm.loop.scheduler.snapshot().free_tiles == full
 
 
 def test_a_handle_may_be_read_twice_and_after_the_end(make_toy: Make) -> None:
@@ -344,3 +345,18 @@ def test_the_interpreter_exits_while_a_request_runs(ending: str) -> None:
         f"next(iter(handle))\n{ending}\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.native
+def test_what_is_printed_says_what_it_is(tiny_engine: Path) -> None:
+    with load(tiny_engine, threads=1) as llm:
+        done = llm.generate([[5, 6, 7]], Sampling(max_tokens=3, ignore_eos=True))[0]
+        shown = repr(llm)
+    assert shown.startswith(f"<LLM {llm.manifest.name}: {llm.manifest.model.family}, ")
+    assert shown.endswith(f"paged cache, up to {llm.capacity.rows} requests of {llm.capacity.context} tokens>")
+    assert repr(done) == f"Completion({done.text!r}, length, 3 tokens after 3)"
+    guessed = Completion(
+        text="a", token_ids=(1,), finish_reason="stop", prompt_tokens=9, logprobs=None, seed=0, reused_tokens=8,
+        guessed_tokens=2, agreed_tokens=1,
+    )  # fmt: skip
+    assert repr(guessed) == "Completion('a', stop, 1 tokens after 9, 8 reused, 1 of 2 guesses agreed)"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from enginewright.runtime import cli
-from enginewright.runtime.triton.counters import OUTCOMES
+from enginewright.runtime.triton.counters import ENDINGS
 from tests.support.serving import tritonserver
 from tests.support.serving.streams import MODEL, Stream
 from tests.support.serving.tritonserver import Installation, Server
@@ -67,7 +67,7 @@ def serve_one(server: Server, number: int, kind: str) -> str:
 
 def ended(server: Server) -> dict[str, float]:
     """Requests that have ended, by outcome, as the server counts them."""
-    return {outcome: server.measure("enginewright_requests_total", outcome=outcome) for outcome in OUTCOMES}
+    return {outcome: server.measure("enginewright_requests_total", outcome=outcome) for outcome in ENDINGS}
 
 
 def resident(server: Server) -> int:
@@ -107,7 +107,7 @@ def test_a_thousand_mixed_requests_leave_nothing_behind(small: Server) -> None:
     after, grown = ended(server), resident(server) / memory - 1
     expected = {"completed": 850, "cancelled": 100, "refused": 50}
     assert found == expected, "as the clients see it"
-    assert {name: after[name] - before[name] for name in OUTCOMES} == {**dict.fromkeys(OUTCOMES, 0), **expected}
+    assert {name: after[name] - before[name] for name in ENDINGS} == {**dict.fromkeys(ENDINGS, 0), **expected}
     assert server.measure("enginewright_cache_use_ratio") == 0
     assert server.measure("enginewright_cancel_steps_max") <= 1
     assert abs(grown) < 0.02, f"resident memory changed by {grown:.2%}"

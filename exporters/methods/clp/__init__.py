@@ -1,4 +1,4 @@
-"""CLP: extra heads guess further tokens, and a classifier says how many of the guesses to emit."""
+"""CLP: adds heads that guess further tokens, and a classifier that says how many of the guesses to emit."""
 
 from enginewright.exporters.methods.clp.lengths import accept_lengths
 

@@ -1,8 +1,8 @@
-"""A trained set of extra heads with its length classifier, on disk: what `tune clp` writes and the method clp reads.
+"""A trained set of extra heads with its length classifier, on disk: `tune clp` writes it, and the method clp reads it.
 
 clp_config.json          HeadSet: sizes, and the backbone that the heads were trained on
 clp_heads.safetensors    heads.<j>.up.weight [h, d], .up.bias [h], .out.weight [V, h], .out.bias [V], j from 0;
-                         classifier.weight [classes, d], classifier.bias [classes]; float32
+                         classifier.weight [classes, d], classifier.bias [classes]; all float32
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ MOST_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
-    """Sizes of a set of heads.
+    """Sizes of a set of heads; `tune` and `medusa.convert` create it.
 
-    k: tokens of one emission, of which the backbone gives the first. classes: of the classifier, 0 .. classes - 1 extra
-    tokens; k of them suffice, the paper's own counts of parameters have k + 1.
+    hidden_size: d, of the backbone's states.
+    vocab_size: V, of the backbone.
+    k: tokens of one emission, of which the backbone gives the first.
+    head_hidden: h, of a head's hidden layer.
+    classes: of the classifier, for 0 .. classes - 1 extra tokens. k classes suffice; the paper's own counts of parameters
+        have k + 1.
     """
 
     hidden_size: int
@@ -61,7 +65,7 @@ class HeadShape:
         return self.classes * (self.hidden_size + 1)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the set with its shape."""
+        """The shape of every tensor of the set, by name."""
         sizes: dict[str, tuple[int, ...]] = {}
         for j in range(self.extra):
             sizes[f"heads.{j}.up.weight"] = (self.head_hidden, self.hidden_size)
@@ -75,7 +79,11 @@ class HeadShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """The model that heads were trained on. sha256: `hash_of` its checkpoint."""
+    """The model that heads were trained on; `tune` and `medusa.convert` create it.
+
+    name: of the checkpoint.
+    sha256: `hash_of` the checkpoint.
+    """
 
     name: str
     sha256: str
@@ -83,7 +91,16 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSet:
-    """The config of a set of heads. activation, residual: of a head's hidden layer. training: how it was made."""
+    """The config of a set of heads; `tune` and `medusa.convert` create it.
+
+    format: version of the files.
+    kind: of the set.
+    shape: sizes of its tensors.
+    activation: of a head's hidden layer.
+    residual: whether the hidden layer adds its input to its output.
+    backbone: the model that the heads are for.
+    training: how the set was made.
+    """
 
     format: int = FORMAT
     kind: Literal["clp"] = "clp"
@@ -95,9 +112,9 @@ class HeadSet:
 
 
 def hash_of(checkpoint: Checkpoint) -> str:
-    """The sha256 of a checkpoint's tensors: names, types, shapes and bytes, however they are cut into files.
+    """The sha256 of a checkpoint's tensors: of names, types, shapes and bytes, no matter how they are cut into files.
 
-    With Depth-Attention also of its rule of sources, which changes every state and no tensor.
+    With Depth-Attention it includes the rule of sources, which changes every state and no tensor.
     """
     digest = hashlib.sha256()
     if (depth := read_depth_attention(checkpoint.config)) is not None:
@@ -113,7 +130,7 @@ def hash_of(checkpoint: Checkpoint) -> str:
 
 
 def write_head_set(root: Path, heads: HeadSet, tensors: dict[str, NDArray[np.float32]]) -> None:
-    """Write config and tensors to `root`, the config last: where it stands, the set is whole."""
+    """Write tensors and config to `root`. The config comes last, so that a set with a config is whole."""
     assert {name: x.shape for name, x in tensors.items()} == heads.shape.tensors()
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f".{WEIGHTS}.partial"
@@ -126,7 +143,7 @@ def write_head_set(root: Path, heads: HeadSet, tensors: dict[str, NDArray[np.flo
 
 
 def read_head_set(root: Path) -> HeadSet:
-    """Return the config of the set at `root`, after a look at the tensors' names and shapes.
+    """Return the config of the set at `root`, after checking the tensors' names and shapes.
 
     Raises:
         ExportError: a file is missing or damaged, or config and tensors disagree.
@@ -155,7 +172,7 @@ def read_head_set(root: Path) -> HeadSet:
 
 
 def load_tensor(root: Path, name: str) -> NDArray[np.float32]:
-    """The tensor `name` of the set at `root`; ExportError when it holds NaN or infinity."""
+    """Return the tensor `name` of the set at `root`; ExportError when it holds NaN or infinity."""
     with safe_open(root / WEIGHTS, framework="np") as f:
         tensor: NDArray[np.float32] = f.get_tensor(name).astype(np.float32)
     if not np.isfinite(tensor).all():

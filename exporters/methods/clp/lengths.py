@@ -9,13 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def accept_lengths(head_tokens: ArrayLike, target: ArrayLike) -> NDArray[np.int64]:
-    """L* of each position: how many heads in a row, from the first, predict the target.
+    """Return L* of each position: how many heads in a row, from the first, predict the target.
 
-    head_tokens[positions, m], head j = 1 .. m in column j - 1; target[positions, m], what each of them should be.
-    Or target[T], a sequence: the head j at position t predicts target[t + 1 + j], and the result covers the positions
-    t <= T - 2 - m. head_tokens may then be [m, positions] as well: the heads are along the shorter axis.
+    head_tokens: [positions, m], with head j = 1 .. m in column j - 1.
+    target: [positions, m], the right token for each of them. Or [T], a sequence: head j at position t then predicts
+        target[t + 1 + j], and the result covers the positions t <= T - 2 - m. head_tokens may then also be [m, positions]:
+        the heads are along the shorter axis.
 
     Formula: max{L : heads 1 .. L are all right}, stopping at the first miss (equation 6 of the paper).
+
+    Raises:
+        ValueError: the shapes do not fit together.
     """
     heads, wanted = np.asarray(head_tokens), np.asarray(target)
     if heads.ndim != 2:
@@ -29,7 +33,7 @@ def accept_lengths(head_tokens: ArrayLike, target: ArrayLike) -> NDArray[np.int6
 
 
 def _align(heads: NDArray[Any], sequence: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both [positions, m]: predictions, and the tokens of the sequence that they are about."""
+    """Return the predictions and the tokens of the sequence that they are about, both [positions, m]."""
     if heads.shape[0] < heads.shape[1]:
         heads = heads.T
     count = heads.shape[1]

@@ -1,8 +1,10 @@
-"""Medusa's heads as a set that the method clp reads: drafts of all heads in every step, for `verify=true`.
+"""Converts Medusa's heads into a set that the method clp reads, with drafts of all heads in every step, for `verify=true`.
 
-Source: Medusa, arXiv 2401.10774, section 2.1.1: head i (from 0) predicts the token i + 2 behind the one whose state h it
-reads, softmax(W2 (h + SiLU(W1 h + b1))). The released files: config.json with `medusa_num_heads` and `medusa_num_layers`,
-and medusa_lm_head.safetensors with `<i>.0.linear.weight`, `<i>.0.linear.bias` and `<i>.1.weight`.
+Head i (from 0) predicts the token i + 2 positions after the one whose state h it reads: softmax(W2 (h + SiLU(W1 h + b1))).
+The released files are config.json, with `medusa_num_heads` and `medusa_num_layers`, and medusa_lm_head.safetensors, with
+`<i>.0.linear.weight`, `<i>.0.linear.bias` and `<i>.1.weight`.
+
+Source: Medusa, arXiv 2401.10774, section 2.1.1.
 """
 
 from __future__ import annotations
@@ -25,17 +27,17 @@ from enginewright.exporters.source.checkpoint import open_checkpoint, read_json
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "config.json", "medusa_lm_head.safetensors"
-CERTAIN = 50.0  # score of the one length that the classifier knows
+CERTAIN = 50.0  # score of the one length that the classifier ever gives
 
 Arrays = dict[str, NDArray[np.float32]]
 
 
 def convert(root: Path, model: str, output: Path, heads: int | None = None) -> HeadSet:
-    """Write the set of the first `heads` (default: all) Medusa heads at `root`, made for the backbone `model`.
+    """Write a set of the first `heads` (default: all) Medusa heads at `root`, which are for the backbone `model`.
 
     Raises:
         ExportError: a file is missing or damaged, or the heads do not fit the model.
-        UnsupportedError: heads of more than one block.
+        UnsupportedError: a head has more than one block.
     """
     if output.exists() and any(output.iterdir()):
         raise ExportError(f"{output}: exists and is not empty; remove it, or choose another --output")

@@ -1,19 +1,20 @@
-"""CLP: extra heads guess the tokens behind the next one, and a classifier says how many of the guesses to emit.
+"""CLP: adds heads that guess the tokens after the next one, and a classifier that says how many of the guesses to emit.
 
-What an engine with it looks like, for the runtime's decoder of kind `multi_token`:
+An engine with CLP has these additions, for the runtime's decoder of kind `multi_token`:
 
-    decoder graph, outputs beside `logits` and `greedy_tokens`:
+    decoder graph, outputs in addition to `logits` and `greedy_tokens`:
         clp_tokens  int64 [N, k]   of each sampled row: greedy_tokens, then the heads' tokens, then -1
         clp_counts  int64 [N]      1 + L: how many of them are emitted, 1 .. k; 1 where greedy_tokens is -1
     manifest:
         decoding    {"kind": "multi_token", "k": k, "tau": tau, "verify": false}
 
 The graph gets no new inputs. All emitted tokens enter the next step in order: 1 + L new tokens of the row, all of them
-sampled, so that `greedy_tokens` of each says whether the model would have chosen the extra token behind it. With `verify`
-false every extra token stands, and the agreement is only counted; clp_counts is then 1 but for the last token of a row,
-whose guesses alone are of use. With `verify` true the runtime takes back from the first extra token that differs on, and
-goes on with the guesses behind the last one that stands. Where a request samples, or something changes its logits, the
-runtime drops the extra tokens.
+sampled. So the `greedy_tokens` of each shows whether the model would have chosen the extra token after it.
+
+With `verify` false every extra token is kept, and the agreement is only counted. clp_counts is then 1 except for the last
+token of a row, because only that token's guesses are used. With `verify` true the runtime drops the first extra token that
+differs and all after it, and goes on with the guesses that follow the last token it keeps. Where a request samples, or
+something changes its logits, the runtime drops the extra tokens.
 
 Source: Collocation-Length Prediction, arXiv 2606.10935; `plugins/oracles/clp_emit.py` defines the emission.
 """
@@ -43,11 +44,16 @@ ACTIVATIONS = {"gelu": 0, "silu": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How many tokens are emitted, and when.
+    """The heads, and the rule for how many tokens are emitted; `parse_method` creates it.
 
-    heads: directory that `enginewright tune clp` wrote. tau: no extra tokens where the likeliest length is less likely
-    than this. k: tokens of one emission, the backbone's included; None: as many as there are heads for. storage: of the
-    heads' output matrices. verify: whether the runtime checks the extra tokens, so that all are what greedy decoding says.
+    heads: the directory that `enginewright tune clp` wrote.
+    tau: no extra tokens are emitted where the likeliest length is less likely than this.
+    k: tokens of one emission, the backbone's included; None: as many as there are heads for.
+    storage: the type in which the heads' output matrices are stored.
+    verify: whether the runtime checks the extra tokens, so that all tokens are those of greedy decoding.
+
+    Raises:
+        ExportError: a value that is not known or out of range.
     """
 
     heads: str
@@ -68,7 +74,7 @@ class Config:
 
 
 def check_model(config: Config, checkpoint: Checkpoint) -> None:
-    """Raise ExportError unless the heads were trained on this checkpoint, and hold nothing but numbers."""
+    """Raise ExportError unless the heads were trained on this checkpoint, and all their numbers are finite."""
     heads, model = _read(config), checkpoint.config
     for name in ("hidden_size", "vocab_size"):
         got, expected = getattr(heads.shape, name), int(getattr(model, name))
@@ -83,7 +89,7 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} ({found[:12]}): the weights or the config's depth_attention differ; train heads with "
             "`enginewright tune clp`"
         )
-    try:  # before the graph is made: what is small is written as a part of it, where errors lose their reason
+    try:  # now, because small tensors are written as parts of the graph, and an error there loses its reason
         for name in heads.shape.tensors():
             load_tensor(Path(config.heads).expanduser(), name)
     except ExportError as e:
@@ -94,7 +100,7 @@ def choose_decoding(config: Config, decoding: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest's decoding.
 
     Raises:
-        ExportError: another method has chosen one already, or the heads cannot be read or do not suffice for k.
+        ExportError: another method has chosen a decoding already, or the heads cannot be read or are too few for k.
     """
     if decoding["kind"] != "autoregressive":
         raise ExportError(f"clp: decoding is {decoding['kind']} already; apply clp once")
@@ -102,13 +108,13 @@ def choose_decoding(config: Config, decoding: dict[str, Any]) -> dict[str, Any]:
 
 
 def extend_graph(config: Config, graph: ir.Graph) -> None:
-    """Add ClpEmit with the heads' weights, where the output projection reads the states of the sampled rows."""
+    """Add ClpEmit with the heads' weights. It reads the states of the sampled rows, which the output projection reads, too."""
     heads = _read(config)
     k = _tokens(config, heads)
     values = {name: add_weight(graph, f"clp.{name}", weight) for name, weight in _weights(config, heads, k).items()}
     values["hidden"] = _hidden_states(graph)
     values["greedy"] = next(value for value in graph.outputs if value.name == "greedy_tokens")
-    if not config.verify:  # guesses stand, so that only those behind a row's last token are asked for
+    if not config.verify:  # extra tokens are kept, so only the guesses after a row's last token are needed
         values |= {v.name: v for v in graph.inputs if v.name in ("sample_rows", "query_starts")}
     last = max(i for i, port in enumerate(CLP_EMIT.inputs) if port.name in values)
     attributes = {
@@ -135,7 +141,7 @@ def _read(config: Config) -> HeadSet:
 
 
 def _tokens(config: Config, heads: HeadSet) -> int:
-    """Tokens of one emission."""
+    """The number of tokens of one emission."""
     if config.k is not None and config.k > heads.shape.k:
         raise ExportError(
             f"clp: got k={config.k}, expected at most {heads.shape.k}: {config.heads} has {heads.shape.extra} heads"
@@ -144,7 +150,7 @@ def _tokens(config: Config, heads: HeadSet) -> int:
 
 
 def _weights(config: Config, heads: HeadSet, k: int) -> dict[str, Weight]:
-    """The weights of the node, by the names of its inputs."""
+    """The weights of the node ClpEmit, by the names of its inputs."""
     root, sizes = Path(config.heads).expanduser(), heads.shape.tensors()
 
     def one(name: str) -> Weight:
@@ -169,12 +175,12 @@ def _weights(config: Config, heads: HeadSet, k: int) -> dict[str, Weight]:
 
 
 def _hidden_states(graph: ir.Graph) -> ir.Value:
-    """What the output projection reads, [N, d]."""
+    """The states [N, d] that the output projection reads."""
     projection = output_projection(graph)
     hidden = None if projection is None else projection.inputs[0]
     if projection is None or hidden is None:
         raise UnsupportedError("clp: the graph has no product that makes the logits; build without --apply clp")
-    if projection.op_type == "Gemm":  # of a tied embedding: [N, d] already
+    if projection.op_type == "Gemm":  # of a tied embedding, which reads [N, d] already
         return hidden
     axis = ir.node("Constant", [], attributes={"value": ir.tensor([0])})
     rows = ir.node("Squeeze", [hidden, axis.outputs[0]])

@@ -1,4 +1,7 @@
-"""How good a set of heads is on texts it has not seen, position by position; in a run, an emission moves the next one."""
+"""Accuracy of a set of heads on held-out text, per position and per threshold.
+
+Every position counts once. In a run, the length of an emission decides which position comes next.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """One value of tau. emitted: mean tokens of a step. verified: of those, the ones that the backbone would say too.
+    """The results for one value of tau; `measure` creates it.
 
-    agreement: share of the emitted extra tokens that the backbone would say, given that those before them are right.
+    tau: the value.
+    emitted: mean number of tokens in a step.
+    verified: mean number of these that the backbone would choose, too.
+    agreement: share of the emitted extra tokens that the backbone would choose, given that those before them are right.
     """
 
     tau: float
@@ -32,10 +38,15 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsReport:
-    """Over `positions`. accuracy, agreement: of each head, with the text and with the backbone.
+    """The accuracy of heads and classifier; `measure` creates it.
 
-    longest: mean tokens of a step when the classifier knew how many heads are right, with the backbone. classifier_loss
-    is a cross-entropy, prior_loss that of a classifier that knows only how frequent each length is.
+    positions: how many positions were measured.
+    accuracy: of each head, the share of positions where it predicts the text.
+    agreement: of each head, the share of positions where it predicts the backbone's choice.
+    longest: mean number of tokens in a step if the classifier always knew how many heads agree with the backbone.
+    classifier_loss: cross-entropy of the classifier.
+    prior_loss: cross-entropy of a classifier that knows only how frequent each length is.
+    thresholds: the results for each value of tau.
     """
 
     positions: int
@@ -51,7 +62,13 @@ class HeadsReport:
 def measure(
     heads: Heads, classifier: torch.nn.Linear, states: torch.Tensor, own: Ints, chosen: Ints, label_source: str
 ) -> HeadsReport:
-    """Compare on states [P, d] whose targets are own [P, k - 1] in the text and chosen [P, k - 1] by the backbone."""
+    """Measure the heads on some positions.
+
+    states: [P, d].
+    own: int64 [P, k - 1], the targets in the text, IGNORED where there is none.
+    chosen: int64 [P, k - 1], the backbone's choices.
+    label_source: whether the classifier's labels come from the backbone or from the text (data).
+    """
     whole = (own != IGNORED).all(axis=1)
     states, own, chosen = states[torch.from_numpy(whole)], own[whole], chosen[whole]
     predicted = heads.predict(states).numpy()

@@ -1,4 +1,7 @@
-"""What a frozen backbone makes of a text, computed once and kept on disk: the states that its output projection reads."""
+"""Computes the states of a frozen backbone over a text once, and keeps them on disk.
+
+A state is the vector that the output projection reads.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-BATCH = 8
+BATCH = 8  # texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """Token ids of one text, of which the first `given` are a prompt: what follows from earlier states is not learned."""
+    """Token ids of one text; the command `tune` creates it.
+
+    ids: of the prompt and the text.
+    given: how many of them are the prompt. The heads do not learn to predict the prompt.
+    """
 
     ids: tuple[int, ...]
     given: int = 0
@@ -32,15 +39,17 @@ class TokenSequence:
 
     @property
     def positions(self) -> int:
-        """How many positions count."""
+        """The number of positions whose states count."""
         return len(self.ids) - self.first
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Of every position that counts, sequence after sequence: its state, and what the backbone would say there.
+    """The states of every position that counts, sequence after sequence; `compute_states` creates it.
 
-    states[P, d] float32, best[P] int64, both mapped from disk. Sequence s owns bounds[s] .. bounds[s + 1].
+    states: float32 [P, d], mapped from disk.
+    best: int64 [P], the token that the backbone would choose there, mapped from disk.
+    bounds: the positions from bounds[s] up to bounds[s + 1] are those of sequence s.
     """
 
     states: NDArray[np.float32]
@@ -53,7 +62,7 @@ class States:
 
 
 def compute_states(model: PreTrainedModel, texts: Sequence[TokenSequence], folder: Path) -> States:
-    """Run the frozen model over the texts; what an earlier run left in `folder` is not computed again."""
+    """Run the frozen model over the texts; states that an earlier run left in `folder` are not computed again."""
     bounds = np.cumsum([0, *(text.positions for text in texts)])
     hidden = int(model.get_output_embeddings().weight.shape[1])  # type: ignore[no-untyped-call]
     states = _map(folder / "states.float32", np.float32, (int(bounds[-1]), hidden))
@@ -79,7 +88,7 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap[Any, np.d
 
 
 def _run(model: PreTrainedModel, batch: Sequence[TokenSequence]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """States [T, d] and choices [T] of each text: padded on the right, which no token before it sees."""
+    """States [T, d] and choices [T] of each text. Texts are padded on the right, which no token before it sees."""
     ids = torch.zeros(len(batch), max(len(text.ids) for text in batch), dtype=torch.int64)
     for row, text in enumerate(batch):
         ids[row, : len(text.ids)] = torch.tensor(text.ids)
@@ -92,7 +101,7 @@ def _run(model: PreTrainedModel, batch: Sequence[TokenSequence]) -> Iterator[tup
 
 @contextmanager
 def _projection_input(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
-    """Collect what the output projection reads."""
+    """Collect the inputs of the output projection while the context is entered."""
     found: list[torch.Tensor] = []
     projection = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = projection.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))

@@ -1,7 +1,8 @@
 """Trains CLP's extra heads and their length classifier on a frozen backbone.
 
-Stages: the backbone's states, once (`states.py`); the heads on most texts; labels and the classifier on texts that the
-heads did not see; a report on texts that neither saw. A run that is stopped goes on where it was.
+It computes the backbone's states once (`states.py`) and trains the heads on most texts. Then it makes labels and trains the
+classifier, on texts that the heads did not see, and reports on texts that neither saw. A run that was stopped goes on where
+it was.
 
 Source: arXiv 2606.10935 section IV-B and table VIII, with the classifier trained on a held-out slice of the training
 texts: the paper trains it on its evaluation data.
@@ -46,19 +47,33 @@ from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError
 
-UNFINISHED = ".unfinished"
-"""Folder in the output of a run that is not done."""
-SAVE_SECONDS = 30.0
+UNFINISHED = ".unfinished"  # folder in the output of a run that is not done
+SAVE_SECONDS = 30.0  # between two saves of the heads in training
 LEAST_TEXTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to train; the defaults are the paper's, `batch` in texts and `classifier_batch` in positions.
+    """Settings of the training, with the paper's defaults; the command `tune` creates it.
 
-    label_source: whether the classifier counts a head as right when it gives the text's token, or the backbone's own.
-    held_out: share of the texts that the heads do not see; the classifier learns from one half of it, and the report is
-    about the other.
+    k: tokens of one emission, of which the backbone gives the first.
+    label_source: whether the classifier counts a head as right when it gives the text's token (data) or the backbone's.
+    head_hidden: width of a head's hidden layer; None: half the backbone's.
+    classes: of the classifier; None: k.
+    epochs: over the texts, for the heads.
+    rate: learning rate of the heads.
+    weight_decay: of the heads.
+    batch: texts in one step for the heads.
+    classifier_epochs: over the texts that the heads do not see, for the classifier.
+    classifier_rate: learning rate of the classifier, at the start of its schedule.
+    classifier_weight_decay: of the classifier.
+    classifier_batch: positions in one step for the classifier.
+    held_out: share of the texts that the heads do not see. The classifier learns from one half of them, and the report is
+        about the other.
+    seed: of the weights, and of the order of texts.
+
+    Raises:
+        ExportError: a value that is not known or out of range.
     """
 
     k: int = 3
@@ -93,7 +108,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Split:
-    """Which texts serve what."""
+    """The numbers of the texts for the heads, for the classifier and for the report; `_split` creates it."""
 
     heads: NDArray[np.int64]
     classifier: NDArray[np.int64]
@@ -101,7 +116,7 @@ class _Split:
 
 
 def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Options) -> HeadsReport:
-    """Train on `texts` and write the head set to `output`; returns how good it is on texts that it has not seen.
+    """Train on `texts`, write the head set to `output`, and return a report on texts that it has not seen.
 
     Raises:
         ExportError: there are too few texts, or `output` holds something else.
@@ -111,7 +126,9 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
     checkpoint = open_checkpoint(model)
     digest = hash_of(checkpoint)
     folder = _open_folder(output, {"backbone": digest, "texts": _hash(texts), "options": dataclasses.asdict(options)})
-    backbone = load_reference(model, ())  # what engines are checked against, mixing over depth included
+    backbone = load_reference(
+        model, ()
+    )  # the model that engines are checked against, which mixes over depth where the config says so
     states = compute_states(backbone, texts, folder)
     shape = _shape(backbone, options)
     own = np.concatenate([data_targets(text.ids, shape.extra)[text.first :] for text in texts])
@@ -136,7 +153,7 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
 
 
 def _open_folder(output: Path, request: dict[str, Any]) -> Path:
-    """The folder of the unfinished run, which must be one of this request."""
+    """The folder of the unfinished run; ExportError when the one there is of another request."""
     folder = output / UNFINISHED
     note = folder / "request.json"
     if output.exists() and any(output.iterdir()) and not note.is_file():
@@ -180,7 +197,7 @@ def _train_heads(
     folder: Path,
     options: Options,
 ) -> Heads:
-    """Stage A: all heads together, at a constant rate, from where an earlier run stopped."""
+    """Train all heads together at a constant rate, from the step at which an earlier run stopped."""
     torch.manual_seed(options.seed)
     heads = Heads(shape)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=options.rate, weight_decay=options.weight_decay)
@@ -206,7 +223,7 @@ def _train_heads(
 
 
 def _step(heads: Heads, optimizer: torch.optim.Optimizer, states: torch.Tensor, targets: torch.Tensor) -> float:
-    """One update; returns the loss."""
+    """Update the heads once, and return the loss."""
     optimizer.zero_grad()
     total = 0.0
     for loss in heads.losses(states, targets):
@@ -224,7 +241,7 @@ def _save(path: Path, step: int, heads: Heads, optimizer: torch.optim.Optimizer)
 
 
 def _resume(path: Path, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
-    """Steps that an earlier run has done."""
+    """Load the heads and the optimizer of an earlier run, and return how many steps it did."""
     if not path.is_file():
         return 0
     saved = torch.load(path, weights_only=True)
@@ -241,7 +258,7 @@ def _train_classifier(
     texts: NDArray[np.int64],
     options: Options,
 ) -> torch.nn.Linear:
-    """Stage B: labels from the trained heads, then the classifier with a cosine schedule."""
+    """Make labels with the trained heads, then train the classifier on them."""
     rows = states.rows(texts)
     inputs = torch.from_numpy(states.states[rows])
     whole, labels = length_labels(heads.predict(inputs).numpy(), targets[rows])
@@ -252,9 +269,10 @@ def _train_classifier(
 
 
 def fit_classifier(classifier: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor, options: Options) -> None:
-    """Minimise the cross-entropy, which is convex, from where only the lengths' frequencies are known.
+    """Minimise the classifier's cross-entropy, which is convex, with a cosine schedule of the rate.
 
-    Few positions make small batches, so that there are at least 32 in an epoch.
+    It starts with the frequencies of the lengths as biases and weights of 0. With few positions the batches are smaller, so
+    that there are at least 32 in an epoch.
     """
     counts = torch.bincount(labels, minlength=classifier.out_features) + 1
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Depth-Attention: a layer's values are mixed with those of earlier layers, where a checkpoint's config asks for it."""
+"""Depth-Attention: mixes a layer's values with those of earlier layers, where a checkpoint's config asks for it."""

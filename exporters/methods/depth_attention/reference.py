@@ -1,7 +1,7 @@
-"""Depth-Attention in PyTorch, for any family of the attention hook: what engines are compared with, and trained with.
+"""Depth-Attention in PyTorch, for any family of the attention hook; models are trained with it, and engines compared with it.
 
-The values are mixed in front of the family's own attention. A cache would get the values before they are mixed, so the
-reference runs whole sequences; the engine is what decodes with a cache.
+The values are mixed before they enter the family's own attention. A cache would get the values before they are mixed, so the
+reference runs whole sequences only; an engine decodes with a cache.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ Base = Literal["eager", "sdpa"]
 def mix_by_softmax(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sources: list[Pair], scale: float
 ) -> torch.Tensor:
-    """The mixed value [B, Hkv, T, Dv] of query [B, Hq, T, D], key [B, Hkv, T, D] and value; sources likewise.
+    """The mixed value [B, Hkv, T, Dv]: a softmax, in float32, over the values of the sources and of this layer.
 
-    The softmax runs over sources and self in float32, the query is the mean of its group.
+    query: [B, Hq, T, D], of which the mean of each group of heads is used.
+    key: [B, Hkv, T, D].
+    value: [B, Hkv, T, Dv].
+    sources: pairs of a key and a mixed value, of the same shapes.
+    scale: the factor on q . k.
     """
     keys, values = torch.stack([*(k for k, _ in sources), key]), torch.stack([*(v for _, v in sources), value])
     mean = query.reshape(key.shape[0], key.shape[1], -1, *key.shape[2:]).mean(dim=2)
@@ -39,14 +43,14 @@ def mix_by_softmax(
 def mix_evenly(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sources: list[Pair], scale: float
 ) -> torch.Tensor:
-    """The mean of the same values: the control that training experiments need."""
+    """The mean of the values that `mix_by_softmax` mixes: the control in training experiments."""
     return torch.stack([*(v for _, v in sources), value]).mean(0)
 
 
 def add_depth_attention(
     model: PreTrainedModel, depth: DepthAttention, *, base: Base = "eager", mix: Mix = mix_by_softmax
 ) -> None:
-    """Make `model` mix its values over depth in front of its attention `base`; its parameters stay what they are."""
+    """Make `model` mix its values over depth before its attention function `base`; its parameters stay as they are."""
     mixer = DepthMixer(depth, mix)
     for module in model.modules():
         if hasattr(module, "layer_idx"):
@@ -73,7 +77,12 @@ def _attend(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attention function that transformers calls: query [B, Hq, T, D], key and value [B, Hkv, T, D]."""
+    """Mix the value, then call the attention `base`, as transformers calls an attention function.
+
+    query: [B, Hq, T, D].
+    key: [B, Hkv, T, D].
+    value: [B, Hkv, T, Dv].
+    """
     if key.shape[2] != query.shape[2]:
         raise UnsupportedError(
             f"depth_attention: got {query.shape[2]} tokens with a cache of {key.shape[2]}, expected whole sequences: "
@@ -91,6 +100,6 @@ def _attend(
 
 
 def _eager(module: str) -> Callable[..., Any]:
-    """The eager attention of a family's own module."""
+    """The eager attention function in a family's own module."""
     found: Callable[..., Any] = sys.modules[module].eager_attention_forward
     return found

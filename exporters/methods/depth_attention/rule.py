@@ -1,10 +1,10 @@
-"""Depth-Attention: which earlier layers a layer mixes into its values, and the mixing while one forward pass runs.
+"""Depth-Attention: the rule that names the earlier layers of each layer, and the mixing during one forward pass.
 
 A model has it when its config says so: `"depth_attention": {"stride": 12, "recent": 0}`, or the keys of its authors'
 checkpoints. It is an architecture that a model is trained with, so no option turns it on.
 
-Source: arXiv 2606.05014. Its text counts the stride from the current layer, its code and its own count of sources from
-layer 0; the latter is what was run, and what is here.
+Source: arXiv 2606.05014. Its text counts the stride from the current layer; its code, and its own number of sources, count
+from layer 0. The code is what was run, so this module counts from layer 0.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 
 KEY = "depth_attention"
 FIELDS = ("stride", "recent")
-AUTHORS_NAMES = ("depth_attention", "depth_softmax")  # of the mode, now and earlier
+AUTHORS_NAMES = ("depth_attention", "depth_softmax")  # of the mode, in current and in earlier checkpoints
 Pair = tuple[torch.Tensor, torch.Tensor]
 Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, list[Pair], float], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthAttention:
-    """The rule of sources: layer j is one of a later layer l's if j is a multiple of `stride` or at least l - `recent`.
+    """The rule of sources: layer j is a source of a later layer l if j is a multiple of `stride` or at least l - `recent`.
 
-    layers: of the model. `read_depth_attention` makes it of a config.
+    `read_depth_attention` creates it from a config.
+
+    stride: 1 or more.
+    recent: 0 or more.
+    layers: how many the model has.
+
+    Raises:
+        ExportError: a value is out of range.
     """
 
     stride: int
@@ -55,7 +62,10 @@ class DepthAttention:
 class DepthMixer:
     """Mixes the values of one forward pass, layer after layer; layer 0 begins a new pass.
 
-    mix: of query, key, value, the sources' pairs of key and mixed value, and the factor on q . k.
+    `PackedDecoder` creates one for a graph, `add_depth_attention` one for a PyTorch model.
+
+    depth: the rule.
+    mix: a function of query, key, value, the sources' pairs of key and mixed value, and the factor on q . k.
     """
 
     def __init__(self, depth: DepthAttention, mix: Mix) -> None:
@@ -66,10 +76,10 @@ class DepthMixer:
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """The value that takes `value`'s place in attention and in the cache.
+        """Return the value that attention and the cache use in place of `value`.
 
         Raises:
-            UnsupportedError: a source has other heads than this layer, or has not run in this pass.
+            UnsupportedError: a source has other shapes than this layer, or has not run in this pass.
         """
         if layer == 0:
             self._seen.clear()
@@ -95,11 +105,11 @@ class DepthMixer:
 
 
 def read_depth_attention(config: PreTrainedConfig) -> DepthAttention | None:
-    """The rule that `config` asks for; None when it asks for none.
+    """Return the rule that `config` asks for; None when it asks for none.
 
     Raises:
         ExportError: a value is missing, unknown, or names layers that the model does not have.
-        UnsupportedError: the config asks for another form of it, or for a model that transformers does not have.
+        UnsupportedError: the config asks for a form of model that transformers does not have.
     """
     own, authors = getattr(config, KEY, None), _read_authors_keys(config)
     if own is None:
@@ -123,13 +133,13 @@ def read_depth_attention(config: PreTrainedConfig) -> DepthAttention | None:
 
 
 def _read_authors_keys(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """Stride and recent window under the names of the authors' checkpoints; None when they do not ask for mixing."""
+    """Return stride and recent window, read by the names of the authors' checkpoints; None when those ask for no mixing."""
     mode = getattr(config, "cross_layer_pattern", None) or getattr(config, "cross_layer_mode", None)
     if not getattr(config, "use_depth_attention", False) and mode not in AUTHORS_NAMES:
         return None
     if getattr(config, "use_qk_norm", False) and config.model_type == "llama":
         raise UnsupportedError(
-            "llama: use_qk_norm asks for norms of query and key, the key's behind its rotation, which transformers' llama "
+            "llama: use_qk_norm asks for norms of query and key, the key's after its rotation, which transformers' llama "
             "does not have; expected a family that has them itself, like qwen3"
         )
 

@@ -1,9 +1,10 @@
-"""Error correction: the columns of a layer are rounded one after another, and those not yet rounded make up for the error.
+"""Error correction: rounds the columns of a layer one after another, and lets later columns make up for the errors so far.
 
-With u the minimiser of the layer's damped error without rounding, the error of restored weights v is, but for a constant,
-(u - v)' (H + d I) (u - v). With H + d I = R R', R upper, its term of column t depends on columns up to t alone; so the weights
-that column t should have, once those before it are rounded with errors e = u - v, are u_t + sum over j < t of e_j R_jt / R_tt.
-GPTQ's factor, the Cholesky factor of (H + d I)^-1, is R^-1: here it is needed of blocks of the diagonal alone.
+Let u minimise the layer's damped error without rounding. Then the error of restored weights v is, except for a constant,
+(u - v)' (H + d I) (u - v). Let H + d I = R R' with R upper triangular. The error's term of column t then depends only on
+columns up to t. So once the columns before t are rounded with errors e = u - v, column t should have the weights
+u_t + (sum over j < t of e_j R_jt) / R_tt. GPTQ's factor, the Cholesky factor of (H + d I)^-1, is R^-1; only the blocks on
+its diagonal are needed here.
 
 Source: GPTQ, arXiv 2210.17323, section 3.3; its equal form LDLQ: arXiv 2307.13304, section 4; Qronos, arXiv 2505.11695,
 section 3; PiSO, arXiv 2606.10890, section 3.3 and appendix B.
@@ -19,7 +20,7 @@ import torch
 from enginewright.exporters.methods.piso.scales import ScaleFitter
 from enginewright.exporters.methods.piso.settings import LayerSettings
 
-_BLOCK = 128  # columns whose corrections of later ones are brought in together
+_BLOCK = 128  # columns whose effect on later ones is added at once
 _ATTEMPTS = 6  # each with ten times the damping of the one before
 _GPTQ_DAMPING = 0.01  # of the mean of H's diagonal
 _QRONOS_DAMPING = 1e-6  # of H's largest eigenvalue
@@ -36,8 +37,12 @@ def correct(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return scales [C, groups] and codes [C, D] of corrected weights; None, with a warning, where H cannot be factored.
 
-    weights[C, D], hessian[D, D], cross[D, D]: G of Qronos, or None. scales: frozen ones; None: fitted as the settings say.
-    Columns that never fire are rounded to the nearest.
+    weights: [C, D].
+    hessian: H [D, D].
+    cross: G [D, D] of Qronos, or None.
+    scales: [C, groups], kept as they are; None: fitted as the settings say.
+
+    Columns whose inputs are always 0 are rounded to the nearest code.
     """
     by_group = scales is None and settings.interleave == "group"
     size = settings.group_size or weights.shape[1]
@@ -50,23 +55,26 @@ def correct(
     factor, damping = factored
     task = _task(weights, hessian, cross, order, factor, damping)
     fitter = ScaleFitter(settings, weights)
-    progress = _Rounding(task, float(fitter.grid[0]), float(fitter.grid[-1]))
+    rounding = _Rounding(task, float(fitter.grid[0]), float(fitter.grid[-1]))
     if by_group:
-        scales = _round_by_groups(task, progress, fitter, settings, size)
+        scales = _round_by_groups(task, rounding, fitter, settings, size)
     else:
         if scales is None:
             scales, _ = fitter.fit_layer(weights, hessian, cross)
         columns = scales.T[order // size]
         for begin in range(0, len(order), _BLOCK):
             end = min(begin + _BLOCK, len(order))
-            progress.round(begin, end, progress.free(begin, end), columns[begin:end])
+            rounding.round(begin, end, rounding.corrected(begin, end), columns[begin:end])
     codes = torch.empty_like(weights)
-    codes[:, order] = progress.codes.T
+    codes[:, order] = rounding.codes.T
     return scales, codes
 
 
 def column_order(diagonal: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Columns [D] by descending H_ii; with a group size: groups by descending sums of theirs, columns inside by their own."""
+    """Columns [D] by descending H_ii.
+
+    With a group size, groups come by the descending sum of their H_ii, and the columns in a group by their own.
+    """
     if size is None:
         return diagonal.argsort(descending=True, stable=True)
     parts = diagonal.view(-1, size)
@@ -88,7 +96,10 @@ def _damping(hessian: torch.Tensor, settings: LayerSettings) -> float:
 def _factor(
     hessian: torch.Tensor, order: torch.Tensor, damping: float, *, is_exact: bool
 ) -> tuple[torch.Tensor, float] | None:
-    """R, upper, with R R' = H + d I in the given order, and d; float64 if exact or if float32 fails."""
+    """R, upper triangular, with R R' = H + d I in the given order of columns, and d; in float64 if exact or if float32 fails.
+
+    None, with a warning, when no damping helps.
+    """
     turned = order.flip(0)
     mirrored = hessian[turned][:, turned]
     first = damping
@@ -114,11 +125,19 @@ def _factor(
 
 @dataclass(frozen=True)
 class _Task:
-    """Towards what columns are rounded, all in the order in which they are, a column's C values together.
+    """The values that the columns of one layer are rounded towards; `_task` creates it.
 
-    factor[D, D]: R. goal[D, C]: u, weights that minimise the damped error without rounding. weights[D, C]: those of the float
-    model. first[C]: the first column's weights when all others keep those of the float model; None: goal's.
-    shift[D, C]: (G - H) w; None where G = H.
+    Columns are in the order in which they are rounded, and the C values of a column lie together.
+
+    hessian: H [D, D], in the layer's own order of columns.
+    cross: G [D, D], in the layer's own order; None where G = H.
+    order: [D], the columns in the order of rounding.
+    factor: R [D, D].
+    damping: d.
+    weights: [D, C], of the float model.
+    goal: u [D, C], the weights that minimise the damped error without rounding.
+    first: [C], the first column's weights when all others keep those of the float model; None: goal's.
+    shift: (G - H) w [D, C]; None where G = H.
     """
 
     hessian: torch.Tensor
@@ -132,7 +151,7 @@ class _Task:
     shift: torch.Tensor | None = None
 
     def block(self, begin: int, end: int, *, of_cross: bool = False) -> torch.Tensor:
-        """H, or G, [end - begin, end - begin] of some columns."""
+        """The part [end - begin, end - begin] of H, or of G, for the columns from `begin` to `end`."""
         columns = self.order[begin:end]
         moments = self.cross if of_cross and self.cross is not None else self.hessian
         return moments[columns[:, None], columns]
@@ -146,7 +165,10 @@ def _task(
     factor: torch.Tensor,
     damping: float,
 ) -> _Task:
-    """Damping pulls towards the float model's weights: u = w + (H + d I)^-1 (G - H) w, and u = w where G = H."""
+    """Order the weights and compute the goal u = w + (H + d I)^-1 (G - H) w; u = w where G = H.
+
+    So damping pulls towards the float model's weights.
+    """
     ordered = weights.T[order].contiguous()
     work = factor.to(weights)
     if cross is None:
@@ -160,7 +182,7 @@ def _task(
 
 
 class _Rounding:
-    """Codes [D, C] of the columns rounded so far; made for one layer."""
+    """Rounds columns, and holds the codes [D, C] of those rounded so far; `correct` creates one for each layer."""
 
     def __init__(self, task: _Task, low: float, high: float) -> None:
         self._task = task
@@ -169,14 +191,14 @@ class _Rounding:
         self._rest = torch.zeros_like(task.goal)  # e = u - v
         self._panel: tuple[int, int, torch.Tensor] | None = None
 
-    def free(self, begin: int, end: int) -> torch.Tensor:
-        """The weights [end - begin, C] that columns should have now that those before `begin` are rounded."""
+    def corrected(self, begin: int, end: int) -> torch.Tensor:
+        """The weights [end - begin, C] that these columns should have, now that those before `begin` are rounded."""
         if begin == 0:
             return self._task.goal[:end].clone()
         return torch.addmm(self._task.goal[begin:end], self._inverse(begin, end).T, self._pull(begin, end))
 
     def round(self, begin: int, end: int, wanted: torch.Tensor, scales: torch.Tensor) -> None:
-        """Round columns whose weights are `wanted`, which changes; scales: of the columns, as `wanted`."""
+        """Round columns whose weights are `wanted` [end - begin, C], which is changed; scales are of the same shape."""
         inverse = self._inverse(begin, end)
         shares = (inverse / inverse.diagonal()[:, None]).neg_()
         codes = self.codes[begin:end]
@@ -193,14 +215,17 @@ class _Rounding:
         torch.addcmul(self._task.goal[begin:end], codes, scales, value=-1, out=self._rest[begin:end])
 
     def _inverse(self, begin: int, end: int) -> torch.Tensor:
-        """That block of R^-1."""
+        """The block of R^-1 from `begin` to `end` on the diagonal."""
         block = self._task.factor[begin:end, begin:end]
         unit = torch.eye(end - begin, dtype=block.dtype, device=block.device)
         inverse: torch.Tensor = torch.linalg.solve_triangular(block, unit, upper=True)
         return inverse.contiguous()
 
     def _pull(self, begin: int, end: int) -> torch.Tensor:
-        """The sum over rounded columns j of R_jt e_j, for t of begin..end; those far back come in a panel at a time."""
+        """The sum over rounded columns j of R_jt e_j, for t from `begin` to `end`.
+
+        The part of columns far back is computed for a panel of several t at once.
+        """
         factor, rest = self._task.factor, self._rest
         if self._panel is None or end > self._panel[1]:
             stop = min(max(end, begin + _BLOCK), len(rest))
@@ -211,13 +236,13 @@ class _Rounding:
 
 
 def _round_by_groups(
-    task: _Task, progress: _Rounding, fitter: ScaleFitter, settings: LayerSettings, size: int
+    task: _Task, rounding: _Rounding, fitter: ScaleFitter, settings: LayerSettings, size: int
 ) -> torch.Tensor:
-    """Scales [C, groups], each group's fitted when its first column is reached; then its columns are rounded."""
+    """Fit each group's scales when its first column is reached, then round its columns; return the scales [C, groups]."""
     scales = task.goal.new_empty(len(task.order) // size, task.goal.shape[1])
     for begin in range(0, len(task.order), size):
         end = begin + size
-        wanted = progress.free(begin, end)
+        wanted = rounding.corrected(begin, end)
         current = wanted.T
         if begin == 0 and task.first is not None:
             current = torch.cat([task.first[None], task.weights[1:end]]).T
@@ -229,18 +254,18 @@ def _round_by_groups(
         scales[task.order[begin] // size] = scale
         for start in range(begin, end, _BLOCK):
             stop = min(start + _BLOCK, end)
-            part = wanted if stop - start == size else progress.free(start, stop)
-            progress.round(start, stop, part, scale.expand(stop - start, -1))
+            part = wanted if stop - start == size else rounding.corrected(start, stop)
+            rounding.round(start, stop, part, scale.expand(stop - start, -1))
     return scales.T.contiguous()
 
 
 def _target(
     task: _Task, begin: int, current: torch.Tensor, block: torch.Tensor, settings: LayerSettings
 ) -> torch.Tensor:
-    """The linear term p [C, g] of a group's error; all other groups stand as corrected so far.
+    """The linear term p [C, g] of a group's error, while all other groups stay as corrected so far.
 
-    p_g = (G w)_g - sum over other groups o of H_go v_o. All columns from g on minimise the damped error, which leaves
-    (G w - H v)_g = d (v - w)_g; so p_g = H_gg v_g + d (v - w)_g. The first group of Qronos is fitted before that minimum.
+    p_g = (G w)_g - sum over other groups o of H_go v_o. All columns from g on minimise the damped error, so that
+    (G w - H v)_g = d (v - w)_g, and p_g = H_gg v_g + d (v - w)_g. The first group of Qronos is fitted before that minimum.
     """
     end = begin + len(block)
     weights = task.weights[begin:end].T

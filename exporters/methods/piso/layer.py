@@ -1,4 +1,4 @@
-"""Codes and scales of one layer's weights, from the moments of its inputs.
+"""Quantises the weights of one layer, from the moments of its inputs.
 
 Source: PiSO, arXiv 2606.10890, sections 3 and 4, appendices A and B.
 """
@@ -20,10 +20,12 @@ __all__ = ["LayerResult", "LayerSettings", "quantize_layer"]
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Weights w are about v = scale * code.
+    """Codes and scales whose product v is close to the weights w; `quantize_layer` creates it.
 
-    codes[C, D] int8; scales[C, groups] float32, values of the settings' scale_type. error: summed over rows,
-    (w - v)' H (w - v); where a cross term G counts, v' H v - 2 v' G w, to which w' X'X w is missing, so it may be negative.
+    codes: int8 [C, D].
+    scales: float32 [C, groups], whose values the settings' scale_type holds.
+    error: (w - v)' H (w - v), summed over rows. With a cross term G it is v' H v - 2 v' G w, which lacks the constant
+        w' X'X w, so that it may be negative.
     """
 
     codes: torch.Tensor
@@ -41,17 +43,17 @@ def quantize_layer(
 ) -> LayerResult:
     """Return the codes and scales of weights [C, D] that keep the layer's outputs, as the settings ask.
 
-    hessian[D, D]: H, the sum of x~ x~' over the layer's inputs in the quantised model; all zeros without calibration: then
-    scales are those of least (w - s q)^2, and codes the nearest. cross[D, D]: G, the sum of x~ x', x of the float model, by the
-    same factor; None: as if x were x~. GPTQ knows no cross term and leaves it out, of its scales too.
-    scales[C, groups]: frozen ones of an earlier pass; only codes are chosen. float32, or float64 as weights are; runs where
-    the tensors lie.
+    hessian: H [D, D], the sum of x~ x~' over the layer's inputs in the quantised model. All zeros without calibration:
+        scales are then those of the least (w - s q)^2, and codes the nearest.
+    cross: G [D, D], the sum of x~ x' with the float model's inputs x, times the same factor; None: as if x were x~. GPTQ has
+        no cross term and leaves it out, for its scales too.
+    scales: [C, groups] of an earlier pass, which are kept; only codes are chosen.
 
-    Warns where H needs more damping than the settings' correction asks for, or cannot be factored at all; then codes are the
-    nearest.
+    Computes in float64 if weights are float64, else in float32, on the device of the tensors. Warns where H needs more
+    damping than the settings' correction asks for. Also warns where H cannot be factored at all; codes are then the nearest.
 
     Raises:
-        ExportError: shapes, a group size or scales that do not fit, or numbers that are not finite.
+        ExportError: shapes, a group size or scales do not fit, or numbers are not finite.
     """
     weights = weights if weights.dtype is torch.float64 else weights.float()
     hessian = hessian.to(weights)
@@ -105,7 +107,7 @@ def _round(
     settings: LayerSettings,
     scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales, fitted unless frozen ones are given, and codes without correction."""
+    """Scales [C, groups], fitted unless they are given, and codes [C, D] without correction."""
     fitter = ScaleFitter(settings, weights)
     if scales is None:
         return fitter.fit_layer(weights, hessian, cross)

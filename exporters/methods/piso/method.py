@@ -1,8 +1,8 @@
-"""PiSO: the linear layers of a decoder as 2, 3, 4 or 8 bits, with exact scales and error correction, calibrated on text.
+"""PiSO: quantises a decoder's linear layers to a few bits, with exact scales and error correction, calibrated on text.
 
-What is quantised: the matrices of the decoder's blocks that are linear layers; embedding, output projection, routers and
-fused experts are left to `--weights`. Results are kept in a folder of their own, so that a run that was interrupted goes on
-where it stopped, and a second engine or checkpoint of the same calibration takes moments.
+It quantises the linear layers in the decoder's blocks. The embedding, the output projection, routers and fused experts are
+left to `--weights`. Results are kept in a folder of their own. So a run that was interrupted goes on where it stopped, and a
+second engine or checkpoint of the same calibration is made in moments.
 
 Source: PiSO, arXiv 2606.10890; GPTQ, arXiv 2210.17323; Qronos, arXiv 2505.11695.
 """
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,57 +27,55 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.atomic_files import disk_errors, replace_file
-from enginewright.exporters.calibration.calibrate import calibrate, check_layers
-from enginewright.exporters.calibration.linear_group import Calibration, LinearGroup
+from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate, check_layers
+from enginewright.exporters.calibration.linear_group import Calibration, Compute, LinearGroup, Objective
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.methods.piso.layer import LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.layer import quantize_layer
+from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import stored_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
-BITS = (2, 3, 4, 8)
-OBJECTIVES = {"none": "cross", "gptq": "self", "qronos": "cross"}  # what each correction minimises
-_NO_RESULT = ("text", "work", "device")  # options that leave the results as they are, or are known by their content
-_FORMAT = 1  # of what the folder means; counts up when the same options give other results
+BITS = (2, 3, 4, 8)  # of the codes that engines and checkpoints hold
+OBJECTIVES: dict[str, Objective] = {
+    "none": "cross",
+    "gptq": "self",
+    "qronos": "cross",
+}  # correction -> what it minimises
+_NO_RESULT = ("text", "work", "device")  # options that do not change the results, or whose content is hashed instead
+_FORMAT = 1  # of the folder's content; counts up when the same options come to give other results
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """How to quantise, and on what.
+class Config(LayerSettings):
+    """The settings of layers, and of the calibration; `parse_method` creates it.
 
-    bits: 2, 3, 4 or 8. group_size: weights of a row that share a scale, a multiple of 16; 0: one scale a row.
-    scales: piso; mse, the best ones without data; absmax, the largest weight's.
-    correction: gptq, qronos, or none: plain rounding.
-    interleave: when scales are fitted: group, as each group is reached, on what correction has made of it; layer, before a
-    layer's correction; decoupled, for the whole model before any correction.
-    objective: self, cross, float; auto: the correction's own, and cross without one.
-    sequential: a group's scale accounts for the errors of others. diagonal: scales see H's diagonal alone. signed: scales of
-    piso and mse may be negative, which a grid with one more negative code gains from. narrow: without the lowest code.
-    refit: scales that are best for their codes, which then need not be the nearest.
-    scale_type: float32, bfloat16 or float16: what scales are rounded to; servers of checkpoints want the model's own.
-    text: a file to calibrate on; empty: what the model itself writes. sequences, length: how much of it, in tokens. seed.
-    dtype: float32 or bfloat16: what the model computes in meanwhile. device: cpu, cuda or auto.
-    exclude: names of layers to leave out, as patterns separated by +. work: folder of the results; empty: in the user's cache.
+    bits: 2, 3, 4 or 8.
+    group_size: a multiple of 16, or 0 for whole rows.
+    objective: the models that a layer's inputs come from: self, cross or float, as in `Calibration`; auto: the correction's
+        own, and cross without a correction.
+    text: a file to calibrate on; empty: text that the model itself writes.
+    sequences: how many sequences of the text are used.
+    length: tokens of a sequence.
+    seed: of the choice of windows in the text, or of the drawing of the model's own text.
+    dtype: the type that the model computes in meanwhile.
+    device: cpu, cuda or auto.
+    exclude: names of layers to leave out, as patterns separated by +.
+    work: the folder of the results; empty: one in the user's cache.
+
+    `LayerSettings` says what the other options mean.
+
+    Raises:
+        ExportError: a value that is not known or out of range, or options that do not go together.
     """
 
-    bits: int = 4
-    group_size: int = 32
-    scales: Literal["piso", "mse", "absmax"] = "piso"
-    correction: Literal["none", "gptq", "qronos"] = "gptq"
-    interleave: Literal["decoupled", "layer", "group"] = "group"
-    objective: Literal["auto", "self", "cross", "float"] = "auto"
-    sequential: bool = True
-    diagonal: bool = False
-    signed: bool = True
-    narrow: bool = False
-    refit: bool = False
-    scale_type: Literal["float32", "bfloat16", "float16"] = "float32"
+    objective: Literal["auto", Objective] = "auto"
     text: str = ""
     sequences: int = 128
     length: int = 512
     seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Compute = "float32"
     device: str = "auto"
     exclude: str = ""
     work: str = ""
@@ -85,13 +83,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ExportError(f"piso: got bits={self.bits}, expected one of {', '.join(map(str, BITS))}")
-        if self.group_size < 0:
-            raise ExportError(f"piso: got group_size={self.group_size}, expected a multiple of 16, or 0 for whole rows")
+        super().__post_init__()
         if self.group_size:
-            stored_form(self.bits, self.group_size, 0)
-        if self.interleave not in ("decoupled", "layer", "group"):
-            raise ExportError(f"piso: got interleave={self.interleave!r}, expected decoupled, layer or group")
-        if self.objective not in ("auto", "self", "cross", "float"):
+            stored_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
+        if self.objective not in ("auto", *get_args(Objective)):
             raise ExportError(f"piso: got objective={self.objective!r}, expected auto, self, cross or float")
         if self.correction == "gptq" and self.objective == "cross":
             raise ExportError(
@@ -101,61 +96,49 @@ class Config:
             raise ExportError(f"piso: got {self.sequences} sequences of {self.length} tokens, expected at least 1 of 1")
         if self.seed < 0:
             raise ExportError(f"piso: got seed={self.seed}, expected at least 0")
-        self.layer, self.calibration  # noqa: B018 (their own checks)
+        self.calibration  # noqa: B018 (its own checks)
 
     @property
-    def group(self) -> int | None:
-        """Columns of a group; None: all."""
-        return self.group_size or None
-
-    @property
-    def excluded(self) -> tuple[str, ...]:
-        """Patterns of layers to leave out."""
-        return tuple(filter(None, self.exclude.split("+")))
-
-    @property
-    def layer(self) -> LayerSettings:
-        """How one layer is quantised."""
-        names = {field.name for field in dataclasses.fields(LayerSettings)}
-        shared = {name: value for name, value in vars(self).items() if name in names}
-        interleave = "layer" if self.interleave == "decoupled" else self.interleave
-        return LayerSettings(**{**shared, "group_size": self.group, "interleave": interleave})
+    def form(self) -> QuantizedForm:
+        """The form of the results, and the layers to leave out."""
+        excluded = tuple(filter(None, self.exclude.split("+")))
+        return QuantizedForm(bits=self.bits, group_size=self.group_size or None, exclude=excluded)
 
     @property
     def calibration(self) -> Calibration:
-        """How the model runs over the text."""
+        """The settings of the model's run over the text."""
         objective = OBJECTIVES.get(self.correction, "cross") if self.objective == "auto" else self.objective
-        return Calibration(objective=objective, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
+        return Calibration(objective=objective, dtype=self.dtype, device=self.device)
 
 
 def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Return `weights` with the linear layers of the blocks quantised; what an earlier run has done is not done again.
+    """Return `weights` with the linear layers of the blocks quantised; the results of an earlier run are used again.
 
     Raises:
-        ExportError: groups that do not divide a layer, too little text, activations that are not finite, or a folder of
-            another run.
+        ExportError: groups that do not divide a layer, too little text, activations that are not finite, or a folder that
+            holds another run.
     """
-    check_layers(checkpoint, weights, bits=config.bits, group_size=config.group, exclude=config.excluded)
+    check_layers(checkpoint, weights, config.form)
     key = _fingerprint(config, weights, checkpoint)
     folder = Path(config.work).expanduser() if config.work else default_folder() / key[:16]
     print(f"piso: results are kept in {folder}", file=sys.stderr)
     tokens = _tokens(config, weights, checkpoint, folder / f"tokens-{key[:16]}.npy")
     if config.interleave == "decoupled" and config.correction != "none":
         rounding = dataclasses.replace(config, correction="none", objective=config.calibration.objective)
-        first = _run(rounding, weights, checkpoint, tokens, folder / "scales", key)
-        rows = _run(config, weights, checkpoint, tokens, folder / "codes", key, scales=first)
+        first = _calibrate(rounding, weights, checkpoint, tokens, folder / "scales", key)
+        rows = _calibrate(config, weights, checkpoint, tokens, folder / "codes", key, scales=first)
     else:
-        rows = _run(config, weights, checkpoint, tokens, folder, key)
+        rows = _calibrate(config, weights, checkpoint, tokens, folder, key)
     return {**weights, **{name: quantized_weight(weights[name].shape, found) for name, found in rows.items()}}
 
 
 def default_folder() -> Path:
-    """Where results lie unless `work` says otherwise."""
+    """The folder of the results unless `work` names another."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "enginewright" / "piso"
 
 
-def _run(
+def _calibrate(
     config: Config,
     weights: dict[str, Weight],
     checkpoint: Checkpoint,
@@ -165,40 +148,44 @@ def _run(
     *,
     scales: dict[str, QuantizedRows] | None = None,
 ) -> dict[str, QuantizedRows]:
-    """One pass over the model; scales: of an earlier pass, kept as they are."""
+    """Run one pass over the model.
+
+    scales: results of an earlier pass, whose scales are kept; None: scales are fitted.
+    """
     quantize = partial(quantize_group, config, scales or {})
-    return calibrate(
-        checkpoint,
-        weights,
-        tokens,
-        config.calibration,
-        quantize,
-        folder,
-        bits=config.bits,
-        group_size=config.group,
+    job = CalibrationJob(
+        checkpoint=checkpoint,
+        weights=weights,
+        tokens=tokens,
+        settings=config.calibration,
+        form=config.form,
+        folder=folder,
         key=key,
-        exclude=config.excluded,
     )
+    return calibrate(job, quantize)
 
 
 def quantize_group(
-    config: Config, scales: Mapping[str, QuantizedRows], stage: LinearGroup
+    config: Config, scales: Mapping[str, QuantizedRows], group: LinearGroup
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of layers that read the same; scales: of these layers, if they are chosen already."""
-    if not stage.tokens:
+    """Return codes and scales of layers that read the same input.
+
+    scales: results of an earlier pass by layer, whose scales are kept; empty: scales are fitted.
+    """
+    if not group.tokens:
         tqdm.write(
-            f"piso: {', '.join(stage.names)}: no token of the calibration text came there; its scales are the best without",
+            f"piso: {', '.join(group.names)}: no token of the calibration text came there; its scales are the best without",
             file=sys.stderr,
         )
     fixed = None
     if scales:
-        fixed = torch.from_numpy(np.concatenate([scales[name].load()[1] for name in stage.names]))
-    result = quantize_layer(stage.weights, stage.hessian, stage.cross, config.layer, scales=fixed)
+        fixed = torch.from_numpy(np.concatenate([scales[name].load()[1] for name in group.names]))
+    result = quantize_layer(group.weights, group.hessian, group.cross, config, scales=fixed)
     return result.codes, result.scales
 
 
 def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, kept: Path) -> NDArray[np.int64]:
-    """The calibration text [sequences, length], made once and then kept."""
+    """The calibration tokens [sequences, length], made once and then kept in the file `kept`."""
     if not kept.is_file():
         sizes = config.sequences, config.length, config.seed
         if config.text:
@@ -215,7 +202,10 @@ def _tokens(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint, 
 
 
 def _fingerprint(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> str:
-    """What the results depend on: options, text, the model's config, its tokenizer and every weight; the same in every command."""
+    """A hash of everything that the results depend on: options, text, the model's config, its tokenizer and every weight.
+
+    It is the same in every command.
+    """
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
     hashed = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     texts = [Path(config.text).expanduser()] if config.text else []

@@ -1,4 +1,4 @@
-"""Scales of a layer's weights as its settings ask for them, in the type in which an engine stores them."""
+"""Fits the scales of a layer's weights as its settings ask, in the type in which they are stored."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from enginewright.exporters.methods.piso.solver import best_cells, group_targets
 from enginewright.runtime.errors import ExportError
 
 _SMALLEST = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
-_COARSE = 2.0**-7  # a scale that moves by more of itself when it is stored is beyond its type's normal numbers
+_COARSE = 2.0**-7  # a scale whose relative change in storing is larger lies outside its type's normal numbers
 
 
 class ScaleFitter:
-    """Fits scales by one layer's settings; made once per layer."""
+    """Fits scales by one layer's settings; `quantize_layer` and `correct` create one for each layer."""
 
     def __init__(self, settings: LayerSettings, like: torch.Tensor) -> None:
         self._settings = settings
@@ -38,10 +38,13 @@ class ScaleFitter:
     def fit(
         self, weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales [C], of the type to store, and codes [C, g] of one group.
+        """Scales [C], rounded to their type, and codes [C, g] of one group.
 
-        weights[C, g]; target[C, g]: the linear term p of the error s^2 q' H q - 2 s q' p; block: H [g, g] or its diagonal [g].
-        Codes are those that the scale had before it was rounded to its type.
+        weights: [C, g].
+        target: [C, g], the linear term p of the error s^2 q' H q - 2 s q' p.
+        block: H [g, g] or its diagonal [g].
+
+        Codes belong to the scale before it was rounded to its type.
         """
         if self._settings.scales == "absmax":
             scales = self._store(self._largest(weights))
@@ -68,8 +71,10 @@ class ScaleFitter:
     def _fit_piso(
         self, weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows that no scale serves better than codes of 0, columns that never fire among them, get the scale of mse, and
-        codes of 0 unless the nearest ones are as good.
+        """Scales [C] and codes [C, g] of the least output error.
+
+        A row for which no scale is better than codes of 0, such as one whose inputs are always 0, gets the scale of mse. Its
+        codes are 0 unless the nearest ones are as good.
         """
         best = best_cells(weights, target, block, self.grid, signed=self._settings.signed, refit=self._settings.refit)
         lost = best.errors == torch.inf
@@ -86,10 +91,10 @@ class ScaleFitter:
         return torch.where(largest > 0, largest / self.grid.abs().max().to(weights), torch.ones_like(largest))
 
     def _store(self, scales: torch.Tensor) -> torch.Tensor:
-        """Scales as their type holds them, neither 0 nor infinite.
+        """Scales rounded to their type, neither 0 nor infinite.
 
         Raises:
-            ExportError: a scale that is larger than the type's largest number.
+            ExportError: a scale is larger than the type's largest number.
         """
         name = self._settings.scale_type
         stored = scales.to(getattr(torch, name)).to(scales)

@@ -1,4 +1,4 @@
-"""What is chosen when the weights of one layer are quantised."""
+"""The settings that say how the weights of one layer are quantised."""
 
 from __future__ import annotations
 
@@ -9,35 +9,50 @@ from enginewright.runtime.errors import ExportError
 
 ScaleRule = Literal["piso", "mse", "absmax"]
 Correction = Literal["none", "gptq", "qronos"]
-Interleave = Literal["layer", "group"]
+Interleave = Literal["decoupled", "layer", "group"]
 ScaleType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings:
-    """How the weights of a layer become scale * code.
+    """Settings of one layer, whose weights become scale * code; the method's `Config` adds those of the calibration.
 
-    bits: 2 to 8 of a code. group_size: columns that share a scale; None: all of a row.
-    scales: piso: least output error; mse: least (w - s q)^2, exactly; absmax: the largest weight is the largest code.
-    correction: none: codes are the nearest; gptq: columns not yet rounded make up for those that are; qronos: these also make
-    up for inputs that differ from the float model's.
-    interleave: scales are fitted before the layer's correction, or each group's when its first column is reached, on weights
-    corrected so far. sequential: a group's scale accounts for the groups before it; else for its own columns alone.
-    diagonal: piso sees the diagonal of the moments alone, and no groups before. signed: negative scales too, of piso and mse.
-    narrow: the lowest code is not used. refit: piso's scale is the best for its codes, which then need not be the nearest.
-    scale_type: scales are rounded to it before codes and corrections depend on them.
+    bits: of a code, 2 to 8.
+    group_size: columns of a row that share a scale; 0: the whole row.
+    scales: the rule for a scale.
+        piso: the least error of the layer's outputs.
+        mse: the least (w - s q)^2, exactly; it needs no data.
+        absmax: the largest weight gets the largest code.
+    correction: whether later columns make up for rounding errors.
+        none: each code is the nearest.
+        gptq: columns that are not yet rounded make up for those that are.
+        qronos: they also make up for inputs that differ from the float model's.
+    interleave: when scales are fitted.
+        group: each group's when its first column is reached, on the weights as corrected so far.
+        layer: before the layer's correction.
+        decoupled: for the whole model before any correction; for one layer this is the same as layer.
+    sequential: a group's scale accounts for the errors of the groups before it; otherwise for its own columns alone.
+    diagonal: piso sees only the diagonal of the moments, and no groups before.
+    signed: scales of piso and mse may be negative, which a grid with one more negative code gains from.
+    narrow: the lowest code is not used.
+    refit: piso's scale is the best one for its codes, which then need not be the nearest.
+    scale_type: the type that scales are rounded to, before codes and corrections depend on them. Servers of checkpoints
+        want the model's own type.
+
+    Raises:
+        ExportError: a value that is not known, or out of range.
 
     Source: PiSO, arXiv 2606.10890, sections 3.2, 3.3, appendices A and B.
     """
 
     bits: int = 4
-    group_size: int | None = 32
+    group_size: int = 32
     scales: ScaleRule = "piso"
     correction: Correction = "gptq"
     interleave: Interleave = "group"
     sequential: bool = True
     diagonal: bool = False
-    signed: bool = False
+    signed: bool = True
     narrow: bool = False
     refit: bool = False
     scale_type: ScaleType = "float32"
@@ -45,8 +60,8 @@ class LayerSettings:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ExportError(f"piso: bits: got {self.bits}, expected 2 to 8")
-        if self.group_size is not None and self.group_size < 1:
-            raise ExportError(f"piso: group_size: got {self.group_size}, expected 1 or more, or None")
+        if self.group_size < 0:
+            raise ExportError(f"piso: got group_size={self.group_size}, expected a multiple of 16, or 0 for whole rows")
         for name, known in (
             ("scales", ScaleRule),
             ("correction", Correction),

@@ -1,10 +1,10 @@
-"""Exact quantisation scales: the best scale of a row of weights under a quadratic error, and the codes that go with it.
+"""Exact quantisation scales: finds the best scale of a row of weights under a quadratic error, and the codes that go with it.
 
-Between two neighbouring transition scales, at which one weight changes its code, the codes are constant and the error is a
-parabola in the scale. A sweep (`piso_sweep.py`) visits all these cells and takes the best point of the best cell.
+A transition is a scale at which one weight changes its code. Between two neighbouring transitions, in a cell, the codes are
+constant and the error is a parabola in the scale. A sweep (`sweep.py`) visits all cells and takes the best point of the best.
 
 Source: PiSO, arXiv 2606.10890, Algorithm 1 (sections 3.1, 3.2 and appendix A), with cells as (t_next, t) below each
-transition t, and the scale kept inside its cell by a few units of the last place.
+transition t, and the scale kept inside its cell by a few units in the last place.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Solution:
-    """Weights w are about scale * code.
+    """Scales and codes whose product is close to the weights; `solve` creates it.
 
-    scales[C, groups]; codes[C, D], values of the grid; errors[C]: (w - s q)' H (w - s q), all groups together; None where a
-    cross term G was given, because the error then depends on the float model's own inputs.
+    scales: [C, groups].
+    codes: [C, D], values of the grid.
+    errors: [C], (w - s q)' H (w - s q) over all groups. None where a cross term G was given, because the error then depends
+        on the float model's own inputs.
     """
 
     scales: Array
@@ -37,7 +39,9 @@ class Solution:
 
 
 def int_grid(bits: int, narrow: bool = False) -> Array:
-    """The integers of `bits` bits in two's complement, ascending, as float64; narrow: without the lowest.
+    """Return the integers of `bits` bits in two's complement, ascending, as float64.
+
+    narrow: whether the lowest one is left out.
 
     Raises:
         ExportError: fewer than 2 bits, or more than 8.
@@ -61,18 +65,21 @@ def solve(
 ) -> Solution:
     """Return each row's scales s and codes q that minimise (w - s q)' H (w - s q) with q = w / s rounded to `grid`.
 
-    W[C, D]: weights. H[D, D] symmetric, or its diagonal [D]: sum of x~ x~' over the layer's inputs, any positive multiple.
-    G[D, D]: sum of x~ x', where the float model's inputs x differ from x~; then (X w - s X~ q)^2 is minimised.
-    grid: ascending values, 0 among them. group_size: weights of a row that share a scale; None: all D.
-    sequential: a group's scale accounts for the errors of the groups before it, which come in descending order of their part
-    of H's diagonal. signed: negative scales too, which an asymmetric grid may gain from. refit: the scale is the best for its
-    codes, which then need not be the nearest.
+    W: weights [C, D].
+    H: [D, D] symmetric, or its diagonal [D]: a positive multiple of the sum of x~ x~' over the layer's inputs.
+    G: [D, D], the sum of x~ x', where the float model's inputs x differ from x~; (X w - s X~ q)^2 is then minimised.
+    grid: ascending values with 0 among them.
+    group_size: weights of a row that share a scale; None: all D.
+    sequential: a group's scale accounts for the errors of the groups before it. Groups come in descending order of their
+        part of H's diagonal.
+    signed: scales may be negative, which an asymmetric grid may gain from.
+    refit: the scale is the best one for its codes, which then need not be the nearest.
 
-    Rows of zeros, and rows whose best code is 0 everywhere, get the scale max |w| / max |grid|, or 1. float64 throughout, or
-    float32 with float64 sums, as W is. Runs where the tensors lie.
+    Rows of zeros, and rows whose best code is 0 everywhere, get the scale max |w| / max |grid|, or 1. Computes in float64 if
+    W is float64, else in float32 with sums in float64, on the device of the tensors.
 
     Raises:
-        ExportError: shapes, a grid or a group size that do not fit, or numbers that are not finite.
+        ExportError: shapes, the grid or the group size do not fit, or numbers are not finite.
     """
     weights = torch.as_tensor(W)
     work = weights.dtype if weights.dtype in (torch.float32, torch.float64) else torch.float32
@@ -123,10 +130,11 @@ def group_targets(
     *,
     sequential: bool,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each group of `size` columns, in order, and its linear term p [C, size].
+    """Yield the index of each group of `size` columns, in order, and its linear term p [C, size].
 
-    sequential: p_g = sum of G_gj w_j over the groups j up to g, less the sum of H_gj v_j over those before g, in descending
-    order of their part of H's diagonal; the caller sets v_j, columns of `restored`, before it asks for the next group.
+    sequential: groups come in descending order of their part of H's diagonal, and p_g is the sum of G_gj w_j over the groups
+        j up to g, minus the sum of H_gj v_j over those before g. The caller sets v_j, columns of `restored`, before it asks
+        for the next group.
     """
     cross = h if g is None else g
     groups = [slice(begin, begin + size) for begin in range(0, weights.shape[1], size)]
@@ -146,17 +154,23 @@ def group_targets(
 
 @dataclass
 class Best:
-    """For each row the best scale, its codes, and its error without the constant term; infinite where all cells are closed."""
+    """The best cell of each of C rows; `best_cells` creates it.
+
+    scales: [C].
+    codes: [C, g].
+    errors: [C], without the constant term; infinite where the row has no open cell.
+    """
 
     scales: torch.Tensor
     codes: torch.Tensor
     errors: torch.Tensor
 
     def negated(self) -> Best:
+        """The same cells with scales of the other sign."""
         return Best(-self.scales, self.codes, self.errors)
 
     def better(self, other: Best) -> Best:
-        """Row by row the one of smaller error, this one among equals."""
+        """Row by row the cell of smaller error; where errors are equal, the one of `self`."""
         swap = other.errors < self.errors
         return Best(
             torch.where(swap, other.scales, self.scales),
@@ -174,10 +188,16 @@ def best_cells(
     signed: bool = False,
     refit: bool = False,
 ) -> Best:
-    """The best cell of each row, that is the least s^2 q' H q - 2 s q' p with q = w / s rounded to the grid.
+    """The best cell of each row: the least s^2 q' H q - 2 s q' p with q = w / s rounded to the grid.
 
-    weights[C, g], target[C, g]: p; block: H [g, g] or its diagonal [g]; grid: float64. Rows without an open cell fall back to
-    the largest weight's scale.
+    weights: [C, g].
+    target: p [C, g].
+    block: H [g, g] or its diagonal [g].
+    grid: float64.
+    signed: as in `solve`.
+    refit: as in `solve`.
+
+    A row without an open cell gets the scale that gives its largest weight the largest code.
     """
     best = _positive_best(weights, target, block, grid, refit=refit)
     if signed:
@@ -202,7 +222,7 @@ def _positive_best(
 
 
 def nearest(ratio: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """The nearest values of the grid, the higher one among equals."""
+    """The nearest values of the grid; of two that are equally near, the higher one."""
     middle = ((grid[1:] + grid[:-1]) / 2).to(ratio)
     return grid.to(ratio)[torch.bucketize(ratio, middle, right=True)]
 

@@ -1,10 +1,10 @@
-"""The sweep over all scales of a batch of rows: on a CPU by our library, row by row; anywhere as sums and products in torch.
+"""Sweeps over all scales of a batch of rows: with our library on a CPU, row by row, or with torch on any device.
 
-Both take rows whose largest weight is 1 and give, for each, the lowest error less its constant term, the scale, the codes;
-the error is infinite where no scale is better than codes of 0.
+Both sweeps take rows whose largest weight is 1. They return, for each row, the lowest error without its constant term, the
+scale and the codes. The error is infinite where no scale is better than codes of 0.
 
 Source: PiSO, arXiv 2606.10890, Algorithm 1, with cells as (t_next, t) below each transition t, and the scale kept inside
-its cell by a few units of the last place.
+its cell by a few units in the last place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from enginewright.plugins.libraries.scale_sweep import sweep_scales
 
 Swept = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-_MARGIN = 8  # units of the last place between a scale and its cell's ends; as in csrc/cpu/quantise/scale_sweep.cpp
+_MARGIN = 8  # units in the last place between a scale and its cell's ends; as in csrc/cpu/quantise/scale_sweep.cpp
 _EVENT_BYTES = 1 << 28  # of a batch's transitions
 _CHUNK = 32  # transitions of every row at a time
 
@@ -58,7 +58,7 @@ def sweep_on_cpu(
 def sweep_in_chunks(
     weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor, grid: torch.Tensor, *, refit: bool
 ) -> Swept:
-    """Sweep rows together, some transitions of each at a time, where the tensors lie."""
+    """Sweep all rows together, some transitions of each at a time, on the device of the tensors."""
     columns = weights.shape[1]
     steps = max(int((grid > 0).sum()), int((grid < 0).sum()))
     batch = max(1, _EVENT_BYTES // (columns * steps * 24))
@@ -69,7 +69,10 @@ def sweep_in_chunks(
 
 
 class _Sweep:
-    """One batch of rows. Transition j of a row is at scale t[j], descending, and moves the code of column[j] by delta[j]."""
+    """The sweep of one batch of rows; `sweep_in_chunks` creates it.
+
+    Transition j of a row is at scale t[j], in descending order, and moves the code of column[j] by delta[j].
+    """
 
     def __init__(self, weights: torch.Tensor, target: torch.Tensor, block: torch.Tensor, grid: torch.Tensor) -> None:
         self._weights = weights
@@ -78,7 +81,7 @@ class _Sweep:
         self._list_transitions(grid)
 
     def run(self, *, refit: bool) -> Swept:
-        """Visit every cell."""
+        """Visit every cell, and return the best of each row."""
         rows, count = self._delta.shape
         codes = torch.zeros_like(self._weights)
         reached = torch.zeros_like(codes)  # H q
@@ -122,9 +125,9 @@ class _Sweep:
     def _growth(
         self, column: torch.Tensor, delta: torch.Tensor, codes: torch.Tensor, reached: torch.Tensor
     ) -> torch.Tensor:
-        """How q' H q grows with each transition of the chunk, float64; codes and H q go on to the chunk's end."""
+        """The growth of q' H q with each transition of the chunk, float64; codes and H q move on to the chunk's end."""
         if self._block.ndim == 1:
-            same = (column[:, :, None] == column[:, None, :]).tril(-1)  # a column's own transitions alone count
+            same = (column[:, :, None] == column[:, None, :]).tril(-1)  # only a column's own transitions count
             before = codes.gather(1, column).double() + (same * delta[:, None, :]).sum(2)
             codes.scatter_add_(1, column, delta.to(codes))
             return self._block[column].double() * (2 * before * delta + delta * delta)
@@ -138,7 +141,7 @@ class _Sweep:
     def _lowest(
         self, alphas: torch.Tensor, betas: torch.Tensor, here: slice, *, refit: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and error of each cell's lowest point; infinite for cells too narrow to hold a scale."""
+        """Scale and error of each cell's lowest point; the error is infinite for cells too narrow to hold a scale."""
         high = self._t[:, here].double()
         low = self._t[:, here.start + 1 : here.stop + 1].double()
         margin = _MARGIN * torch.finfo(self._weights.dtype).eps * high

@@ -1,6 +1,6 @@
 """The CUDA runtime for Python: memory, streams, copies and graphs, through NVIDIA's own package `cuda-bindings`.
 
-TensorRT takes addresses and streams; this is where they come from. The package is imported when a runtime is opened.
+It provides the addresses and streams that TensorRT works on. The package is imported when a runtime is opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ _MEBIBYTE = 2**20
 
 
 class CudaRuntime:
-    """A `DeviceLibrary` on the current device; `open_cuda_runtime` creates it. api: the module `cuda.bindings.runtime`.
+    """A `DeviceLibrary` on the current device; created by `open_cuda_runtime`.
+
+    api: the module `cuda.bindings.runtime`.
 
     Raises:
         UnsupportedError: there is no driver, or no device.
@@ -33,11 +35,11 @@ class CudaRuntime:
         self._device = self._get("device", api.cudaGetDevice())
 
     def enter_thread(self) -> None:
-        """Let this thread use the device: the current one is each thread's own, and the first where nothing was said."""
+        """Make the device current in this thread; CUDA keeps the current device for each thread, at first device 0."""
         self._do("device", self._api.cudaSetDevice(self._device))
 
     def compute_capability(self) -> str:
-        """Of the device: "sm_90"."""
+        """Return the device's compute capability, such as "sm_90"."""
         names = self._api.cudaDeviceAttr
         attributes = (names.cudaDevAttrComputeCapabilityMajor, names.cudaDevAttrComputeCapabilityMinor)
         major, minor = (
@@ -46,10 +48,10 @@ class CudaRuntime:
         return f"sm_{major}{minor}"
 
     def allocate(self, bytes: int, *, host: bool = False) -> int:
-        """The address of zeros on the device, or in pinned memory of the host; `free` gives them back.
+        """Return the address of zeroed memory on the device, or of pinned memory on the host; `free` gives it back.
 
         Raises:
-            MemoryError: there is not as much; says what was needed and what is free.
+            MemoryError: there is too little memory; the text says what was needed and what is free.
         """
         size, api = max(bytes, 1), self._api
         status, address = api.cudaMallocHost(size) if host else api.cudaMalloc(size)
@@ -65,21 +67,21 @@ class CudaRuntime:
             ctypes.memset(int(address), 0, size)
         else:
             self._do("memory", api.cudaMemset(address, 0, size))
-            self._do("memory", api.cudaDeviceSynchronize())  # streams that do not block would not wait for it
+            self._do("memory", api.cudaDeviceSynchronize())  # non-blocking streams would not wait for it
         return int(address)
 
     def free(self, address: int, *, host: bool = False) -> None:
-        """Give memory back."""
+        """Give memory back that `allocate` returned."""
         self._do("memory", self._api.cudaFreeHost(address) if host else self._api.cudaFree(address))
 
     def free_bytes(self) -> int:
-        """Bytes of device memory that nobody has."""
+        """Return the bytes of device memory that are free."""
         status, free, _ = self._api.cudaMemGetInfo()
         self._check("memory", status)
         return int(free)
 
     def create_stream(self) -> int:
-        """A stream; `destroy_stream` ends it."""
+        """Create a stream; `destroy_stream` ends it."""
         return int(self._get("stream", self._api.cudaStreamCreateWithFlags(self._api.cudaStreamNonBlocking)))
 
     def destroy_stream(self, stream: int) -> None:
@@ -87,31 +89,34 @@ class CudaRuntime:
         self._do("stream", self._api.cudaStreamDestroy(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait for what was started on `stream`."""
+        """Wait for everything that was started on `stream`."""
         self._do("stream", self._api.cudaStreamSynchronize(stream))
 
     def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
-        """Copy, in order with what else is on `stream`; between device and pinned memory without waiting for it."""
+        """Start a copy, in order with everything else on `stream`.
+
+        Between the device and pinned memory, this does not wait for the copy.
+        """
         kind = self._api.cudaMemcpyKind.cudaMemcpyDefault
         self._do("copy", self._api.cudaMemcpyAsync(to, source, bytes, kind, stream))
 
     def copy_pieces(
         self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
     ) -> None:
-        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        """Start a copy of `count` pieces of `width` bytes, `source_pitch` bytes apart, to places `to_pitch` bytes apart."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDefault
         self._do("copy", self._api.cudaMemcpy2DAsync(to, to_pitch, source, source_pitch, width, count, kind, stream))
 
     def begin_capture(self, stream: int) -> None:
-        """Record what is started on `stream` from now on, instead of starting it."""
+        """From now on, record the work that is put on `stream` instead of starting it."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("capture", self._api.cudaStreamBeginCapture(stream, mode))
 
     def end_capture(self, stream: int) -> int:
-        """What was recorded, ready for `launch_graph`; `destroy_graph` ends it.
+        """Return the recorded work as a graph for `launch_graph`; `destroy_graph` ends it.
 
         Raises:
-            UnsupportedError: something was started that cannot be recorded.
+            UnsupportedError: the work contains something that cannot be recorded.
         """
         graph = self._get("capture", self._api.cudaStreamEndCapture(stream))
         try:
@@ -120,11 +125,11 @@ class CudaRuntime:
             self._do("graph", self._api.cudaGraphDestroy(graph))
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Start what was recorded, on `stream`."""
+        """Start the recorded work on `stream`."""
         self._do("graph", self._api.cudaGraphLaunch(graph, stream))
 
     def destroy_graph(self, graph: int) -> None:
-        """End a graph."""
+        """Destroy a graph."""
         self._do("graph", self._api.cudaGraphExecDestroy(graph))
 
     def _get(self, where: str, result: tuple[Any, Any]) -> Any:
@@ -137,7 +142,7 @@ class CudaRuntime:
 
     def _check(self, where: str, status: Any) -> None:
         if status != self._api.cudaError_t.cudaSuccess:
-            self._api.cudaGetLastError()  # forget it, or TensorRT takes it for its own
+            self._api.cudaGetLastError()  # clears the error, which TensorRT would otherwise take for its own
             raise UnsupportedError(
                 f"cuda: {where}: got {self._text(status)}, expected success; look for other processes on the GPU and at "
                 "the driver's version"
@@ -149,7 +154,9 @@ class CudaRuntime:
 
 
 def open_cuda_runtime(extra: str) -> CudaRuntime:
-    """The runtime of the current device. extra: of this package, which brings the bindings.
+    """Open the CUDA runtime on the current device.
+
+    extra: the optional dependency of this package that installs the bindings, for the error message.
 
     Raises:
         UnsupportedError: the bindings, the driver or the device is missing.

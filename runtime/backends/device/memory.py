@@ -1,4 +1,4 @@
-"""Memory of a CUDA device for a session: buffers that live as long as it, filled and read through pinned memory."""
+"""Device memory of a session: buffers that live as long as the session, filled and read through pinned memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from numpy.typing import NDArray
 
 
 class DeviceLibrary(Protocol):
-    """Memory, streams and copies of a device: `plugins.cuda.CudaLibrary`, or `runtime.cuda_runtime.CudaRuntime`."""
+    """Memory, streams and copies of a device; implemented by `CudaLibrary` of `plugins` and by `CudaRuntime`."""
 
     def allocate(self, bytes: int, *, host: bool = False) -> int:
-        """The address of zeros on the device, or in pinned memory of the host; MemoryError where there is not as much."""
+        """Return the address of zeroed memory on the device, or of pinned memory on the host.
+
+        Raises:
+            MemoryError: there is too little memory.
+        """
         ...
 
     def free(self, address: int, *, host: bool = False) -> None:
-        """Give memory back."""
+        """Give memory back that `allocate` returned."""
         ...
 
     def free_bytes(self) -> int:
-        """Bytes of device memory that nobody has."""
+        """Return the bytes of device memory that are free."""
         ...
 
     def create_stream(self) -> int:
-        """A stream."""
+        """Create a stream."""
         ...
 
     def destroy_stream(self, stream: int) -> None:
@@ -36,23 +40,23 @@ class DeviceLibrary(Protocol):
         ...
 
     def synchronize(self, stream: int) -> None:
-        """Wait for what was started on `stream`."""
+        """Wait for everything that was started on `stream`."""
         ...
 
     def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
-        """Copy, in order with what else is on `stream`."""
+        """Start a copy, in order with everything else on `stream`."""
         ...
 
     def copy_pieces(
         self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
     ) -> None:
-        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        """Start a copy of `count` pieces of `width` bytes, `source_pitch` bytes apart, to places `to_pitch` bytes apart."""
         ...
 
 
 @dataclass(frozen=True)
 class DeviceBuffer:
-    """`shape` elements of `dtype` at `address` on the device."""
+    """An array on the device: its address, shape and type; created by `DeviceMemory.buffer`."""
 
     address: int
     shape: tuple[int, ...]
@@ -60,12 +64,15 @@ class DeviceBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class DeviceMemory:
-    """A stream and what is allocated for it; everything is given back together, by `close` or when it is collected."""
+    """A stream, and the memory that is allocated for it; created by a session or graph.
+
+    All of it is given back together, by `close` or when this object is collected.
+    """
 
     def __init__(self, library: DeviceLibrary) -> None:
         self.library = library
@@ -74,27 +81,27 @@ class DeviceMemory:
         self._close = weakref.finalize(self, _give_back, library, self.stream, self._addresses)
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
-        """Zeros on the device.
+        """Return a buffer of zeros on the device.
 
         Raises:
-            MemoryError: says what was needed and what is free.
+            MemoryError: there is too little memory; the text says what was needed and what is free.
         """
         kind = np.dtype(dtype)
         return DeviceBuffer(self._allocate(math.prod(shape) * kind.itemsize, host=False), shape, kind)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Zeros of the host that the device copies without help."""
+        """Return an array of zeros in pinned memory of the host, which the device can copy without the CPU's help."""
         kind = np.dtype(dtype)
         size = math.prod(shape) * kind.itemsize
         raw = (ctypes.c_byte * size).from_address(self._allocate(size, host=True))
         return np.frombuffer(raw, kind).reshape(shape)
 
     def upload(self, to: DeviceBuffer, source: NDArray[Any]) -> None:
-        """Start copying pinned `source` to the beginning of `to`."""
+        """Start a copy of `source`, in pinned memory, to the beginning of `to`."""
         self.library.copy(to.address, source.ctypes.data, source.nbytes, self.stream)
 
     def download(self, to: NDArray[Any], source: DeviceBuffer) -> None:
-        """Start copying as much of `source` as pinned `to` holds."""
+        """Start a copy to `to`, in pinned memory, of as much of `source` as fits there."""
         self.library.copy(to.ctypes.data, source.address, to.nbytes, self.stream)
 
     def synchronize(self) -> None:
@@ -102,7 +109,7 @@ class DeviceMemory:
         self.library.synchronize(self.stream)
 
     def close(self) -> None:
-        """Give everything back; arrays of `pinned` are gone then."""
+        """Give everything back; the arrays of `pinned` must not be used after this."""
         self._close()
 
     def _allocate(self, size: int, *, host: bool) -> int:

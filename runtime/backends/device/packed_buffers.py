@@ -1,4 +1,4 @@
-"""What a session on a device does with a packed step beside running the graph: its arrays go there, its results come back."""
+"""Device buffers of packed steps: uploads a step's arrays, and downloads its results."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
-from enginewright.runtime.backends.graph_check import PER_STEP, TABLES
+from enginewright.runtime.backends.graph_check import TABLES
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError
 
 
 class PackedBuffers:
-    """Cache, tables and per-step arrays on a device at their full size, allocated once, and the results.
+    """The cache, tables, per-step arrays and results of a graph on a device, at their full size; created by a session.
 
-    Everything of a step is in order on the stream of `memory`: copies in, the graph, copies of what was asked for out.
-    inputs, results: by the graph's names.
+    They are allocated once. A step is in order on the stream of `memory`: the copies in, the graph, and the copies out of the
+    results that are wanted.
+
+    inputs, results: buffers by the graph's names for them.
+
+    Raises:
+        RequestError: there is too little memory.
     """
 
     def __init__(
@@ -31,7 +37,7 @@ class PackedBuffers:
     ) -> None:
         self._memory = memory
         self._tables = tables
-        self._uploaded_changes = -1  # of the tile table
+        self._uploaded_changes = -1  # the tables' tile_changes when the tile table was last uploaded
         try:
             self.inputs = {name: memory.buffer(*spec) for name, spec in inputs.items()}
             self.results = {name: memory.buffer(*spec) for name, spec in results.items()}
@@ -45,7 +51,7 @@ class PackedBuffers:
         memory.synchronize()
 
     def write(self, step: PackedStep) -> None:
-        """Start copying everything of `step` to the device."""
+        """Start the copies of `step` and of the tables to the device."""
         for source, target in step.sink_copies:
             for exact in self._exact:
                 self._copy_sink(exact, source, target)
@@ -56,7 +62,7 @@ class PackedBuffers:
         self._upload_tiles()
 
     def read(self, rows: int, *, reads_logits: bool) -> Outputs:
-        """Wait for the first `rows` rows of the results; without reads_logits, the logits are old ones."""
+        """Wait for the first `rows` rows of the results, and return them; without reads_logits, the logits are old."""
         outputs = {name: array[:rows] for name, array in self._read.items()}
         for name, array in outputs.items():
             if name != "logits" or reads_logits:
@@ -65,7 +71,7 @@ class PackedBuffers:
         return Outputs(*outputs.values())
 
     def upload(self, name: str, array: NDArray[Any]) -> None:
-        """Start copying `array` to the beginning of an input; once between two calls of `read`."""
+        """Start a copy of `array` to the beginning of an input; at most once between two calls of `read`."""
         self._memory.upload(self.inputs[name], self._stage(name, array))
 
     def _stage(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -74,7 +80,7 @@ class PackedBuffers:
         return staged
 
     def _upload_tiles(self) -> None:
-        if self._uploaded_changes != self._tables.tile_changes:  # large, and seldom changes
+        if self._uploaded_changes != self._tables.tile_changes:  # the table is large, and seldom changes
             self._uploaded_changes = self._tables.tile_changes
             self.upload("tile_table", self._tables.tile_table)
 

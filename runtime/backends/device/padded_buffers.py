@@ -1,4 +1,4 @@
-"""Packed steps filled up to a size that many steps share, so that one CUDA graph serves them all."""
+"""Device buffers of packed steps that are filled up to one of a few sizes, so that a CUDA graph serves many steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Spec = tuple[tuple[int, ...], np.dtype[Any]]
 
 
 class PaddedBuffers(PackedBuffers):
-    """Buffers with one tile in each pool, and one slot of exact tiles, that no row has.
+    """Buffers with a spare tile in each pool, and a spare row of exact tiles; created by a session.
 
-    On the device the tables of rows without tokens lead there. Tokens that fill a step up belong to such a row: they read
-    and write what nobody else does.
+    No row of the scheduler has them. On the device, the tables of idle rows lead to them. The tokens that fill up a step
+    belong to such an idle row, so they read and write memory that no request uses.
     """
 
     def __init__(
@@ -33,16 +33,19 @@ class PaddedBuffers(PackedBuffers):
     ) -> None:
         super().__init__(memory, tables, with_spares(inputs), results)
         self._spare_tiles = np.array(capacity.tiles, np.int32)
-        self._spare_slot = capacity.rows
+        self._spare_row = capacity.rows
         self._idle = self._parked = np.zeros(capacity.rows, np.bool_)
 
     def write(self, step: PackedStep) -> None:
-        """Start copying everything of `step` to the device."""
+        """Start the copies of `step` and of the tables to the device."""
         self._idle = self._idle_rows(step)
         super().write(step)
 
     def write_padded(self, step: PackedStep, size: int) -> bool:
-        """Start copying `step`, filled up to `size` tokens and samples; False, and nothing done, where no row is idle."""
+        """Start the copies of `step`, filled up to `size` tokens and samples.
+
+        Return False, and do nothing, where there is no idle row to fill it up with, or too much to fill up.
+        """
         missing = size - len(step.input_ids)
         idle = self._idle_rows(step)
         if missing and (not idle.any() or missing > self._tables.tile_tokens):
@@ -53,23 +56,23 @@ class PaddedBuffers(PackedBuffers):
         return True
 
     def _idle_rows(self, step: PackedStep) -> NDArray[np.bool_]:
-        """The rows that hold no token and bring none."""
+        """Return for each row whether it is idle: it has no token in the cache, and none in the step."""
         idle: NDArray[np.bool_] = (self._tables.held == 0) & (np.diff(step.query_starts) == 0)
         return idle
 
     def _upload_tiles(self) -> None:
-        """Upload the tables where they have changed, those of idle rows changed to lead to what is spare."""
+        """Upload the tile table if it or the idle rows have changed; in it, idle rows lead to the spare tiles and row."""
         if self._uploaded_changes == self._tables.tile_changes and (self._parked == self._idle).all():
             return
         self._uploaded_changes, self._parked = self._tables.tile_changes, self._idle
         staged = self._stage("tile_table", self._tables.tile_table)
         staged[:, self._idle] = self._spare_tiles[:, None, None, None]
         self._memory.upload(self.inputs["tile_table"], staged)
-        self.upload("slots", np.where(self._idle, self._spare_slot, np.arange(len(self._idle))))
+        self.upload("slots", np.where(self._idle, self._spare_row, np.arange(len(self._idle))))
 
 
 def with_spares(inputs: dict[str, Spec]) -> dict[str, Spec]:
-    """The shapes with one tile more in each pool, and one more slot of exact tiles."""
+    """Return the shapes with one more tile in each pool, and one more row of exact tiles."""
     grown = {}
     for name, (shape, dtype) in inputs.items():
         extra = name.startswith("kv.")
@@ -78,7 +81,7 @@ def with_spares(inputs: dict[str, Spec]) -> dict[str, Spec]:
 
 
 def pad(step: PackedStep, row: int, missing: int) -> PackedStep:
-    """The step with `missing` more tokens in `row`, which brings none, and as many samples as tokens."""
+    """Return the step with `missing` more tokens in `row`, which has none, and with as many samples as tokens."""
     starts = step.query_starts
     at = int(starts[row])
     samples = step.sample_rows + missing * (step.sample_rows >= at)

@@ -1,1 +1,1 @@
-"""ONNX Runtime as a backend, on the CPU and on NVIDIA GPUs."""
+"""ONNX Runtime as two backends: on the CPU, and on NVIDIA GPUs."""

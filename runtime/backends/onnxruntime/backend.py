@@ -1,4 +1,4 @@
-"""ONNX Runtime's two backends: the CPU, and NVIDIA GPUs through our CUDA library."""
+"""The backends of ONNX Runtime: the CPU, and NVIDIA GPUs through our CUDA library."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.host import available_memory, physical_cores
+from enginewright.runtime.machine import available_memory, physical_cores
 
 
 class CpuBackend:
-    """ONNX Runtime on the CPU. threads: default: the physical cores."""
+    """Opens engines in ONNX Runtime on the CPU.
+
+    threads: number of threads; None for the number of physical cores.
+    """
 
     def __init__(self, threads: int | None) -> None:
         self._threads = threads or physical_cores()
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """As Backend says."""
+        """Return the memory that the process can still take, less the weights."""
         return available_memory() - weight_bytes(manifest)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
-        """As Backend says."""
+        """Open a CpuSession, or a DenseSession over a CpuDenseGraph where the cache is dense."""
         if manifest.cache.is_dense:
-            from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import OrtDenseGraph
+            from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import CpuDenseGraph
 
-            return DenseSession(OrtDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
-        from enginewright.runtime.backends.onnxruntime.cpu_session import OrtSession
+            return DenseSession(CpuDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
+        from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 
-        return OrtSession(root, manifest, tables, capacity, threads=self._threads)
+        return CpuSession(root, manifest, tables, capacity, threads=self._threads)
 
 
 class CudaBackend:
-    """ONNX Runtime on the current GPU, through `libenginewright_cuda`."""
+    """Opens engines in ONNX Runtime on the current GPU, through `libenginewright_cuda`.
+
+    Raises:
+        UnsupportedError: the library is not built, or the driver or the device is too old.
+    """
 
     def __init__(self) -> None:
         from enginewright.runtime.backends.onnxruntime.cuda_session import open_library
@@ -43,11 +50,11 @@ class CudaBackend:
         self._library = open_library()
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """As Backend says."""
+        """Return the free memory of the GPU, less the weights."""
         return self._library.free_bytes() - weight_bytes(manifest)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
-        """As Backend says."""
+        """Open a CudaSession."""
         from enginewright.runtime.backends.onnxruntime.cuda_session import CudaSession
 
         return CudaSession(root, manifest, tables, capacity, library=self._library)

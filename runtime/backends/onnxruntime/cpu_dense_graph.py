@@ -1,4 +1,4 @@
-"""A graph of standard ops under ONNX Runtime's CPU provider, its caches updated in place."""
+"""A graph of standard ops in ONNX Runtime on the CPU, with caches that are updated in place."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.errors import UnsupportedError
 
 
-class OrtDenseGraph:
-    """A DenseGraph on the CPU. threads: of ONNX Runtime."""
+class CpuDenseGraph:
+    """A DenseGraph on the CPU; created by CpuBackend.
+
+    threads: number of threads that ONNX Runtime uses.
+    """
 
     def __init__(self, root: Path, manifest: Manifest, capacity: Capacity, *, threads: int) -> None:
         graph = manifest.graphs["decoder"]
@@ -41,7 +44,7 @@ class OrtDenseGraph:
         self._binding = self._session.io_binding()
 
     def run(self, call: DenseCall) -> None:
-        """As DenseGraph says; it is done when this returns."""
+        """Run the graph on parts of the caches and of the results; the run is over on return."""
         rows = slice(call.first, call.first + len(call.input_ids))
         inputs: dict[str, NDArray[np.generic]] = {name: np.ascontiguousarray(getattr(call, name)) for name in PER_CALL}
         for name, array in inputs.items():
@@ -57,7 +60,7 @@ class OrtDenseGraph:
         self.run_seconds += time.perf_counter() - start
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
-        """As DenseGraph says."""
+        """Return the first `rows` rows of the results; logits are always new."""
         return Outputs(self._results["logits"][:rows], self._results["greedy_tokens"][:rows])
 
     def _bind(self, name: str, array: NDArray[np.generic], *, is_input: bool) -> None:

@@ -1,4 +1,4 @@
-"""The decoder graph under ONNX Runtime, with every buffer allocated and bound once."""
+"""The packed decoder graph in ONNX Runtime on the CPU; every buffer is allocated and bound once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.graph_check import (
-    PER_STEP,
     TABLES,
     check_ops,
     check_signature,
@@ -27,17 +27,20 @@ from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 BACKEND = "onnxruntime"
 _ALIGNMENT = 4096
 
 
-class OrtSession:
-    """A Session under ONNX Runtime's CPU provider.
+class CpuSession:
+    """A Session in ONNX Runtime on the CPU; created by CpuBackend.
 
-    The tables and pools are bound by address once and for all; a step's arrays are copied into persistent buffers. Where
-    their length changes, a value of the new length is bound, which is made once and kept.
+    The tables and pools are bound by address once. A step's arrays are copied into buffers that stay. Where the length of
+    an array changes, a value of the new length is bound; it is made once for each length and kept.
+
+    run_seconds: seconds spent inside ONNX Runtime so far.
+    threads: number of threads that ONNX Runtime uses.
     """
 
     def __init__(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity, *, threads: int) -> None:
@@ -49,9 +52,9 @@ class OrtSession:
         self._buffers = _allocate(manifest, tables, capacity)
         self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
         self._outputs = _allocate_outputs(manifest, capacity)
-        self._bound: dict[str, int] = {}  # lengths
+        self._bound: dict[str, int] = {}  # name of an array -> its length as it is bound
         self._inputs: dict[tuple[str, int], ort.OrtValue] = {}
-        self._results: dict[int, tuple[Outputs, dict[str, ort.OrtValue]]] = {}  # by number of rows
+        self._results: dict[int, tuple[Outputs, dict[str, ort.OrtValue]]] = {}  # number of rows -> outputs
         self._written: dict[str, NDArray[np.generic]] = {}
         self._bind_all(root, graph)
 
@@ -85,7 +88,7 @@ class OrtSession:
         self._binding.bind_ortvalue_input(name, value)
 
     def _expect(self, rows: int) -> Outputs:
-        """Return the outputs that the next run writes, `rows` rows of each."""
+        """Bind the outputs of the next run, `rows` rows of each, and return them."""
         if rows not in self._results:
             part = self._outputs[:rows]
             arrays = {"logits": part.logits, "greedy_tokens": part.greedy}
@@ -100,7 +103,7 @@ class OrtSession:
         return outputs
 
     def _bind_all(self, root: Path, graph: Graph) -> None:
-        """Bind what never moves, after checking that the graph asks for nothing this runtime does not know."""
+        """Bind the buffers that never move, after checking the graph's inputs and outputs."""
         types = {name: array.dtype.name for name, array in self._buffers.items()}
         taken = [each.name for each in self._session.get_inputs()]
         check_signature(root, graph, taken, types, drafts=self._outputs.drafts is not None)
@@ -119,7 +122,7 @@ class OrtSession:
 
 
 def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dict[str, NDArray[np.generic]]:
-    """Return every input's buffer at its full size; pages that nobody writes cost no memory."""
+    """Return the buffer of every input at its full size; pages that are never written take no memory."""
     shapes = input_shapes(manifest, tables, capacity)
     buffers: dict[str, NDArray[np.generic]] = {
         name: aligned_zeros(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in TABLES
@@ -130,13 +133,13 @@ def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dic
 
 
 def _allocate_outputs(manifest: Manifest, capacity: Capacity) -> Outputs:
-    """Return the outputs at their full size; those of drafts where a step may decide several tokens."""
+    """Return the outputs at their full size, with drafts where a step may decide several tokens."""
     arrays: list[Any] = [np.zeros(shape, dtype) for shape, dtype in output_shapes(manifest, capacity).values()]
     return Outputs(*arrays)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:
-    """Zeros that begin at a page."""
+    """Return zeros that begin at the start of a memory page."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + _ALIGNMENT, np.int8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -144,7 +147,12 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.ge
 
 
 def open_on_cpu(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
-    """Open the engine built for this machine, else the graph itself; a graph of standard ops needs no library of ours."""
+    """Open the engine built for this machine, or else the graph itself; only a graph with our ops needs our library.
+
+    Raises:
+        UnsupportedError: the library is missing.
+        ArtifactError: ONNX Runtime cannot load the graph.
+    """
     options = ort.SessionOptions()
     try:
         if graph.ops:
@@ -153,7 +161,7 @@ def open_on_cpu(root: Path, graph: Graph, threads: int) -> ort.InferenceSession:
         raise UnsupportedError(str(e)) from e
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # one plan per shape, and a ragged batch has a new shape in every other step
+    options.enable_mem_pattern = False  # it makes a plan for each shape, and steps have new shapes all the time
     options.log_severity_level = 3
     with huge_pages():
         return open_graph(

@@ -1,4 +1,4 @@
-"""The decoder graph under ONNX Runtime's CUDA provider: cache and buffers on the device, allocated and bound once."""
+"""The packed decoder graph in ONNX Runtime on a GPU; cache and buffers are allocated and bound once, on the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.libraries.locate import LibraryError
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
-from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
@@ -23,10 +24,14 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 class CudaSession:
-    """A Session whose graph, cache and tables are on a GPU; a step's arrays go there through pinned memory.
+    """A Session whose graph, cache and tables are on a GPU; created by CudaBackend.
 
-    Everything of a step is in order on one stream: copies in, the graph, copies of what was asked for out.
-    provider, device: of ONNX Runtime; others than the GPU's are for tests, with a `library` that runs there.
+    A step's arrays go to the GPU through pinned memory. A step is in order on one stream: the copies in, the graph, and the
+    copies out of the results that are wanted.
+
+    library: our CUDA library.
+    provider, device: ONNX Runtime's provider and device. Tests pass others than the GPU's, with a `library` that runs there.
+    run_seconds: seconds spent inside the backend so far.
     """
 
     def __init__(
@@ -47,14 +52,14 @@ class CudaSession:
         memory = DeviceMemory(library)
         self._session = _open(root, graph, library, memory, provider)
         self._binding = self._session.io_binding()
-        self._memory = memory  # behind the session, which goes first when all of this goes: it works on the stream
+        self._memory = memory  # after the session, so that it outlives the session, which works on its stream
         inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
         self._buffers = PackedBuffers(memory, tables, inputs, results)
-        self._bound: dict[str, int] = {}  # lengths
+        self._bound: dict[str, int] = {}  # name of an array -> its length as it is bound
         self._bind_all(root, graph)
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
+        """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
         start = time.perf_counter()
         self._buffers.write(step)
         rows = len(step.sample_rows)
@@ -65,7 +70,7 @@ class CudaSession:
         return outputs
 
     def _expect(self, step: PackedStep, rows: int) -> None:
-        """Bind as much of the step's inputs as it has, and of the outputs the `rows` rows that the next run writes."""
+        """Bind the step's inputs at their lengths, and `rows` rows of the outputs, which the next run writes."""
         for name in PER_STEP:
             length = len(getattr(step, name))
             if self._bound.get(name) != length:
@@ -78,7 +83,7 @@ class CudaSession:
             self._bind(name, buffer, (rows, *buffer.shape[1:]), is_input=False)
 
     def _bind_all(self, root: Path, graph: Graph) -> None:
-        """Bind what never moves, after checking that the graph asks for nothing this runtime does not know."""
+        """Bind the buffers that never move, after checking the graph's inputs and outputs."""
         buffers = self._buffers.inputs
         types = {name: buffer.dtype.name for name, buffer in buffers.items()}
         taken = [each.name for each in self._session.get_inputs()]
@@ -96,7 +101,7 @@ class CudaSession:
 
 
 def open_library() -> CudaLibrary:
-    """The library, on a device that it runs on.
+    """Return our CUDA library, after checking that it runs on the current device.
 
     Raises:
         UnsupportedError: it was not built, or the driver or the device is too old.
@@ -110,7 +115,12 @@ def open_library() -> CudaLibrary:
 
 
 def _open(root: Path, graph: Graph, library: CudaLibrary, memory: DeviceMemory, provider: str) -> ort.InferenceSession:
-    """Open the engine built for GPUs; the provider works on the stream of `memory`."""
+    """Open the engine built for GPUs; the provider works on the stream of `memory`.
+
+    Raises:
+        UnsupportedError: the installed onnxruntime does not have the provider.
+        ArtifactError: ONNX Runtime cannot load the engine.
+    """
     if provider not in ort.get_available_providers():
         raise UnsupportedError(
             f"{root}: the engine is for onnxruntime's {provider}, and the installed onnxruntime {ort.__version__} has "

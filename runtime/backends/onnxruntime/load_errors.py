@@ -1,4 +1,4 @@
-"""What ONNX Runtime raises when it cannot load a model; its exceptions share no base class of their own."""
+"""The exceptions that ONNX Runtime raises when it cannot load a model; they have no base class of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sessions under ONNX Runtime open a graph: the engine built for the machine, or the graph itself."""
+"""Opens a graph in ONNX Runtime: the engine that was built for this machine, or else the graph itself."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def open_graph(
     compute: str,
     optimized: bool,
 ) -> ort.InferenceSession:
-    """Open the engine built for `backend` and this machine, `compute`, else the graph itself.
+    """Open the engine built for `backend` and this machine, or else the graph itself.
 
-    optimized: whether such an engine was optimised offline, so that ONNX Runtime need not do it again.
+    compute: the kind of machine, as in BuiltGraph.
+    optimized: whether such an engine was optimised offline, so that ONNX Runtime need not optimise it again.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load it.
@@ -44,7 +45,7 @@ def open_graph(
             continue
         path = root / engine.files[0].path
         break
-    # The graph comes as bytes, because an engine's weights lie beside the exported graph, in another folder.
+    # The graph is passed as bytes, because an engine's weights lie next to the exported graph, in another folder.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.parent))
     if path is not weights and optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -57,7 +58,7 @@ def open_graph(
 
 
 def _difference(engine: BuiltGraph, compute: str) -> str | None:
-    """Return how the machine at hand differs from what `engine` was built for, or None."""
+    """Return in words how this machine differs from the one that `engine` was built for; None where it does not."""
     if engine.version != ort.__version__:
         return f"built for onnxruntime {engine.version}, installed is {ort.__version__}"
     if engine.compute != compute:

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX as backends."""
+"""TensorRT and TensorRT-RTX as backends, on NVIDIA GPUs."""

@@ -1,4 +1,4 @@
-"""The TensorRT backends: open a plan on the current GPU."""
+"""The backends of TensorRT and TensorRT-RTX, which open a plan on the current GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from enginewright.runtime.cache.tile_tables import TileTables
 
 
 class TensorRTBackend:
-    """TensorRT or TensorRT-RTX on the current GPU. name: "tensorrt" or "tensorrt-rtx".
+    """Opens engines in TensorRT or TensorRT-RTX on the current GPU.
+
+    name: "tensorrt" or "tensorrt-rtx".
 
     Raises:
         UnsupportedError: a package, the driver or the device is missing.
@@ -28,11 +30,11 @@ class TensorRTBackend:
         self._cuda = open_cuda_runtime(EXTRAS[name])
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """As Backend says."""
+        """Return the free memory of the GPU, less the size of the plan and its weights."""
         return self._cuda.free_bytes() - sum(file.size for file in self._engine(manifest).files)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
-        """As Backend says."""
+        """Open a TensorRTSession, or a DenseSession over a TensorRTDenseGraph where the cache is dense."""
         from enginewright.runtime.backends.tensorrt.dense_graph import TensorRTDenseGraph
         from enginewright.runtime.backends.tensorrt.packed_session import TensorRTSession
         from enginewright.runtime.backends.tensorrt.plan import open_plan

@@ -1,4 +1,4 @@
-"""What runs a TensorRT plan: execution contexts for the shapes that come, and captured ones for shapes that come often."""
+"""Runs a plan through TensorRT's Python API: one context for each profile, and CUDA graphs for shapes that come often."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from enginewright.runtime.backends.tensorrt.plan import Profile, Shape, TensorRT
 from enginewright.runtime.errors import UnsupportedError
 
 ALIGNMENT = 256
-"""Of every address that TensorRT takes, in bytes."""
+"""Bytes of which every address that TensorRT takes must be a multiple."""
 
 
 class Context:
-    """An execution context of one profile; addresses and shapes stay until others are set.
+    """An execution context of one profile; created by Contexts.
 
-    workspace: memory for what lies between the tensors, which contexts on one stream share. is_settled: whether its shapes
-    are set once.
+    Addresses and shapes stay as they are until others are set.
+
+    plan: the plan that it runs.
+    stream: the stream of `memory`, on which it runs.
+    context: TensorRT's own context.
+    workspace: address of memory for TensorRT's intermediate results; contexts on one stream share it.
+    is_settled: whether its shapes are set only once.
+
+    Raises:
+        UnsupportedError: TensorRT refuses to make the context.
     """
 
     def __init__(
@@ -39,7 +47,7 @@ class Context:
         self._shapes: dict[str, Shape] = {}
 
     def bind(self, addresses: Mapping[str, int]) -> None:
-        """Read and write tensors there from now on."""
+        """From now on, read and write the tensors at these addresses."""
         for name, address in addresses.items():
             if self._addresses.get(name) == address:
                 continue
@@ -49,7 +57,7 @@ class Context:
             self._addresses[name] = address
 
     def reshape(self, shapes: Mapping[str, Shape]) -> None:
-        """Take inputs of these shapes from now on."""
+        """From now on, take inputs of these shapes."""
         for name, shape in shapes.items():
             if self._shapes.get(name) == shape:
                 continue
@@ -58,18 +66,18 @@ class Context:
             self._shapes[name] = shape
 
     def run(self) -> None:
-        """Start a run."""
+        """Start a run on the stream."""
         if not self.context.execute_async_v3(self.stream):
             raise self.plan.fail("could not run the engine")
 
 
 def _create(plan: TensorRTPlan, is_settled: bool) -> Any:
-    """TensorRT's own context, whose memory comes from outside."""
+    """Return a context of TensorRT's own, which is given its memory by us."""
     strategy = plan.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    kernels = getattr(plan.trt, "DynamicShapesKernelSpecializationStrategy", None)  # TensorRT-RTX alone has it
+    kernels = getattr(plan.trt, "DynamicShapesKernelSpecializationStrategy", None)  # only TensorRT-RTX has it
     if kernels is None or not is_settled:
         return plan.engine.create_execution_context(strategy)
-    # by default it compiles kernels for new shapes in the background, and a graph would keep those that fill in
+    # by default it compiles kernels for new shapes in the background; a graph would keep the slower ones used until then
     config = plan.engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
@@ -77,9 +85,12 @@ def _create(plan: TensorRTPlan, is_settled: bool) -> Any:
 
 
 class Replay:
-    """Runs of one context whose shapes and addresses nobody changes: the first is captured as a CUDA graph, others launch it.
+    """Repeats runs of a context whose shapes and addresses stay the same; created by Contexts.
 
-    A context belongs to one graph, because changing it would change the graph. launches: of the graph so far.
+    The first run is also captured as a CUDA graph, and later runs launch the graph. A context belongs to one graph, because
+    a change of the context would change the graph.
+
+    launches: number of launches of the graph so far.
     """
 
     def __init__(self, context: Context, cuda: CudaRuntime) -> None:
@@ -89,16 +100,19 @@ class Replay:
         self.launches = 0
 
     def run(self, *, captures: bool) -> str | None:
-        """Start a run, and capture what has not been where `captures` says so; returns why that cannot be, if it cannot."""
+        """Start a run; capture it as well, if `captures` is set and there is no graph yet.
+
+        Return the reason where the run cannot be captured, otherwise None.
+        """
         if self._graph is not None:
             self._cuda.launch_graph(self._graph, self._context.stream)
             self.launches += 1
             return None
-        self._context.run()  # TensorRT prepares itself for new shapes in a run that is not captured
+        self._context.run()  # TensorRT prepares for new shapes in a run that is not captured
         return self._capture() if captures else None
 
     def _capture(self) -> str | None:
-        capturable = getattr(self._context.context, "is_stream_capturable", None)  # TensorRT-RTX alone has it
+        capturable = getattr(self._context.context, "is_stream_capturable", None)  # only TensorRT-RTX has it
         if capturable is not None and not capturable(self._context.stream):
             return "TensorRT-RTX says so"
         try:
@@ -126,9 +140,13 @@ class Replay:
 
 
 class Contexts:
-    """A plan's contexts on the stream of `memory`: one for each profile, and one for each set of shapes that is replayed.
+    """The contexts of a plan on the stream of `memory`; created by a session or graph.
 
-    addresses: of tensors that never move. replays: by the key of `replay`. captures: False leaves everything to contexts.
+    There is one for each profile, and one for each set of shapes that is replayed.
+
+    addresses: addresses of the tensors that never move.
+    replays: the replayed runs, by the key that is passed to `replay`.
+    captures: whether replayed runs are captured as CUDA graphs.
     """
 
     def __init__(
@@ -150,10 +168,12 @@ class Contexts:
         self._contexts: dict[int, Context] = {}
 
     def run(self, shapes: Mapping[str, Shape], moving: Mapping[str, int] | None = None) -> None:
-        """Start a run on inputs of these shapes. moving: addresses of this run.
+        """Start a run on inputs of these shapes.
+
+        moving: addresses of the tensors that move from run to run.
 
         Raises:
-            UnsupportedError: no profile admits them.
+            UnsupportedError: no profile admits the shapes.
         """
         profile = self._profile(shapes)
         if profile.index not in self._contexts:
@@ -164,7 +184,7 @@ class Contexts:
         context.run()
 
     def replay(self, key: int, shapes: Mapping[str, Shape], moving: Mapping[str, int] | None = None) -> None:
-        """As `run`, for shapes and addresses that are the same whenever `key` is."""
+        """Start a run as `run` does, for shapes and addresses that are always the same for the same `key`."""
         if key not in self.replays:
             context = self._open(self._profile(shapes), is_settled=True)
             context.bind(moving or {})
@@ -196,5 +216,5 @@ class Contexts:
 
 
 def buckets(most: int) -> list[int]:
-    """Sizes that others are padded to: powers of two below `most`, and `most`."""
+    """Return the sizes that steps are padded to: the powers of two below `most`, and `most` itself."""
     return [*(1 << i for i in range(most.bit_length()) if 1 << i < most), most]

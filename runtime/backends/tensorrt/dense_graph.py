@@ -1,4 +1,4 @@
-"""A graph of standard ops under TensorRT, its caches updated in place, decoding as launches of CUDA graphs."""
+"""A graph of standard ops in TensorRT; caches are updated in place, and decoding launches CUDA graphs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,18 @@ Ints = NDArray[np.int64]
 
 
 class TensorRTDenseGraph:
-    """A DenseGraph on a GPU. longest: tokens of a row in one run, as many as the plan's profiles admit.
+    """A DenseGraph in TensorRT; created by TensorRTBackend.
 
-    A run of one token a row, from the first row on, takes as many rows as the next of a few sizes, each of which is captured
-    once as a CUDA graph. Rows that are not asked for write behind what they hold, where their next token goes anyway.
+    A run of one token for each row, from the first row on, is filled up with rows to one of a few sizes; each size is
+    captured once as a CUDA graph. The rows that fill it up write a token, too; it lands where their next real token will
+    overwrite it.
+
+    longest: the most tokens of a row in one run, as many as the plan's profiles admit.
     captures: False runs everything without CUDA graphs; for tests.
+
+    Raises:
+        RequestError: no profile admits one token of every row, or there is too little memory for the cache.
+        UnsupportedError: TensorRT cannot read rows of this size.
     """
 
     def __init__(
@@ -69,13 +76,13 @@ class TensorRTDenseGraph:
         self._staged = self._memory.pinned(
             (4 * (capacity.step_tokens + capacity.logit_rows + 4 * capacity.rows),), np.int64
         )
-        self._used = 0  # of what is staged, since everything that was started has been waited for
+        self._used = 0  # elements of _staged in use by copies that may still run
         self._aliases = {spec.name: spec.alias for spec in graph.outputs if spec.alias is not None}
         fixed = {name: b.address for name, b in (self._inputs | self._sampled).items()}
         self.contexts = Contexts(plan, cuda, self._memory, fixed, captures=captures)
 
     def run(self, call: DenseCall) -> None:
-        """As DenseGraph says."""
+        """Start a run, as a CUDA graph where it is one token of each row; copy its outputs to their place in the results."""
         start = time.perf_counter()
         self._cuda.enter_thread()
         rows, tokens = call.input_ids.shape
@@ -90,7 +97,7 @@ class TensorRTDenseGraph:
         self.run_seconds += time.perf_counter() - start
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
-        """As DenseGraph says."""
+        """Wait for all runs, and return the first `rows` rows of the results; without reads_logits, the logits are old."""
         start = time.perf_counter()
         outputs = {name: array[:rows] for name, array in self._read.items()}
         for name, array in outputs.items():
@@ -101,7 +108,7 @@ class TensorRTDenseGraph:
         return Outputs(*outputs.values())
 
     def _padded(self, call: DenseCall, size: int) -> DenseCall:
-        """The call on `size` rows, with as many samples; every row that is not asked for writes behind what it holds."""
+        """Return the call on `size` rows, with as many samples; a row that is not wanted writes after its last token."""
         rows = len(call.input_ids)
         past = np.minimum(self._tables.held[:size], self._last)
         past[:rows] = call.past_lens
@@ -114,14 +121,14 @@ class TensorRTDenseGraph:
         return DenseCall(0, ids, positions, past, samples, call.at)
 
     def _write(self, call: DenseCall) -> None:
-        """Start copying the inputs of a run to the device."""
+        """Start the copies of a run's inputs to the device."""
         for name in PER_CALL:
             if name in self._inputs:
                 array = getattr(call, name)
                 self._memory.upload(self._inputs[name], self._stage(array))
 
     def _stage(self, array: Ints) -> Ints:
-        """A pinned copy, which stays until everything that was started has been waited for."""
+        """Return a copy in pinned memory, which stays until all copies that have been started are over."""
         if self._used + array.size > len(self._staged):
             self._synchronize()
         staged = self._staged[self._used : self._used + array.size]
@@ -130,7 +137,7 @@ class TensorRTDenseGraph:
         return staged
 
     def _keep(self, at: int, rows: int) -> None:
-        """Start copying a run's outputs to their place: TensorRT itself writes to aligned addresses alone."""
+        """Start the copies of a run's outputs to their place; TensorRT itself writes only to aligned addresses."""
         for name, result in self._results.items():
             row = math.prod(result.shape[1:]) * result.dtype.itemsize
             source = self._sampled[name].address
@@ -141,7 +148,7 @@ class TensorRTDenseGraph:
         self._used = 0
 
     def _moving(self, first: int) -> dict[str, int]:
-        """Where the caches lie from row `first` on, and what updates them."""
+        """Return the addresses of the caches from row `first` on, also under the names of the outputs that update them."""
         addresses = {name: buffer.address + first * self._rows[name] for name, buffer in self._caches.items()}
         return addresses | {name: addresses[alias] for name, alias in self._aliases.items()}
 
@@ -158,7 +165,7 @@ class TensorRTDenseGraph:
     def _buffers(
         self, manifest: Manifest, capacity: Capacity
     ) -> tuple[dict[str, DeviceBuffer], dict[str, DeviceBuffer], dict[str, DeviceBuffer]]:
-        """What a run takes, what it samples, and what all runs of a step have sampled."""
+        """Return buffers for the inputs of a run, for its outputs, and for the outputs of all runs of a step."""
         tokens = max(capacity.rows, self.longest)
         inputs = {name: self._memory.buffer((tokens,), np.int64) for name in PER_CALL if name in self._plan.inputs}
         shapes = output_shapes(manifest, capacity)
@@ -170,7 +177,7 @@ class TensorRTDenseGraph:
         return inputs, sampled, results
 
     def _check_capacity(self, rows: int) -> None:
-        """Raise RequestError where no profile admits a token of every row."""
+        """Raise RequestError where no profile admits one token of every row."""
         shapes = self._shapes(rows, 1, rows)
         if self._plan.find(shapes) is None:
             raise RequestError(
@@ -179,7 +186,10 @@ class TensorRTDenseGraph:
 
 
 def _longest(plan: TensorRTPlan, single: dict[str, Shape]) -> int:
-    """The most tokens of one row that a profile admits; at least 1. single: the shapes of a run of one token."""
+    """Return the most tokens of one row that a profile admits; at least 1.
+
+    single: the shapes of a run of one token.
+    """
     found = [
         profile.ranges["input_ids"][1][1]
         for profile in plan.profiles
@@ -189,7 +199,7 @@ def _longest(plan: TensorRTPlan, single: dict[str, Shape]) -> int:
 
 
 def _row_bytes(plan: TensorRTPlan, caches: dict[str, DeviceBuffer]) -> dict[str, int]:
-    """Bytes of a row of each cache.
+    """Return the bytes of a row of each cache.
 
     Raises:
         UnsupportedError: a row would not begin where TensorRT can read it.

@@ -1,16 +1,17 @@
-"""The packed decoder graph under TensorRT: cache and buffers on the device, decoding as launches of CUDA graphs."""
+"""The packed decoder graph in TensorRT; cache and buffers are on the device, and decoding launches CUDA graphs."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
+from enginewright.runtime.artifact.decoder_graph import PER_STEP
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, Spec, with_spares
-from enginewright.runtime.backends.graph_check import PER_STEP, check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.backends.tensorrt.contexts import Contexts, buckets
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
@@ -20,11 +21,16 @@ from enginewright.runtime.errors import RequestError
 
 
 class TensorRTSession:
-    """A Session whose graph is a TensorRT plan.
+    """A Session whose graph is a TensorRT plan; created by TensorRTBackend.
 
-    A step of few tokens is filled up to one of a few sizes, each of which is captured once as a CUDA graph. Where the plan's
-    profiles leave no room for the spare tiles that this takes, every size has a graph of its own.
+    A step of few tokens is filled up to one of a few sizes; each size is captured once as a CUDA graph. Where the plan's
+    profiles leave no room for the spare tiles that this needs, steps are not filled up, and every size has its own graph.
+
     captures: False runs everything without CUDA graphs; for tests.
+    run_seconds: seconds spent inside the backend so far.
+
+    Raises:
+        RequestError: no profile admits the largest step, or there is too little memory.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class TensorRTSession:
         self._fixed = {name: self._buffers.inputs[name].shape for name in plan.inputs if name not in PER_STEP}
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run; the logits are old ones unless the step reads them."""
+        """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
         start = time.perf_counter()
         self._cuda.enter_thread()
         size = next((each for each in self._sizes if each >= len(step.input_ids)), None)
@@ -74,7 +80,10 @@ class TensorRTSession:
         return outputs
 
     def _write_padded(self, step: PackedStep, size: int) -> bool:
-        """Start copying the step, filled up to `size` tokens and samples; False, and nothing done, where that cannot be."""
+        """Start the copies of the step, filled up to `size` tokens and samples.
+
+        Return False, and do nothing, where that is not possible.
+        """
         if isinstance(self._buffers, PaddedBuffers):
             return self._buffers.write_padded(step, size)
         if len(step.sample_rows) != size:
@@ -87,13 +96,13 @@ class TensorRTSession:
 
 
 def _sized(plan: TensorRTPlan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
-    """The shape of every input in a step of so many tokens and samples."""
+    """Return the shape of every input in a step of so many tokens and samples; starts: the length of query_starts."""
     sizes = {"input_ids": tokens, "position_ids": tokens, "query_starts": starts, "sample_rows": samples}
     return {name: (sizes[name],) if name in sizes else fixed[name] for name in plan.inputs}
 
 
 def _full(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
-    """The shapes of the largest step."""
+    """Return the shapes of the largest step."""
     fixed = {name: shape for name, (shape, _) in inputs.items()}
     tokens = capacity.step_tokens
     return _sized(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
@@ -110,7 +119,7 @@ def _check_capacity(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capac
 
 
 def _addresses(graph: Graph, plan: TensorRTPlan, buffers: PackedBuffers) -> dict[str, int]:
-    """Where every tensor of the plan lies; what updates an input lies where that does."""
+    """Return the address of every tensor of the plan; an output that updates an input has the input's address."""
     addresses = {name: buffers.inputs[name].address for name in plan.inputs}
     for spec in graph.outputs:
         buffer = buffers.results[spec.name] if spec.alias is None else buffers.inputs[spec.alias]

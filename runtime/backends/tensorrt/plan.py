@@ -1,4 +1,4 @@
-"""A TensorRT plan, opened: what it was built for is compared with what is here, and its profiles are read."""
+"""Opens a TensorRT plan: checks that it was built for this machine and library, and reads its profiles."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes that a plan is prepared for. ranges: input -> its least and its largest shape."""
+    """A range of shapes that a plan is prepared for; created by TensorRTPlan.
+
+    index: its number in the plan.
+    ranges: name of an input -> its smallest and its largest shape.
+    """
 
     index: int
     ranges: dict[str, tuple[Shape, Shape]]
 
     def refused(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """The inputs whose shapes it does not admit."""
+        """Return the names of the inputs whose shapes this profile does not admit."""
         return [name for name in self.ranges if name in shapes and not _admits(self.ranges[name], shapes[name])]
 
 
@@ -45,13 +49,21 @@ def _admits(limits: tuple[Shape, Shape], shape: Shape) -> bool:
 
 
 class TensorRTPlan:
-    """A deserialised plan; created by `open_plan`. inputs: of those that the graph has, the ones that are left in it."""
+    """A deserialised plan; created by `open_plan`.
+
+    path: the plan's file.
+    trt: the Python module of TensorRT or TensorRT-RTX.
+    engine: TensorRT's own engine.
+    inputs: names of the plan's inputs; TensorRT may have removed some of the graph's.
+    outputs: names of the plan's outputs.
+    profiles: its profiles, in order.
+    """
 
     def __init__(self, path: Path, trt: Any, engine: Any, runtime: Any, log: Any) -> None:
         self.path = path
         self.trt = trt
         self.engine = engine
-        self._held = runtime, log  # behind the engine, which does not keep them
+        self._held = runtime, log  # so that they live as long as the engine, which does not keep them itself
         self._log = log
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -59,11 +71,15 @@ class TensorRTPlan:
         self.profiles = [self._profile(i) for i in range(engine.num_optimization_profiles)]
 
     def find(self, shapes: Mapping[str, Shape]) -> Profile | None:
-        """The first profile that admits the shapes of all inputs."""
+        """Return the first profile that admits the shapes of all inputs; None where there is none."""
         return next((profile for profile in self.profiles if not profile.refused(shapes)), None)
 
     def describe_refusal(self, shapes: Mapping[str, Shape]) -> str:
-        """Which input no profile admits, and what each would; of those that some profile admits, none does together."""
+        """Return in words which input the profiles do not admit, and the shapes that each profile admits for it.
+
+        That is an input that every profile refuses. If there is none, it is one that the profile with the fewest refusals
+        refuses.
+        """
         refused = [profile.refused(shapes) for profile in self.profiles]
         name = next((n for n in refused[0] if all(n in each for each in refused)), min(refused, key=len)[0])
         known = " or ".join(
@@ -74,7 +90,7 @@ class TensorRTPlan:
         return f"{self.path}: {name}: got {_text(shapes[name])}, expected {known}"
 
     def fail(self, what: str) -> UnsupportedError:
-        """The error for a call that TensorRT refused, with its own words."""
+        """Return the error for a call that TensorRT refused, with the messages of TensorRT's log."""
         return UnsupportedError(
             f"{self.path}: TensorRT {what} ({self._log.take()}); look at its log and at the GPU's memory"
         )
@@ -141,8 +157,10 @@ def open_plan(root: Path, graph: Graph, engine: BuiltGraph, cuda: CudaRuntime) -
     log.take()
     try:
         runtime = trt.Runtime(log)
-    except (TypeError, RuntimeError) as e:  # what the bindings make of a null pointer
-        raise UnsupportedError(f"{path}: TensorRT does not start ({log.take()}); see that the driver fits it") from e
+    except (TypeError, RuntimeError) as e:  # the bindings raise these for a null pointer
+        raise UnsupportedError(
+            f"{path}: TensorRT does not start ({log.take()}); check that the driver is new enough for it"
+        ) from e
     if engine.plugins:
         _load_plugins(root, engine, path, runtime, log)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -172,7 +190,10 @@ def _check(root: Path, engine: BuiltGraph, path: Path, trt: Any, cuda: CudaRunti
 
 
 def _runs_on(compute: str, device: str) -> bool:
-    """Whether a plan for `compute`, such as "sm_90", "sm_86+sm_89" or "sm_80+" for that and later ones, runs on `device`."""
+    """Whether a plan for `compute` runs on `device`.
+
+    compute: such as "sm_90", "sm_86+sm_89" for both, or "sm_80+" for sm_80 and later ones.
+    """
     if compute.endswith("+"):
         return int(device.removeprefix("sm_")) >= int(compute.removeprefix("sm_").removesuffix("+"))
     return device in compute.split("+")
@@ -194,7 +215,7 @@ def _load_plugins(root: Path, engine: BuiltGraph, path: Path, runtime: Any, log:
 
 
 def _load_weights(root: Path, engine: BuiltGraph, path: Path, trt: Any, opened: Any, log: Any) -> None:
-    """Give a plan that was built without weights those of the graph that is its second file."""
+    """Give a plan that was built without weights the weights of the graph that is its second file."""
     graph = root / engine.files[1].path
     refitter = trt.Refitter(opened, log)
     parser = trt.OnnxParserRefitter(refitter, log)
@@ -207,7 +228,10 @@ def _load_weights(root: Path, engine: BuiltGraph, path: Path, trt: Any, opened: 
 
 @cache
 def _open_log(trt: Any) -> Any:
-    """The one logger of `trt`, which keeps the first that it sees for good. take(): the errors since the last call."""
+    """Return the only logger of `trt`, which keeps the first logger that it gets for good.
+
+    Its method `take` returns the errors since the last call.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Generated multi-step problems with written-out solutions, correct by construction; the standard library suffices."""
+"""Generated multi-step problems with worked solutions, correct by construction; imports the standard library alone."""
 
 from enginewright.runtime.evaluation.problems.collection import (
     KINDS,

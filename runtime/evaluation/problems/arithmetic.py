@@ -1,6 +1,6 @@
 """A chain of operations on one number below 1000, every step worked out digit by digit.
 
-The question names each step by a letter, so that the next operation is found by its letter, not by counting:
+The question names each step by a letter, so that a reader finds the next operation by its letter, without counting:
 
     Start with 47. A:+385 B:-17. What is the result?
     A:+385,047+385,7+5+0=2c1,4+8+1=3c1,0+3+1=4c0,432
@@ -11,17 +11,17 @@ The question names each step by a letter, so that the next operation is found by
 import random
 import string
 
-from enginewright.runtime.evaluation.problems.columns import result_of, worked
+from enginewright.runtime.evaluation.problems.columns import result_of, write_columns
 
 STEPS = {"standard": (2, 5), "hard": (12, 22)}
-PRACTISED = {"standard": 5, "hard": 22}  # most steps of a problem trained on
+PRACTISED = {"standard": 5, "hard": 22}  # the most steps of a problem in training
 WIDTH = 3
 LIMIT = 10**WIDTH
-LARGEST_FACTOR = 5  # the tables of 6 to 9 take a small model long to learn, and exercise a cache no more
+LARGEST_FACTOR = 5  # a small model takes long to learn the tables of 6 to 9, and they would not test a cache any better
 
 
 def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of a chain of `steps` operations, 1 to 26; one or two may be asked as a plain formula."""
+    """Return (question, solution) of a chain of `steps` operations, 1 to 26; one or two may be asked as a formula."""
     plain = steps <= 2 and rng.random() < 0.5
     start = value = _number(rng, LIMIT - 1)
     told, lines = [], []
@@ -31,7 +31,7 @@ def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
         right = str(operand) if sign == "*" else f"{operand:0{WIDTH}}"
         told.append(f"{label}:{sign}{operand}")
         lines.append(
-            f"{told[-1]},{value:0{WIDTH}}{sign}{right},{worked(value, sign, operand, WIDTH)},{result:0{WIDTH}}"
+            f"{told[-1]},{value:0{WIDTH}}{sign}{right},{write_columns(value, sign, operand, WIDTH)},{result:0{WIDTH}}"
         )
         value = result
     if plain:
@@ -43,13 +43,13 @@ def arithmetic(rng: random.Random, steps: int) -> tuple[str, str]:
 
 
 def _number(rng: random.Random, largest: int) -> int:
-    """A number of 1 to `largest`, every length about as likely as it is wide."""
+    """Return a number from 1 to `largest`; numbers of up to 1, 2 and 3 digits come as 1 : 2 : 3."""
     digits = rng.choices((1, 2, 3), (1, 2, 3))[0]
     return rng.randint(1, max(1, min(largest, 10**digits - 1)))
 
 
 def _operation(rng: random.Random, value: int, *, allow_product: bool) -> tuple[str, int]:
-    """A sign and an operand that keep the value in 0 to 999."""
+    """Return a sign and an operand that keep the value in 0 to 999."""
     choices: list[str] = ["+"] * (value < LIMIT - 1) + ["-"] * (value > 0)
     if allow_product and 0 < value < LIMIT // 2:
         choices.append("*")

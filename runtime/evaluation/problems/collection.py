@@ -1,4 +1,4 @@
-"""The kinds of problems, the endless training mixture, and the held-out sets that training never sees."""
+"""The kinds of problems, an endless mixture for training, and held-out problems that training never sees."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ _TRAINING_WEIGHTS = {"arithmetic": 1, "variables": 1, "lists": 2, "retrieval": 1
 
 
 def sizes_of(kind: str, level: str) -> tuple[int, int]:
-    """The least and the most steps (for retrieval: keys asked for) of a problem of one kind and level.
+    """Return the least and the most steps of a problem of one kind and level; for retrieval, of keys asked for.
 
     Raises:
         ValueError: an unknown kind or level.
@@ -45,7 +45,9 @@ def sizes_of(kind: str, level: str) -> tuple[int, int]:
 
 
 def problem_of_size(kind: str, steps: int, rng: random.Random, *, practice: bool = False) -> Problem:
-    """A problem of `steps` steps; hard from the hard level's least size on. practice: as training has them.
+    """Return a problem of `steps` steps; its level is "hard" from the hard level's least size on.
+
+    practice: whether it is made as for training, which changes retrieval alone.
 
     Raises:
         ValueError: an unknown kind.
@@ -56,10 +58,11 @@ def problem_of_size(kind: str, steps: int, rng: random.Random, *, practice: bool
 
 
 def training_problems(seed: int | str, *, hard_share: float = 0.5) -> Iterator[Problem]:
-    """An endless mixture of all kinds and sizes, without the held-out problems.
+    """Yield problems of all kinds and sizes without end, but no held-out problem.
 
-    `hard_share` of them are of any size up to the largest one practised for the hard level, the others of any up to the
-    standard level's. Hard problems go beyond what is practised in two kinds: more variables, longer paths of keys.
+    A share `hard_share` of them has any size up to the largest that is practised for the hard level, the others any size up
+    to the largest for the standard level. Hard problems go beyond what is practised in two kinds: they have more variables,
+    and longer paths of keys.
     """
     rng = random.Random(f"training {seed}")
     while True:
@@ -71,7 +74,9 @@ def training_problems(seed: int | str, *, hard_share: float = 0.5) -> Iterator[P
 
 
 def held_out_problems(kind: str, level: str, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of one kind and level that training never saw; a longer list begins with a shorter.
+    """Return `count` different problems of one kind and level that training never sees.
+
+    A longer list for the same seed begins with the shorter one.
 
     Raises:
         ValueError: an unknown kind or level.

@@ -1,17 +1,17 @@
 """Arithmetic written out digit by digit, the form that arithmetic and variable tracking share."""
 
 
-def worked(a: int, sign: str, b: int, width: int) -> str:
-    """The columns of `a sign b` from the ones upwards, each as "x+y+carry=digit, c, carry".
+def write_columns(a: int, sign: str, b: int, width: int) -> str:
+    """Return the columns of `a sign b` from the ones upwards, each as "x+y+carry=digit", then "c" and the new carry.
 
-    47+38 at width 2 is "7+8+0=5c1,4+3+1=8c0". A difference writes b (borrow) for c; a product multiplies every digit of
-    `a` by the one digit `b` and adds the carry: 47*2 is "7*2+0=4c1,4*2+1=9c0".
+    47+38 at width 2 is "7+8+0=5c1,4+3+1=8c0". A difference has b, for borrow, instead of c. A product
+    multiplies every digit of `a` by the single digit `b` and adds the carry: 47*2 is "7*2+0=4c1,4*2+1=9c0".
 
     Raises:
-        ValueError: a result outside 0 to 10**width - 1, or an unknown sign.
+        ValueError: the result is outside 0 to 10**width - 1, or the sign is unknown.
     """
     if not 0 <= result_of(a, sign, b) < 10**width:
-        raise ValueError(f"worked: got {a}{sign}{b}, expected a result of 0 to {10**width - 1}")
+        raise ValueError(f"write_columns: got {a}{sign}{b}, expected a result of 0 to {10**width - 1}")
     columns, carry = [], 0
     for place in range(width):
         x, y = a // 10**place % 10, b if sign == "*" else b // 10**place % 10
@@ -24,10 +24,10 @@ def worked(a: int, sign: str, b: int, width: int) -> str:
 
 
 def result_of(a: int, sign: str, b: int) -> int:
-    """`a sign b` for the signs +, - and *.
+    """Return `a sign b` for the signs +, - and *.
 
     Raises:
-        ValueError: an unknown sign.
+        ValueError: the sign is unknown.
     """
     match sign:
         case "+":

@@ -8,35 +8,35 @@
     D:append 30,20 55 68 93 42 30
     Answer: 20 55 68 93 42 30.
 
-left moves the first item to the end, right the last one to the front; swap exchanges two places, remove empties one,
-both counted from 1.
+left moves the first item to the end, right the last item to the front. swap exchanges the items at two places, remove takes
+out the item at one place; places count from 1.
 """
 
 import random
 import string
 
 STEPS = {"standard": (3, 7), "hard": (23, 26)}  # 26 letters name the steps
-PRACTISED = {"standard": 7, "hard": 26}  # most steps of a problem trained on
+PRACTISED = {"standard": 7, "hard": 26}  # the most steps of a problem in training
 SHORTEST, LONGEST = 5, 6
 
 
 def lists(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
+    """Return (question, solution) of `steps` operations, 1 to 26, on a list of 5 or 6 items."""
     items = rng.sample(range(10, 100), rng.randint(SHORTEST, LONGEST))
-    start = _written(items)
+    start = _join(items)
     told, lines = [], []
     for label in string.ascii_uppercase[:steps]:
         told.append(f"{label}:{_operation(rng, items)}")
-        items = applied(told[-1][2:], items)
-        lines.append(f"{told[-1]},{_written(items)}")
-    return f"List: {start}. {' '.join(told)}", "\n".join([f"List: {start}.", *lines, f"Answer: {_written(items)}."])
+        items = apply_operation(told[-1][2:], items)
+        lines.append(f"{told[-1]},{_join(items)}")
+    return f"List: {start}. {' '.join(told)}", "\n".join([f"List: {start}.", *lines, f"Answer: {_join(items)}."])
 
 
-def applied(operation: str, items: list[int]) -> list[int]:
-    """A new list: `items` after an operation such as "swap 2 3".
+def apply_operation(operation: str, items: list[int]) -> list[int]:
+    """Return `items` after an operation such as "swap 2 3", as a new list.
 
     Raises:
-        ValueError: an unknown operation.
+        ValueError: the operation is unknown.
     """
     name, *numbers = operation.split()
     operands = [int(number) for number in numbers]
@@ -55,11 +55,11 @@ def applied(operation: str, items: list[int]) -> list[int]:
             return [*items[: i - 1], *items[i:]]
         case "append", [value]:
             return [*items, value]
-    raise ValueError(f"applied: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
+    raise ValueError(f"apply_operation: got {operation!r}, expected one of reverse, left, right, swap, remove, append")
 
 
 def _operation(rng: random.Random, items: list[int]) -> str:
-    """An operation that keeps the items different and their number within bounds."""
+    """Return an operation that keeps the items different, and their number within bounds."""
     choices = ["reverse", "left", "right", "swap"] * 2
     choices += ["remove"] * (len(items) > SHORTEST) + ["append"] * (len(items) < LONGEST)
     match rng.choice(choices):
@@ -74,5 +74,5 @@ def _operation(rng: random.Random, items: list[int]) -> str:
             return plain
 
 
-def _written(items: list[int]) -> str:
+def _join(items: list[int]) -> str:
     return " ".join(map(str, items))

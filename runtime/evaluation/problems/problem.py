@@ -1,4 +1,4 @@
-"""What one problem is, and how its answer is read from a reply."""
+"""A problem with its worked solution, and the answer in a reply."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ HELD_OUT_SHARE = 16  # one in this many solutions is never trained on
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question and its worked solution.
+    """A question and its worked solution.
 
-    kind: which family it belongs to, one of KINDS.
-    level: "standard" or "hard"; hard ones have more steps.
-    solution: the whole reply expected, one step a line; its last line is "Answer: X.".
+    kind: the kind of problem, one of KINDS.
+    level: "standard" or "hard"; hard problems have more steps.
+    question: the text of the question.
+    solution: the whole reply that is expected, with a step on each line; its last line is "Answer: X.".
     """
 
     kind: str
@@ -25,15 +26,18 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The final answer: what an evaluation compares."""
+        """The final answer, which an evaluation compares."""
         return answer_of(self.solution)
 
     @property
     def held_out(self) -> bool:
-        """Whether evaluation owns this problem: decided by the solution, so rewording a question cannot leak it."""
+        """Whether the problem is kept for evaluation, and never trained on.
+
+        The solution decides it, so that another wording of the question cannot bring it into training.
+        """
         return zlib.crc32(self.solution.encode()) % HELD_OUT_SHARE == 0
 
 
 def answer_of(reply: str) -> str:
-    """The text after the last "Answer: " without its full stop; the whole reply where there is none."""
+    """Return the text after the last "Answer: ", without its full stop; the whole reply where there is none."""
     return reply.rpartition("Answer: ")[2].strip().removesuffix(".")

@@ -1,4 +1,4 @@
-"""Following keys to numbers through a long table whose entries are numbers or other keys.
+"""Following keys to numbers, through a long table whose entries are numbers or other keys.
 
 apple=river
 stone=48
@@ -16,17 +16,17 @@ import string
 from enginewright.runtime.evaluation.problems.words import WORDS
 
 STEPS = {"standard": (4, 7), "hard": (8, 14)}  # keys asked for
-PRACTISED = {"standard": 7, "hard": 14}  # most keys of a problem trained on
+PRACTISED = {"standard": 7, "hard": 14}  # the most keys of a problem in training
 ENTRIES = {"standard": (16, 32), "hard": (200, 240)}
-PRACTICE_ENTRIES = (4, 64)  # of problems smaller than the standard level's
+PRACTICE_ENTRIES = (4, 64)  # entries of problems smaller than those of the standard level
 LONGEST_PATH = {"standard": 3, "hard": 5}  # entries from a key to its number
 PRACTISED_PATH = 3
 
 
 def retrieval(rng: random.Random, steps: int, *, practice: bool = False) -> tuple[str, str]:
-    """(question, solution) that asks for `steps` keys, 1 to 26, out of a table that is long at the hard level.
+    """Return (question, solution) that asks for `steps` keys, 1 to 26; the table is long at the hard level.
 
-    practice: paths are no longer than those trained on.
+    practice: whether paths are no longer than those in training.
     """
     level = "hard" if steps >= STEPS["hard"][0] else "standard"
     least, most = PRACTICE_ENTRIES if steps < STEPS["standard"][0] else ENTRIES[level]
@@ -41,14 +41,14 @@ def retrieval(rng: random.Random, steps: int, *, practice: bool = False) -> tupl
     asked = dict(zip(string.ascii_uppercase, rng.sample(list(table), steps), strict=False))
     told = " ".join(f"{label}:{key}" for label, key in asked.items())
     question = "\n".join([*(f"{key}={value}" for key, value in entries), f"{told}. Find each number."])
-    paths = {label: followed(table, key) for label, key in asked.items()}
+    paths = {label: follow_path(table, key) for label, key in asked.items()}
     lines = [f"{label}:{'='.join(path)},{label}={path[-1]}" for label, path in paths.items()]
     answer = " ".join(f"{label}={path[-1]}" for label, path in paths.items())
     return question, "\n".join([*lines, f"Answer: {answer}."])
 
 
-def followed(table: dict[str, str], key: str) -> list[str]:
-    """The path from a key through the table to its number, both included."""
+def follow_path(table: dict[str, str], key: str) -> list[str]:
+    """Return the path from a key through the table to its number, both included."""
     path = [key]
     while path[-1] in table:
         path.append(table[path[-1]])

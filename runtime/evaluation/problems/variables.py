@@ -1,6 +1,7 @@
-"""Tracking variables through assignments, each a number below 100 or a sum or difference of earlier variables.
+"""Tracking variables through assignments: a number below 100, or a sum or difference of earlier variables or numbers.
 
-A line repeats its assignment, looks up the operands by "NAME=", and ends in the form that later lines look up:
+Each line of the solution repeats an assignment, looks up its operands by "NAME=", and ends in the form that later lines
+look up:
 
     A:07
     D:A+12
@@ -14,17 +15,17 @@ A line repeats its assignment, looks up the operands by "NAME=", and ends in the
 import random
 import string
 
-from enginewright.runtime.evaluation.problems.columns import result_of, worked
+from enginewright.runtime.evaluation.problems.columns import result_of, write_columns
 
 STEPS = {"standard": (4, 6), "hard": (32, 42)}
-PRACTISED = {"standard": 6, "hard": 26}  # most steps of a problem trained on
+PRACTISED = {"standard": 6, "hard": 26}  # the most steps of a problem in training
 NAMES = string.ascii_uppercase + "".join(sorted(set(string.ascii_lowercase) - set("bc")))  # b and c mark carries
 WIDTH = 2
 LIMIT = 10**WIDTH
 
 
 def variables(rng: random.Random, steps: int) -> tuple[str, str]:
-    """(question, solution) of `steps` assignments, 1 to 50; names follow the alphabet from a random letter on."""
+    """Return (question, solution) of `steps` assignments, 1 to 50; names follow the alphabet from a random letter on."""
     first = rng.randrange(len(NAMES))
     values: dict[str, int] = {}
     told, lines = [], []
@@ -38,7 +39,7 @@ def variables(rng: random.Random, steps: int) -> tuple[str, str]:
 
 
 def _assignment(rng: random.Random, known: dict[str, int]) -> tuple[str, list[str], int]:
-    """(expression as told, parts of its working, value) of one variable."""
+    """Return (expression in the question, parts of its working, value) of one more variable."""
     if not known or rng.random() < (0.5 if len(known) == 1 else 0.06):
         value = rng.randrange(LIMIT)
         return f"{value:0{WIDTH}}", [], value
@@ -56,4 +57,4 @@ def _assignment(rng: random.Random, known: dict[str, int]) -> tuple[str, list[st
     sign = rng.choice(signs)
     a = known[left]
     parts = [f"{left}={a:0{WIDTH}}", *looked_up, f"{a:0{WIDTH}}{sign}{operand:0{WIDTH}}"]
-    return f"{left}{sign}{right}", [*parts, worked(a, sign, operand, WIDTH)], result_of(a, sign, operand)
+    return f"{left}{sign}{right}", [*parts, write_columns(a, sign, operand, WIDTH)], result_of(a, sign, operand)

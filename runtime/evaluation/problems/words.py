@@ -1,4 +1,4 @@
-"""The keys of retrieval problems: short common words, few enough for a small vocabulary to hold each whole."""
+"""The keys of retrieval problems: short common words, so few that a small vocabulary has a token for each."""
 
 _WORDS = """
 acorn actor adult alarm album alley amber angel anger ankle apple apron arena arrow attic aunt baby badge baker

@@ -1,1 +1,1 @@
-"""Reports of an evaluation: tables, plots, and one JSON line per item."""
+"""Reports of an evaluation: estimates with intervals, tables, plots, and a JSON line for each item."""

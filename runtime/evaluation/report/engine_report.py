@@ -1,4 +1,4 @@
-"""The report of an evaluation: estimates with intervals, the same for the same seed, times in their own object."""
+"""The report of an evaluation: the same for the same seed, except for times, which are in an object of their own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from enginewright.runtime.evaluation.report.memory_traffic import Traffic
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of right answers, over all problems and per kind. finish_reasons: how many replies ended how.
+    """Shares of right answers.
 
+    overall: over all problems.
+    kinds: for each kind of problem.
+    tokens_generated: number of tokens in all replies.
+    finish_reasons: finish reason -> number of replies.
     guessed, agreed: as in Answer, over all replies; 0 where a step decides one token.
     """
 
@@ -28,7 +32,13 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """Of the scored texts. nats: per token; perplexity: their exponential; bits_per_byte: per byte of UTF-8."""
+    """Likelihood of the scored texts.
+
+    tokens: number of scored tokens.
+    nats: negative log-likelihood per token, in nats.
+    perplexity: the exponential of `nats`.
+    bits_per_byte: negative log-likelihood per byte of UTF-8, in bits.
+    """
 
     tokens: int
     nats: Estimate
@@ -38,12 +48,18 @@ class Likelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """With the reference engine.
+    """Agreement with the reference engine.
 
-    mean_kl: KL(reference || engine) in nats per token, teacher-forced, over the reference's own replies, or the scored
-    texts; worst_kl: the mean of the worst 5 % of tokens. top1: share of tokens with the same most probable token.
-    For suites that are asked: answers: share of problems with the same final answer; never_parts: share of replies that
-    are the same token for token; parts_after: median of equal tokens before the others part, None where all are the same.
+    The tokens compared are those of the reference's own replies, teacher-forced, or those of the scored texts. The last three
+    fields are there only where engines answer problems.
+
+    tokens: number of tokens compared.
+    mean_kl: KL(reference || engine), in nats per token.
+    worst_kl: the mean of the largest 5 % of the tokens' KL, in nats.
+    top1: share of tokens at which both find the same token most probable.
+    answers: share of problems with the same final answer.
+    never_parts: share of replies that are the same token for token.
+    parts_after: of the replies that differ, the median number of equal tokens at the beginning; None where none differs.
     """
 
     tokens: int
@@ -57,10 +73,14 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An engine's measure minus that of the engine `against`, on the same problems or texts.
+    """An engine's measure minus that of another engine, on the same problems or texts.
 
-    differs: whether the interval leaves out 0; otherwise no difference is shown. mcnemar: for accuracy, the exact
-    probability of answers so unlike if both were equally good.
+    against: name of the other engine.
+    measure: "accuracy", or "nats" per token.
+    estimate: the difference, with its interval.
+    differs: whether the interval leaves out 0; otherwise no difference is shown.
+    mcnemar: for accuracy, the exact probability of right answers distributed at least so unevenly if both engines were
+        equally good.
     """
 
     against: str
@@ -72,9 +92,11 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Depends on the machine and its load, as nothing else in a report does.
+    """Times of an engine, which depend on the machine and its load, unlike all else in a report.
 
-    tokens_per_second: generated, prompts computed on the way; or read, where texts are scored. All requests together.
+    seconds: time that all answers or texts took together.
+    tokens_per_second: tokens generated per second, in which time the prompts are computed as well; where texts are scored,
+        tokens read per second. Over all requests together.
     """
 
     seconds: float
@@ -83,7 +105,19 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineReport:
-    """One engine. weights, kv_bits, applied: as in its manifest. traffic: bytes read per token."""
+    """The report of one engine.
+
+    name: its name in this evaluation.
+    path: its directory.
+    weights, kv_bits, applied: as in its manifest.
+    traffic: bytes read for each token, weights and cache apart.
+    bytes_per_token: their sum.
+    accuracy: where it answered problems.
+    likelihood: where it scored texts.
+    agreement: with the reference, where there is one; None for the reference.
+    difference: from the first engine, where the measures can be compared; None for the first.
+    timing: how long it took.
+    """
 
     name: str
     path: str
@@ -100,7 +134,7 @@ class EngineReport:
 
     @property
     def quality(self) -> Estimate:
-        """Overall accuracy, or perplexity."""
+        """The main measure: overall accuracy, or perplexity."""
         if self.accuracy is not None:
             return self.accuracy.overall
         assert self.likelihood is not None
@@ -109,7 +143,14 @@ class EngineReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One evaluation. drawn: how many problems or texts of each kind. reference: the engine others are compared with."""
+    """The report of one evaluation.
+
+    suite, level, seed, data, window: the parameters of the Task; level is None where a data file is scored.
+    drawn: number of problems of each kind, or of texts.
+    reference: name of the engine that the others are compared with, if there is one.
+    engines: the reports of the engines, the reference first.
+    confidence: the level of the intervals.
+    """
 
     suite: str
     level: str | None
@@ -122,9 +163,9 @@ class Report:
     confidence: float = CONFIDENCE
 
     def to_json(self) -> str:
-        """Return the whole report."""
+        """Return the whole report as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def of(self, engine: EngineReport) -> Report:
-        """Return the report about one engine alone."""
+        """Return the same report with one engine alone."""
         return dataclasses.replace(self, engines=(engine,))

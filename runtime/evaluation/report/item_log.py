@@ -1,4 +1,4 @@
-"""Every engine's every problem or text as a line of JSON, for whoever wants to look closer."""
+"""Writes the result of every item, a problem or a text, as a line of JSON."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from enginewright.runtime.evaluation.outcome import Score
 from enginewright.runtime.evaluation.report.summary import first_difference
+from enginewright.runtime.evaluation.score import Score
 
 
-def write(outcomes: list[Score], path: Path) -> None:
-    """Write the records of all engines; `kl` is from the first of them, where that is the reference."""
+def write(scores: list[Score], path: Path) -> None:
+    """Write a line for each item of each engine; `mean_kl` is the divergence from the reference, the first engine."""
     with path.open("w", encoding="utf-8") as f:
-        for outcome in outcomes:
-            for record in _records(outcome, outcomes[0]):
+        for score in scores:
+            for record in _records(score, scores[0]):
                 f.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _records(outcome: Score, first: Score) -> Iterator[dict[str, Any]]:
-    rows = _answers(outcome, first) if outcome.answers is not None else _texts(outcome)
+def _records(score: Score, first: Score) -> Iterator[dict[str, Any]]:
+    rows = _answers(score, first) if score.answers is not None else _texts(score)
     for index, row in enumerate(rows):
-        record = {"engine": outcome.contender.name, "index": index, **row}
-        if outcome.divergence is not None:
-            record["mean_kl"] = float(outcome.divergence[index].kl.mean())
+        record = {"engine": score.candidate.name, "index": index, **row}
+        if score.divergence is not None:
+            record["mean_kl"] = float(score.divergence[index].kl.mean())
         yield record
 
 
-def _answers(outcome: Score, first: Score) -> Iterator[dict[str, Any]]:
-    assert outcome.answers is not None and first.answers is not None
-    replies = zip(outcome.work.questions, outcome.answers.answers, first.answers.answers, strict=True)
+def _answers(score: Score, first: Score) -> Iterator[dict[str, Any]]:
+    assert score.answers is not None and first.answers is not None
+    replies = zip(score.work.questions, score.answers.answers, first.answers.answers, strict=True)
     for question, answer, other in replies:
         record = {
             "kind": question.problem.kind,
@@ -43,14 +43,14 @@ def _answers(outcome: Score, first: Score) -> Iterator[dict[str, Any]]:
             "tokens": len(answer.tokens),
             "finish_reason": answer.finish_reason,
         }
-        if outcome is not first:
+        if score is not first:
             record["parts_after"] = first_difference(other.tokens, answer.tokens)
         yield record
 
 
-def _texts(outcome: Score) -> Iterator[dict[str, Any]]:
-    assert outcome.scores is not None
-    for text, nats in zip(outcome.work.texts, outcome.scores.nats, strict=True):
+def _texts(score: Score) -> Iterator[dict[str, Any]]:
+    assert score.text_scores is not None
+    for text, nats in zip(score.work.texts, score.text_scores.nats, strict=True):
         yield {
             "draw": text.draw,
             "given": text.given,

@@ -1,4 +1,4 @@
-"""What a decoded token costs in memory traffic, which bounds the speed of decoding."""
+"""The memory traffic of a decoded token, which bounds the speed of decoding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from enginewright.runtime.artifact.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes read per decoded token when one request runs alone.
+    """Bytes read for each decoded token when a single request runs; created by `estimate_traffic`.
 
-    weights: the files of the decoder graph's weights, once. A separate embedding table counts as a whole, although a
-    token reads one row of it, and so do experts that the token is not routed to.
-    cache: keys and values of the tokens that the token sees, windows counted, averaged over the tokens that were decoded
-    or scored; context: how many tokens those saw on average, windows not counted.
+    weights: bytes of the decoder graph's weight files. A separate embedding table counts as a whole, although a token reads
+        one row of it. Experts to which a token is not routed count as well.
+    cache: bytes of the keys and values that a token sees, averaged over the tokens that were decoded or scored. Only tokens
+        within a layer's window count.
+    context: number of tokens that a token sees, averaged in the same way; windows do not count here.
     """
 
     weights: int
@@ -26,19 +27,22 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """Weights and cache."""
+        """Bytes of weights and cache together."""
         return self.weights + self.cache
 
 
-def traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
-    """Return the bytes per token; contexts: how many tokens the step that decides each token sees."""
+def estimate_traffic(manifest: Manifest, contexts: NDArray[np.int64]) -> Traffic:
+    """Return the bytes read per token.
+
+    contexts[n]: for each decoded or scored token, the number of tokens that the step that decides it sees.
+    """
     graph, *weights = manifest.graphs["decoder"].files
     cache = 0.0
     size = manifest.cache.tile_tokens
     for layer in manifest.cache.layers:
         seen = np.minimum(contexts, layer.window) if layer.window else contexts
         exact = np.zeros_like(seen)
-        if layer.exact_bytes:  # the newest tile, with the token itself, and what is in sight of the first one
+        if layer.exact_bytes:  # the newest tile, up to the token itself, and the visible part of the first tile
             newest, first = (contexts - 1) % size + 1, np.maximum(size - (contexts - seen), 0)
             exact = np.minimum(newest + first, seen)
         cache += layer.kv_heads * layer.tile_bytes / size * float((seen - exact).mean())

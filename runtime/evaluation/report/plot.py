@@ -1,4 +1,4 @@
-"""Engines side by side as a picture: quality against the bytes a token costs, and against speed."""
+"""Draws the engines of a report: quality against the bytes read for a token, and against speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def check(path: Path) -> None:
-    """Raise unless `draw` can write to `path`, so that an evaluation does not run for nothing."""
+    """Raise unless `draw` can write to `path`, so that no evaluation runs in vain.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed.
+        RequestError: the suffix is not .png.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError(
             "--plot: got no Python package 'matplotlib', which draws it; pip install 'enginewright[eval]'"
@@ -24,7 +29,7 @@ def check(path: Path) -> None:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture; bars are the intervals."""
+    """Write the picture to `path`; the bars in it are the intervals."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What was measured, summed up: estimates with intervals, and which differences are differences."""
+"""Sums up measurements as a report: estimates with intervals, and the differences that the intervals confirm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from enginewright.runtime.evaluation import intervals
 from enginewright.runtime.evaluation.answers import Answers
 from enginewright.runtime.evaluation.divergence import Divergence
 from enginewright.runtime.evaluation.intervals import bootstrap, ratio, wilson, worst_mean
-from enginewright.runtime.evaluation.outcome import Score
 from enginewright.runtime.evaluation.report.engine_report import (
     Accuracy,
     Agreement,
@@ -22,14 +21,15 @@ from enginewright.runtime.evaluation.report.engine_report import (
     Report,
     Timing,
 )
-from enginewright.runtime.evaluation.report.memory_traffic import traffic
+from enginewright.runtime.evaluation.report.memory_traffic import estimate_traffic
+from enginewright.runtime.evaluation.score import Score
 from enginewright.runtime.evaluation.suites import Task
 from enginewright.runtime.evaluation.texts import Text
 
 
-def summarise(task: Task, outcomes: Sequence[Score], *, reference: bool) -> Report:
-    """Return the report; differences are from the first engine, which is the reference where there is one."""
-    first = outcomes[0]
+def summarise(task: Task, scores: Sequence[Score], *, reference: bool) -> Report:
+    """Return the report; differences are from the first engine, which is the reference if there is one."""
+    first = scores[0]
     return Report(
         suite=task.suite,
         level=None if task.data else task.level,
@@ -37,38 +37,38 @@ def summarise(task: Task, outcomes: Sequence[Score], *, reference: bool) -> Repo
         data=task.data,
         window=task.window,
         drawn=_drawn(first),
-        reference=first.contender.name if reference else None,
-        engines=tuple(_summarise(task, outcome, first) for outcome in outcomes),
+        reference=first.candidate.name if reference else None,
+        engines=tuple(_summarise(task, score, first) for score in scores),
     )
 
 
-def _drawn(outcome: Score) -> dict[str, int]:
-    kinds = Counter(question.problem.kind for question in outcome.work.questions)
-    return dict(kinds) or {"texts": len({text.draw for text in outcome.work.texts})}
+def _drawn(score: Score) -> dict[str, int]:
+    kinds = Counter(question.problem.kind for question in score.work.questions)
+    return dict(kinds) or {"texts": len({text.draw for text in score.work.texts})}
 
 
-def _summarise(task: Task, outcome: Score, first: Score) -> EngineReport:
-    manifest = outcome.contender.manifest
-    cost = traffic(manifest, outcome.contexts)
+def _summarise(task: Task, score: Score, first: Score) -> EngineReport:
+    manifest = score.candidate.manifest
+    cost = estimate_traffic(manifest, score.contexts)
     return EngineReport(
-        name=outcome.contender.name,
-        path=str(outcome.contender.root),
+        name=score.candidate.name,
+        path=str(score.candidate.root),
         weights=manifest.weights,
         kv_bits=manifest.cache.kv_bits,
         applied=manifest.applied,
         traffic=cost,
         bytes_per_token=cost.total,
-        accuracy=_accuracy(outcome, outcome.answers) if outcome.answers else None,
-        likelihood=None if outcome.scores is None else _likelihood(outcome, task.seed),
-        agreement=None if outcome.divergence is None else _agreement(outcome, first, task.seed),
-        difference=None if outcome is first else _difference(outcome, first, task.seed),
-        timing=Timing(seconds=outcome.seconds, tokens_per_second=outcome.tokens / outcome.seconds),
+        accuracy=_accuracy(score, score.answers) if score.answers else None,
+        likelihood=None if score.text_scores is None else _likelihood(score, task.seed),
+        agreement=None if score.divergence is None else _agreement(score, first, task.seed),
+        difference=None if score is first else _difference(score, first, task.seed),
+        timing=Timing(seconds=score.seconds, tokens_per_second=score.tokens / score.seconds),
     )
 
 
-def _accuracy(outcome: Score, answers: Answers) -> Accuracy:
+def _accuracy(score: Score, answers: Answers) -> Accuracy:
     kinds: dict[str, list[bool]] = {}
-    for question, answer in zip(outcome.work.questions, answers.answers, strict=True):
+    for question, answer in zip(score.work.questions, answers.answers, strict=True):
         kinds.setdefault(question.problem.kind, []).append(answer.correct)
     right = [answer.correct for answer in answers.answers]
     return Accuracy(
@@ -81,8 +81,8 @@ def _accuracy(outcome: Score, answers: Answers) -> Accuracy:
     )
 
 
-def _likelihood(outcome: Score, seed: int) -> Likelihood:
-    nats, tokens, sizes = _sums(outcome)
+def _likelihood(score: Score, seed: int) -> Likelihood:
+    nats, tokens, sizes = _sums(score)
     per_token = bootstrap(ratio(nats, tokens), len(nats), seed)
     per_byte = bootstrap(ratio([each / math.log(2) for each in nats], sizes), len(nats), seed)
     return Likelihood(
@@ -90,11 +90,11 @@ def _likelihood(outcome: Score, seed: int) -> Likelihood:
     )
 
 
-def _sums(outcome: Score) -> tuple[list[float], list[float], list[float]]:
-    """Return nats, tokens and bytes of each draw."""
-    assert outcome.scores is not None
+def _sums(score: Score) -> tuple[list[float], list[float], list[float]]:
+    """Return the nats, the tokens and the bytes of each draw."""
+    assert score.text_scores is not None
     sums: dict[int, list[float]] = {}
-    for text, each in zip(outcome.work.texts, outcome.scores.nats, strict=True):
+    for text, each in zip(score.work.texts, score.text_scores.nats, strict=True):
         own = sums.setdefault(text.draw, [0.0, 0.0, 0.0])
         for place, amount in enumerate((float(each.sum()), text.scored, text.size)):
             own[place] += amount
@@ -102,14 +102,14 @@ def _sums(outcome: Score) -> tuple[list[float], list[float], list[float]]:
     return list(nats), list(tokens), list(sizes)
 
 
-def _agreement(outcome: Score, first: Score, seed: int) -> Agreement:
-    assert outcome.divergence is not None
-    draws = [text.draw for text in first.work.texts] or list(range(len(outcome.divergence)))
-    kl, hits = _by_draw(outcome.divergence, draws)
+def _agreement(score: Score, first: Score, seed: int) -> Agreement:
+    assert score.divergence is not None
+    draws = [text.draw for text in first.work.texts] or list(range(len(score.divergence)))
+    kl, hits = _by_draw(score.divergence, draws)
     tokens = [len(values) for values in kl]
     parted, answers = [], None
-    if outcome.answers is not None and first.answers is not None:
-        pairs = list(zip(first.answers.answers, outcome.answers.answers, strict=True))
+    if score.answers is not None and first.answers is not None:
+        pairs = list(zip(first.answers.answers, score.answers.answers, strict=True))
         parted = [first_difference(ours.tokens, theirs.tokens) for ours, theirs in pairs]
         answers = wilson(sum(ours.final == theirs.final for ours, theirs in pairs), len(pairs))
     differing = [position for position in parted if position is not None]
@@ -125,7 +125,7 @@ def _agreement(outcome: Score, first: Score, seed: int) -> Agreement:
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
-    """Return how many tokens are the same before the sequences part, None where they are the same to the end."""
+    """Return the number of equal tokens at the beginning; None where the sequences are the same to the end."""
     if tuple(ours) == tuple(theirs):
         return None
     pairs = zip(ours, theirs, strict=False)
@@ -133,7 +133,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 
 
 def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[list[intervals.Floats], list[int]]:
-    """Return each draw's KL per token, and how many of its tokens agree."""
+    """Return the KL of each draw's tokens, and how many of its tokens agree."""
     kl: dict[int, list[intervals.Floats]] = {}
     hits: Counter[int] = Counter()
     for draw, divergence in zip(draws, divergences, strict=True):
@@ -142,20 +142,20 @@ def _by_draw(divergences: Sequence[Divergence], draws: Sequence[int]) -> tuple[l
     return [np.concatenate(parts) for parts in kl.values()], [hits[draw] for draw in kl]
 
 
-def _difference(outcome: Score, first: Score, seed: int) -> Difference | None:
-    """Return the difference in accuracy or in nats per token; None where the tokens are not the same ones."""
+def _difference(score: Score, first: Score, seed: int) -> Difference | None:
+    """Return the difference in accuracy or in nats per token; None where the engines scored different tokens."""
     mcnemar = None
-    if outcome.answers is not None and first.answers is not None:
-        pairs = [(a.correct, b.correct) for a, b in zip(outcome.answers.answers, first.answers.answers, strict=True)]
+    if score.answers is not None and first.answers is not None:
+        pairs = [(a.correct, b.correct) for a, b in zip(score.answers.answers, first.answers.answers, strict=True)]
         measure, estimate, mcnemar = "accuracy", intervals.paired_difference(pairs), intervals.mcnemar(pairs)
-    elif _tokens(outcome.work.texts) == _tokens(first.work.texts):
-        ours, theirs = _sums(outcome), _sums(first)
+    elif _tokens(score.work.texts) == _tokens(first.work.texts):
+        ours, theirs = _sums(score), _sums(first)
         statistic = intervals.difference(ratio(*ours[:2]), ratio(*theirs[:2]))
         measure, estimate = "nats", bootstrap(statistic, len(ours[0]), seed)
     else:
         return None
     return Difference(
-        against=first.contender.name,
+        against=first.candidate.name,
         measure=measure,
         estimate=estimate,
         differs=estimate.excludes_zero,
@@ -168,4 +168,4 @@ def _tokens(texts: Sequence[Text]) -> list[tuple[int, ...]]:
 
 
 def _exponential(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond, a float has no room
+    return math.exp(min(nats, 700.0))  # beyond this, the result does not fit into a float

@@ -9,7 +9,7 @@ from enginewright.runtime.evaluation.report.engine_report import Difference, Eng
 
 
 def render(report: Report) -> str:
-    """Return what was asked, a row per engine, and a row per comparison with the first engine."""
+    """Return a headline, a row for each engine, and a row for each comparison with the first engine."""
     parts = [_headline(report), _grid(_engine_rows(report))]
     compared = [engine for engine in report.engines if engine.agreement or engine.difference]
     if compared:
@@ -115,7 +115,7 @@ def _percent(share: float) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows with aligned columns, the first to the left and the others to the right."""
+    """Return the rows with aligned columns, the first one aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -16,7 +16,7 @@ from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 ENGINE = "engines/decoder.onnxruntime.onnx"
 

@@ -18,7 +18,7 @@ import pytest
 from enginewright import builders
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt import build as builder
-from enginewright.builders.tensorrt.module import MODULES, device_compute, open_module
+from enginewright.builders.tensorrt.python_module import MODULES, device_compute, open_module
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.libraries.locate import LibraryError

@@ -1,4 +1,4 @@
-"""Tests of calibrations that are refused, with their messages, and of blocks with an unusual structure."""
+"""Refusals of a calibration, with their messages; and blocks that are built in another way than the families'."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from enginewright.exporters.calibration import Calibration, LinearGroup, blocks, calibrate
+from enginewright.exporters.calibration import (
+    Calibration,
+    CalibrationJob,
+    LinearGroup,
+    QuantizedForm,
+    blocks,
+    calibrate,
+)
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
 from enginewright.exporters.weights.weight import Weight, quantized_weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
-from tests.support.exporters.calibration_reference import Reference, draw_tokens, round_rows, round_stage, start
+from tests.support.exporters.calibration_reference import Reference, draw_tokens, round_group, round_rows, start
 from tests.support.exporters.families import save_checkpoint
 from tests.support.exporters.fixtures import CheckpointMaker
 
@@ -54,7 +61,7 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 )
 def test_tokens_are_checked(tokens: Any, message: str, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
-        start(checkpoint("llama"), tokens, SELF, round_stage, tmp_path / "run")
+        start(checkpoint("llama"), tokens, SELF, round_group, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -79,7 +86,7 @@ def test_the_form_is_checked_before_any_work(
     options: dict[str, Any], message: str, checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        start(checkpoint("llama"), TOKENS, SELF, round_stage, tmp_path / "run", **options)
+        start(checkpoint("llama"), TOKENS, SELF, round_group, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -99,7 +106,7 @@ def test_what_the_quantiser_returns_is_checked(
             checkpoint("llama"),
             TOKENS,
             SELF,
-            lambda stage: (torch.zeros(120, 60, dtype=codes), torch.ones(scales)),
+            lambda group: (torch.zeros(120, 60, dtype=codes), torch.ones(scales)),
             tmp_path,
         )
     for bad in (
@@ -107,7 +114,7 @@ def test_what_the_quantiser_returns_is_checked(
         (torch.zeros(120, 60).char(), torch.full((120, 1), torch.nan)),
     ):
         with pytest.raises(ExportError, match="from the quantiser"):
-            start(checkpoint("llama"), TOKENS, SELF, lambda stage, bad=bad: bad, tmp_path)
+            start(checkpoint("llama"), TOKENS, SELF, lambda group, bad=bad: bad, tmp_path)
 
 
 def change_weight(path: Path, name: str, weight: Weight, folder: Path, objective: str = "self") -> None:
@@ -115,7 +122,11 @@ def change_weight(path: Path, name: str, weight: Weight, folder: Path, objective
     opened = open_checkpoint(str(path))
     weights = {**bind_parameters(opened, blocks.load_blocks(opened, None).skeleton.model), name: weight}
     settings = dataclasses.replace(SELF, objective=objective)
-    calibrate(opened, weights, TOKENS, settings, round_stage, folder, bits=4, group_size=None, key="")
+    form = QuantizedForm(bits=4, group_size=None)
+    job = CalibrationJob(
+        checkpoint=opened, weights=weights, tokens=TOKENS, settings=settings, form=form, folder=folder, key=""
+    )
+    calibrate(job, round_group)
 
 
 @pytest.mark.parametrize("objective", ["self", "cross", "float"])
@@ -130,7 +141,7 @@ def test_activations_that_are_not_finite_are_named(objective: str, checkpoint: C
 
 def test_weights_that_are_quantised_already_are_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     path, name = checkpoint("qwen3"), "model.layers.1.mlp.up_proj.weight"
-    results = start(path, TOKENS, SELF, round_stage, tmp_path / "first")
+    results = start(path, TOKENS, SELF, round_group, tmp_path / "first")
     with pytest.raises(ExportError, match=rf"{name}: is quantised already"):
         change_weight(path, name, quantized_weight((96, 64), results[name]), tmp_path / "second")
 
@@ -138,13 +149,13 @@ def test_weights_that_are_quantised_already_are_refused(checkpoint: CheckpointMa
 def test_a_folder_that_is_a_file_is_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written or read"):
-        start(checkpoint("llama"), TOKENS, SELF, round_stage, tmp_path / "file")
+        start(checkpoint("llama"), TOKENS, SELF, round_group, tmp_path / "file")
 
 
 def test_depth_attention_is_refused(tmp_path: Path) -> None:
     save_checkpoint("qwen3", tmp_path / "model", depth_attention={"stride": 1})
     with pytest.raises(UnsupportedError, match="depth attention"):
-        start(tmp_path / "model", TOKENS, SELF, round_stage, tmp_path / "run")
+        start(tmp_path / "model", TOKENS, SELF, round_group, tmp_path / "run")
 
 
 def test_models_without_blocks_are_refused(checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,16 +198,16 @@ def test_experts_that_are_linear_layers(objective: str, routed: Path, tmp_path: 
     tokens = draw_tokens(6, 2)  # the first sequence does not reach every expert that the others do
     reference, seen = Reference(routed, tokens), dict[str, int]()
 
-    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        (*_, name) = stage.names
-        seen[name] = stage.tokens
-        if stage.tokens:
-            reference.check(stage, objective, 2e-5)
+    def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        (*_, name) = group.names
+        seen[name] = group.tokens
+        if group.tokens:
+            reference.check(group, objective, 2e-5)
         else:
-            assert not stage.hessian.any()
-        codes, scales = round_rows(stage.weights, bits=4, group_size=None)
+            assert not group.hessian.any()
+        codes, scales = round_rows(group.weights, bits=4, group_size=None)
         if objective == "self":
-            reference.replace(stage, codes, scales)
+            reference.replace(group, codes, scales)
         return codes, scales
 
     settings = Calibration(objective=objective, batch_tokens=4)
@@ -212,7 +223,7 @@ def test_experts_that_are_linear_layers(objective: str, routed: Path, tmp_path: 
 def test_routed_layers_have_no_cross_moments(routed: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SELF, objective="cross")
     with pytest.raises(UnsupportedError, match="reads only tokens routed to it"):
-        start(routed, TOKENS, settings, round_stage, tmp_path / "run")
+        start(routed, TOKENS, settings, round_group, tmp_path / "run")
 
 
 class Twice(torch.nn.Module):
@@ -231,7 +242,7 @@ def test_layers_that_run_twice_are_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(modeling_llama, "LlamaMLP", Twice)
     save_checkpoint("llama", tmp_path / "model")
     with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.mlp\.again: runs twice in one pass"):
-        start(tmp_path / "model", TOKENS, SELF, round_stage, tmp_path / "run")
+        start(tmp_path / "model", TOKENS, SELF, round_group, tmp_path / "run")
 
 
 class Scaled(modeling_llama.LlamaDecoderLayer):
@@ -254,7 +265,7 @@ def test_blocks_that_read_the_tokens_are_refused(
     monkeypatch.setattr(modeling_llama.LlamaModel, "forward", tell)
     monkeypatch.setattr(modeling_llama, "LlamaDecoderLayer", Scaled)
     with pytest.raises(UnsupportedError, match="what its blocks are called with depends on the tokens"):
-        start(checkpoint("llama"), TOKENS, SELF, round_stage, tmp_path / "run")
+        start(checkpoint("llama"), TOKENS, SELF, round_group, tmp_path / "run")
 
 
 class Loose(torch.nn.Module):
@@ -292,11 +303,11 @@ def test_blocks_of_another_make(objective: str, tmp_path: Path, monkeypatch: pyt
     tokens = draw_tokens(3, 9)
     reference, seen = Reference(tmp_path / "model", tokens), list[tuple[str, ...]]()
 
-    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        reference.check(stage, objective, 2e-5)
-        seen.append(tuple(name.split(".")[-2] for name in stage.names))
-        codes, scales = round_rows(stage.weights, bits=4, group_size=None)
-        reference.replace(stage, codes, scales)
+    def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        reference.check(group, objective, 2e-5)
+        seen.append(tuple(name.split(".")[-2] for name in group.names))
+        codes, scales = round_rows(group.weights, bits=4, group_size=None)
+        reference.replace(group, codes, scales)
         return codes, scales
 
     start(tmp_path / "model", tokens, dataclasses.replace(SELF, objective=objective), quantize, tmp_path / "run")

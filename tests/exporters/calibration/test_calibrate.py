@@ -1,4 +1,4 @@
-"""Tests of calibration against whole models: the moments of every group, for all families and objectives."""
+"""Calibration against whole models: the moments of every group of layers, over the families, for every objective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.exporters.calibration_reference import Reference, draw_tokens
 from tests.support.exporters.families import FAMILIES
 from tests.support.exporters.fixtures import CheckpointMaker
 
-# Of the largest square: float32 sums in another order, behind up to seven blocks.
+# Of the largest square: float32 sums in another order, after up to seven blocks.
 TOLERANCE = 2e-5
 
 
@@ -28,12 +28,12 @@ def test_moments_equal_those_of_the_whole_model(
     reference = Reference(path, tokens)
     seen: list[str] = []
 
-    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        reference.check(stage, objective, TOLERANCE)
-        seen.extend(stage.names)
-        codes, scales = round_rows(stage.weights, bits=4, group_size=4)
+    def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        reference.check(group, objective, TOLERANCE)
+        seen.extend(group.names)
+        codes, scales = round_rows(group.weights, bits=4, group_size=4)
         if objective != "float":
-            reference.replace(stage, codes, scales)
+            reference.replace(group, codes, scales)
         return codes, scales
 
     settings = Calibration(objective=objective, batch_tokens=70)  # batches of 2, 2 and 1
@@ -46,27 +46,27 @@ def test_moments_equal_those_of_the_whole_model(
     assert sorted(p.suffix for p in (tmp_path / "run").iterdir()) == [".json"] + [".safetensors"] * reference.blocks
 
 
-def test_layers_that_read_the_same_are_one_stage(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    stages: list[LinearGroup] = []
+def test_layers_that_read_the_same_are_one_group(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    groups: list[LinearGroup] = []
 
-    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        stages.append(stage)
-        return round_rows(stage.weights, bits=8, group_size=None)
+    def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        groups.append(group)
+        return round_rows(group.weights, bits=8, group_size=None)
 
-    tokens = draw_tokens(sequences=1, length=3)  # fewer than a plan is made of
+    tokens = draw_tokens(sequences=1, length=3)  # fewer than a schedule is found with
     settings = Calibration(objective="self")
     start(
         checkpoint("qwen3"), tokens, settings, quantize, tmp_path, bits=8, group_size=None, exclude=["*.1.*", "*.up_*"]
     )
     layer = "model.layers.0."
-    assert [stage.names for stage in stages] == [
+    assert [group.names for group in groups] == [
         tuple(f"{layer}self_attn.{name}_proj.weight" for name in "qkv"),
         (f"{layer}self_attn.o_proj.weight",),
         (f"{layer}mlp.gate_proj.weight",),
         (f"{layer}mlp.down_proj.weight",),
     ]
-    assert stages[0].rows == (128, 64, 64) and stages[0].weights.shape == (256, 64)
-    assert [stage.tokens for stage in stages] == [3] * 4
+    assert groups[0].rows == (128, 64, 64) and groups[0].weights.shape == (256, 64)
+    assert [group.tokens for group in groups] == [3] * 4
 
 
 @pytest.mark.parametrize("objective", ["self", "cross"])
@@ -75,10 +75,10 @@ def test_bfloat16_is_close_to_float32(objective: str, checkpoint: CheckpointMake
     for dtype in ("float32", "bfloat16"):
         found = moments.setdefault(dtype, [])
 
-        def quantize(stage: LinearGroup, found: list[torch.Tensor] = found) -> tuple[torch.Tensor, torch.Tensor]:
-            found.append(stage.hessian)
-            found.extend([] if stage.cross is None else [stage.cross])
-            return round_rows(stage.weights, bits=4, group_size=32)
+        def quantize(group: LinearGroup, found: list[torch.Tensor] = found) -> tuple[torch.Tensor, torch.Tensor]:
+            found.append(group.hessian)
+            found.extend([] if group.cross is None else [group.cross])
+            return round_rows(group.weights, bits=4, group_size=32)
 
         settings = Calibration(objective=objective, dtype=dtype)
         start(checkpoint("qwen2"), draw_tokens(3, 40), settings, quantize, tmp_path / dtype, bits=4, group_size=32)
@@ -95,7 +95,7 @@ def test_every_family_runs_in_bfloat16(checkpoint: CheckpointMaker, tmp_path: Pa
                 checkpoint(family),
                 draw_tokens(2, 33),
                 Calibration(objective="self", dtype="bfloat16"),
-                lambda stage: round_rows(stage.weights, bits=3, group_size=None),
+                lambda group: round_rows(group.weights, bits=3, group_size=None),
                 tmp_path / family,
                 bits=3,
                 group_size=None,

@@ -22,7 +22,7 @@ from enginewright.exporters.calibration import (
     block_walk,
 )
 from enginewright.runtime.errors import ExportError
-from tests.support.exporters.calibration_reference import draw_tokens, round_stage, start
+from tests.support.exporters.calibration_reference import draw_tokens, round_group, start
 from tests.support.exporters.fixtures import CheckpointMaker
 from tests.support.paths import ROOT
 
@@ -33,7 +33,7 @@ class Stop(Exception):
     """Interrupts a run."""
 
 
-def run(path: Path, folder: Path, objective: str = "self", quantize: Quantize = round_stage, key: str = "test") -> None:
+def run(path: Path, folder: Path, objective: str = "self", quantize: Quantize = round_group, key: str = "test") -> None:
     """Calibrate in batches of 2, 2 and 1."""
     start(path, TOKENS, Calibration(objective=objective, batch_tokens=48), quantize, folder, key=key)
 
@@ -46,17 +46,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 def counting(calls: list[str], stop_at: int | None = None) -> Quantize:
     """A quantiser that records its calls and interrupts the run at one of them."""
 
-    def quantize(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         if len(calls) == stop_at:
             raise Stop
-        calls.append(stage.names[0])
-        return round_stage(stage)
+        calls.append(group.names[0])
+        return round_group(group)
 
     return quantize
 
 
 @pytest.mark.parametrize(("family", "objective"), [("gemma2", "self"), ("qwen3", "cross")])
-def test_resumes_after_any_stage(family: str, objective: str, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+def test_resumes_after_any_group(family: str, objective: str, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     path, every = checkpoint(family), list[str]()
     run(path, tmp_path / "whole", objective, counting(every))
     expected = contents(tmp_path / "whole")
@@ -66,7 +66,7 @@ def test_resumes_after_any_stage(family: str, objective: str, checkpoint: Checkp
             run(path, folder, objective, counting(before, stop_at))
         assert not list(folder.glob("*.scratch"))
         run(path, folder, objective, counting(after))
-        assert after == every[stop_at // 4 * 4 :], "blocks of four stages that are done are not calibrated again"
+        assert after == every[stop_at // 4 * 4 :], "blocks of four groups that are done are not calibrated again"
         assert contents(folder) == expected
 
 
@@ -130,12 +130,12 @@ from tests.support.exporters import calibration_reference
 from pathlib import Path
 from tests.exporters.calibration.test_resume import TOKENS, run
 calls = 0
-def quantize(stage):
+def quantize(group):
     global calls
     calls += 1
     if calls == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    return calibration_reference.round_stage(stage)
+    return calibration_reference.round_group(group)
 run(Path({path!r}), Path({folder!r}), "cross", quantize)
 """
 
@@ -201,7 +201,7 @@ def test_another_key_is_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> 
     with pytest.raises(ExportError, match=r"settings: got"):
         run(checkpoint("qwen3"), tmp_path, "cross")
     with pytest.raises(ExportError, match=r"tokens: got"):
-        start(checkpoint("qwen3"), TOKENS[:2], Calibration(objective="self", batch_tokens=48), round_stage, tmp_path)
+        start(checkpoint("qwen3"), TOKENS[:2], Calibration(objective="self", batch_tokens=48), round_group, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"x" * len(data)])
@@ -209,7 +209,7 @@ def test_damaged_results_are_named(
     damage: Callable[[bytes], bytes], checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
     path, file = checkpoint("qwen3"), tmp_path / "block-0001.safetensors"
-    results = start(path, TOKENS, Calibration(objective="self", batch_tokens=48), round_stage, tmp_path)
+    results = start(path, TOKENS, Calibration(objective="self", batch_tokens=48), round_group, tmp_path)
     before = contents(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ExportError, match=r"block-0001.safetensors: damaged .*; delete this file"):
@@ -253,10 +253,10 @@ def test_codes_come_back(bits: int, columns: int, tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     """The first run is not disturbed, and the second, started again, takes its results."""
 
-    def meanwhile(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    def meanwhile(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         with pytest.raises(ExportError, match="another process calibrates there"):
             run(checkpoint("qwen2"), tmp_path)
-        return round_stage(stage)
+        return round_group(group)
 
     run(checkpoint("qwen2"), tmp_path, quantize=meanwhile)
     done = contents(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of the torch ops and ONNX schemas that derive from the ops' declarations."""
+"""The ops as torch and ONNX know them, against their declarations."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ def entry(name: str, dtype: str, values: np.ndarray) -> TensorEntry:
 
 
 def test_written_files_load(tmp_path: Path) -> None:
-    spool = TensorQueue(tmp_path)
+    queue = TensorQueue(tmp_path)
     values = {"a": np.arange(3, dtype=np.int8), "empty": np.zeros((0, 4), np.float32), "scalar": np.array(7)}
-    kept = spool.add("kept", "F32", np.arange(6, dtype=np.float32).reshape(2, 3).T)
+    kept = queue.add("kept", "F32", np.arange(6, dtype=np.float32).reshape(2, 3).T)
     types = {"a": "I8", "empty": "F32", "scalar": "I64"}
     written = []
     entries = [kept, *(entry(name, types[name], value) for name, value in values.items())]
     size = write_safetensors(tmp_path / "x.safetensors", entries, lambda e: written.append(e.name))
-    spool.close()
+    queue.close()
     loaded = load_file(tmp_path / "x.safetensors")
     assert written == ["scalar", "empty", "kept", "a"] and size == 8 + 0 + 24 + 3
     assert loaded["kept"].tolist() == [[0, 3], [1, 4], [2, 5]] and loaded["scalar"] == 7

@@ -126,7 +126,7 @@ def test_graph(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_greedy_token_of_logits_that_are_not_finite(bad: float, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
-    """The result is GreedySample's: -1 for any NaN and for an infinite maximum; a logit of -inf is never chosen."""
+    """The result of GreedySample: -1 for a NaN anywhere and for an infinite maximum; an infinitely low logit is never chosen."""
     export(str(checkpoint("llama")), tmp_path, Recipe())
     model = ir.load(tmp_path / "graphs/decoder.onnx")
     LowerToStandardPass(64)(model)

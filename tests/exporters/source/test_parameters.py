@@ -47,7 +47,7 @@ def test_the_conversion_is_worth_its_test(checkpoint: CheckpointMaker) -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_an_expert_is_made_without_the_others(family: str, checkpoint: CheckpointMaker) -> None:
-    """An expert is made alone both from experts stored one by one (mixtral) and from one tensor (gpt_oss)."""
+    """Both experts stored one by one (mixtral) and experts in one tensor (gpt_oss)."""
     opened = open_checkpoint(str(checkpoint(family)))
     weights = bind_parameters(opened, build_skeleton(opened.config, attention="eager", max_context=64).model)
     experts = {name: weight for name, weight in weights.items() if len(weight.shape) == 3}

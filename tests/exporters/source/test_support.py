@@ -1,4 +1,4 @@
-"""Tests of the models that are refused before any work, with the reasons given."""
+"""Models that are refused before any work, with the reasons."""
 
 from __future__ import annotations
 

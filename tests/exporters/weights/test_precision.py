@@ -108,7 +108,7 @@ def test_zeros_stay_zeros(bits: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("magnitude", [1e-45, 1e-40, 1e-38, 1e30, 3e38])
 def test_magnitudes_at_the_ends_of_float32(bits: int, magnitude: float) -> None:
-    """1 / scale would be infinite for the smallest; zeros in the same block must stay zeros."""
+    """1 / scale would be infinite for the smallest; zeros next to them must stay zeros."""
     rows = np.zeros((1, 16), np.float32)
     rows[0, :3] = magnitude, -magnitude / 2, magnitude / 4
     codes, scales = quantize_blocks(rows, bits, 16)

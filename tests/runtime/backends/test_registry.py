@@ -21,7 +21,7 @@ from enginewright.runtime.backends.onnxruntime.backend import CpuBackend
 from enginewright.runtime.backends.registry import choose_backend
 from enginewright.runtime.backends.tensorrt.backend import TensorRTBackend
 from enginewright.runtime.cli import main
-from enginewright.runtime.evaluation import outcome
+from enginewright.runtime.evaluation import score
 from enginewright.runtime.evaluation.suites import Task
 from tests.support.runtime.fake_cuda import FakeCuda
 from tests.support.runtime.tensorrt_engines import add_plan, install
@@ -126,9 +126,9 @@ def test_names(exported: Path) -> None:
 
 
 def test_an_evaluation_takes_a_backend(exported: Path) -> None:
-    contender = SimpleNamespace(root=exported)
+    candidate = SimpleNamespace(root=exported)
     with pytest.raises(RequestError, match=r"^load: backend: got 'cuda', expected one of"):
-        outcome._load(Task(suite="reasoning", backend="cuda"), contender)  # type: ignore[arg-type]
+        score._load(Task(suite="reasoning", backend="cuda"), candidate)  # type: ignore[arg-type]
 
 
 def test_the_engine_of_the_other_tensorrt(

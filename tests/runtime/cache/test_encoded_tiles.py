@@ -95,7 +95,7 @@ def test_a_prompt_is_cut_alike_whatever_else_runs(others: list[Arrival], at: int
     def look(scheduler: Scheduler, step: Step) -> None:
         for request in scheduler.running:
             if count := int(step.new_tokens[request.row]):
-                pieces.setdefault(request, []).append((int(scheduler._tables.held[request.row]), count))
+                pieces.setdefault(request, []).append((int(scheduler.tables.held[request.row]), count))
 
     watch(llm, look)
     coming = [Arrival(prompt=text, at=at, new=5), *others]

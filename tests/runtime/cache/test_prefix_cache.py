@@ -40,7 +40,7 @@ A, B, C, D = (np.random.default_rng(i).integers(0, VOCAB, 40).tolist() for i in 
 
 def _engine(case: str, *, rows: int = 3, cache_tokens: int | None = None) -> LLM:
     llm = make_llm(rows=rows, cache_tokens=cache_tokens, windows=FULL, encoding=CASES[case], span=SPAN, eos=())
-    watch(llm, lambda scheduler, _: check_ownership(scheduler._tables))
+    watch(llm, lambda scheduler, _: check_ownership(scheduler.tables))
     return llm
 
 
@@ -64,7 +64,7 @@ def _copies(llm: LLM) -> list[tuple[tuple[int, int], ...]]:
 
 
 def _known(llm: LLM, prompt: list[int]) -> list[bool]:
-    known = llm.loop.scheduler._tables._prefixes._known
+    known = llm.loop.scheduler.tables._prefixes._known
     return [key in known for key in span_keys(np.array(prompt), SPAN)]
 
 
@@ -116,7 +116,7 @@ def test_what_a_running_request_has_computed_is_shared_at_once(case: str) -> Non
 def test_of_the_same_prompt_computed_twice_one_copy_is_kept(case: str) -> None:
     llm = _engine(case)
     assert _serve(llm, case, *(Arrival(prompt=A[:25], new=n) for n in (9, 2, 5))) == [0, 0, 0]
-    tables = llm.loop.scheduler._tables
+    tables = llm.loop.scheduler.tables
     kept = [len(group._free) - group.free_count for group in tables._groups]
     assert kept == [(24 // tables.tile_tokens - group.base) * group.heads for group in tables._groups]
     assert _serve(llm, case, Arrival(prompt=A[:25], new=9)) == [24]
@@ -152,7 +152,7 @@ def test_preempted_requests_find_what_they_had_computed(case: str) -> None:
     returned: set[int] = set()
 
     def look(scheduler: Scheduler, _: Step) -> None:
-        held = [(request, int(scheduler._tables.held[request.row])) for request in scheduler.running]
+        held = [(request, int(scheduler.tables.held[request.row])) for request in scheduler.running]
         returned.update(tokens for request, tokens in held if tokens < 17 < request.length)
 
     watch(llm, look)
@@ -226,7 +226,7 @@ def test_without_spans_nothing_is_reused() -> None:
     llm = make_llm(windows=FULL, eos=())
     assert [llm.generate(A, Sampling(max_tokens=2))[0].reused_tokens for _ in range(2)] == [0, 0]
     llm.close()
-    assert not llm.loop.scheduler._tables._prefixes._known
+    assert not llm.loop.scheduler.tables._prefixes._known
 
 
 def test_spans_are_chunks_where_tiles_are_encoded_and_windows_rule_them_out() -> None:
@@ -306,5 +306,5 @@ def test_random_arrivals_match_the_model_without_a_cache(
 ) -> None:
     llm = _engine(case, rows=rows, cache_tokens=cache_tokens)
     _serve(llm, case, *arrivals)
-    check_ownership(llm.loop.scheduler._tables)
+    check_ownership(llm.loop.scheduler.tables)
     check_tiles(llm)

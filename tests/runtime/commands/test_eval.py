@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 
 from enginewright.runtime import cli
-from enginewright.runtime.evaluation import outcome
+from enginewright.runtime.evaluation import score
 from enginewright.runtime.evaluation.problems import Problem, held_out_problems
 from enginewright.runtime.evaluation.suites import Task, pick_problems
 from tests.support.paths import ROOT
@@ -30,7 +30,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr(outcome, "load", fail)
+    monkeypatch.setattr(score, "load", fail)
 
 
 def _evaluate(capsys: Capture, *arguments: object) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def script(
         assert (threads, options) == (1, {"max_batch": 5, "verify": False, "backend": "onnxruntime"})
         return engines[root.name]
 
-    monkeypatch.setattr(outcome, "load", load)
+    monkeypatch.setattr(score, "load", load)
     yield engines
 
 
@@ -253,7 +253,9 @@ def test_bad_engines_are_named(
     capsys: Capture, asked_engine: Path, never_loads: None, make_engine: Any, byte_tokenizer: Any, tmp_path: Path
 ) -> None:
     suite = ["--suite", "reasoning", "--limit", "4"]
-    assert f"{asked_engine}: given 2 times" in _fails(capsys, asked_engine, asked_engine / "graphs/..", *suite)
+    assert f"{asked_engine}: got this engine 2 times" in _fails(
+        capsys, asked_engine, asked_engine / "graphs/..", *suite
+    )
     assert "got an engine without a tokenizer" in _fails(capsys, make_engine(), *suite)
     plain = make_engine(tokenizer=byte_tokenizer)
     assert "no chat template" in (message := _fails(capsys, asked_engine, plain, *suite)) and str(plain) in message
@@ -262,12 +264,12 @@ def test_bad_engines_are_named(
     )
     assert "expected at most 64 together, the smallest context" in _fails(capsys, asked_engine, small, *suite)
     wide = make_engine(tokenizer=byte_tokenizer, vocab=301)
-    assert "has a vocabulary of 300" in _fails(capsys, wide, *suite, "--reference", asked_engine)
+    assert "got a vocabulary of 300, expected 301" in _fails(capsys, wide, *suite, "--reference", asked_engine)
     ids = byte_tokenizer.get_vocab()
     swapped = byte_tokenizer.to_str().replace('"<s>"', '"<t>"')
     assert "<s>" in ids
     renamed = make_engine(tokenizer=tokenizers.Tokenizer.from_str(swapped))
-    assert "has another vocabulary" in _fails(capsys, renamed, *suite, "--reference", asked_engine)
+    assert "got other tokens than" in _fails(capsys, renamed, *suite, "--reference", asked_engine)
     shutil.copytree(asked_engine, tmp_path / "damaged")
     graph = tmp_path / "damaged/graphs/decoder.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")

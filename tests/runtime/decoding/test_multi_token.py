@@ -141,9 +141,9 @@ def steps_of(llm: LLM) -> list[StepTiming]:
 def test_verified_steps_give_what_plain_decoding_gives(guess: Guess) -> None:
     asked, sampling = prompts(1, 12), Sampling(max_tokens=30)
     with guessing(guess, verify=True) as llm:
-        free = llm.loop.scheduler._tables.free_tiles
+        free = llm.loop.scheduler.snapshot().free_tiles
         got = llm.generate(asked, sampling)
-    assert llm.loop.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler.snapshot().free_tiles == free
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, sampling)]
     agreed, guessed = (sum(getattr(c, name) for c in got) for name in ("agreed_tokens", "guessed_tokens"))
     assert guessed > 100
@@ -212,11 +212,11 @@ def test_preempted_and_scored_beside_each_other() -> None:
     asked = prompts(4, 10)
     sampling = Sampling(max_tokens=25, ignore_eos=True)
     with guessing(mixed, verify=True, cache_tokens=90) as llm:
-        free = llm.loop.scheduler._tables.free_tiles
+        free = llm.loop.scheduler.snapshot().free_tiles
         handles = llm.submit_all(asked, sampling)
         logits = llm.logits(asked[0])
         got = [handle.result() for handle in handles]
-    assert llm.loop.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler.snapshot().free_tiles == free
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, sampling)]
     np.testing.assert_array_equal(logits[-1], reference_logits(asked[0]))
 
@@ -297,9 +297,9 @@ def test_verified_steps_over_encoded_tiles_give_what_plain_decoding_gives(cache_
         return found[len(known) :]
 
     with guessing(guess, verify=True, encoding=encoding, cache_tokens=cache_tokens) as llm:
-        free = llm.loop.scheduler._tables.free_tiles
+        free = llm.loop.scheduler.snapshot().free_tiles
         got = llm.generate(asked, Sampling(max_tokens=new, ignore_eos=True))
-    assert llm.loop.scheduler._tables.free_tiles == free
+    assert llm.loop.scheduler.snapshot().free_tiles == free
     assert [list(c.token_ids) for c in got] == [greedy(tokens, new, FULL, encoding) for tokens in asked]
     assert sum(c.agreed_tokens for c in got) > 40
 

@@ -19,7 +19,7 @@ LONG = "the cat sat on the mat, and the hat: naïve 猫 on a mat.\n" * 20
 
 
 @pytest.fixture
-def contender(tiny_engine: Path) -> Candidate:
+def candidate(tiny_engine: Path) -> Candidate:
     return open_candidates([str(tiny_engine)], None)[0]
 
 
@@ -36,14 +36,14 @@ def with_bos(make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokeni
 
 
 @pytest.mark.parametrize("window", [2, 7, 100, 5000])
-def test_windows_score_every_token_once(contender: Candidate, window: int) -> None:
-    ids = contender.core.encode(LONG).ids
-    texts = document_texts(contender, [Document(text=LONG)], "f", window)
+def test_windows_score_every_token_once(candidate: Candidate, window: int) -> None:
+    ids = candidate.core.encode(LONG).ids
+    texts = document_texts(candidate, [Document(text=LONG)], "f", window)
     assert all(2 <= len(text.tokens) <= window and text.given == 1 for text in texts)
     assert [token for text in texts for token in text.tokens[1:]] == ids[1:]
     for before, after in pairwise(texts):
         assert after.tokens[0] == before.tokens[-1], "each begins with the last token before it"
-    first_token = len(contender.core.decode(ids[:1]).encode())
+    first_token = len(candidate.core.decode(ids[:1]).encode())
     assert sum(text.size for text in texts) == len(LONG.encode()) - first_token
     assert [text.draw for text in texts] == list(range(len(texts))), "windows are the draws of the only text"
 
@@ -58,15 +58,15 @@ def test_windows_begin_with_the_bos_that_the_tokenizer_writes(with_bos: Candidat
     assert completion.tokens[0] == 1 and with_bos.core.decode(completion.tokens[completion.given :]) == " sat"
 
 
-def test_windows_of_one_document_are_one_draw_beside_others(contender: Candidate) -> None:
-    texts = document_texts(contender, [Document(text=LONG), Document(text="a cat", line=2)], "f", 100)
+def test_windows_of_one_document_are_one_draw_beside_others(candidate: Candidate) -> None:
+    texts = document_texts(candidate, [Document(text=LONG), Document(text="a cat", line=2)], "f", 100)
     assert [text.draw for text in texts] == [0] * (len(texts) - 1) + [1]
 
 
-def test_completions_are_scored_after_their_prompt(contender: Candidate) -> None:
-    (text,) = document_texts(contender, [Document(prompt="the cat", text=" sat on 猫")], "f", 100)
-    assert contender.core.decode(list(text.tokens[: text.given])) == "the cat"
-    assert contender.core.decode(list(text.tokens[text.given :])) == " sat on 猫"
+def test_completions_are_scored_after_their_prompt(candidate: Candidate) -> None:
+    (text,) = document_texts(candidate, [Document(prompt="the cat", text=" sat on 猫")], "f", 100)
+    assert candidate.core.decode(list(text.tokens[: text.given])) == "the cat"
+    assert candidate.core.decode(list(text.tokens[text.given :])) == " sat on 猫"
     assert text.size == len(" sat on 猫".encode())
 
 
@@ -77,9 +77,9 @@ def test_completions_are_scored_after_their_prompt(contender: Candidate) -> None
         (Document(prompt="the cat", text=" sat" * 100, line=5), "f: line 5: got .* of prompt and completion"),
     ],
 )
-def test_texts_that_cannot_be_scored_are_named(contender: Candidate, document: Document, message: str) -> None:
+def test_texts_that_cannot_be_scored_are_named(candidate: Candidate, document: Document, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        document_texts(contender, [document], "f", 20)
+        document_texts(candidate, [document], "f", 20)
 
 
 def test_rows_of_a_jsonl_file(tmp_path: Path) -> None:

@@ -28,11 +28,10 @@ def _request(llm: LLM, prompt: Sequence[int], sampling: Sampling) -> Generation:
 
 
 def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
-    scheduler = llm.loop.scheduler
-    assert scheduler.is_idle
-    assert scheduler._tables.free_tiles == free
-    assert not scheduler._tables.held.any() and not scheduler._known.any()
-    assert scheduler._requests == [None] * llm.capacity.rows
+    assert llm.loop.scheduler.is_idle
+    state = llm.loop.scheduler.snapshot()
+    assert state.free_tiles == free and state.waiting == state.running == 0 and state.rows_in_use == ()
+    assert not state.held.any() and not state.known.any() and not state.drafts.any()
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
@@ -63,7 +62,7 @@ def test_random_arrivals_match_the_model_without_a_cache(
     llm = make_llm(
         rows=rows, step_tokens=max(step_tokens, rows), cache_tokens=cache_tokens, tile_tokens=tile_tokens, eos=()
     )
-    scheduler, free = llm.loop.scheduler, llm.loop.scheduler._tables.free_tiles
+    scheduler, free = llm.loop.scheduler, llm.loop.scheduler.snapshot().free_tiles
     requests: list[Generation | Kept] = []
     for each in arrivals:
         sampling = Sampling(max_tokens=each["new"], seed=each["seed"], temperature=each["temperature"])
@@ -191,11 +190,38 @@ def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
 def test_cache_use_counts_what_requests_hold() -> None:
     llm = make_llm(rows=2, eos=(), windows=(0, 0, 0, 0))
     scheduler = llm.loop.scheduler
-    assert scheduler.cache_use == 0
+    assert scheduler.snapshot().cache_use == 0
     request = _request(llm, range(32), Sampling(max_tokens=2))
     scheduler.submit(request)
     llm.loop.step()
-    assert scheduler.cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
+    assert scheduler.snapshot().cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
     while not scheduler.is_idle:
         llm.loop.step()
-    assert scheduler.cache_use == 0
+    assert scheduler.snapshot().cache_use == 0
+
+
+def test_a_snapshot_counts_rows_and_tokens_and_stays_as_it_is() -> None:
+    llm = make_llm(rows=3, step_tokens=8, eos=())
+    scheduler = llm.loop.scheduler
+    for length in (4, 12, 2, 5):
+        scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
+    before = scheduler.snapshot()
+    assert before.waiting == 4 and before.running == 0 and before.rows_in_use == ()
+    llm.loop.step()
+    after = scheduler.snapshot()
+    assert after.waiting == 1 and after.running == 3 and after.rows_in_use == (0, 1, 2)
+    assert after.known.tolist() == [5, 12, 2], "the first prompt is read, and its first token decided"
+    assert after.held.tolist() == [4, 4, 0] and not after.drafts.any()
+    assert not before.known.any() and not before.held.any()
+
+
+def test_tokens_move_into_a_row_and_out_again() -> None:
+    llm = make_llm(eos=())
+    request, table = _request(llm, [3, 1, 4], Sampling(max_tokens=5)), np.full((2, 8), -1)
+    request.move_to(1, table[1])
+    assert request.row == 1 and table.tolist() == [[-1] * 8, [3, 1, 4, *[-1] * 5]]
+    request.receive([1, 5], None)
+    assert table[1].tolist() == [3, 1, 4, 1, 5, -1, -1, -1], "in the row, it writes to the table"
+    request.move_out()
+    table[:] = 0
+    assert request.row is None and request.tokens.tolist() == [3, 1, 4, 1, 5]

@@ -138,7 +138,7 @@ def test_a_cancelled_request_is_out_by_the_next_step(serve: Any) -> None:
     board = Board()
     server = serve(board=board, rows=2, context=4096)
     slow(server.llm, 0.03)
-    free = server.llm.loop.scheduler._tables.free_tiles
+    free = server.llm.loop.scheduler.snapshot().free_tiles
     client, other = submit(server, [1], 4000), submit(server, [2], 30)
     wait_for(lambda: len(client.pieces) > 2)
     client.cancelled = True
@@ -149,7 +149,7 @@ def test_a_cancelled_request_is_out_by_the_next_step(serve: Any) -> None:
     wait_for(lambda: board.of("running") == 0)
     assert board.of("cancel_steps_max") <= 1
     assert len(client.pieces) == before
-    assert server.llm.loop.scheduler._tables.free_tiles == free
+    assert server.llm.loop.scheduler.snapshot().free_tiles == free
     assert board.of("requests_total", "cancelled") == 1 and board.of("requests_total", "completed") == 1
 
 

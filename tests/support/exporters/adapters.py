@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 @dataclass
 class Adapter:
-    """A LoRA adapter: pairs[module] = A [r, in], B [out, r], and the keys that adapter_config.json has besides the defaults."""
+    """A LoRA adapter: pairs[module] = A [r, in], B [out, r], and the keys of adapter_config.json that differ from the defaults."""
 
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]
     settings: dict[str, Any] = field(default_factory=dict)

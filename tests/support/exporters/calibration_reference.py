@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.calibration import Calibration, LinearGroup, Quantize, calibrate
+from enginewright.exporters.calibration import (
+    Calibration,
+    CalibrationJob,
+    LinearGroup,
+    Quantize,
+    QuantizedForm,
+    calibrate,
+)
 from enginewright.exporters.calibration.blocks import load_blocks
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
@@ -31,9 +38,9 @@ def round_rows(weights: torch.Tensor, *, bits: int, group_size: int | None) -> t
     return codes.reshape(weights.shape).to(torch.int8), scales[..., 0]
 
 
-def round_stage(stage: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
+def round_group(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """4 bits, one scale a row."""
-    return round_rows(stage.weights, bits=4, group_size=None)
+    return round_rows(group.weights, bits=4, group_size=None)
 
 
 def start(
@@ -51,18 +58,16 @@ def start(
     """Calibrate a checkpoint."""
     checkpoint = open_checkpoint(str(path))
     weights = bind_parameters(checkpoint, load_blocks(checkpoint, None).skeleton.model)
-    return calibrate(
-        checkpoint,
-        weights,
-        tokens,
-        settings,
-        quantize,
-        folder,
-        bits=bits,
-        group_size=group_size,
+    job = CalibrationJob(
+        checkpoint=checkpoint,
+        weights=weights,
+        tokens=tokens,
+        settings=settings,
+        form=QuantizedForm(bits=bits, group_size=group_size, exclude=tuple(exclude)),
+        folder=folder,
         key=key,
-        exclude=exclude,
     )
+    return calibrate(job, quantize)
 
 
 class Reference:
@@ -80,25 +85,25 @@ class Reference:
             if isinstance(module, torch.nn.Linear) and name != "lm_head"
         ]
 
-    def check(self, stage: LinearGroup, objective: str, tolerance: float) -> None:
-        """Compare a stage's moments with those of whole passes, for each of its layers."""
-        assert torch.equal(stage.weights, torch.cat([torch.from_numpy(self.floats[n].load()) for n in stage.names]))
-        for name in (stage.names[0], stage.names[-1]):
+    def check(self, group: LinearGroup, objective: str, tolerance: float) -> None:
+        """Compare a group's moments with those of whole passes, for each of its layers."""
+        assert torch.equal(group.weights, torch.cat([torch.from_numpy(self.floats[n].load()) for n in group.names]))
+        for name in (group.names[0], group.names[-1]):
             quantized = _read_inputs(self._quantized, name, self._tokens)
-            assert stage.tokens == len(quantized)
-            _assert_close(stage.hessian, quantized.T @ quantized, tolerance, name)
+            assert group.tokens == len(quantized)
+            _assert_close(group.hessian, quantized.T @ quantized, tolerance, name)
             if objective == "cross":
-                assert stage.cross is not None
+                assert group.cross is not None
                 exact = _read_inputs(self._float, name, self._tokens)
-                _assert_close(stage.cross, quantized.T @ exact, tolerance, name)
+                _assert_close(group.cross, quantized.T @ exact, tolerance, name)
             else:
-                assert stage.cross is None
+                assert group.cross is None
 
-    def replace(self, stage: LinearGroup, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    def replace(self, group: LinearGroup, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Let the quantised copy use the restored weights."""
         restored = codes.reshape(*scales.shape, -1).double() * scales[..., None].double()
-        parts = torch.split(restored.reshape(codes.shape).float(), list(stage.rows))
-        for name, part in zip(stage.names, parts, strict=True):
+        parts = torch.split(restored.reshape(codes.shape).float(), list(group.rows))
+        for name, part in zip(group.names, parts, strict=True):
             self._quantized.get_parameter(name).data.copy_(part)
 
 

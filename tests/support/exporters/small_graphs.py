@@ -59,7 +59,7 @@ def evaluate(model: ir.Model, feeds: Arrays) -> list[np.ndarray]:
 
 
 def op_types(model: ir.Model) -> collections.Counter[str]:
-    """How often each node type occurs; constants, and nodes that are no longer used, are left out."""
+    """The number of nodes of each type, without constants and nodes whose outputs are not read any more."""
     live = [node for node in model.graph if any(v.uses() or v.is_graph_output() for v in node.outputs)]
     return collections.Counter(node.op_type for node in live if node.op_type != "Constant")
 

@@ -105,10 +105,10 @@ def check_outputs(
 
 
 def check_tiles(llm: LLM) -> None:
-    """Check that nothing runs, and that every tile is free exactly once when the prefixes are gone."""
-    scheduler, tables = llm.loop.scheduler, llm.loop.scheduler._tables
-    assert scheduler.is_idle and scheduler._requests == [None] * llm.capacity.rows
-    assert not scheduler._known.any() and not tables.held.any()
+    """Nothing runs, and once the prefixes are gone every tile is free, once."""
+    state, tables = llm.loop.scheduler.snapshot(), llm.loop.scheduler.tables
+    assert llm.loop.scheduler.is_idle and state.rows_in_use == ()
+    assert not state.known.any() and not state.held.any()
     assert not tables.kv_lens.any() and not tables.encoded_lens.any() and not tables.sink_copies
     evict_all(tables)
     for group in tables._groups:

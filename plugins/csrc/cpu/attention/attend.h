@@ -3,7 +3,7 @@
 
 #include "cpu/attention/microkernels.h"
 #include "cpu/attention/softmax.h"
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "cpu/attention/attention_plan.h"
 #include "cpu/attention/paged_attention.h"
-#include "cpu/host/fault.h"
+#include "cpu/threads/fault.h"
 
 namespace ew {
 

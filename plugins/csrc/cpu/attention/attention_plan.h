@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 

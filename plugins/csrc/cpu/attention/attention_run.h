@@ -7,8 +7,8 @@
 #include <new>
 
 #include "cpu/attention/attention_plan.h"
-#include "cpu/host/parallel.h"
-#include "cpu/host/scratch.h"
+#include "cpu/threads/parallel.h"
+#include "cpu/threads/scratch.h"
 
 namespace ew {
 

@@ -2,7 +2,7 @@
 // Include a simd_*.h first. Elem is float, or Half, which is converted when it is loaded.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

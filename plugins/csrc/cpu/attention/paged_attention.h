@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "cpu/host/parallel.h"
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
+#include "cpu/threads/parallel.h"
 
 namespace ew {
 

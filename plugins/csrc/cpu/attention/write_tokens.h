@@ -1,7 +1,7 @@
 // Writes new keys and values into their tiles. Include a simd_*.h first.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "cpu/attention/attention_run.h"
 #include "cpu/simd/isa.h"
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {
@@ -104,7 +104,7 @@ void kvarn_attention(KVarNArgs args, const Parallel& parallel) {
   open_spare(args, *work);
   fill_spare(args);
   for_new_tokens(args, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count) {
-    kernels.store_tokens(args, row, head, begin, count);
+    kernels.write_exact_tokens(args, row, head, begin, count);
   });
   run_attention(args, kernels.attend_kvarn, kernels.merge_kvarn, parallel);
   encode_tiles(args, kernels, *work, parallel);

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "cpu/host/parallel.h"
 #include "cpu/kvarn/kvarn_args.h"
+#include "cpu/threads/parallel.h"
 
 namespace ew {
 

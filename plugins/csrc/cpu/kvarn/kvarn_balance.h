@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

@@ -4,8 +4,8 @@
 
 #include "cpu/attention/attention_check.h"
 #include "cpu/attention/attention_plan.h"
-#include "cpu/host/fault.h"
 #include "cpu/kvarn/kvarn_attention.h"
+#include "cpu/threads/fault.h"
 
 namespace ew {
 namespace {

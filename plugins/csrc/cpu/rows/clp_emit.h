@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/host/parallel.h"
-#include "cpu/host/scratch.h"
+#include "cpu/threads/parallel.h"
+#include "cpu/threads/scratch.h"
 
 namespace ew {
 

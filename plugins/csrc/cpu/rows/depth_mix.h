@@ -1,7 +1,7 @@
 // Mixes values over layers by an online softmax. Include a simd_*.h first.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 #include "cpu/simd/pieces.h"
 #include "cpu/simd/vector_math.h"
 

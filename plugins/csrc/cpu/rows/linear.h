@@ -1,7 +1,7 @@
 // Products of a few rows with the rows of a large weight, which is read only once. Include a simd_*.h first.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

@@ -1,8 +1,8 @@
 // The ops that treat each token or row by itself, divided among the host's threads.
 #pragma once
 
-#include "cpu/host/parallel.h"
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
+#include "cpu/threads/parallel.h"
 
 namespace ew {
 

@@ -1,7 +1,7 @@
 // The choice of the instruction set that the kernels use.
 #pragma once
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "abi/cuda_calls.h"
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/refusal.h"
 
 namespace ew::ort {

@@ -1,5 +1,5 @@
 // The ops of libenginewright_cuda for ONNX Runtime, each for half and for bfloat16 graphs.
-#include "hosts/ort/declaration.h"
+#include "hosts/ort_cpu/declaration.h"
 
 namespace ew::ort {
 

@@ -1,4 +1,4 @@
-"""Tests of invariants of engines with extra heads, for arbitrary guesses and for guesses that are all right.
+"""Invariants of engines with extra heads: those that hold for any guesses, and those that hold where all are right.
 
 The heads are made by hand: silent ones, ones that always say the same token, and ones that remember the model's own answer.
 """
@@ -86,7 +86,7 @@ def stubborn(tensors: dict[str, np.ndarray]) -> None:
 
 
 def knowing(backbone: Backbone) -> Edit:
-    """Heads that predict the model's answer to PROMPT: a least-squares fit through the model's own states."""
+    """Heads that predict the tokens that the model will give after PROMPT: a least-squares fit through its own states."""
     reference, tokens = load_reference(str(backbone.model), ()), [*PROMPT, *backbone.answer]
     with torch.no_grad():
         states = reference.model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy()
@@ -120,7 +120,7 @@ def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
     def spy(step: PackedStep) -> Outputs:
         outputs = run_step(step)
         brought.append(len(step.input_ids))
-        held.append(int(llm.loop.scheduler._tables.kv_lens[0, 0, 0]))
+        held.append(int(llm.loop.scheduler.tables.kv_lens[0, 0, 0]))
         pools[:] = cached(llm)
         return outputs
 
@@ -132,7 +132,7 @@ def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
 
 def cached(llm: LLM) -> list[Pool]:
     """The keys and values of the first row, [context, Hkv, D] of each layer."""
-    tables, buffers = llm.loop.scheduler._tables, llm.loop.session._buffers  # type: ignore[attr-defined]
+    tables, buffers = llm.loop.scheduler.tables, llm.loop.session._buffers  # type: ignore[attr-defined]
     pools = []
     for i, layer in enumerate(llm.manifest.cache.layers):
         tiles = buffers[f"kv.{i}.tiles"][tables.tile_table[i, 0]].reshape(-1, layer.tile_bytes)

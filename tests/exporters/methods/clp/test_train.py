@@ -26,7 +26,7 @@ FAST = {"epochs": 6, "rate": 5e-3, "classifier_epochs": 4}
 
 
 def cycles(count: int) -> list[TokenSequence]:
-    """Texts that repeat a cycle of tokens, so that a token determines the ones after it."""
+    """Texts that go round in a circle of tokens, so that the token after the next one is easy to predict."""
     rng = np.random.default_rng(0)
     starts, lengths = rng.integers(0, 40, count), rng.integers(12, 40, count)
     return [

@@ -265,7 +265,7 @@ def test_the_command_checks_it(qwen2: Built, capsys: pytest.CaptureFixture[str])
 @pytest.mark.native
 @pytest.mark.slow
 def test_the_graph_is_as_lean_as_without(qwen2: Built, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
-    """Every layer after the first has one more node; query, key and value still come out of one node."""
+    """One node for each layer after the first; query, key and value still come from one node."""
     root, manifest = engine(checkpoint("qwen2"), EXACT)
     plain = Counter(node.op_type for node in Built(root, root, manifest).nodes)
     mixed = Counter(node.op_type for node in qwen2.nodes)

@@ -33,7 +33,7 @@ def layer(rows: int, d: int, seed: int, tokens: int | None = None) -> tuple[Arra
 def run(w: Array, h: Array, g: Array | None = None, **settings: Any) -> LayerResult:
     tensors = [None if a is None else torch.tensor(a, dtype=torch.float32) for a in (w, h, g)]
     assert tensors[0] is not None and tensors[1] is not None
-    return quantize_layer(tensors[0], tensors[1], tensors[2], LayerSettings(**settings))
+    return quantize_layer(tensors[0], tensors[1], tensors[2], LayerSettings(**{"signed": False, **settings}))
 
 
 def restore(found: LayerResult) -> Array:
@@ -51,7 +51,7 @@ def errors(found: LayerResult, w: Array, x: Array, rough: Array | None = None) -
 @pytest.mark.parametrize(("bits", "narrow"), [(2, False), (2, True), (3, False), (4, False), (8, False)])
 def test_no_other_scale_of_a_row_is_better(bits: int, narrow: bool, is_cross: bool) -> None:
     """Each row, always, without correction. float32: 1e-4 of the outputs' energy is beyond its sums."""
-    plain: dict[str, Any] = {"bits": bits, "narrow": narrow, "group_size": None, "correction": "none"}
+    plain: dict[str, Any] = {"bits": bits, "narrow": narrow, "group_size": 0, "correction": "none"}
     for seed, d in enumerate((1, 2, 3, 7, 16, 31, 64, 5, 11, 24)):
         w, x, rough = layer(12, d, seed + 100 * bits)
         rough = rough if is_cross else x
@@ -77,11 +77,11 @@ def mean_error(bits: int, seed: int, is_cross: bool = False, **settings: Any) ->
 @pytest.mark.parametrize("seed", [7, 8])
 def test_orderings_of_rows(bits: int, seed: int) -> None:
     """Without correction, absmax > mse > diagonal > dense; correction beats all of them, least with scales of absmax."""
-    plain: dict[str, Any] = {"group_size": None, "correction": "none"}
+    plain: dict[str, Any] = {"group_size": 0, "correction": "none"}
     changes: list[dict[str, Any]] = [{"scales": "absmax"}, {"scales": "mse"}, {"diagonal": True}, {}]
     means = [mean_error(bits, seed, **plain, **change) for change in changes]
     assert means == sorted(means, reverse=True)
-    absmax, best = (mean_error(bits, seed, group_size=None, scales=scales) for scales in ("absmax", "piso"))
+    absmax, best = (mean_error(bits, seed, group_size=0, scales=scales) for scales in ("absmax", "piso"))
     assert best < absmax < means[0]
     assert best < means[-1]
 
@@ -99,7 +99,7 @@ def test_orderings_of_groups(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [7, 8])
 def test_qronos_makes_up_for_inputs(seed: int) -> None:
-    for group_size in (32, None):
+    for group_size in (32, 0):
         gptq, qronos = (
             mean_error(3, seed, True, correction=name, group_size=group_size) for name in ("gptq", "qronos")
         )
@@ -114,9 +114,9 @@ def test_reference_values_of_groups(bits: int, sequential: bool, scales: Any, er
 
 
 @pytest.mark.parametrize("correction", ["none", "gptq", "qronos"])
-@pytest.mark.parametrize(("d", "size"), [(1, 1), (1, None), (7, 1), (13, None), (15, 5), (130, 65), (131, None)])
-def test_awkward_sizes(d: int, size: int | None, correction: Any) -> None:
-    """Awkward sizes give the right shapes and types, and the error by its definition."""
+@pytest.mark.parametrize(("d", "size"), [(1, 1), (1, 0), (7, 1), (13, 0), (15, 5), (130, 65), (131, 0)])
+def test_awkward_sizes(d: int, size: int, correction: Any) -> None:
+    """Shapes, types, and the error as its definition gives it."""
     for rows in (0, 1, 3):
         w, x, rough = layer(rows, d, d)
         for is_cross in (False, True):
@@ -151,7 +151,7 @@ def test_types_of_scales(scale_type: Any) -> None:
 
 
 def test_scales_beyond_float16() -> None:
-    plain: dict[str, Any] = {"group_size": None, "scale_type": "float16"}
+    plain: dict[str, Any] = {"group_size": 0, "scale_type": "float16"}
     w = np.array([[1e-9, -3e-9], [1e-6, -7e-7], [0, 0]])
     for correction in ("none", "gptq"):
         found = run(w, np.eye(2), correction=correction, **plain)
@@ -165,7 +165,7 @@ def test_scales_beyond_float16() -> None:
 CHOICES = [
     {"scales": scales, "correction": correction, "interleave": interleave, "group_size": size}
     for scales, correction, interleave, size in itertools.product(
-        ("piso", "mse", "absmax"), ("none", "gptq", "qronos"), ("layer", "group"), (4, None)
+        ("piso", "mse", "absmax"), ("none", "gptq", "qronos"), ("layer", "group"), (4, 0)
     )
 ]
 
@@ -217,9 +217,9 @@ def test_rows_that_no_scale_serves_get_codes_of_0() -> None:
     w, x, _ = layer(5, 12, 6)
     h = np.diag(np.square(x).sum(0))
     for settings in (
-        {"group_size": None},
+        {"group_size": 0},
         {"group_size": 4, "sequential": False},
-        {"group_size": None, "diagonal": True},
+        {"group_size": 0, "diagonal": True},
     ):
         found = run(w, h, -h, correction="none", **settings)
         assert (found.codes == 0).all() and found.error == 0
@@ -229,7 +229,7 @@ def test_rows_that_no_scale_serves_get_codes_of_0() -> None:
 def test_ties_go_up() -> None:
     w = torch.tensor([[0.5, 1.5, -0.5, -1.5, 7.5, -8.5]])
     for correction in ("none", "gptq", "qronos"):
-        settings = LayerSettings(group_size=None, correction=correction)
+        settings = LayerSettings(group_size=0, correction=correction)
         found = quantize_layer(w, torch.eye(6), None, settings, scales=torch.ones(1, 1))
         assert found.codes.tolist() == [[1, 2, 0, -1, 7, -8]]
 
@@ -237,7 +237,7 @@ def test_ties_go_up() -> None:
 def test_frozen_scales() -> None:
     w, x, rough = layer(5, 24, 6)
     tensors = [torch.tensor(a, dtype=torch.float32) for a in (w, rough.T @ rough, rough.T @ x)]
-    settings = LayerSettings(group_size=8, correction="none", scale_type="bfloat16")
+    settings = LayerSettings(group_size=8, correction="none", signed=False, scale_type="bfloat16")
     scales = quantize_layer(*tensors, settings).scales
     for correction in ("none", "gptq", "qronos"):
         found = quantize_layer(*tensors, replace(settings, correction=correction), scales=scales)
@@ -297,10 +297,10 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     [
         ({"bits": 1}, "bits: got 1, expected 2 to 8"),
         ({"bits": 9}, "bits: got 9, expected 2 to 8"),
-        ({"group_size": 0}, "group_size: got 0, expected 1 or more, or None"),
+        ({"group_size": -1}, "got group_size=-1, expected a multiple of 16, or 0 for whole rows"),
         ({"scales": "best"}, "scales: got 'best', expected piso, mse, absmax"),
         ({"correction": "GPTQ"}, "correction: got 'GPTQ', expected none, gptq, qronos"),
-        ({"interleave": "row"}, "interleave: got 'row', expected layer, group"),
+        ({"interleave": "row"}, "interleave: got 'row', expected decoupled, layer, group"),
         ({"scale_type": "float64"}, "scale_type: got 'float64', expected float32, bfloat16, float16"),
     ],
 )

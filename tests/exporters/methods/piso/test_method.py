@@ -120,7 +120,7 @@ def test_bits_and_groups(
 def test_a_checkpoint_for_other_servers_gives_the_same_logits(
     checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint loaded by transformers and compressed-tensors, against the reference of the engines' tests."""
+    """Logits from transformers and compressed-tensors, against the reference that engines are compared with."""
     applied = (Applied("piso", Config(bits=3, group_size=16, **SMALL)),)
     size = export_checkpoint(open_checkpoint(str(checkpoint("qwen3"))), tmp_path, applied, "compressed-tensors")
     monkeypatch.setattr(method, "quantize_layer", None)  # the reference takes the same results
@@ -134,7 +134,7 @@ def test_a_checkpoint_for_other_servers_gives_the_same_logits(
 
 @pytest.mark.native
 @pytest.mark.slow
-def test_beside_an_encoded_cache_the_rotation_of_values_stays_in_the_op(
+def test_with_an_encoded_cache_the_rotation_of_values_stays_in_the_op(
     checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
     """Folding it into the weights would lose the codes. Up to the first tile the cache is exact but for halves."""
@@ -229,8 +229,8 @@ def test_piso_is_better_than_the_largest_weights_scale(checkpoint: CheckpointMak
 def test_a_layer_that_no_token_reached_gets_scales_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     weights, nothing = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(32, 32)
     names, rows = ("experts.0.weight", "experts.1.weight"), (1, 2)
-    stage = LinearGroup(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
-    codes, scales = method.quantize_group(Config(), {}, stage)
+    group = LinearGroup(names=names, rows=rows, weights=weights, hessian=nothing, cross=None, tokens=0)
+    codes, scales = method.quantize_group(Config(), {}, group)
     found = solve(weights, torch.ones(32), grid=int_grid(4), signed=True)
     np.testing.assert_array_equal(codes.numpy(), found.codes)
     np.testing.assert_allclose(scales.numpy(), found.scales, rtol=1e-6)

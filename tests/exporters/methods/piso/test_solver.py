@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from enginewright.exporters.methods.piso import solver
+from enginewright.exporters.methods.piso import sweep as sweep_module
 from enginewright.exporters.methods.piso.solver import Array, int_grid, solve
 from enginewright.exporters.methods.piso.sweep import sweep_in_chunks
 from enginewright.runtime.errors import ExportError
@@ -25,8 +26,8 @@ def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if request.param != "library":
         monkeypatch.setattr(solver, "sweep_on_cpu", sweep_in_chunks)
     if request.param == "chunks of 3":
-        monkeypatch.setattr(sweep, "_CHUNK", 3)
-        monkeypatch.setattr(sweep, "_EVENT_BYTES", 1000)
+        monkeypatch.setattr(sweep_module, "_CHUNK", 3)
+        monkeypatch.setattr(sweep_module, "_EVENT_BYTES", 1000)
     name: str = request.param
     return name
 

@@ -13,7 +13,7 @@ import pytest
 from enginewright.runtime import ArtifactError, RequestError, Sampling, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest, TensorSpec
-from enginewright.runtime.host import compute_name
+from enginewright.runtime.machine import compute_name
 
 pytestmark = pytest.mark.native
 
@@ -208,7 +208,7 @@ def test_rows_are_their_own_slots(kvarn_engine: Path) -> None:
     with load(kvarn_engine, 1) as llm:
         buffers = llm.loop.session._buffers
         assert buffers["slots"].tolist() == list(range(8)) and buffers["slots"].dtype == np.int32
-        assert buffers["encoded_lens"] is llm.loop.scheduler._tables.encoded_lens
+        assert buffers["encoded_lens"] is llm.loop.scheduler.tables.encoded_lens
         assert buffers["encoded_lens"].shape == (2, 3, 8, 2)
         assert not any(name.startswith("kv.1.") and name.endswith("exact") for name in buffers)
 

@@ -171,7 +171,7 @@ def test_tensorrt_does_not_start(
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(sys.modules["tensorrt"], "Runtime", refuse)
-    message = r"plan: TensorRT does not start \(the driver is older than the runtime\); see that the driver fits it$"
+    message = r"plan: TensorRT does not start \(the driver is older than the runtime\); check that the driver is new enough for it$"
     with pytest.raises(UnsupportedError, match=message):
         load(add_plan(exported, tmp_path / "engine"))
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, File, Graph, Manifest
-from enginewright.runtime.evaluation.report.memory_traffic import traffic
+from enginewright.runtime.evaluation.report.memory_traffic import estimate_traffic
 
 
 def test_a_token_reads_all_weights_and_what_it_sees(tiny_engine: Path) -> None:
     """Three layers, the second with a window of 64; a token of a layer is 2 heads x 2 x 16 values of 2 bytes."""
     manifest = directory.load(tiny_engine)
-    found = traffic(manifest, np.array([10, 100]))
+    found = estimate_traffic(manifest, np.array([10, 100]))
     assert found.weights == (tiny_engine / "graphs/decoder.onnx").stat().st_size, "the weights lie in the graph here"
     assert found.context == 55
     assert found.cache == 128 * (55 + (10 + 64) / 2 + 55)
@@ -28,7 +28,7 @@ def test_weights_are_the_data_files(tiny_engine: Path) -> None:
     data = File(path="decoder.onnx.data", size=12345, sha256="")
     graphs = {"decoder": Graph(files=(*graph.files, data), inputs=(), outputs=())}
     other = Manifest(**{**vars(manifest), "graphs": graphs})
-    assert traffic(other, np.array([1])).weights == 12345
+    assert estimate_traffic(other, np.array([1])).weights == 12345
 
 
 def test_encoded_tiles_cost_less_than_the_first_and_the_newest(tiny_engine: Path) -> None:
@@ -50,7 +50,7 @@ def test_encoded_tiles_cost_less_than_the_first_and_the_newest(tiny_engine: Path
     ):
         layer = CacheLayer(kv_heads=2, key_dim=16, value_dim=16, tile_bytes=1280, exact_bytes=5120, window=window)
         cache = Cache(kind="kvarn", tile_tokens=128, kv_bits=16, layers=(layer,))
-        found = traffic(dataclasses.replace(plain, cache=cache), np.array([context]))
+        found = estimate_traffic(dataclasses.replace(plain, cache=cache), np.array([context]))
         assert found.cache == 2 * (10 * encoded + 40 * exact), (window, context)
-    both = traffic(dataclasses.replace(plain, cache=cache), np.array([384, 500]))
+    both = estimate_traffic(dataclasses.replace(plain, cache=cache), np.array([384, 500]))
     assert both.cache == (2 * (10 * 128 + 40 * 172) + 2 * (10 * 184 + 40 * 116)) / 2

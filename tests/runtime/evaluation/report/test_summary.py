@@ -10,10 +10,10 @@ import pytest
 
 from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.divergence import Divergence
-from enginewright.runtime.evaluation.outcome import Score, Work
-from enginewright.runtime.evaluation.perplexity import Scores
+from enginewright.runtime.evaluation.perplexity import TextScores
 from enginewright.runtime.evaluation.report.summary import first_difference, summarise
 from enginewright.runtime.evaluation.report.table import render
+from enginewright.runtime.evaluation.score import Score, Work
 from enginewright.runtime.evaluation.suites import Task
 from enginewright.runtime.evaluation.texts import Text
 
@@ -22,12 +22,12 @@ DRAWS = (0, 0, 1, 2)  # the first two texts are windows of one
 
 
 @pytest.fixture
-def contender(asked_engine: Path) -> Candidate:
+def candidate(asked_engine: Path) -> Candidate:
     return open_candidates([str(asked_engine)], None)[0]
 
 
-def _outcome(
-    contender: Candidate,
+def _score(
+    candidate: Candidate,
     nats: float,
     kl: list[list[float]] | None = None,
     first: int = 7,
@@ -35,13 +35,13 @@ def _outcome(
 ) -> Score:
     """Four texts of two scored tokens and four bytes each."""
     texts = [Text(tokens=(first, 8, 9), given=1, size=4, draw=draw) for draw in draws]
-    scores = Scores(nats=tuple(np.array([nats, nats + 0.5 * draw]) for draw in DRAWS), seconds=2.0)
+    text_scores = TextScores(nats=tuple(np.array([nats, nats + 0.5 * draw]) for draw in DRAWS), seconds=2.0)
     divergence = kl and tuple(Divergence(kl=np.array(each), agreed=np.array(each) < 0.5) for each in kl)
-    return Score(contender=contender, work=Work(texts=tuple(texts)), scores=scores, divergence=divergence)
+    return Score(candidate=candidate, work=Work(texts=tuple(texts)), text_scores=text_scores, divergence=divergence)
 
 
-def test_nats_bits_and_perplexity(contender: Candidate) -> None:
-    report = summarise(TASK, [_outcome(contender, 1.0)], reference=False)
+def test_nats_bits_and_perplexity(candidate: Candidate) -> None:
+    report = summarise(TASK, [_score(candidate, 1.0)], reference=False)
     (engine,) = report.engines
     assert engine.likelihood is not None and report.drawn == {"texts": 3} and report.level is None
     assert engine.likelihood.tokens == 8 and engine.likelihood.nats.value == pytest.approx(9.5 / 8)
@@ -54,33 +54,33 @@ def test_nats_bits_and_perplexity(contender: Candidate) -> None:
     assert engine.difference is None and engine.agreement is None
 
 
-def test_windows_of_one_text_are_one_draw(contender: Candidate) -> None:
-    outcomes = [_outcome(contender, 1.0, draws=(0,) * 4), _outcome(contender, 1.1, [[0.1, 0.2]] * 4, draws=(0,) * 4)]
-    first, second = summarise(TASK, outcomes, reference=True).engines
+def test_windows_of_one_text_are_one_draw(candidate: Candidate) -> None:
+    scores = [_score(candidate, 1.0, draws=(0,) * 4), _score(candidate, 1.1, [[0.1, 0.2]] * 4, draws=(0,) * 4)]
+    first, second = summarise(TASK, scores, reference=True).engines
     assert first.likelihood is not None and first.likelihood.nats.low is None
     assert second.agreement is not None and second.agreement.mean_kl.low is None
     assert second.difference is not None and not second.difference.differs, "one draw shows nothing"
 
 
-def test_a_difference_on_the_same_tokens_is_paired(contender: Candidate) -> None:
+def test_a_difference_on_the_same_tokens_is_paired(candidate: Candidate) -> None:
     """0.01 nats, far less than texts differ from one another, and shown all the same."""
-    outcomes = [
-        _outcome(contender, 1.0),
-        _outcome(contender, 1.01),
-        _outcome(contender, 1.0),
-        _outcome(contender, 1.0, first=6),
+    scores = [
+        _score(candidate, 1.0),
+        _score(candidate, 1.01),
+        _score(candidate, 1.0),
+        _score(candidate, 1.0, first=6),
     ]
-    _, worse, equal, other = summarise(TASK, outcomes, reference=False).engines
+    _, worse, equal, other = summarise(TASK, scores, reference=False).engines
     assert worse.difference is not None and worse.difference.differs and worse.difference.measure == "nats"
     assert worse.difference.estimate.value == pytest.approx(0.01)
     assert equal.difference is not None and not equal.difference.differs
     assert other.difference is None, "other tokens are not comparable one by one"
 
 
-def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Candidate) -> None:
+def test_agreement_is_over_tokens_and_its_interval_over_draws(candidate: Candidate) -> None:
     kl = [[0.0, 1.0], [0.0, 0.0], [0.2, 0.2], [0.1, 0.1]]
-    outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.0, kl)]
-    report = summarise(TASK, outcomes, reference=True)
+    scores = [_score(candidate, 1.0), _score(candidate, 1.0, kl)]
+    report = summarise(TASK, scores, reference=True)
     agreement = report.engines[1].agreement
     assert agreement is not None and agreement.tokens == 8 and report.engines[0].agreement is None
     assert agreement.mean_kl.value == pytest.approx(1.6 / 8)
@@ -91,9 +91,9 @@ def test_agreement_is_over_tokens_and_its_interval_over_draws(contender: Candida
     assert agreement.answers is None and agreement.never_parts is None
 
 
-def test_the_table_of_texts(contender: Candidate) -> None:
-    outcomes = [_outcome(contender, 1.0), _outcome(contender, 1.01, [[0.1, 0.2]] * 4)]
-    lines = render(summarise(TASK, outcomes, reference=True)).splitlines()
+def test_the_table_of_texts(candidate: Candidate) -> None:
+    scores = [_score(candidate, 1.0), _score(candidate, 1.01, [[0.1, 0.2]] * 4)]
+    lines = render(summarise(TASK, scores, reference=True)).splitlines()
     assert lines[0].startswith("perplexity, book.txt: 3 texts; seed 0")
     assert "bits per byte" in lines[2] and "3.279 [" in lines[3]
     assert "+1.0e-02 [" in lines[7] and "worse" in lines[7] and "1.5e-01 [" in lines[7]
@@ -114,6 +114,6 @@ def test_first_difference(ours: tuple[int, ...], theirs: tuple[int, ...], expect
     assert first_difference(ours, theirs) == expected
 
 
-def test_a_perplexity_beyond_floats_is_a_number(contender: Candidate) -> None:
-    report = summarise(TASK, [_outcome(contender, 1000.0)], reference=False)
+def test_a_perplexity_beyond_floats_is_a_number(candidate: Candidate) -> None:
+    report = summarise(TASK, [_score(candidate, 1000.0)], reference=False)
     assert "Infinity" not in report.to_json() and "NaN" not in report.to_json()

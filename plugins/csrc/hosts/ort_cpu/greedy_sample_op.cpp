@@ -1,7 +1,7 @@
 // GreedySample for ONNX Runtime on the CPU.
 #include "cpu/rows/row_ops.h"
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/greedy_sample.h"
 
 namespace ew::ort {

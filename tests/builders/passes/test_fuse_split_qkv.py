@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
-from enginewright.builders.passes.split_qkv import SplitQkvPass
+from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.plugins.libraries.locate import ort_library
 from enginewright.plugins.ops.tiles import tile_bytes
 

@@ -1,5 +1,5 @@
 // The ops of libenginewright_ort, which run on the CPU.
-#include "hosts/ort/declaration.h"
+#include "hosts/ort_cpu/declaration.h"
 
 namespace ew::ort {
 

@@ -2,8 +2,8 @@
 #include <string>
 
 #include "cpu/attention/paged_attention.h"
-#include "hosts/ort/attention_arguments.h"
-#include "hosts/ort/declaration.h"
+#include "hosts/ort_cpu/attention_arguments.h"
+#include "hosts/ort_cpu/declaration.h"
 #include "ops/paged_attention.h"
 
 namespace ew::ort {

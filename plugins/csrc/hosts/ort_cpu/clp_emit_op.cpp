@@ -1,7 +1,7 @@
 // ClpEmit for ONNX Runtime on the CPU: turns a node's tensors and attributes into ClpEmitArgs.
 #include "cpu/rows/clp_emit.h"
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/clp_emit.h"
 
 namespace ew::ort {

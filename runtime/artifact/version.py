@@ -1,4 +1,4 @@
-"""What engines and checkpoints say made them."""
+"""The version of this package, which engines and exported checkpoints record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def package_version() -> str:
-    """This package's version; "checkout" where it is not installed."""
+    """Return the version of this package; "checkout" where it is not installed."""
     try:
         return metadata.version("enginewright")
     except metadata.PackageNotFoundError:

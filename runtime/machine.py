@@ -1,4 +1,4 @@
-"""What this machine offers: cores, memory, instruction set."""
+"""The cores, memory and instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def physical_cores() -> int:
-    """Physical cores this process may run on, at least 1; a container's CPU quota counts."""
+    """Return how many physical cores this process may use, at least 1; a container's CPU quota counts."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_core_of(cpu) for cpu in allowed})
     quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
@@ -22,7 +22,7 @@ def physical_cores() -> int:
 
 
 def available_memory() -> int:
-    """Bytes this process can still take without swapping; a container's limit counts."""
+    """Return the bytes that this process can still take without swapping; a container's limit counts."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)
     if found is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -32,7 +32,7 @@ def available_memory() -> int:
 
 
 def compute_name() -> str:
-    """The machine's name in Engine.compute: architecture, and on x86 the widest vectors that the kernels know."""
+    """Return this machine's name as in BuiltGraph.compute: the architecture, and on x86 the widest vectors that kernels use."""
     machine = platform.machine()
     if machine != "x86_64":
         return machine

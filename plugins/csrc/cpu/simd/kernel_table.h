@@ -90,7 +90,8 @@ struct Kernels {
   // Join `count` partials (laid out one after another from `first`) in order, and write the row's output.
   void (*merge)(const AttentionArgs&, const AttentionTask&, const Partial& first, std::int64_t count);
   // The same three for KVarNAttention; encode turns one side of an exact tile into its record.
-  void (*store_tokens)(const KVarNArgs&, std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count);
+  void (*write_exact_tokens)(const KVarNArgs&, std::int64_t row, std::int64_t head, std::int64_t begin,
+                             std::int64_t count);
   void (*attend_kvarn)(const KVarNArgs&, const AttentionTask&, const AttentionTask* following, const TaskScratch&,
                        const Partial&);
   void (*merge_kvarn)(const KVarNArgs&, const AttentionTask&, const Partial& first, std::int64_t count);

@@ -2,8 +2,8 @@
 #include <mutex>
 #include <string>
 
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 
 #define EW_EXPORT extern "C" __attribute__((visibility("default")))
 

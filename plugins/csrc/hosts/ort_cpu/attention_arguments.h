@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "cpu/attention/attention_args.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/attention_tensors.h"
 
 namespace ew::ort {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 #include "cpu/simd/pieces.h"
 
 namespace ew {

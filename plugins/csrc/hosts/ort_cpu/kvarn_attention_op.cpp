@@ -2,8 +2,8 @@
 #include <string>
 
 #include "cpu/kvarn/kvarn_attention.h"
-#include "hosts/ort/attention_arguments.h"
-#include "hosts/ort/declaration.h"
+#include "hosts/ort_cpu/attention_arguments.h"
+#include "hosts/ort_cpu/declaration.h"
 #include "ops/kvarn_attention.h"
 
 namespace ew::ort {

@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/host/parallel.h"
-#include "hosts/ort/ort_abi.h"
+#include "cpu/threads/parallel.h"
+#include "hosts/ort_cpu/ort_abi.h"
 #include "ops/attributes.h"
 #include "ops/tensor.h"
 

@@ -1,4 +1,4 @@
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/host.h"
 
 namespace ew::ort {
 namespace {

@@ -2,8 +2,8 @@
 #include <vector>
 
 #include "cpu/rows/row_ops.h"
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/depth_mix.h"
 
 namespace ew::ort {

@@ -3,14 +3,14 @@
 
 #include "cpu/attention/write_tokens.h"
 #include "cpu/kvarn/hadamard.h"
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {
 
 // Tokens [begin, begin + count) of the row's new ones.
-inline void store_tokens(const KVarNArgs& a, std::int64_t row, std::int64_t head, std::int64_t begin,
-                         std::int64_t count) {
+inline void write_exact_tokens(const KVarNArgs& a, std::int64_t row, std::int64_t head, std::int64_t begin,
+                               std::int64_t count) {
   const std::int64_t dim = a.head_dim;
   float turned[kMaxHeadDim];
   for (std::int64_t i = begin; i < begin + count; ++i) {

@@ -1,8 +1,8 @@
 // An op as the library declares it to ONNX Runtime.
 #pragma once
 
-#include "hosts/ort/host.h"
-#include "hosts/ort/ort_abi.h"
+#include "hosts/ort_cpu/host.h"
+#include "hosts/ort_cpu/ort_abi.h"
 #include "ops/declaration.h"
 
 namespace ew::ort {

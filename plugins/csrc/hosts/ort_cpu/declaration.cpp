@@ -1,4 +1,4 @@
-#include "hosts/ort/declaration.h"
+#include "hosts/ort_cpu/declaration.h"
 
 #include <limits>
 

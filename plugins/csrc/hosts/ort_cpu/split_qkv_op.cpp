@@ -1,7 +1,7 @@
 // SplitQkv for ONNX Runtime on the CPU: turns a node's tensors and attributes into SplitQkvArgs.
 #include "cpu/rows/row_ops.h"
-#include "hosts/ort/declaration.h"
-#include "hosts/ort/host.h"
+#include "hosts/ort_cpu/declaration.h"
+#include "hosts/ort_cpu/host.h"
 #include "ops/split_qkv.h"
 
 namespace ew::ort {

@@ -1,0 +1,88 @@
+"""`enginewright run`: prompts from the command line, files and standard input, and where errors are printed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginewright.runtime import LLM, RequestError, cli
+
+pytestmark = pytest.mark.native
+Capture = pytest.CaptureFixture[str]
+SHORT = ["--max-tokens", "4", "--threads", "1", "--json"]
+
+
+def texts(capsys: Capture, *arguments: str) -> list[str]:
+    assert cli.main(["run", *arguments, *SHORT]) == 0
+    return [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+
+
+def error(capsys: Capture, *arguments: str) -> str:
+    assert cli.main(["run", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prompts_of_every_kind_come_in_order(
+    capsys: Capture, tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, file = str(tiny_engine), tmp_path / "prompt.txt"
+    file.write_text("a hat\n")
+    alone = [texts(capsys, engine, "--prompt", prompt)[0] for prompt in ("the cat", "a hat", "the mat")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the mat"))
+    assert texts(capsys, engine, "--prompt", "the cat", "--file", str(file), "--file", "-") == alone
+
+
+def test_lines_are_prompts(capsys: Capture, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = str(tiny_engine)
+    alone = [texts(capsys, engine, "--prompt", prompt)[0] for prompt in ("the cat", "a hat")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n\na hat\n"))
+    assert texts(capsys, engine, "--lines") == alone
+
+
+def test_several_answers_have_a_line_each(capsys: Capture, tiny_engine: Path) -> None:
+    command = ["run", str(tiny_engine), "--prompt", "the cat", "--prompt", "a hat", "--max-tokens", "3"]
+    both = texts(capsys, str(tiny_engine), "--prompt", "the cat", "--prompt", "a hat", "--max-tokens", "3")
+    assert cli.main([*command, "--max-tokens", "4"]) == 0
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in both)
+
+
+def test_bad_prompts_are_named(
+    capsys: Capture, tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, latin, empty = str(tiny_engine), tmp_path / "latin.txt", tmp_path / "empty.txt"
+    latin.write_bytes(b"caf\xe9")
+    empty.write_text(" \n")
+    assert "nothing.txt: cannot be read (No such file or directory)" in error(capsys, engine, "--file", "nothing.txt")
+    assert f"{latin}: got bytes that are no UTF-8" in error(capsys, engine, "--file", str(latin))
+    assert f"{empty}: got no text, expected a prompt" in error(capsys, engine, "--file", str(empty), "--lines")
+    assert "--lines: got no file" in error(capsys, engine, "--lines", "--prompt", "x")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "standard input: got no text" in error(capsys, engine)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert "run: got no prompt; pass --prompt TEXT" in error(capsys, engine)
+
+
+def test_an_error_has_a_line_of_its_own(capsys: Capture, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Piece:
+        text = "half an ans"
+
+    def stream(*_: Any) -> Iterator[Piece]:
+        yield Piece()
+        raise RequestError("the step failed")
+
+    monkeypatch.setattr(LLM, "stream", stream)
+    assert cli.main(["run", str(tiny_engine), "--prompt", "the cat"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "half an ans\n" and captured.err == "enginewright run: error: the step failed\n"
