@@ -1,4 +1,4 @@
-"""The tests' rules for what a machine lacks: markers `native`, `cuda` and `slow` mean here what they mean there."""
+"""The skip rules of `tests/`, so that the markers `native`, `cuda` and `slow` mean the same here."""
 
 from tests.conftest import pytest_collection_modifyitems
 

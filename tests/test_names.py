@@ -1,4 +1,4 @@
-"""One meaning for each name: no two public classes are called the same, nor two modules of one package."""
+"""Tests that names are unique: those of public classes, and those of modules within a package."""
 
 from __future__ import annotations
 

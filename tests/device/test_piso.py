@@ -1,4 +1,4 @@
-"""PiSO where torch has a GPU, its sweep in chunks and its corrections, against the CPU."""
+"""Tests of PiSO on torch's GPU, its sweep in chunks and its corrections, against the CPU."""
 
 from __future__ import annotations
 

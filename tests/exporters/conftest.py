@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made once a session, and engines built from them."""
+"""Fixtures of the exporters' tests: tiny random checkpoints, made once a session, and engines built from them."""
 
 from __future__ import annotations
 

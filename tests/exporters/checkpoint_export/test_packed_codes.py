@@ -1,4 +1,4 @@
-"""Packed codes against compressed-tensors' own packing, and against the layouts' definitions."""
+"""Tests of packed codes against compressed-tensors' own packing, and against the layouts' definitions."""
 
 from __future__ import annotations
 

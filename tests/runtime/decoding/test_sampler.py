@@ -1,4 +1,4 @@
-"""Every way to choose a token, against a plain reference that sorts the whole vocabulary."""
+"""Tests of every way to choose a token, against a plain reference that sorts the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enginewright.runtime.requests.sampling import Sampling
 
 @dataclass
 class Row:
-    """What the sampler sees of a request."""
+    """The part of a request that the sampler reads."""
 
     sampling: Sampling
     prompt: list[int] = field(default_factory=list)

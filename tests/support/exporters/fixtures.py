@@ -1,4 +1,4 @@
-"""Types of the fixtures in conftest.py."""
+"""The types of the fixtures in tests/exporters/conftest.py."""
 
 from __future__ import annotations
 

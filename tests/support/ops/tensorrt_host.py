@@ -1,6 +1,6 @@
-"""The plugins for TensorRT, called as TensorRT calls them (`tensorrt_plugins/run.cpp`), without it.
+"""Calls the plugins for TensorRT as TensorRT does (`tensorrt_plugins/run.cpp`), but without TensorRT.
 
-kernels: what they start: "emulated", or "cuda" for those that a GPU runs.
+In all functions `kernels` names the kernels that the plugins start: "emulated", or "cuda" for those that a GPU runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Tensor(ctypes.Structure):
 
 @cache
 def built_folder(kernels: str = "emulated") -> Path:
-    """Where `enginewright_trt_test` and the libraries are, built."""
+    """Build `enginewright_trt_test` and the libraries, and return their folder."""
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
     return build_tensorrt_tests(cuda=kernels == "cuda")
@@ -78,7 +78,7 @@ def _library(kernels: str = "emulated") -> ctypes.CDLL:
 
 
 def creators() -> str:
-    """What `ew_trt_test_creators` says."""
+    """The result of `ew_trt_test_creators`."""
     return str(_library().ew_trt_test_creators().decode())
 
 
@@ -89,7 +89,7 @@ def element_type(op: str, name: str, activations: str) -> str:
 
 
 class _Buffer:
-    """An array at a multiple of 256, poisoned behind its end."""
+    """An array at a multiple of 256, poisoned after its end."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.owner = np.full(array.nbytes + GUARD_BYTES + 256, POISON, np.uint8)
@@ -102,7 +102,7 @@ class _Buffer:
         return _Tensor(TYPES[type], len(self.shape), sizes, self.owner.ctypes.data + self.start)
 
     def contents(self) -> np.ndarray:
-        """The array as it is now; nothing may have been written behind it."""
+        """The array as it is now; nothing may have been written after its end."""
         end = self.start + self.nbytes
         assert (self.owner[end : end + GUARD_BYTES] == POISON).all(), "a kernel wrote beyond a buffer"
         return self.owner[self.start : end].copy().view(self.dtype).reshape(self.shape)
@@ -130,7 +130,7 @@ def fields_of(op: str, arrays: Arrays, attributes: Mapping[str, Any]) -> Any:
 
 
 def _in_order(op: str, arrays: Arrays) -> list[str]:
-    """Names of the arrays as the node lists them: by input, `sources.10` behind `sources.9`."""
+    """Names of the arrays in the order in which the node lists them: by input, `sources.10` after `sources.9`."""
     places = {tensor.name: i for i, tensor in enumerate(OPS[op].inputs)}
 
     def key(name: str) -> tuple[int, int]:

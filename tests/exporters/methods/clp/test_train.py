@@ -1,4 +1,4 @@
-"""`tune clp`: training on a frozen backbone, resumable, and what it refuses."""
+"""Tests of `tune clp`: training on a frozen backbone, resuming it, and refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cycles(count: int) -> list[TokenSequence]:
 
 
 def tensors(root: Path) -> dict[str, np.ndarray]:
-    """What was trained."""
+    """The trained tensors."""
     found: dict[str, np.ndarray] = load_file(root / WEIGHTS)
     return found
 

@@ -1,4 +1,4 @@
-"""Error correction against a greedy reference that solves for all remaining weights anew after each column, in float64."""
+"""Tests of error correction against a greedy float64 reference that solves for all remaining weights after each column."""
 
 from __future__ import annotations
 

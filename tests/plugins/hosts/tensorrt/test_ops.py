@@ -1,4 +1,4 @@
-"""The plugins for TensorRT, from node to results: against the oracles, on all of the cases."""
+"""Tests of the plugins for TensorRT from node to results, against the oracles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
 def kernels(request: pytest.FixtureRequest) -> str:
-    """What the plugins start."""
+    """The kernels that the plugins start."""
     return str(request.param)
 
 

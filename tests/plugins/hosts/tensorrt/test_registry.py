@@ -1,4 +1,4 @@
-"""The plugin library in a plugin registry of TensorRT, and nodes through its ONNX parser; nothing here needs a GPU."""
+"""Tests of the plugin library in a TensorRT plugin registry, and of nodes through its ONNX parser; they need no GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PARSER = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 
 
 def watch(tmp_path: Path, *arguments: Path) -> tuple[dict[str, Any], str]:
-    """What tensorrt_registry.py saw, and its messages; nothing of CUDA is on its search path."""
+    """The report of tensorrt_registry.py and its messages; its search path has no CUDA libraries."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("needs tensorrt_rtx: pip install tensorrt-rtx")
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
