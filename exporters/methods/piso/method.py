@@ -38,11 +38,8 @@ from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantiz
 from enginewright.runtime.errors import ExportError
 
 BITS = (2, 3, 4, 8)  # of the codes that engines and checkpoints hold
-OBJECTIVES: dict[str, Objective] = {
-    "none": "cross",
-    "gptq": "self",
-    "qronos": "cross",
-}  # correction -> what it minimises
+# Correction -> the objective that it minimises.
+OBJECTIVES: dict[str, Objective] = {"none": "cross", "gptq": "self", "qronos": "cross"}
 _NO_RESULT = ("text", "work", "device")  # options that do not change the results, or whose content is hashed instead
 _FORMAT = 1  # of the folder's content; counts up when the same options come to give other results
 
