@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent
 CXX = tuple(
     f":(glob){folder}/**/*.{kind}" for folder in ("plugins/csrc", "tests") for kind in ("h", "cpp", "cuh", "cu")
 )
-COMPILED = ("tests/kernels", "tests/device", "tests/serving")  # compile kernels for GPUs, or want a GPU or a server
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "none"
@@ -41,11 +40,12 @@ def _run(session: nox.Session, *command: str | os.PathLike[str], **variables: st
 def _pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
     """Run pytest with a process per core; what follows `--` on nox's command line goes to pytest.
 
-    Each process gets one thread of torch's: more of them wait for one another, and small products take ten times as long.
+    Each process takes a run of neighbouring tests, and steals from another when it has none left: most tests find what an
+    earlier one of their file has made.
     """
     python = _prepare(session, "test")
-    variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    _run(session, python, "-m", "pytest", "-n", "auto", *arguments, *session.posargs, **variables)
+    processes = ("-n", "logical", "--dist", "worksteal")
+    _run(session, python, "-m", "pytest", *processes, *arguments, *session.posargs, **variables)
 
 
 def _script(session: nox.Session, name: str) -> str:
@@ -73,15 +73,14 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """The tests to run while working, in under two minutes on two cores: none that is slow or compiles kernels."""
-    folders = [folder for folder in COMPILED if (ROOT / folder).is_dir()]
-    _pytest(session, "-m", "not slow", *(f"--ignore={folder}" for folder in folders))
+    """The tests to run while working, in under two minutes on two cores: none that is slow, or compiles, or wants a GPU."""
+    _pytest(session, "-m", "not slow and not emulated and not cuda")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test that this machine can run; one that needs the compiled ops fails where they are missing."""
-    _pytest(session, ENGINEWRIGHT_REQUIRE=os.environ.get("ENGINEWRIGHT_REQUIRE", "native"))
+    """Every test that this machine can run; what the extra [test] and a C++ compiler bring may not be missing."""
+    _pytest(session, ENGINEWRIGHT_REQUIRE=os.environ.get("ENGINEWRIGHT_REQUIRE", "native,emulated,rtx"))
 
 
 @nox.session

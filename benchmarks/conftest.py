@@ -1,5 +1,5 @@
-"""The skip rules of `tests/`, so that the markers `native`, `cuda` and `slow` mean the same here."""
+"""The tests' rules for what a machine lacks, and their own caches: markers mean here what they mean there."""
 
-from tests.conftest import pytest_collection_modifyitems
+from tests.conftest import own_caches, pytest_collection_modifyitems
 
-__all__ = ["pytest_collection_modifyitems"]
+__all__ = ["own_caches", "pytest_collection_modifyitems"]

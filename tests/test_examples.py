@@ -13,6 +13,7 @@ import pytest
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import Sampling, cli, load
+from tests.support.exporters.fixtures import built_once
 from tests.support.paths import ROOT
 
 TEXT_MODEL = ROOT / "examples/tiny-text"
@@ -21,9 +22,7 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("0*.py"))
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("engine") / "tiny-reasoner"
-    build(str(ROOT / "examples/tiny-reasoner"), root, Recipe(), "onnxruntime")
-    return root
+    return built_once(tmp_path_factory, ROOT / "examples/tiny-reasoner", Recipe())
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
-from tests.support.exporters.families import save_checkpoint
+from tests.support.exporters.fixtures import checkpoint_once, exported_once
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other cost more than they share
 
@@ -17,14 +16,10 @@ torch.set_num_threads(1)  # the models are tiny: threads that wait for each othe
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of one layer, biases and a tied output projection."""
-    path = tmp_path_factory.mktemp("checkpoint") / "qwen2"
-    save_checkpoint("qwen2", path, num_hidden_layers=1)
-    return path
+    return checkpoint_once(tmp_path_factory, "qwen2", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine directory that no backend has built yet."""
-    root = tmp_path_factory.mktemp("exported")
-    export(str(checkpoint), root, Recipe(kv_bits=32))
-    return root
+    return exported_once(tmp_path_factory, checkpoint, Recipe(kv_bits=32))

@@ -9,9 +9,11 @@ import pytest
 from enginewright.plugins.libraries.cpu import set_cpu_isa
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(
+    params=[pytest.param("avx512", marks=pytest.mark.slow), pytest.param("avx2", marks=pytest.mark.slow), "portable"]
+)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Forces an instruction set for one test."""
+    """Forces an instruction set for one test; the quick suite has one of them."""
     if not set_cpu_isa(request.param):
         pytest.skip(f"this CPU does not run {request.param}")
     yield request.param

@@ -64,10 +64,9 @@ def test_no_default_is_written_by_hand() -> None:
     assert not [path.relative_to(CSRC).as_posix() for path in sources if by_hand.search(path.read_text())]
 
 
+@pytest.mark.emulated
 def test_the_headers_compile(tmp_path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
+    compiler = shutil.which("c++") or "g++"
     generate.write(tmp_path)
     source = tmp_path / "both.cpp"
     source.write_text(

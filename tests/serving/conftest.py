@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import LLM, cli, load
+from tests.support.exporters.fixtures import built_once
+from tests.support.once import made_once
 from tests.support.paths import ROOT
 from tests.support.serving import tritonserver
 from tests.support.serving.streams import MODEL
 from tests.support.serving.tritonserver import Installation, Server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of servers come first: pytest-xdist then leaves them to its first process, and one server serves them all."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.is_relative_to(here))
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +28,14 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """The server, in a virtual environment of its own."""
     if reason := tritonserver.missing():
         pytest.skip(reason)
-    return tritonserver.install(tmp_path_factory.mktemp("triton"))
+    home = made_once(tmp_path_factory, tritonserver.WHEEL, tritonserver.install)
+    return tritonserver.find(home / "venv")
 
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model as an engine directory."""
-    root = tmp_path_factory.mktemp("engine") / "tiny-reasoner"
-    build(str(ROOT / "examples/tiny-reasoner"), root, Recipe(), "onnxruntime")
-    return root
+    return built_once(tmp_path_factory, ROOT / "examples/tiny-reasoner", Recipe())
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.native
+@pytest.mark.slow
 def test_without_torch(root: Path, tmp_path: Path) -> None:
     """A process in which torch and transformers cannot be imported builds all the same."""
     (tmp_path / "path").mkdir()
@@ -78,6 +79,7 @@ def test_what_is_no_engine(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "content differs from manifest.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_build_where_tensorrt_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The directory is complete, and the message names a valid command for the machine that has TensorRT."""
@@ -95,6 +97,7 @@ def test_build_where_tensorrt_is_missing(tmp_path: Path, capsys: pytest.CaptureF
     assert "got no Python package tensorrt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Errors that another machine would not avoid are raised, and options are checked before anything is read."""
     save_checkpoint("qwen2", tmp_path / "model")

@@ -27,8 +27,6 @@ from enginewright.runtime.errors import BuildError, UnsupportedError
 from tests.support.exporters.families import save_checkpoint
 from tests.support.paths import ROOT
 
-pytest.importorskip("polygraphy")
-
 HEADER = '<ir_version: 10, opset_import: ["" : 24]>\n'
 
 
@@ -71,6 +69,7 @@ class TestStream:
             stream_of("x = Gather (table, input_ids)  a = Relu (x)  b = Add (x, a)  y = Relu (b)", 1)
 
 
+@pytest.mark.slow
 def test_equal_but_for_rounding(root: Path) -> None:
     before = {path.name for path in (root / "graphs").iterdir()}
     report = compare_layers(root, directory.load(root))
@@ -82,6 +81,7 @@ def test_equal_but_for_rounding(root: Path) -> None:
     assert {path.name for path in (root / "graphs").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_difference_is_seen_where_it_begins(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: ir.Model) -> None:
         """Scales of one layer's weights half as large as they should be."""
@@ -108,6 +108,7 @@ def test_what_is_not_a_number_is_beyond() -> None:
     assert first is not None and first.layer == 1
 
 
+@pytest.mark.slow
 class TestCommand:
     def test_report_and_exit_code(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["check", str(root), "--layers"]) == 0

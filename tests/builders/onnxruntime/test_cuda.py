@@ -15,6 +15,8 @@ from enginewright.runtime.errors import BuildError
 from tests.support.exporters.families import save_checkpoint
 from tests.support.paths import EXAMPLES
 
+pytestmark = pytest.mark.slow  # each exports a graph
+
 ENGINE = "engines/decoder.onnxruntime-cuda.onnx"
 WIDE = {
     "Cast",

@@ -19,7 +19,6 @@ from enginewright import builders
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt import build as builder
 from enginewright.builders.tensorrt.python_module import MODULES, device_compute, open_module
-from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
@@ -32,7 +31,7 @@ from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import BuildError, TargetError
 from tests.support.builders.fake_tensorrt_builder import Fake
-from tests.support.exporters.families import save_checkpoint
+from tests.support.exporters.fixtures import checkpoint_once, exported_once
 
 PLAN = "engines/decoder.tensorrt.plan"
 LIBRARY = Path("/lib/libenginewright_trt.so")
@@ -40,11 +39,8 @@ LIBRARY = Path("/lib/libenginewright_trt.so")
 
 def make(family: str, tmp_path_factory: pytest.TempPathFactory, **recipe: Any) -> Path:
     """An engine directory of the family that no backend has built yet."""
-    root = tmp_path_factory.mktemp(family)
-    save_checkpoint(family, root / "checkpoint")
-    (root / "engine").mkdir()
-    export(str(root / "checkpoint"), root / "engine", Recipe(max_batch=3, max_context=300, **recipe))
-    return root / "engine"
+    model = checkpoint_once(tmp_path_factory, family, num_hidden_layers=2)
+    return exported_once(tmp_path_factory, model, Recipe(max_batch=3, max_context=300, **recipe))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +108,7 @@ class TestPacked:
         assert fake.config.features == {"ALIASED_PLUGIN_IO_10_03": True}
         assert fake.config.flags == set() and fake.config.builder_optimization_level is None
 
-    @pytest.mark.parametrize("source", ["packed", "packed_int4"])
+    @pytest.mark.parametrize("source", ["packed", pytest.param("packed_int4", marks=pytest.mark.slow)])
     def test_the_parser_gets_plugins_and_standard_ops(
         self, source: str, fake: Fake, tmp_path: Path, request: pytest.FixtureRequest
     ) -> None:
@@ -134,6 +130,7 @@ class TestPacked:
             codes = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4}
             assert len(codes) == 9 and not any(t.data_type == onnx.TensorProto.UINT8 for t in model.graph.initializer)
 
+    @pytest.mark.slow
     def test_profiles(self, packed_int4: Path, fake: Fake, tmp_path: Path) -> None:
         _, manifest = build(packed_int4, tmp_path, prefill_chunk=200)
         decode, prefill = fake.config.profiles
@@ -177,6 +174,7 @@ class TestOptions:
         assert mine.read_bytes() == b"mine+measured"
         assert (root / "engines/tensorrt.timing").read_bytes() == b"+measured+measured"
 
+    @pytest.mark.slow
     def test_a_stripped_plan_brings_the_graph_it_is_refitted_from(
         self, dense: Path, fake: Fake, tmp_path: Path
     ) -> None:
@@ -192,6 +190,7 @@ class TestOptions:
             t.name: t.raw_data for t in fake.parsed.graph.initializer if t.raw_data
         }
 
+    @pytest.mark.slow
     def test_attention_may_be_decomposed(self, dense: Path, fake: Fake, tmp_path: Path) -> None:
         attention = SimpleNamespace(decomposable=False)
 
@@ -296,6 +295,7 @@ class TestFailures:
 class TestRefusals:
     """Refusals before anything is built, with or without TensorRT."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("family", "recipe", "match"),
         [
@@ -385,7 +385,7 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 512])
-@pytest.mark.parametrize("source", ["packed", "packed_int4"])
+@pytest.mark.parametrize("source", ["packed", pytest.param("packed_int4", marks=pytest.mark.slow)])
 def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request: pytest.FixtureRequest) -> None:
     """Profiles admit the runtime's own sizes for a chunk, with the spare tile and slot that it adds, and nothing more."""
     manifest = directory.load(request.getfixturevalue(source))

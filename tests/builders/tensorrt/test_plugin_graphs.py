@@ -22,6 +22,7 @@ HEADS = ROOT / "examples/tiny-reasoner-clp"
 
 
 @pytest.mark.rtx
+@pytest.mark.emulated
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "recipe", "expected"),

@@ -15,10 +15,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.runtime.artifact import directory
-from tests.support.exporters.families import FAMILIES, save_checkpoint
+from tests.support.exporters.families import FAMILIES
+from tests.support.exporters.fixtures import checkpoint_once, exported_once
 from tests.support.paths import ROOT, SUPPORT
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow]
@@ -47,14 +47,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     def make(family: str, dtype: str = "float16", weights: str = "float32", **sizes: Any) -> Path:
         key = (family, dtype, weights, *sizes)
         if key not in made:
-            root = tmp_path_factory.mktemp(family)
-            save_checkpoint(family, root / "checkpoint", **sizes)
             recipe = Recipe(
                 dtype=dtype, weights=parse_weights(weights), plugins="none", max_batch=ROWS, max_context=CONTEXT
             )
-            (root / "engine").mkdir()
-            export(str(root / "checkpoint"), root / "engine", recipe)
-            made[key] = root / "engine"
+            made[key] = exported_once(tmp_path_factory, checkpoint_once(tmp_path_factory, family, **sizes), recipe)
         return made[key]
 
     return make
@@ -192,8 +188,10 @@ def _describe_again(root: Path) -> None:
     (root / "manifest.json").write_text(json.dumps(raw))
 
 
-def test_from_a_checkpoint_in_one_command(exported: Maker, environment: dict[str, str], tmp_path: Path) -> None:
-    checkpoint = exported("qwen3").parent / "checkpoint"
+def test_from_a_checkpoint_in_one_command(
+    environment: dict[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    checkpoint = checkpoint_once(tmp_path_factory, "qwen3")
     build = ["build", "--model", checkpoint, "--output", tmp_path / "engine", "--plugins", "none", "--dtype", "float16"]
     done = run(environment, *build, "--backend", "tensorrt-rtx", "--compute", "sm_86,sm_90")
     assert done.returncode == 2 and "--compute: got sm_90, expected one of sm_75" in done.stderr

@@ -70,6 +70,7 @@ def test_resumes_after_any_group(family: str, objective: str, checkpoint: Checkp
         assert contents(folder) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["self", "cross"])
 def test_a_full_disk_leaves_the_blocks_that_are_done(
     objective: str, checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def fill_disk_after(patch: pytest.MonkeyPatch, writes: int) -> Callable[[], bool
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
+import tests.conftest  # an installed package, or the checkout
 import torch
 torch.set_num_threads(1)
 from tests.support.exporters import calibration_reference
@@ -171,11 +173,12 @@ def test_a_finished_folder_is_only_read(
 def test_deleted_results_are_made_anew(
     missing: list[int], objective: str, checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
-    run(checkpoint("gemma2"), tmp_path, objective)
+    model = checkpoint("gemma2", num_hidden_layers=3)
+    run(model, tmp_path, objective)
     before, calls = contents(tmp_path), list[str]()
     for number in missing:
         (tmp_path / f"block-{number:04d}.safetensors").unlink()
-    run(checkpoint("gemma2"), tmp_path, objective, counting(calls))
+    run(model, tmp_path, objective, counting(calls))
     assert contents(tmp_path) == before
     assert calls[::4] == [f"model.layers.{number}.self_attn.q_proj.weight" for number in missing]
 

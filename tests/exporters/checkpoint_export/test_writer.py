@@ -273,6 +273,7 @@ def test_shards_stay_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 8])
 def test_transformers_computes_what_the_engine_does(
     bits: int, checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path

@@ -28,8 +28,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},  # biases, tied output projection
     "qwen3": {"head_dim": 32},  # norms of queries and keys
     "mistral": {"sliding_window": WINDOW},
-    "gemma2": {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 3},  # softcap, alternating windows
-    "gemma3_text": {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 7},  # two rotary bases
+    "gemma2": {"head_dim": 16, "sliding_window": WINDOW},  # softcap, alternating windows
+    "gemma3_text": {  # two rotary bases, those of layers with a window and of those without
+        "head_dim": 16,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "phi3": {},  # packed projections in the checkpoint
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},  # experts stored one by one
     "helium": {

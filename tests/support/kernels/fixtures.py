@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 
 import pytest
@@ -10,21 +9,24 @@ import pytest
 from enginewright.plugins.build import OBJECTS, build, build_emulation
 from enginewright.plugins.libraries.cuda import CudaLibrary, open_cuda_library
 from tests.support.kernels.device import CudaDevice, Device, EmulatedDevice
+from tests.support.once import locked
 
 
 @cache
 def open_device(name: str) -> Device:
     if name == "emulated":
-        return EmulatedDevice(CudaLibrary(build_emulation()))
+        with locked(OBJECTS / "emulation.lock"):  # processes of pytest-xdist
+            return EmulatedDevice(CudaLibrary(build_emulation()))
     build(OBJECTS / "cuda", ort=False, cuda=True)
     library = open_cuda_library()
     library.check_device()
     return CudaDevice(library)
 
 
-@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param("emulated", marks=pytest.mark.emulated), pytest.param("cuda", marks=pytest.mark.cuda)],
+)
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device in turn."""
-    if shutil.which("cmake") is None:
-        pytest.skip("needs cmake")
     return open_device(request.param)

@@ -1,24 +1,23 @@
-"""Calls the plugins for TensorRT as TensorRT does (`tensorrt_plugins/run.cpp`), but without TensorRT.
+"""The plugins for TensorRT, called as TensorRT calls them (`tensorrt_plugins/run.cpp`), without it.
 
-In all functions `kernels` names the kernels that the plugins start: "emulated", or "cuda" for those that a GPU runs.
+kernels: what they start: "emulated", or "cuda" for those that a GPU runs.
 """
 
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 
-from enginewright.plugins.build import build_tensorrt_tests
+from enginewright.plugins.build import OBJECTS, build_tensorrt_tests
 from enginewright.plugins.libraries.locate import file_name
 from enginewright.plugins.ops.registry import OPS
 from tests.support.kernels.device import GUARD_BYTES, POISON, from_bits, to_bits
+from tests.support.once import locked
 
 TYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "bfloat16": 7, "int64": 8}
 """TensorRT's numbers of element types."""
@@ -55,10 +54,9 @@ class _Tensor(ctypes.Structure):
 
 @cache
 def built_folder(kernels: str = "emulated") -> Path:
-    """Build `enginewright_trt_test` and the libraries, and return their folder."""
-    if shutil.which("cmake") is None:
-        pytest.skip("needs cmake")
-    return build_tensorrt_tests(cuda=kernels == "cuda")
+    """Where `enginewright_trt_test` and the libraries are, built."""
+    with locked(OBJECTS / f"{kernels}.lock"):  # processes of pytest-xdist
+        return build_tensorrt_tests(cuda=kernels == "cuda")
 
 
 def plugin_library() -> Path:
@@ -78,7 +76,7 @@ def _library(kernels: str = "emulated") -> ctypes.CDLL:
 
 
 def creators() -> str:
-    """The result of `ew_trt_test_creators`."""
+    """What `ew_trt_test_creators` says."""
     return str(_library().ew_trt_test_creators().decode())
 
 
@@ -130,7 +128,7 @@ def fields_of(op: str, arrays: Arrays, attributes: Mapping[str, Any]) -> Any:
 
 
 def _in_order(op: str, arrays: Arrays) -> list[str]:
-    """Names of the arrays in the order in which the node lists them: by input, `sources.10` after `sources.9`."""
+    """Names of the arrays as the node lists them: by input, `sources.10` after `sources.9`."""
     places = {tensor.name: i for i, tensor in enumerate(OPS[op].inputs)}
 
     def key(name: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import threading
@@ -44,10 +45,11 @@ FAKES = (
 )  # fmt: skip
 
 
+@pytest.mark.rtx
 @pytest.mark.parametrize("name", FAKES)
 def test_names_and_parameters_are_those_of_tensorrt(name: str) -> None:
     """TensorRT-RTX has the same Python API, and imports without a GPU."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
+    trt = importlib.import_module("tensorrt_rtx")
     fake = getattr(fake_tensorrt, name)
     real = getattr(trt, "IExecutionContext" if name == "CapturableContext" else name)
     methods = [each for each in dir(fake) if not each.startswith("_")]
@@ -60,8 +62,9 @@ def test_names_and_parameters_are_those_of_tensorrt(name: str) -> None:
             assert parameters(getattr(fake, method)) in documented(getattr(real, method)), method
 
 
+@pytest.mark.rtx
 def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
+    trt = importlib.import_module("tensorrt_rtx")
     for attribute in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(trt.ICudaEngine, attribute)
     strategies = ("ExecutionContextAllocationStrategy", "DynamicShapesKernelSpecializationStrategy")
@@ -71,19 +74,21 @@ def test_attributes_and_enumerations_are_those_of_tensorrt() -> None:
     assert set(fake_tensorrt.ILogger.Severity.__members__) == set(trt.ILogger.Severity.__members__)
 
 
+@pytest.mark.rtx
 def test_a_damaged_plan_is_none_for_tensorrt_too() -> None:
     """The session's own way to open a plan, with the real module, and no GPU."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
+    trt = importlib.import_module("tensorrt_rtx")
     log = plan._open_log(trt)
     log.take()
     assert trt.Runtime(log).deserialize_cuda_engine(memoryview(b"\x00" * 4096)) is None
     assert "rror" in log.take() and log.take() == "it says nothing"
 
 
+@pytest.mark.rtx
 def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None:
     """The session's own code with the real module and a real plan; without a GPU TensorRT says that there is none."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs enginewright[rtx]")
-    api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
+    trt = importlib.import_module("tensorrt_rtx")
+    api = importlib.import_module("cuda.bindings.runtime")
     if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
         pytest.skip("needs a machine without a GPU")
     log = plan._open_log(trt)
@@ -100,8 +105,9 @@ def test_the_real_tensorrt_opens_a_plan_as_far_as_it_can(tmp_path: Path) -> None
         plan.open_plan(tmp_path, graph, engine, CudaRuntime(FakeCuda((8, 6))))
 
 
+@pytest.mark.rtx
 def test_names_and_parameters_are_those_of_cuda() -> None:
-    api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
+    api = importlib.import_module("cuda.bindings.runtime")
     functions = [name for name in dir(FakeCuda) if re.match(r"cuda[A-Z]", name) and callable(getattr(FakeCuda, name))]
     functions.remove("cudaError_t")
     assert len(functions) > 15
@@ -119,9 +125,10 @@ def test_names_and_parameters_are_those_of_cuda() -> None:
     assert int(api.cudaMemcpyKind.cudaMemcpyDefault) == FakeCuda.cudaMemcpyKind.cudaMemcpyDefault
 
 
+@pytest.mark.rtx
 def test_the_real_cuda_says_what_is_missing() -> None:
     """Handles are taken as numbers, and without a driver every call says so."""
-    api = pytest.importorskip("cuda.bindings.runtime", reason="needs enginewright[rtx]")
+    api = importlib.import_module("cuda.bindings.runtime")
     if api.cudaGetDeviceCount()[0] == api.cudaError_t.cudaSuccess:
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(

@@ -12,6 +12,7 @@ import pytest
 from enginewright.plugins import generate
 from enginewright.plugins.build import PLUGINS
 
+pytestmark = pytest.mark.emulated
 HERE = Path(__file__).resolve().parent
 OURS = HERE / "sdk_headers"
 ADAPTERS = sorted((PLUGINS / "csrc" / "hosts" / "tensorrt").glob("*.cpp"))
@@ -20,10 +21,7 @@ STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror", '-DEW_VERSION="0"', "-I",
 
 def compiler() -> str:
     """A C++ compiler."""
-    found = shutil.which("c++") or shutil.which("g++")
-    if found is None:
-        pytest.skip("needs a C++ compiler")
-    return found
+    return shutil.which("c++") or "g++"
 
 
 def nvidias() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import OPS, op_versions
 from tests.support.ops.tensorrt_host import built_folder, creators, plugin_library
 
+pytestmark = pytest.mark.emulated
 VERSIONS = op_versions(OPS)
 
 
@@ -124,10 +124,7 @@ def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     ids=["no_headers", "no_sdk", "no_kernels"],
 )
 def test_cmake_names_what_is_missing(options: list[str], message: str, tmp_path: Path) -> None:
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("needs cmake")
-    command = [cmake, "-S", str(PLUGINS), "-B", str(tmp_path), "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_TENSORRT=ON"]
+    command = ["cmake", "-S", str(PLUGINS), "-B", str(tmp_path), "-DENGINEWRIGHT_ORT=OFF", "-DENGINEWRIGHT_TENSORRT=ON"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())

@@ -1,7 +1,12 @@
-"""Tests of the plugins for TensorRT from node to results, against the oracles."""
+"""The plugins for TensorRT, from node to results: each port, type, attribute and refusal passes through them.
+
+The kernels that they start have tests of their own, in tests/kernels: of the tables of cases this is what tells one port or
+attribute from another.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +29,25 @@ from tests.support.ops.kvarn_inputs import check as check_kvarn_caches
 from tests.support.ops.kvarn_inputs import make_inputs as make_kvarn_inputs
 from tests.support.ops.tensorrt_host import Arrays, Output, built_folder, run_node, workspace_bound
 
-TYPES = ("float16", "bfloat16")
 UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """Largest relative error of one rounding: that of an output."""
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=[pytest.mark.cuda])])
+def on_cases(cases: Sequence[Any], *names: str) -> pytest.MarkDecorator:
+    """Runs a test on the cases of these names in float16, and on the first of them in bfloat16 too."""
+    known = {case.name: case for case in cases}
+    chosen = [(known[name], "float16") for name in names] + [(known[names[0]], "bfloat16")]
+    return pytest.mark.parametrize(("case", "type"), chosen, ids=[f"{case.name}-{type}" for case, type in chosen])
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("emulated", marks=pytest.mark.emulated),
+        pytest.param("cuda", marks=pytest.mark.cuda),
+    ]
+)
 def kernels(request: pytest.FixtureRequest) -> str:
-    """The kernels that the plugins start."""
+    """What the plugins start."""
     return str(request.param)
 
 
@@ -46,8 +62,17 @@ def paged_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     return run_node(kernels, "PagedAttention", arrays, attributes, type, [output, tiles])
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", PAGED_CASES, ids=lambda case: case.name)
+@on_cases(
+    PAGED_CASES,
+    "everything",
+    "one_layer",
+    "mixed",
+    "no_rows",
+    "softcap_small_logits",
+    "sinks",
+    "float_cache",
+    "dim_33_47",
+)
 def test_paged_attention(case: attention_inputs.Case, type: str, kernels: str) -> None:
     arrays = typed(attention_inputs.make_inputs(case), type)
     if case.kv_bits != 16 or (case.dim, case.value_dim) not in PAGED_ATTENTION_DIMS:
@@ -69,8 +94,20 @@ def kvarn_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     return run_node(kernels, "KVarNAttention", arrays, attributes, type, outputs)
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", KVARN_CASES, ids=lambda case: case.name)
+@on_cases(
+    KVARN_CASES,
+    "everything",
+    "one_layer",
+    "bits_4_4",
+    "no_rows",
+    "verify_draft",
+    "three_iterations",
+    "values_rotated_in_weights",
+    "robust_small",
+    "sinks",
+    "bits_2_4",
+    "dim_512_4_2",
+)
 def test_kvarn_attention(case: Any, type: str, kernels: str) -> None:
     arrays = typed(make_kvarn_inputs(case), type)
     if case.dim not in KVARN_DIMS or (case.k_bits, case.v_bits) not in KVARN_BITS:
@@ -84,8 +121,18 @@ def test_kvarn_attention(case: Any, type: str, kernels: str) -> None:
     check_kvarn_caches(case, arrays, [wanted[0], *caches], wanted)
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", split_qkv_cases.CASES, ids=lambda case: case.name)
+@on_cases(
+    split_qkv_cases.CASES,
+    "both",
+    "rotated",
+    "plain",
+    "normalised",
+    "no_token",
+    "epsilon_counts",
+    "default_epsilon_counts",
+    "odd_sizes",
+    "values_wider",
+)
 def test_split_qkv(case: split_qkv_cases.Case, type: str, kernels: str) -> None:
     arrays = {name: rounded(array, type) for name, array in split_qkv_cases.make_inputs(case).items()}
     outputs = [
@@ -98,8 +145,17 @@ def test_split_qkv(case: split_qkv_cases.Case, type: str, kernels: str) -> None:
         np.testing.assert_allclose(mine, wanted, rtol=1.01 * UNIT[type], atol=2e-6)
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", depth_mix_cases.CASES, ids=lambda case: case.name)
+@on_cases(
+    depth_mix_cases.CASES,
+    "values_wider",
+    "usual",
+    "no_token",
+    "no_source",
+    "one_source",
+    "many_sources",
+    "another_scale",
+    "odd_sizes",
+)
 def test_depth_mix(case: depth_mix_cases.Case, type: str, kernels: str) -> None:
     arrays = {name: rounded(array, type) for name, array in depth_mix_cases.make_inputs(case).items()}
     outputs = [Output("mixed", type, (case.tokens, case.kv_heads, case.value_dim))]
@@ -127,8 +183,17 @@ def emit(kernels: str, arrays: Arrays, attributes: dict[str, Any], type: str) ->
     return run_node(kernels, "ClpEmit", arrays, attributes, type, outputs)
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("case", clp_cases.CASES, ids=lambda case: case.name)
+@on_cases(
+    clp_cases.CASES,
+    "usual",
+    "no_row",
+    "strict",
+    "codes",
+    "blocks_and_one",
+    "one_head",
+    "silu",
+    "residual",
+)
 def test_clp_emit(case: clp_cases.Case, type: str, kernels: str) -> None:
     arrays = clp_cases.make_inputs(case)
     if case.rows == 7:  # with rows of which only the last token emits
@@ -180,6 +245,7 @@ def smaller(rng: np.random.Generator, most: tuple[int, int, int]) -> tuple[int, 
     return tuple(size if rng.random() < 0.5 else int(rng.integers(1, size + 1)) for size in most)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("heads", [(2, 1), (8, 2), (14, 2), (32, 8), (34, 2)])
 @pytest.mark.parametrize("op", ["PagedAttention", "KVarNAttention"])
 def test_workspace_of_attention_suffices_for_every_smaller_call(op: str, heads: tuple[int, int]) -> None:
@@ -207,6 +273,7 @@ def test_workspace_of_attention_suffices_for_every_smaller_call(op: str, heads: 
     assert larger_for_fewer_rows or heads[1] == 8, "no case in which the largest sizes do not need the most"
 
 
+@pytest.mark.emulated
 def test_workspace_of_clp_emit_suffices_for_every_smaller_call() -> None:
     library, rng = emulated(), np.random.default_rng(0)
     for _ in range(30):

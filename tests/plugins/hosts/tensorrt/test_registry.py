@@ -1,8 +1,7 @@
-"""Tests of the plugin library in a TensorRT plugin registry, and of nodes through its ONNX parser; they need no GPU."""
+"""The plugin library in a plugin registry of TensorRT, and nodes through its ONNX parser; nothing here needs a GPU."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from enginewright.plugins.ops.registry import OPS
 from tests.support.ops.tensorrt_host import plugin_library
 from tests.support.paths import SUPPORT
 
+pytestmark = [pytest.mark.emulated, pytest.mark.rtx]
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "PagedAttention": {"layer": 0, "scale": 0.125, "window": 3, "softcap": 0.5, "kv_bits": 16},
     "KVarNAttention": {"layer": 1, "scale": 0.125, "k_bits": 4, "v_bits": 4, "robust": 1},
@@ -30,9 +30,7 @@ PARSER = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 
 
 def watch(tmp_path: Path, *arguments: Path) -> tuple[dict[str, Any], str]:
-    """The report of tensorrt_registry.py and its messages; its search path has no CUDA libraries."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("needs tensorrt_rtx: pip install tensorrt-rtx")
+    """What tensorrt_registry.py saw, and its messages; nothing of CUDA is on its search path."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     command = [sys.executable, str(SUPPORT / "ops/tensorrt_registry.py"), str(plugin_library()), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)

@@ -15,13 +15,13 @@ from tests.support.runtime.tensorrt_engines import add_plan, install
 
 pytest.importorskip("torch", reason="engines are exported first, which needs enginewright[build]")
 
-from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime import RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.backends.dense_session import DenseCall, DenseSession
 from enginewright.runtime.backends.tensorrt import dense_graph
 from enginewright.runtime.backends.tensorrt.dense_graph import TensorRTDenseGraph
 from enginewright.runtime.llm import LLM
+from tests.support.exporters.fixtures import exported_once
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +39,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dense") / "exported"
-    root.mkdir()
-    export(str(MODEL), root, Recipe(plugins="none", max_batch=ROWS, max_context=CONTEXT))
-    return root
+    return exported_once(tmp_path_factory, MODEL, Recipe(plugins="none", max_batch=ROWS, max_context=CONTEXT))
 
 
 @pytest.fixture(scope="module")
