@@ -1,7 +1,7 @@
-"""Commands that measure speed, memory and quality; README.md here lists them.
+"""Commands that measure speed, memory and quality; README.md in this folder lists them.
 
-Each runs in the checkout's root as `python -m benchmarks.FOLDER.NAME`. Where enginewright is not installed, the checkout is
-taken as the package, as the tests do.
+Each runs in the checkout's root as `python -m benchmarks.FOLDER.NAME`. If enginewright is not installed, the checkout serves
+as the package, as it does for the tests.
 """
 
 import importlib.util

@@ -1,11 +1,11 @@
-"""Results files: the figures of one run of a benchmark, with the command and the machine that they belong to.
+"""Reads and writes results files: the figures of one run of a benchmark, with its command and machine.
 
     {"benchmark": "benchmarks.speed.long_context", "command": "python -m benchmarks.speed.long_context --half ...",
      "machine": {"cpu": ..., "cores": 2, ...}, "commit": "0aa908d4f1c2-dirty", "date": "2026-11-29",
      "figures": [{"name": "decode step", "value": 66.0, "unit": "ms", "conditions": {"cache": "16 bits"}}], "notes": ""}
 
-Every benchmark with figures takes `--results FILE` and writes one there. Those of results/ are what the docs say. Standard
-library only, because the interpreters of other runtimes import this, too.
+Every benchmark with figures takes `--results FILE` and writes such a file there. The files in results/ have the figures of the
+docs. Standard library only, because the interpreters of other runtimes import this module, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Condition: TypeAlias = str | int | float
 
 
 class ResultsError(ValueError):
-    """A results file, or what should become one, is not as it must be."""
+    """A results file, or the data for one, is not valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Figure:
     unit: str
     """`tokens/s`, `ms`, `%`; `times` for a ratio."""
     conditions: Mapping[str, Condition] = field(default_factory=dict)
-    """The marks that set this number apart from the others of the run: side, size, statistic."""
+    """The conditions that distinguish this number from the others of the run: side, size, statistic."""
     interval: tuple[float, float] | None = None
     """95 % interval of the value."""
 
@@ -66,11 +66,14 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where figures were measured. Unknown texts are NOT_RECORDED, unknown numbers None."""
+    """The machine on which figures were measured; created by `this_machine` and `read`.
+
+    Unknown texts are NOT_RECORDED, unknown numbers None.
+    """
 
     cpu: str = NOT_RECORDED
     cores: int | None = None
-    """Logical ones that the process may use."""
+    """Logical cores that the process may use."""
     memory_gib: float | None = None
     system: str = NOT_RECORDED
     python: str = NOT_RECORDED
@@ -80,21 +83,21 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a results file holds; `record` makes one of a run."""
+    """The contents of a results file; created by `record` for a run, and by `read`."""
 
     benchmark: str
     """The module's name, as `python -m` takes it."""
     command: str
     machine: Machine
     commit: str
-    """Of the checkout that measured; ends in -dirty where it had changes."""
+    """The commit of the checkout that measured; ends in -dirty if it had changes."""
     date: str
     """YYYY-MM-DD in UTC, or NOT_RECORDED."""
     figures: tuple[Figure, ...]
     notes: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ResultsError: the command runs another module, the date is none, or there are no figures."""
+        """Raises ResultsError: the command runs another module, the date is not valid, or there are no figures."""
         begins = self.command.startswith(f"{RUN}{self.benchmark} ") or self.command == RUN + self.benchmark
         _check(begins, "command", self.command, f"{RUN}{self.benchmark} and its arguments")
         _check(self.date == NOT_RECORDED or _is_date(self.date), "date", self.date, f"YYYY-MM-DD or {NOT_RECORDED!r}")
@@ -106,7 +109,7 @@ class Results:
         return shlex.split(self.command)[3:]
 
     def write(self, file: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file completely or not at all."""
         staged = file.with_name(file.name + ".part")
         staged.write_text(json.dumps(_plain(self), indent=1, ensure_ascii=False) + "\n")
         staged.replace(file)
@@ -116,7 +119,7 @@ def read(file: Path) -> Results:
     """Read a results file.
 
     Raises:
-        ResultsError: it is no JSON, or a field is missing, unknown or not as it must be.
+        ResultsError: the file is not JSON, or a field is missing, unknown or not valid.
     """
     try:
         found = json.loads(file.read_text())
@@ -128,7 +131,10 @@ def read(file: Path) -> Results:
 
 
 def benchmark_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of a benchmark's command line, which has `--results` already; `description` is the module's docstring."""
+    """A parser of a benchmark's command line that already has `--results`.
+
+    description: the module's docstring.
+    """
     parser = argparse.ArgumentParser(
         prog=RUN + module, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,7 +143,7 @@ def benchmark_parser(module: str, description: str | None) -> argparse.ArgumentP
 
 
 def print_lines(lines: Iterable[tuple[str, Sequence[Figure]]]) -> list[Figure]:
-    """Print each line as it comes; the figures of all of them."""
+    """Print each line as it comes; return the figures of all lines."""
     figures: list[Figure] = []
     for line, found in lines:
         print(line, flush=True)
@@ -154,7 +160,7 @@ def save(
     gpu: str = "",
     notes: str = "",
 ) -> None:
-    """Write the figures of a run that just ended, unless `file` is None, as where `--results` was not given."""
+    """Write the figures of a run that just ended; do nothing if `file` is None because `--results` was not given."""
     if file is not None:
         record(module, arguments, figures, gpu=gpu, notes=notes).write(file)
 
@@ -175,7 +181,7 @@ def record(
 
 
 def this_machine(gpu: str = "") -> Machine:
-    """What this process runs on."""
+    """The machine that runs this process."""
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -188,7 +194,7 @@ def this_machine(gpu: str = "") -> Machine:
 
 
 def this_commit() -> str:
-    """The checkout's commit, with -dirty where files differ from it; NOT_RECORDED outside of git."""
+    """The checkout's commit, with -dirty if files differ from it; NOT_RECORDED outside of git."""
     command = ["git", "describe", "--always", "--exclude=*", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
@@ -213,7 +219,7 @@ def _version_of(distribution: str) -> str:
 
 
 def _results_path(text: str) -> Path:
-    """The argument of `--results`, refused before anything is measured where it cannot be written."""
+    """The argument of `--results`, refused before anything is measured if it cannot be written."""
     path = Path(text)
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a file in a folder that exists")
@@ -221,7 +227,7 @@ def _results_path(text: str) -> Path:
 
 
 def _without_results(arguments: Sequence[str]) -> list[str]:
-    """The arguments but for `--results FILE`, which changes no figure."""
+    """The arguments without `--results FILE`, which changes no figure."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
@@ -245,7 +251,7 @@ def _made(kind: type[Made], found: dict[str, Any]) -> Made:
 
 
 def _plain(results: Results) -> dict[str, Any]:
-    """JSON of it; figures without conditions or an interval say nothing of them."""
+    """The results as JSON; empty conditions and missing intervals are left out."""
     figures = [{key: x for key, x in asdict(figure).items() if x not in (None, {})} for figure in results.figures]
     return {**asdict(results), "figures": figures}
 

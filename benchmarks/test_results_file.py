@@ -1,4 +1,4 @@
-"""Results files: a run's figures come back as they were, what is wrong is refused, and those of results/ hold together."""
+"""Tests of results files: figures are read back unchanged, wrong files are refused, and results/ is consistent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = (
 
 
 def parser_of(benchmark: str) -> argparse.ArgumentParser:
-    """The parser of a module, or of a package that is run."""
+    """The parser of a module, or of a package that runs as a command."""
     found = importlib.util.find_spec(benchmark)
     assert found is not None, f"there is no {benchmark}"
     module = importlib.import_module(f"{benchmark}.__main__" if found.submodule_search_locations else benchmark)
@@ -127,7 +127,7 @@ def test_what_is_no_results_file_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_every_command_offers_the_option() -> None:
-    """Modules with a parser of their own write results; those of other runtimes' processes do not."""
+    """Every module with a `make_parser` has `--results`; the processes of other runtimes have no such function."""
     for path in HERE.glob("*/**/*.py"):
         if "def make_parser" in path.read_text():
             module = ".".join(path.relative_to(HERE.parent).with_suffix("").parts).removesuffix(".__main__")

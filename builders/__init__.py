@@ -1,4 +1,4 @@
-"""Engine directory to engines of a backend.
+"""Builds an engine directory's graphs for a backend: ONNX Runtime on a CPU or GPU, TensorRT, or TensorRT-RTX.
 
 A backend is a module with `build(root, manifest, backend, options) -> Manifest`, found by name.
 """
@@ -21,7 +21,7 @@ BACKENDS = {
 
 
 def check_backend(name: str, options: BackendOptions | None = None) -> None:
-    """Raise BuildError unless `name` is a backend, listing the known ones, and takes the `options` that are set."""
+    """Raise BuildError unless `name` is a known backend and takes all `options` that are set."""
     if name not in BACKENDS:
         raise BuildError(f"--backend: unknown backend {name!r}; known: {', '.join(sorted(BACKENDS))}")
     if options is not None:
@@ -29,29 +29,30 @@ def check_backend(name: str, options: BackendOptions | None = None) -> None:
 
 
 def check_numbers(backend: str, dtype: str, *, is_packed: bool) -> None:
-    """Raise BuildError unless `backend` runs graphs that compute in `dtype`; packed ones have ops of ours.
+    """Raise BuildError unless `backend` runs graphs that compute in `dtype`.
 
-    Graphs of standard ops run everywhere, as far as a backend has their type.
+    is_packed: the graph contains enginewright's own ops. A graph of standard ops alone runs on every backend that has its
+    type, except on onnxruntime-cuda.
     """
     if backend == "tensorrt-rtx" and is_packed:
         raise BuildError(
-            f"--backend {backend}: got a graph with ops of ours, expected standard ops alone, for TensorRT-RTX takes no "
-            "plugins; build with --plugins none"
+            f"--backend {backend}: got a graph with enginewright's own ops, expected standard ops alone, because "
+            "TensorRT-RTX takes no plugins; build with --plugins none"
         )
     if backend == "onnxruntime" and is_packed and dtype != "float32":
         raise BuildError(
-            f"--backend {backend}: got a graph that computes in half precision, expected float32, which the kernels for "
-            "CPUs take; build without --dtype, or with --backend onnxruntime-cuda"
+            f"--backend {backend}: got a graph that computes in half precision, expected float32, the only type that the "
+            "kernels for CPUs take; build without --dtype, or with --backend onnxruntime-cuda"
         )
     if backend == "onnxruntime" and dtype == "bfloat16":
         raise BuildError(
-            f"--backend {backend}: got a graph in bfloat16, which ONNX Runtime does not run on a CPU; build with --dtype "
-            "float16 or float32"
+            f"--backend {backend}: got a graph in bfloat16, which ONNX Runtime does not run on a CPU, expected float16 or "
+            "float32; build with --dtype float16 or --dtype float32"
         )
     if backend == "onnxruntime-cuda" and not is_packed:
         raise BuildError(
-            f"--backend {backend}: got a graph of standard ops, expected one with ops of ours, which are what it runs fast; "
-            "build without --plugins none"
+            f"--backend {backend}: got a graph of standard ops, expected one with enginewright's own ops, which have fast "
+            "kernels there; build without --plugins none"
         )
     if backend in ("onnxruntime-cuda", "tensorrt") and is_packed and dtype == "float32":
         raise BuildError(
@@ -64,8 +65,8 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions 
     """Build the engine directory's graphs for `backend` and return the manifest that names the engines.
 
     Raises:
-        TargetError: only the machine that runs the engine can build it.
-        BuildError: for any other reason; the directory is what it was.
+        TargetError: only the machine that will run the engine can build it.
+        BuildError: the build fails for any other reason; the directory is left unchanged.
     """
     options = options or BackendOptions()
     check_backend(backend, options)

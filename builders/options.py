@@ -1,4 +1,4 @@
-"""What a backend can be told beside the engine directory: one set of options, of which each backend takes some."""
+"""Options of a build: one set for all backends, of which each backend takes some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enginewright.runtime.errors import BuildError
 
 PREFILL_CHUNK = 512
 COMPUTES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-"""Compute capabilities that TensorRT-RTX builds for ahead of time; without --compute the portable default of 80 and up."""
+"""Compute capabilities that TensorRT-RTX builds for ahead of time; without --compute it builds for 8.0 and later."""
 TAKEN: dict[str, frozenset[str]] = {
     "onnxruntime": frozenset(),
     "onnxruntime-cuda": frozenset(),
@@ -30,12 +30,15 @@ REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """Options of a build; None and False: the backend's default.
+    """Options of a build; created from the command line by `from_arguments`. None or False means the backend's default.
 
-    compute: GPUs to build for ahead of time, such as sm_86. prefill_chunk: most tokens of one step of a prompt that the
-    engine is prepared for (512). timing_cache: a file of TensorRT's measurements, read and written; default: beside the
-    engine. weight_streaming: allow the weights to stay in host memory. strip_weights: leave them out of the plan; it takes
-    them from the exported graph when it is loaded. refit: allow other weights at load. optimization_level: 0 to 5.
+    compute: GPUs to build for ahead of time, such as sm_86.
+    prefill_chunk: the largest number of prompt tokens in one step that the engine is prepared for (512).
+    timing_cache: a file of TensorRT's measurements, read and written; by default it lies next to the engine.
+    weight_streaming: allow the weights to stay in host memory.
+    strip_weights: leave the weights out of the plan; they come from the exported graph when the plan is loaded.
+    refit: allow other weights at load.
+    optimization_level: 0 to 5, TensorRT's own scale.
     """
 
     compute: tuple[str, ...] = ()
@@ -51,7 +54,7 @@ class BackendOptions:
             if name not in COMPUTES:
                 raise BuildError(f"--compute: {_refuse_compute(name)}")
         if len(set(self.compute)) != len(self.compute):
-            raise BuildError(f"--compute: got {','.join(self.compute)}, expected each name once")
+            raise BuildError(f"--compute: got {','.join(self.compute)}, expected each name once; leave out the repeats")
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise BuildError(f"--prefill-chunk: got {self.prefill_chunk}, expected 1 or more")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
@@ -59,11 +62,11 @@ class BackendOptions:
 
     @property
     def chunk(self) -> int:
-        """Most tokens of one step of a prompt."""
+        """The largest number of prompt tokens in one step."""
         return self.prefill_chunk or PREFILL_CHUNK
 
     def check(self, backend: str) -> None:
-        """Raise BuildError, naming it, where an option is set that `backend` does not take."""
+        """Raise BuildError for the first option that is set but that `backend` does not take."""
         for field in dataclasses.fields(self):
             if getattr(self, field.name) == field.default or field.name in TAKEN[backend]:
                 continue
@@ -87,21 +90,26 @@ def _refuse_compute(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of BackendOptions."""
+    """Add the options of BackendOptions to a command line."""
     group = parser.add_argument_group("TensorRT", "options of --backend tensorrt and tensorrt-rtx")
     group.add_argument(
         "--compute", metavar="sm_86,...", help="tensorrt-rtx: GPUs to build for (default: sm_80 and later)"
     )
     group.add_argument(
-        "--prefill-chunk", type=int, metavar="N", help=f"tokens of one step of a prompt at most ({PREFILL_CHUNK})"
+        "--prefill-chunk", type=int, metavar="N", help=f"most prompt tokens in one step ({PREFILL_CHUNK})"
     )
     group.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="tensorrt: measurements to reuse (default: beside the engine)"
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="tensorrt: measurements to reuse (default: next to the engine)",
     )
     group.add_argument("--weight-streaming", action="store_true", help="allow weights to stay in host memory")
-    group.add_argument("--strip-weights", action="store_true", help="tensorrt: a plan without weights; it loads them")
+    group.add_argument("--strip-weights", action="store_true", help="tensorrt: a plan without weights, loaded later")
     group.add_argument("--refit", action="store_true", help="tensorrt: allow other weights at load")
-    group.add_argument("--optimization-level", type=int, metavar="0..5", help="of the builder (TensorRT's default)")
+    group.add_argument(
+        "--optimization-level", type=int, metavar="0..5", help="effort of the build (TensorRT's default)"
+    )
 
 
 def from_arguments(arguments: argparse.Namespace) -> BackendOptions:
@@ -112,7 +120,7 @@ def from_arguments(arguments: argparse.Namespace) -> BackendOptions:
 
 
 def to_arguments(options: BackendOptions) -> list[str]:
-    """Return the command line that sets `options`."""
+    """Return the command-line arguments that set `options`."""
     words = []
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), "--" + field.name.replace("_", "-")

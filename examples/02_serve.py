@@ -1,4 +1,4 @@
-"""Serves many callers from one batch: requests join while others run, stream, and can be cancelled.
+"""Serves many callers from one batch: requests join while others run, stream their tokens, and can be cancelled.
 
 python examples/02_serve.py engines/tiny-reasoner
 """

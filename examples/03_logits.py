@@ -1,4 +1,4 @@
-"""Scores a text: teacher-forced logits of every position, and the perplexity they give.
+"""Scores a text: computes the teacher-forced logits of every position, and the text's perplexity.
 
 python examples/03_logits.py engines/tiny-reasoner
 """

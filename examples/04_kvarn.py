@@ -1,10 +1,10 @@
-"""Asks one long table many times, over a cache of four bits for keys and two for values.
+"""Asks many questions about one long table, over a cache of four bits for keys and two for values.
 
 python build_engine.py --model examples/tiny-reasoner --output engines/kvarn --apply kvarn:k_bits=4,v_bits=2
 python examples/04_kvarn.py engines/kvarn
 
-Every question begins with the same table, so after the first its whole chunks of 512 tokens are in the cache already. Any
-other engine runs this too: compare the first line.
+Every question begins with the same table, so after the first question the table's whole chunks of 512 tokens are in the cache
+already. Any other engine runs this example, too; compare the first line of its output.
 """
 
 import sys

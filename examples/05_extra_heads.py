@@ -1,10 +1,10 @@
-"""Answers questions with heads that guess the tokens behind the next one, and tells how many steps that saved.
+"""Answers questions with heads that guess the tokens after the next one, and prints how many steps they saved.
 
 python build_engine.py --model examples/tiny-reasoner --output engines/clp --apply clp:heads=examples/tiny-reasoner-clp
 python examples/05_extra_heads.py engines/clp
 
-The guesses stand unchecked; with `,verify=true` behind the heads the model checks them, and every answer is what it would
-be without them. Any other engine runs this too: it saves no steps.
+The guesses stand unchecked. With `,verify=true` after the heads' folder, the model checks them, and every answer is the same
+as without heads. Any other engine runs this example, too, but saves no steps.
 """
 
 import sys

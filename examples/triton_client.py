@@ -1,4 +1,4 @@
-"""Asks a served model one question over gRPC and prints the answer as it comes.
+"""Asks a served model one question over gRPC and prints the answer while it is generated.
 
 pip install 'tritonclient[grpc]'
 python examples/triton_client.py 127.0.0.1:8001 tiny-reasoner "What is 47 + 385?"
@@ -13,7 +13,10 @@ import tritonclient.grpc as grpcclient
 
 
 def tensor(name: str, kind: str, value: object) -> grpcclient.InferInput:
-    """Return an input of one value; kind is Triton's name of its type."""
+    """Return an input of one value.
+
+    kind: Triton's name for its type.
+    """
     types = {"BYTES": np.object_, "BOOL": np.bool_, "INT64": np.int64, "FP32": np.float32}
     built = grpcclient.InferInput(name, [1], kind)
     built.set_data_from_numpy(np.array([value], types[kind]))
@@ -42,4 +45,4 @@ with grpcclient.InferenceServerClient(address) as client:
             tokens = result.as_numpy("num_output_tokens")[0]
             print(f"\n[{reason[0].decode()} after {tokens} tokens]")
             break
-    client.stop_stream()  # with cancel_requests=True: end what still runs
+    client.stop_stream()  # cancel_requests=True would also end running requests

@@ -1,1 +1,1 @@
-"""Custom ops: their declaration, their kernels, and the libraries that carry them."""
+"""Custom ops: their declarations, their numpy definitions, their kernels, and the libraries that contain the kernels."""

@@ -2,10 +2,11 @@
 
     python -m enginewright.plugins.build [--cuda] [--tensorrt SDK] [--emulation]
 
-Without options the ops for ONNX Runtime on the CPU, into `plugins/lib`, which is what `pip install` runs without the
-install. --cuda: the kernels for GPUs as well (needs nvcc and some minutes). --tensorrt: these and the plugins for
-TensorRT; SDK is its folder, or that of its headers. --emulation: the kernels for a CPU, for tests, into
-`build/emulation` alone.
+Without options it builds the ops for ONNX Runtime on the CPU into `plugins/lib`, the same build that `pip install` runs.
+
+    --cuda          also the kernels for GPUs (needs nvcc and some minutes)
+    --tensorrt SDK  also these kernels and the plugins for TensorRT; SDK: the folder of TensorRT or of its headers
+    --emulation     nothing but the GPU kernels compiled for a CPU, for tests, in `build/emulation`
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ OBJECTS = PLUGINS.parent / "build"
 
 
 def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False, tensorrt: Path | None = None) -> Path:
-    """Configure, build and install; returns `plugins/lib`.
+    """Configure, build and install the libraries; return `plugins/lib`.
 
-    build_dir: where objects go; `build/plugins` in the checkout when not given. tensorrt: TensorRT's SDK, or the folder
-    of its headers; with it the plugins are built, and the CUDA kernels that they start.
+    build_dir: the folder for objects; by default `build/plugins` in the checkout.
+    ort: build the ops for ONNX Runtime on the CPU.
+    cuda: build the kernels for GPUs.
+    tensorrt: the folder of TensorRT's SDK or of its headers. If given, TensorRT's plugins are built, and the CUDA kernels
+        that they start.
 
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
@@ -43,7 +47,9 @@ def build(build_dir: Path | None = None, *, ort: bool = True, cuda: bool = False
 
 
 def build_emulation(build_dir: Path | None = None) -> Path:
-    """Build the CUDA kernels for a CPU; returns the library's path.
+    """Build the CUDA kernels for a CPU; return the library's path.
+
+    build_dir: the folder for objects; by default `build/emulation` in the checkout.
 
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
@@ -54,14 +60,14 @@ def build_emulation(build_dir: Path | None = None) -> Path:
 
 
 def build_tensorrt_tests(*, cuda: bool = False) -> Path:
-    """Build what tests the plugins for TensorRT, without its SDK; returns the folder.
+    """Build the libraries that test TensorRT's plugins without its SDK; return their folder.
 
-    cuda: over the kernels for GPUs, not those for a CPU.
+    cuda: let the plugins start the kernels for GPUs instead of those for a CPU.
 
     Raises:
         LibraryError: CMake or the sources are missing, or the build fails.
     """
-    objects = OBJECTS / ("cuda" if cuda else "emulation")  # where the kernels are compiled already
+    objects = OBJECTS / ("cuda" if cuda else "emulation")  # here the kernels are compiled already
     kernels = "-DENGINEWRIGHT_CUDA=ON" if cuda else "-DENGINEWRIGHT_EMULATION=ON"
     _make(objects, "-DENGINEWRIGHT_ORT=OFF", kernels, "-DENGINEWRIGHT_TENSORRT_TESTS=ON")
     return objects / "csrc" / "tensorrt_tests"
@@ -81,7 +87,9 @@ def _cmake() -> str:
 def _make(objects: Path, *options: str) -> None:
     """Configure and build in `objects`."""
     if not (PLUGINS / "CMakeLists.txt").exists():
-        raise LibraryError(f"plugins: got no CMakeLists.txt in {PLUGINS}, expected a source checkout")
+        raise LibraryError(
+            f"plugins: got no CMakeLists.txt in {PLUGINS}, expected a source checkout; clone the repository and build there"
+        )
     configure = [_cmake(), "-S", str(PLUGINS), "-B", str(objects), *options, f"-DCMAKE_INSTALL_PREFIX={PLUGINS}"]
     configure.append(f"-DPython3_EXECUTABLE={sys.executable}")  # runs generate.py
     if shutil.which("ninja") and not (objects / "CMakeCache.txt").exists():
@@ -96,7 +104,7 @@ def _run(*command: str) -> None:
 
 
 def main() -> None:
-    """Build what the command line asks for."""
+    """Build the libraries that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", action="store_true", help="build the GPU kernels too")
     parser.add_argument("--tensorrt", metavar="SDK", type=Path, help="build the GPU kernels and TensorRT's plugins too")

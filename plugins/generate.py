@@ -2,14 +2,14 @@
 
     python plugins/generate.py FOLDER
 
-CMake runs this before it compiles. So the ports, attributes and defaults of an op are written once, in Python, and C++
-reads them from FOLDER/generated:
+CMake runs this before it compiles. So the ports, attributes and defaults of an op are written only once, in Python. C++
+includes FOLDER/generated:
 
     attributes.h    each op's attributes as plain data
     declarations.h  each op's inputs as an enum, its declaration for hosts, and the reader of its attributes
 
-The checks of values and shapes are written by hand, in `csrc/ops`. Standard library only; runs where enginewright is
-not installed.
+The checks of values and shapes are written by hand, in `csrc/ops`. This script uses the standard library only, and runs even
+where enginewright is not installed.
 """
 
 from __future__ import annotations
@@ -34,64 +34,67 @@ ELEMENT_TYPES = {
     "int32": "kInt32",
     "int64": "kInt64",
 }
-"""Names of `ops/declaration.h`."""
+"""Element type -> its name in `ops/declaration.h`."""
 _NUMBERS = {"int": "std::int64_t", "float": "float"}
 _NOTE = "// Generated from plugins/ops by plugins/generate.py."
 
 
 def declarations() -> tuple[list[Op], int]:
-    """The declared ops and TILE_TOKENS; the only place that knows which modules hold them."""
+    """The declared ops and TILE_TOKENS; no other function here knows the modules that hold them."""
     registry = importlib.import_module("enginewright.plugins.ops.registry")
     tiles = importlib.import_module("enginewright.plugins.ops.tiles")
     return list(registry.OPS.values()), tiles.TILE_TOKENS
 
 
 def constant(name: str) -> str:
-    """A C++ constant's name: query_starts -> kQueryStarts."""
+    """The C++ constant for a name: query_starts -> kQueryStarts."""
     return "k" + "".join(word.capitalize() for word in name.split("_"))
 
 
 def literal(value: int | float) -> str:
-    """A number as C++ writes it."""
+    """A number as a C++ literal."""
     return f"{value!r}f" if isinstance(value, float) else repr(value)
 
 
 def element_type(tensor: Tensor, variable: tuple[str, ...]) -> str:
-    """A tensor's C++ element type: kType where the op allows several.
+    """The C++ element type of a tensor; kType if the op allows several types.
 
     variable: the types that kType stands for.
 
     Raises:
-        ValueError: the tensor allows several types, and not those.
+        ValueError: the tensor allows several types, but not exactly those of `variable`.
     """
     if len(tensor.types) == 1:
         return ELEMENT_TYPES[tensor.types[0]]
     if tensor.types != variable:
-        raise ValueError(f"{tensor.name}: got types {tensor.types}, expected {variable}: an op has one variable type")
+        raise ValueError(
+            f"{tensor.name}: got types {tensor.types}, expected {variable}, because an op has one variable type; change its "
+            "declaration in plugins/ops"
+        )
     return "kType"
 
 
 def port(tensor: Tensor, variable: tuple[str, ...]) -> str:
-    """A `Port` of one input or output."""
+    """The C++ `Port` of one input or output."""
     presence = "kVariadic" if tensor.variadic else "kOptional" if tensor.optional else "kRequired"
     alias = "kNoAlias" if tensor.alias is None else constant(tensor.alias)
     return f'{{"{tensor.name}", {element_type(tensor, variable)}, {presence}, {alias}}}'
 
 
 def read_call(attribute: Attribute) -> str:
-    """The expression that reads one attribute of a node."""
+    """The C++ expression that reads one attribute of a node."""
     fallback = "" if attribute.default is None else f", {literal(attribute.default)}"
     return f'node.{"integer" if attribute.type == "int" else "number"}("{attribute.name}"{fallback})'
 
 
 def attribute_values(op: Op) -> str:
-    """The struct of an op's attributes."""
+    """The C++ struct of an op's attributes."""
     members = "".join(f"  {_NUMBERS[a.type]} {a.name};  // {a.doc}\n" for a in op.attributes)
     return _in_namespace(op, f"struct AttributeValues {{\n{members}}};\n")
 
 
 def declaration(op: Op) -> str:
-    """An op's enum of inputs, its ports and attributes, its `Declaration` and the reader of its attributes."""
+    """The C++ declaration of an op: enum of inputs, ports, attributes, `Declaration`, and the reader of its attributes."""
     variable = next((t.types for t in (*op.inputs, *op.outputs) if len(t.types) > 1), ())
     ports, updated = ([port(t, variable) for t in tensors] for tensors in (op.inputs, op.outputs))
     attributes = [f'{{"{a.name}", "{a.type}", "{json.dumps(a.default)}"}}' for a in op.attributes]
@@ -122,14 +125,14 @@ def _in_namespace(op: Op, text: str) -> str:
 
 
 def header(includes: Iterable[str], body: Iterable[str]) -> str:
-    """A header of namespace `ew::declared`."""
+    """The text of a header whose contents lie in namespace `ew::declared`."""
     included = "".join(f"#include {name}\n" for name in includes)
     whole = "\n".join(body)
     return f"{_NOTE}\n#pragma once\n\n{included}\nnamespace ew::declared {{\n\n{whole}\n}}  // namespace ew::declared\n"
 
 
 def headers(ops: list[Op], tile_tokens: int) -> dict[str, str]:
-    """The text of each header by its name."""
+    """File name -> text of each header."""
     needed = ('"generated/attributes.h"', '"layout/tile.h"', '"ops/attributes.h"', '"ops/declaration.h"')
     check = f'static_assert(kTileTokens == {tile_tokens}, "plugins/ops: TILE_TOKENS");\n'
     return {
@@ -139,7 +142,10 @@ def headers(ops: list[Op], tile_tokens: int) -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write the headers into `folder/generated`; a file that has its text already keeps its date."""
+    """Write the headers into `folder/generated` and return their paths.
+
+    A file that already has the right text is not touched, so that nothing is compiled again because of it.
+    """
     made = []
     for name, text in headers(*declarations()).items():
         path = folder / "generated" / name
@@ -151,9 +157,9 @@ def write(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Write the headers of this checkout, whatever enginewright is installed."""
+    """Write the headers for this checkout, even if another enginewright is installed."""
     if len(sys.argv) != 2:
-        sys.exit(f"generate.py: got {len(sys.argv) - 1} arguments, expected the folder to write into")
+        sys.exit(f"generate.py: got {len(sys.argv) - 1} arguments, expected one, the folder to write into")
     package = types.ModuleType("enginewright")
     package.__path__ = [str(PLUGINS.parent)]
     sys.modules["enginewright"] = package

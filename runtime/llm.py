@@ -192,7 +192,7 @@ class LLM:
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
         detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
-        limit = self._new_tokens(len(ids), sampling.max_tokens)
+        limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
         return Generation(ids, sampling, limit=limit, ends=ends, detokenizer=detokenizer)
 
     def _warn_of_one_token_steps(self, sampling: Sampling) -> None:
@@ -207,7 +207,7 @@ class LLM:
             stacklevel=4,
         )
 
-    def _new_tokens(self, prompt: int, wanted: int | None) -> int:
+    def _limit_new_tokens(self, prompt: int, wanted: int | None) -> int:
         """Return how many tokens may follow a prompt of `prompt` tokens; `wanted` where given.
 
         Raises:

@@ -1,1 +1,1 @@
-"""The tests; `tests.support` is the package of what several of them share."""
+"""Tests of the whole repository; `tests.support` has the helpers that several of them share."""

@@ -59,6 +59,18 @@ COLUMNS = {
         ("artifact", "machine"),
         ("errors",),
     ),
+    "exporters": (
+        ("commands",),
+        ("build",),
+        ("export", "parity", "checkpoint_export"),
+        ("recipe",),
+        ("methods",),
+        ("calibration", "passes"),
+        ("capture",),
+        ("source",),
+        ("features", "weights"),
+        ("config_text",),
+    ),
     "builders": (
         ("commands",),
         ("layer_check", "onnxruntime", "triton"),

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: links, paths, commands, options and modules exist, and examples run.
+"""Tests that the documentation agrees with the code: links, paths, commands, options and modules exist, examples run.
 
 Reference pages are made by `docs/generate.py`; the tests read pages as it fills them.
 """
@@ -105,7 +105,7 @@ def blocks(language: str) -> list[Block]:
 
 
 def inline_codes(page: Path) -> list[str]:
-    """What stands between backticks outside of fenced blocks."""
+    """The texts between backticks outside of fenced blocks."""
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", text_of(page)))
 
 
@@ -282,7 +282,7 @@ def all_commands(page: Path) -> list[list[str]]:
 
 
 def wrong_in(words: list[str]) -> list[str]:
-    """Those words of a command line that do not exist."""
+    """The words of a command line that do not exist: options, commands, files."""
     options = [match[1] for word in words if (match := OPTION.match(word))]
     if words[0] == "enginewright":
         name = words[1].split("\n")[0] if len(words) > 1 else ""
@@ -302,7 +302,7 @@ def wrong_in(words: list[str]) -> list[str]:
 
 
 def wrong_script(words: list[str], options: list[str]) -> list[str]:
-    """Those words of `python SCRIPT ...` or `python -m MODULE ...` that do not exist."""
+    """The words of `python SCRIPT ...` or `python -m MODULE ...` that do not exist."""
     if words[0] == "build_engine.py":
         return [option for option in options if option not in options_of(parsers()["build"])]
     if words[0] == "-m" and words[1].startswith(("enginewright.", "benchmarks.")):
@@ -385,7 +385,7 @@ def test_every_method_has_its_page() -> None:
 @pytest.mark.native
 @pytest.mark.slow
 def test_the_decoder_graphs_page_has_the_ports_of_an_engine(tmp_path: Path) -> None:
-    """Of one with every kind of port: a KVarN cache and extra heads."""
+    """The page has the ports of an engine with every kind of port: a KVarN cache and extra heads."""
     manifest = build_engine(tmp_path / "engine", "kvarn", f"clp:heads={ROOT / 'examples/tiny-reasoner-clp'}")
     graph, page = manifest.graphs["decoder"], generator().port_reference()
     inputs, outputs = page.partition("## Outputs")[0], page.partition("## Outputs")[2].partition("## Inputs of")[0]

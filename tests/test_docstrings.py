@@ -1,4 +1,4 @@
-"""The English of docstrings, error messages and the comments that open C++ files, as docs/contributing/style.md has it.
+"""Tests of the English in docstrings, error messages and opening comments, by the rules of docs/contributing/style.md.
 
 A failing test lists every place as `file:line: text` with what to write instead. A sentence that must stay as it is goes
 into ALLOWED, with the reason; an entry that is no longer needed fails, too.
@@ -115,7 +115,7 @@ def texts(folder: str) -> tuple[Text, ...]:
 
 
 def read(folder: str) -> Iterator[Text]:
-    """The same, file by file."""
+    """All prose of a folder, file by file."""
     for path in python_files(folder):
         tree = ast.parse(path.read_text())
         yield from docstrings(path, tree)
@@ -127,7 +127,7 @@ def read(folder: str) -> Iterator[Text]:
 
 
 def complaints(text: Text) -> Iterator[Complaint]:
-    """What is to be rewritten in one text."""
+    """The complaints about one text."""
     opening = OPENINGS.match(text.text.lstrip())
     if text.kind == "module" and opening:
         yield text.complain(opening[0], OPENING_ADVICE, text.line, text.text.strip().splitlines()[0])

@@ -1,4 +1,4 @@
-"""The checkpoints that the repository carries do what their cards say, and the examples run."""
+"""Tests that the repository's checkpoints do what their cards say, and that the examples run."""
 
 from __future__ import annotations
 

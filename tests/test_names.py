@@ -1,4 +1,4 @@
-"""One meaning for each name: no two public classes are called the same, nor two modules of one package."""
+"""Tests that names are unique: those of public classes, and those of modules within a package."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SHARED_MODULES = {
     "backend": "the class that opens engines of the backend whose folder it is",
     "build": "a function, and the command that calls it",
     "conftest": "pytest's fixtures for the tests of its folder",
+    "feature": "the interface, and the feature whose folder it is",
     "method": "the hooks of the method whose folder it is",
     "reference": "a definition that the rest of the folder is compared with",
     "registry": "the names that the folder knows",

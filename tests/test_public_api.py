@@ -1,6 +1,6 @@
-"""The names that programs outside this project may import, call and pass, as docs/stability.md promises them.
+"""Tests of the public interface: the names that other programs may import, call and pass, as docs/stability.md promises.
 
-A change here is a change of the public interface: it needs an entry in CHANGELOG.md, and before 1.0 a reason.
+A change in this file is a change of the public interface: it needs an entry in CHANGELOG.md, and before 1.0 a reason.
 """
 
 from __future__ import annotations

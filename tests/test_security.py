@@ -1,4 +1,4 @@
-"""What SECURITY.md promises of untrusted checkpoints and engines, read off the sources of the four packages."""
+"""Tests of SECURITY.md's promises about untrusted checkpoints and engines, on the sources of the four packages."""
 
 from __future__ import annotations
 

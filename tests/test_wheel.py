@@ -1,4 +1,4 @@
-"""The files of the wheel and of the source distribution, each by rule: what must be there, and nothing else."""
+"""Tests that the wheel and the source distribution contain the required files and no others."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_no_tests_and_no_benchmarks(wheel: Path) -> None:
-    """What the exact list cannot see: such a module inside a package."""
+    """No package contains a test or a benchmark, which the exact list of files would not notice."""
     wrong = [
         name
         for name in files(wheel)

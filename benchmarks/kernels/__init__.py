@@ -1,1 +1,1 @@
-"""Kernels next to what the machine can do: plain memory reads, matrix products, torch."""
+"""Benchmarks of kernels against the machine's limits: plain memory reads, matrix products, torch."""

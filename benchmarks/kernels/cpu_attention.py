@@ -2,12 +2,12 @@
 
     python -m benchmarks.kernels.cpu_attention --only decode --threads 2 --seconds 6
 
-Table: docs/benchmarks.md, "Attention on a CPU". Run time: 8 lines a number of threads, each `--seconds` long and a moment to
-prepare. Needs numpy, onnx and onnxruntime, and 3 GiB of memory.
+Table: docs/benchmarks.md, "Attention on a CPU". Run time: 8 lines for each number of threads; a line takes `--seconds` and a
+moment to prepare. Needs numpy, onnx and onnxruntime, and 3 GiB of memory.
 
-Limits: a decode step reads the whole cache once, so it cannot be faster than plain reads of as many bytes; prefill cannot
-exceed the processor's arithmetic, for which numpy's matrix product stands. Every figure is the best of many short runs.
-Reference and kernel alternate, so that a slow moment of the machine meets both. Runs read different memory in rotation, so
+Limits: a decode step reads the whole cache once, so it cannot be faster than plain reads of as many bytes. Prefill cannot
+exceed the processor's arithmetic, which numpy's matrix product measures. Every figure is the best of many short runs.
+Reference and kernel alternate, so that a slow moment of the machine affects both. Runs read different memory in rotation, so
 that none finds its data in a cache.
 """
 
@@ -41,12 +41,12 @@ SLICE = 1 << 26
 Line: TypeAlias = tuple[str, list[Figure]]
 """A printed line, and the figures in it."""
 SETS = 4
-"""Sets of caches that runs take in turn."""
+"""Number of sets of caches, which the runs use in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Attention of a model: heads and head size; `batch` rows that hold `held` tokens and get `new` ones."""
+    """The shape of an attention call: heads, head size, and `batch` rows that hold `held` tokens and get `new` ones."""
 
     query_heads: int
     kv_heads: int
@@ -89,7 +89,7 @@ def best_times(seconds: float, *bodies: Callable[[], object]) -> list[float]:
 
 
 def reader(buffer: NDArray[np.float32], threads: int, pool: ThreadPoolExecutor) -> Callable[[], object]:
-    """A read of the next SLICE bytes of the buffer, a share on each thread."""
+    """A function that reads the next SLICE bytes of the buffer, an equal part on each thread."""
     library, share = load_ort_library(), SLICE // 4 // threads
     slices = cycle(range(buffer.ctypes.data, buffer.ctypes.data + buffer.nbytes, SLICE))
 
@@ -101,12 +101,15 @@ def reader(buffer: NDArray[np.float32], threads: int, pool: ThreadPoolExecutor) 
 
 
 def pool_outputs(op: Op) -> dict[str, str]:
-    """Input -> output of the pools that the op updates; every layer has its own."""
+    """Input -> output of each pool that the op updates; every layer has its own pools."""
     return {t.alias: t.name for t in op.outputs if t.alias is not None}
 
 
 def op_model(op: Op, layers: int, attributes: dict[str, Any]) -> bytes:
-    """`layers` nodes of an attention op, each with pools of its own; the sum of their outputs keeps them all."""
+    """An ONNX model of `layers` nodes of an attention op, each with its own pools.
+
+    The model's output is the sum of their outputs, so that no node is optimised away.
+    """
     value, pools = helper.make_tensor_value_info, pool_outputs(op)
     types = {
         "float32": TensorProto.FLOAT,
@@ -135,7 +138,7 @@ def op_model(op: Op, layers: int, attributes: dict[str, Any]) -> bytes:
 def bound_op(
     op: Op, arrays: dict[str, NDArray[Any]], layers: int, sets: int, threads: int, attributes: dict[str, Any]
 ) -> Callable[[], object]:
-    """Runs `layers` nodes on the next of `sets` sets of bound pools, which are copies of the arrays of that name."""
+    """A function that runs `layers` nodes on the next of `sets` sets of bound pools, copies of the arrays with that name."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.register_custom_ops_library(str(ort_library()))
@@ -161,13 +164,13 @@ def bound_op(
 
 
 def attention(shape: Shape, layers: int, sets: int, threads: int) -> Callable[[], object]:
-    """PagedAttention of a shape."""
+    """A function that runs PagedAttention at a shape, on the next of `sets` sets of pools."""
     arrays = attention_inputs(shape, layers, np.random.default_rng(0))
     return bound_op(PAGED_ATTENTION, arrays, layers, sets, threads, {"scale": shape.dim**-0.5})
 
 
 def attention_inputs(shape: Shape, layers: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Inputs by name, with one layer's pool; tile ids are a random permutation, as after a while of serving."""
+    """Inputs by name, with one layer's pool; tile ids are in random order, as after a while of serving."""
     tokens, width = shape.batch * shape.new, -(-(shape.held + shape.new) // TILE_TOKENS)
     ids = rng.permutation(shape.batch * shape.kv_heads * width).reshape(shape.batch, shape.kv_heads, width)
     arrays: dict[str, NDArray[Any]] = {
@@ -184,7 +187,7 @@ def attention_inputs(shape: Shape, layers: int, rng: np.random.Generator) -> dic
 
 
 def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool: ThreadPoolExecutor) -> Iterator[Line]:
-    """Decoding at 8K tokens: bytes of cache read per second, against reading a plain buffer."""
+    """Decoding at 8192 tokens: bytes of cache read per second, compared with reading a plain buffer."""
     for query_heads, kv_heads, dim in ((14, 2, 64), (32, 8, 128)):
         for batch in (1, 8):
             shape = Shape(query_heads=query_heads, kv_heads=kv_heads, dim=dim, batch=batch, held=8191, new=1)
@@ -200,7 +203,7 @@ def decode_lines(threads: int, seconds: float, buffer: NDArray[np.float32], pool
 
 
 def prefill_lines(threads: int, seconds: float) -> Iterator[Line]:
-    """Prefill: operations per second over visible pairs, against numpy's matrix product on its own threads."""
+    """Prefill: operations per second over visible pairs, compared with numpy's matrix product on its own threads."""
     a = np.random.default_rng(1).standard_normal((2048, 2048), np.float32)
     for query_heads, kv_heads, dim in ((14, 2, 64), (32, 8, 128)):
         for new in (1024, 4096):
@@ -215,7 +218,7 @@ def prefill_lines(threads: int, seconds: float) -> Iterator[Line]:
 def figures_of(
     name: str, unit: str, rate: float, limit_name: str, limit: float, conditions: dict[str, Condition]
 ) -> list[Figure]:
-    """A rate, the limit that was measured next to it, and the share."""
+    """The figures of a rate, of the limit measured next to it, and of the rate's share of the limit."""
     return [
         Figure(name=name, value=rate, unit=unit, conditions=conditions),
         Figure(name=limit_name, value=limit, unit=unit, conditions=conditions),

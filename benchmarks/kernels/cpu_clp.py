@@ -1,12 +1,12 @@
-"""Time of ClpEmit on a CPU at the shape of a 0.5B model: an emission of L extra tokens, and one of none.
+"""Time of ClpEmit on a CPU at the shape of a 0.5B model, with L extra tokens and with none.
 
     python -m benchmarks.kernels.cpu_clp [--threads 1,2] [--seconds 3] [--k 3]
 
 Table: docs/benchmarks.md, "Extra heads: speed", the sentence on steps where no head runs. Needs numpy, onnx and onnxruntime,
 and 2 GiB of memory.
 
-Limit: the heads that run are read once, so an emission cannot be faster than plain reads of their bytes. A decode step reads
-the backbone's weights once; emissions of nothing are compared with that, at the speed of plain reads. Every figure is the
+Limit: the heads that run are read once, so an emission cannot be faster than plain reads of their bytes. An emission without
+extra tokens is compared with a decode step's read of the backbone's weights, at the speed of plain reads. Every figure is the
 best of many short runs, which alternate.
 """
 
@@ -33,13 +33,13 @@ from enginewright.plugins.ops.op import DOMAIN
 NAME = "benchmarks.kernels.cpu_clp"
 HIDDEN, VOCAB, BACKBONE = 896, 151_936, 494_000_000
 """Hidden size, vocabulary and parameters of Qwen2.5-0.5B."""
-NODES = 65  # of a graph that shows what a node costs without a run's own overhead
+NODES = 65  # nodes of a graph that shows the cost of one node without the overhead of a run
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def inputs(k: int, codes: bool, batch: int, rng: np.random.Generator) -> Arrays:
-    """Heads of half the hidden size, with values of ordinary size; the classifier is `always`'s."""
+    """Heads of half the hidden size, with values of ordinary magnitude; `always` gives the classifier's bias."""
     extra, inner = k - 1, HIDDEN // 2
     arrays: Arrays = {
         "hidden": rng.standard_normal((batch, HIDDEN), np.float32),
@@ -56,12 +56,12 @@ def inputs(k: int, codes: bool, batch: int, rng: np.random.Generator) -> Arrays:
 
 
 def always(k: int, length: int) -> NDArray[np.float32]:
-    """Bias of a classifier that says `length`."""
+    """The bias of a classifier that always says `length`."""
     return np.where(np.arange(k) == length, 50, 0).astype(np.float32)
 
 
 def emission(values: dict[str, Any], k: int, length: int, threads: int, nodes: int = 1) -> Callable[[], object]:
-    """Runs `nodes` equal nodes on the bound inputs."""
+    """A function that runs `nodes` equal nodes on the bound inputs."""
     types = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int64": TensorProto.INT64}
     names = [t.name if t.name in values or t.name == "classifier_bias" else "" for t in CLP_EMIT.inputs]
     given = [t for t in CLP_EMIT.inputs if t.name in names]
@@ -77,7 +77,9 @@ def emission(values: dict[str, Any], k: int, length: int, threads: int, nodes: i
     )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # equal nodes stay
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # the optimiser would merge equal nodes
     options.register_custom_ops_library(str(ort_library()))
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, CLP_EMIT.version)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()

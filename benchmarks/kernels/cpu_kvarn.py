@@ -5,7 +5,8 @@
 Table: docs/benchmarks.md, "KVarN: attention alone". Needs numpy, onnx and onnxruntime, and 4 GiB of memory.
 
 Limit: at equal memory speed the ratio is at most that of the caches' bytes; both rates are printed. Both caches are read in
-turn within one process, in rotation so that they come from memory. Every figure is the best of many short runs.
+turn within one process, and several sets in rotation, so that they come from memory. Every figure is the best of many short
+runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
 NAME = "benchmarks.kernels.cpu_kvarn"
 MAX_LAYERS = 64
 HEADS = ((32, 8, 128), (14, 2, 64))
-"""Query heads, KV heads and head size of the models measured."""
+"""Query heads, KV heads and head size of each model that is measured."""
 
 
 def kvarn_inputs(shape: Shape, layers: int, bits: tuple[int, int], encoded: tuple[int, int]) -> dict[str, NDArray[Any]]:
@@ -54,7 +55,7 @@ def kvarn_inputs(shape: Shape, layers: int, bits: tuple[int, int], encoded: tupl
 
 
 def made_up_record(rng: np.random.Generator, dim: int, bits: tuple[int, int]) -> NDArray[np.int8]:
-    """A record whose codes are random and whose scales are a quarter."""
+    """A record with random codes and scales of 0.25."""
     record = rng.integers(-128, 128, kvarn_tile_bytes(dim, *bits), np.int8)
     for start, halves in scales(dim, bits):
         record[start : start + 2 * halves] = np.full(halves, 0.25, np.float16).view(np.int8)
@@ -62,7 +63,7 @@ def made_up_record(rng: np.random.Generator, dim: int, bits: tuple[int, int]) ->
 
 
 def scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Offset and number of a record's halves: random bytes there would be infinities."""
+    """Offset and number of the halves in a record, where random bytes could be infinities."""
     keys = TILE_TOKENS * dim * bits[0] // 8
     values = TILE_TOKENS * dim * bits[1] // 8
     yield keys, 2 * dim + TILE_TOKENS
@@ -77,7 +78,7 @@ def cache_bytes(shape: Shape, bits: tuple[int, int], encoded: int) -> int:
 
 
 def decode_line(shape: Shape, bits: tuple[int, int], threads: int, seconds: float) -> tuple[str, float, float]:
-    """One line, the seconds that one layer takes, and those over a 16-bit cache."""
+    """The printed line, the seconds of one layer, and the seconds of one layer over a 16-bit cache."""
     encoded = shape.held // TILE_TOKENS * TILE_TOKENS
     mine = cache_bytes(shape, bits, encoded)
     layers = min(MAX_LAYERS, max(1, SLICE // mine))
@@ -92,7 +93,7 @@ def decode_line(shape: Shape, bits: tuple[int, int], threads: int, seconds: floa
 
 
 def encode_seconds(shape: Shape, bits: tuple[int, int], threads: int, seconds: float) -> float:
-    """Seconds that a call with tokens that complete a tile takes longer than one that leaves the tile as it is."""
+    """Seconds by which a call that completes and encodes tiles takes longer than one that does not."""
     layers = 8
     bodies = [
         bound_op(KVARN_ATTENTION, kvarn_inputs(shape, layers, bits, lens), layers, 1, threads, attributes(shape, bits))
@@ -108,7 +109,7 @@ def attributes(shape: Shape, bits: tuple[int, int]) -> dict[str, Any]:
 
 
 def lines(threads: int, seconds: float, bits: tuple[int, int], contexts: list[int]) -> Iterator[Line]:
-    """Decoding at each context, and the cost of encoding as a share of 128 such steps."""
+    """Decoding at each context, and the cost of encoding as a share of the 128 steps that fill a tile."""
     for query_heads, kv_heads, dim in HEADS:
         for batch in (1, 8):
             model = {"query_heads": query_heads, "kv_heads": kv_heads, "dim": dim, "batch": batch, "new": 1}

@@ -1,1 +1,1 @@
-"""Engines next to other runtimes with the same model, in alternating processes."""
+"""Comparisons of engines with other runtimes on the same model, in alternating processes."""

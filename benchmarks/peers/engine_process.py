@@ -1,4 +1,6 @@
-"""An engine's side of `benchmarks.peers.rounds` in processor time; `enginewright bench` measures wall time.
+"""Measures an engine's speeds in processor time, as one side of `benchmarks.peers.rounds`.
+
+For wall time the rounds run `enginewright bench` instead.
 
 python -m benchmarks.peers.engine_process --engine ENGINE --threads 1
 """
@@ -27,7 +29,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> Speeds:
-    """Best of the repeats on random prompts, greedy."""
+    """The best speeds of the repeats on random prompts, decoded greedily."""
     rng = np.random.default_rng(0)
 
     def generate() -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Decode and prefill speed of an engine next to onnxruntime-genai's, process by process in alternation.
+"""Decode and prefill speed of an engine compared with onnxruntime-genai's, in alternating processes.
 
     pip install onnxruntime-genai==0.18.0
     python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
@@ -6,7 +6,7 @@
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu     # wants tokenizer files too
     python -m benchmarks.peers.genai --engine ENGINE --peer PEER
 
-Table: docs/benchmarks.md, "onnxruntime-genai". The limit and the rounds: benchmarks/peers/rounds.py.
+Table: docs/benchmarks.md, "onnxruntime-genai". benchmarks/peers/rounds.py describes the rounds and the limit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.rounds import (
-    Side,
+    Competitor,
     Speeds,
     add_arguments,
     best_of_repeats,
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the rounds, or, as a process of its own, the peer's side."""
+    """Run the rounds; in the peer's own process, measure its speeds."""
     args = make_parser().parse_args(arguments)
     if args.side == "peer":
         print_speeds(measure(args))
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str]) -> int:
     script = [sys.executable, "-m", NAME, "--side", "peer"]
     script += ["--engine", str(args.engine[0].resolve()), "--peer", str(args.peer.resolve())]
     weights = sum(file.stat().st_size for file in args.peer.glob("*.onnx.data"))
-    peer = Side("onnxruntime-genai", [*script, *size_arguments(args)], weights)
+    peer = Competitor("onnxruntime-genai", [*script, *size_arguments(args)], weights)
     figures = compare([*(engine_side(engine, args) for engine in args.engine), peer], args)
     save(args.results, NAME, arguments, figures)
     return 0
 
 
 def measure(args: argparse.Namespace) -> Speeds:
-    """Best of the repeats of onnxruntime-genai on random prompts, greedy, to a fixed length."""
+    """The best speeds of onnxruntime-genai in the repeats, on random prompts, decoded greedily to a fixed length."""
     import onnxruntime_genai as og
 
     config = og.Config(str(args.peer))

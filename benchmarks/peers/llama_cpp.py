@@ -1,4 +1,4 @@
-"""Decode and prefill speed of an engine next to llama.cpp's, process by process in alternation.
+"""Decode and prefill speed of an engine compared with llama.cpp's, in alternating processes.
 
     python -m venv LLAMA && LLAMA/bin/pip install gguf safetensors
     CMAKE_ARGS="-DGGML_NATIVE=ON" LLAMA/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
@@ -8,13 +8,13 @@
     LLAMA/bin/python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output MIXED.gguf --type q4_0
     python -m benchmarks.peers.llama_cpp --engine ENGINE --gguf PURE.gguf MIXED.gguf --peer-python LLAMA/bin/python
 
-Table: docs/benchmarks.md, "llama.cpp". The limit and the rounds: benchmarks/peers/rounds.py. A second command shows that a
-file holds the checkpoint's model:
+Table: docs/benchmarks.md, "llama.cpp". benchmarks/peers/rounds.py describes the rounds and the limit. A second command shows
+that a file contains the checkpoint's model:
 
     LLAMA/bin/python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output EXACT.gguf --type f32
     python -m benchmarks.peers.llama_cpp --check CHECKPOINT --gguf EXACT.gguf --peer-python LLAMA/bin/python
 
-It prints the largest difference of llama.cpp's logits from those of transformers in float32, over 24 tokens, with
+It prints the largest difference between the logits of llama.cpp and of transformers over 24 tokens, both in float32, with
 llama.cpp's cache in float32, too.
 """
 
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.rounds import CHECKOUT, Side, add_arguments, compare, engine_side, size_arguments
+from benchmarks.peers.rounds import CHECKOUT, Competitor, add_arguments, compare, engine_side, size_arguments
 from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 
 NAME = "benchmarks.peers.llama_cpp"
@@ -41,7 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     add_arguments(parser, needs_engine=False)
-    parser.add_argument("--gguf", required=True, type=Path, nargs="+", help="of the same model; see write_gguf.py")
+    parser.add_argument(
+        "--gguf", required=True, type=Path, nargs="+", help="files of the same model; see write_gguf.py"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter with llama-cpp-python")
     parser.add_argument("--check", type=Path, metavar="CHECKPOINT", help="compare logits instead of speeds")
     return parser
@@ -55,9 +57,9 @@ def main(arguments: Sequence[str]) -> int:
         save(args.results, NAME, arguments, [check(file, args.check, args.peer_python) for file in args.gguf])
         return 0
     if args.engine is None:
-        parser.error("--engine: missing; only --check does without")
+        parser.error("--engine: got none, expected one at least; only --check needs none")
     peers = [
-        Side(file.stem, [*peer_command(file, args.peer_python), *size_arguments(args)], file.stat().st_size)
+        Competitor(file.stem, [*peer_command(file, args.peer_python), *size_arguments(args)], file.stat().st_size)
         for file in args.gguf
     ]
     figures = compare([*(engine_side(engine, args) for engine in args.engine), *peers], args)
@@ -66,12 +68,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def peer_command(file: Path, python: str) -> list[str]:
-    """The command of llama.cpp's side, without sizes."""
+    """The command that measures llama.cpp, without the arguments for sizes."""
     return [python, "-m", "benchmarks.peers.llama_cpp_process", "--model", str(file.resolve())]
 
 
 def check(file: Path, checkpoint: Path, python: str) -> Figure:
-    """Print and return the largest difference of llama.cpp's logits from those of transformers."""
+    """Print and return the largest difference between the logits of llama.cpp and of transformers."""
     tokens = np.random.default_rng(0).integers(3, 500, CHECKED).astype(np.int32)
     with tempfile.TemporaryDirectory() as work:
         exchange = Path(work) / "logits.npz"

@@ -1,13 +1,13 @@
-"""Rounds in which an engine and other runtimes' models generate in turn, each in a fresh process, and their comparison.
+"""Runs an engine and other runtimes in turn, each in a fresh process, and compares their speeds.
 
-For `genai` and `llama_cpp`, which know how a peer is run. Each round runs every side once, so that a machine that drifts
-meets all, in an order that reverses every round; in fresh processes, so that no side's idle threads disturb another. Within
-a process the best of REPEATS generations counts. On a machine that others use, threads of one process wait for each other
-longer than they work: `--threads 1 --cpu-time` still compares.
+`genai` and `llama_cpp` use this; they know how to run their peer. Each round runs every side once, in an order that reverses
+every round, so that drift of the machine affects all sides. Processes are fresh, so that no side's idle threads disturb
+another side. Within a process the best of REPEATS generations counts. On a machine that is not idle, the threads of a process
+wait for each other longer than they work; then `--threads 1 --cpu-time` still compares.
 
-Limit: a decode step reads all weights once, so at most the rate of plain reads over their bytes; the plain read is measured
-before the rounds and after each. `python -m benchmarks.peers.rounds --threads 2` prints it alone. The peers' interpreters
-import this, too: it needs only numpy.
+Limit: a decode step reads all weights once, so its speed is at most the rate of plain reads divided by the bytes of the
+weights. The plain read is measured before the rounds and after each. `python -m benchmarks.peers.rounds --threads 2` measures
+it alone. The peers' interpreters import this module, too, so it needs only numpy.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ READING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Side:
-    """A side: its name, the command that prints its speeds as `enginewright bench --json` does, and the bytes a token reads."""
+class Competitor:
+    """One side of a comparison; created by the commands that run the rounds.
+
+    name: the name in tables.
+    command: prints the side's speeds in the form of `enginewright bench --json`.
+    weights: the bytes of weights that a decode step reads.
+    """
 
     name: str
     command: Sequence[str]
@@ -42,54 +47,55 @@ class Side:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Tokens per second."""
+    """Prefill and decode speed, in tokens per second."""
 
     prefill: float
     decode: float
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, needs_engine: bool = True) -> None:
-    """Declare the arguments that all sides are given."""
+    """Add the arguments that all sides have."""
     parser.add_argument("--engine", required=needs_engine, type=Path, nargs="+", help="enginewright engine directories")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count what the process ran: one thread, machine not idle"
-    )
+    parser.add_argument("--cpu-time", action="store_true", help="measure processor time: one thread, machine not idle")
 
 
 def clock(args: argparse.Namespace) -> Callable[[], float]:
-    """The clock that speeds are measured with, in seconds."""
+    """The clock for measuring speeds, in seconds."""
     return time.process_time if args.cpu_time else time.perf_counter
 
 
 def size_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of a run's size, as `enginewright bench` and the peers' sides take them."""
+    """The arguments for the size of a run, in the form that `enginewright bench` and the peers' processes take."""
     names = ("prompt-tokens", "new-tokens", "threads", "batch")
     sizes = [text for name in names for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
     return [*sizes, "--cpu-time"] if args.cpu_time else sizes
 
 
-def engine_side(engine: Path, args: argparse.Namespace) -> Side:
-    """An engine of ours."""
+def engine_side(engine: Path, args: argparse.Namespace) -> Competitor:
+    """The side of an enginewright engine."""
     if args.cpu_time:
         script = [sys.executable, "-m", "benchmarks.peers.engine_process", "--engine", str(engine.resolve())]
-        return Side(engine.name, [*script, *size_arguments(args)], weight_bytes(engine))
+        return Competitor(engine.name, [*script, *size_arguments(args)], weight_bytes(engine))
     cli = [sys.executable, "-m", "enginewright.runtime.cli", "bench", str(engine.resolve()), "--json"]
-    return Side(engine.name, [*cli, "--repeat", str(REPEATS), *size_arguments(args)], weight_bytes(engine))
+    return Competitor(engine.name, [*cli, "--repeat", str(REPEATS), *size_arguments(args)], weight_bytes(engine))
 
 
 def weight_bytes(engine: Path) -> int:
-    """Bytes of the weights file: a tied embedding is read whole as the output projection."""
+    """Bytes of the weights file, all of which a step reads: a tied embedding is read whole as the output projection."""
     manifest = json.loads((engine / "manifest.json").read_text())
     return int(manifest["graphs"]["decoder"]["files"][1]["size"])
 
 
 def best_of_repeats(generate: Callable[[], tuple[float, float, float]], args: argparse.Namespace) -> Speeds:
-    """The peer's best speeds; `generate` returns the times before the prompt, at the first token, and after the last."""
+    """The best speeds of REPEATS generations.
+
+    generate: returns the times before the prompt, at the first token, and after the last token.
+    """
     prefill = decode = 0.0
     for _ in range(REPEATS):
         begin, middle, end = generate()
@@ -99,12 +105,12 @@ def best_of_repeats(generate: Callable[[], tuple[float, float, float]], args: ar
 
 
 def print_speeds(speeds: Speeds) -> None:
-    """Print as `enginewright bench --json` does."""
+    """Print the speeds in the form of `enginewright bench --json`."""
     print(json.dumps([{"prefill_speed": speeds.prefill, "decode_speed": speeds.decode}]))
 
 
-def compare(sides: Sequence[Side], args: argparse.Namespace) -> list[Figure]:
-    """Run the rounds and print each, then the best, the ratios of the first side to the others, and the limits."""
+def compare(sides: Sequence[Competitor], args: argparse.Namespace) -> list[Figure]:
+    """Run the rounds and print each, then the best speeds, the ratios of the first side to the others, and the limits."""
     runs: dict[str, list[Speeds]] = {side.name: [] for side in sides}
     reading = [read_bandwidth(args.threads)]
     for number in range(args.rounds):
@@ -133,7 +139,7 @@ def compare(sides: Sequence[Side], args: argparse.Namespace) -> list[Figure]:
 
 
 def figures_of(phase: str, table: dict[str, NDArray[np.float64]]) -> list[Figure]:
-    """Each side's best and median speed, and the first side's in relation to the others'; speeds [rounds]."""
+    """Each side's best and median speed, and the ratio of the first side's to it; speeds [rounds]."""
     first = next(iter(table))
     figures = []
     for name, speeds in table.items():
@@ -149,7 +155,7 @@ def figures_of(phase: str, table: dict[str, NDArray[np.float64]]) -> list[Figure
 
 
 def ratio_lines(phase: str, table: dict[str, NDArray[np.float64]]) -> Iterator[str]:
-    """A line for each side's speeds [rounds]: best, median, and the first side's in relation to them."""
+    """A line for each side: its best and median speed, and the ratio of the first side's to it; speeds [rounds]."""
     first = next(iter(table))
     for name, speeds in table.items():
         line = f"{phase:7}  {name:20}  best {max(speeds):8.1f}  median {np.median(speeds):8.1f} tok/s"
@@ -159,24 +165,24 @@ def ratio_lines(phase: str, table: dict[str, NDArray[np.float64]]) -> Iterator[s
         yield line
 
 
-def run(side: Side) -> Speeds:
-    """Run a side in a fresh process."""
+def run(side: Competitor) -> Speeds:
+    """Run a side in a fresh process and return its speeds."""
     row = json.loads(output_of(side.command))[0]
     return Speeds(row["prefill_speed"], row["decode_speed"])
 
 
 def read_bandwidth(threads: int) -> float:
-    """GB/s of the machine's plain read, in a fresh process."""
+    """GB/s of the machine's plain read, measured in a fresh process."""
     return float(output_of([sys.executable, "-m", "benchmarks.peers.rounds", "--threads", str(threads)]))
 
 
 def output_of(command: Sequence[str]) -> str:
-    """Output of a command that is run in the checkout's root, where `benchmarks` can be imported."""
+    """The output of a command, run in the checkout's root so that it can import `benchmarks`."""
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=CHECKOUT).stdout
 
 
 def measure_bandwidth(threads: int) -> float:
-    """GB/s of plain reads of SLICE bytes, rotating through 1 GiB; the best of READING_SECONDS."""
+    """GB/s of plain reads of SLICE bytes, in rotation through 1 GiB; the best within READING_SECONDS."""
     from concurrent.futures import ThreadPoolExecutor
 
     from benchmarks.kernels.cpu_attention import GIB, SLICE, best_times, reader

@@ -1,4 +1,4 @@
-"""Names, rows and metadata of the GGUF files that the comparison with llama.cpp runs on."""
+"""Tests of the names, rows and metadata in the GGUF files for the comparison with llama.cpp."""
 
 from __future__ import annotations
 

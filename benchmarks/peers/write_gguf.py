@@ -1,11 +1,12 @@
-"""Writes a checkpoint of a Llama or Qwen as a GGUF file for llama.cpp, as it is or quantised by llama.cpp itself.
+"""Writes a Llama or Qwen checkpoint as a GGUF file for llama.cpp, unquantised or quantised by llama.cpp itself.
 
     pip install gguf safetensors llama-cpp-python
     python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output FILE.gguf --type q4_0 --pure
 
-For benchmarks: the file has no tokenizer, its prompts are token ids. `--type f32` and `f16` only rename the tensors, which
-needs no llama-cpp-python. `q4_0` is what `llama-quantize` makes: every matrix in Q4_0 blocks with `--pure`, as in our int4
-engines; without it, a tied embedding or else the output projection in Q6_K, or Q8_0 where its rows are no multiple of 256.
+For benchmarks: the file has no tokenizer, so prompts are token ids. `--type f32` and `f16` only rename the tensors, which
+needs no llama-cpp-python. `q4_0` gives the result of `llama-quantize`. With `--pure` every matrix is in Q4_0 blocks, as in
+enginewright's int4 engines. Without it, a tied embedding or else the output projection is in Q6_K, or in Q8_0 if its rows are
+no multiple of 256.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Metadata of the model: GGUF's keys after the family's name, and the head counts."""
+    """The model's metadata; created by `read_architecture`.
+
+    integers, floats: GGUF's keys, without the family's name before them.
+    """
 
     family: str
     query_heads: int
@@ -74,10 +78,10 @@ def main() -> int:
 
 
 def read_architecture(config: dict[str, Any]) -> Architecture:
-    """The model of a transformers config.
+    """The metadata of the model that a transformers config describes.
 
     Raises:
-        SystemExit: the family or its rotary scaling is not among those written here.
+        SystemExit: this module cannot write the family or its rotary scaling.
     """
     family = config["model_type"]
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 1e4)} | (
@@ -106,17 +110,21 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name of a transformers parameter, such as blk.3.attn_q.weight; KeyError where there is none."""
+    """GGUF's name for a transformers parameter, such as blk.3.attn_q.weight.
+
+    Raises:
+        KeyError: GGUF has no such parameter.
+    """
     stem, _, kind = name.rpartition(".")
     layer = LAYER.fullmatch(stem)
     return f"{TOP[stem]}.{kind}" if layer is None else f"blk.{layer[1]}.{IN_LAYER[layer[2]]}.{kind}"
 
 
 def gguf_rows(tensor: NDArray[Any], name: str, architecture: Architecture) -> NDArray[Any]:
-    """The parameter with its rows in GGUF's order, `name` being GGUF's.
+    """The parameter with its rows in GGUF's order; `name` is its GGUF name.
 
-    llama.cpp rotates neighbours (0, 1), (2, 3) ... of a llama's query and key heads, transformers the halves (0, d / 2),
-    (1, d / 2 + 1) ..., so the rows of a head are interleaved. qwen's heads are rotated in halves by both.
+    In a Llama's query and key heads llama.cpp rotates neighbours (0, 1), (2, 3) ..., and transformers rotates halves
+    (0, d / 2), (1, d / 2 + 1) ...; so the rows of a head are interleaved. In a Qwen's heads both rotate halves.
     """
     part = name.split(".")[-2]
     if architecture.family != "llama" or part not in ("attn_q", "attn_k"):
@@ -127,7 +135,7 @@ def gguf_rows(tensor: NDArray[Any], name: str, architecture: Architecture) -> ND
 
 
 def write(architecture: Architecture, checkpoint: Path, output: Path, kind: str) -> None:
-    """Write the GGUF file: matrices as `kind`, f16 or f32, vectors as f32, which llama.cpp asks for."""
+    """Write the GGUF file: matrices as `kind`, f16 or f32; vectors as f32, which llama.cpp requires."""
     import gguf
 
     writer = gguf.GGUFWriter(output, architecture.family, use_temp_file=True)
@@ -148,7 +156,7 @@ def write(architecture: Architecture, checkpoint: Path, output: Path, kind: str)
 
 
 def read_tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Names and tensors of the checkpoint's files, float16 or float32."""
+    """The names and tensors, float16 or float32, in the checkpoint's files."""
     from safetensors import safe_open
 
     for file in sorted(checkpoint.glob("*.safetensors")):
@@ -158,7 +166,7 @@ def read_tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def quantize(source: Path, target: Path, *, pure: bool) -> None:
-    """Write `source` as Q4_0, by llama.cpp's own function."""
+    """Write `source` as Q4_0, with llama.cpp's own function."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

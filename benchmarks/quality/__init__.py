@@ -1,1 +1,1 @@
-"""Losses of a model to quantised caches and weights."""
+"""Benchmarks of the quality that a model loses with quantised caches and weights."""

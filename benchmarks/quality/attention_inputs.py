@@ -1,4 +1,4 @@
-"""Records queries, keys, values and outputs of every attention op while an engine runs."""
+"""Records the queries, keys, values and outputs of every attention op while an engine runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ TAPS = ("query", "key", "value", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
-    """One layer's op over a text. query [T, Hq, D], key and value [T, Hkv, D], output [T, Hq, Dv]; scale of q . k."""
+class RecordedAttention:
+    """The recorded attention of one layer over a text; created by `join_steps`.
+
+    query: [T, Hq, D].
+    key, value: [T, Hkv, D], rounded to halves as the cache holds them.
+    output: [T, Hq, Dv].
+    scale: factor of q . k.
+    """
 
     query: Floats
     key: Floats
@@ -32,17 +38,18 @@ class Attention:
     scale: float
 
     def over(self, keys: Floats, values: Floats) -> Floats:
-        """The output [T - first, Hq, Dv] of the tokens from first = 2 * TILE_TOKENS on over a quantised cache.
+        """Compute attention over a quantised cache: [T - first, Hq, Dv] for the tokens from first = 2 * TILE_TOKENS on.
 
-        keys, values [tiles, Hkv, TILE_TOKENS, D]: what it returns for the second tile and those after it. A token sees
-        those of whole tiles, and the first tile's and its own tile's exact ones.
+        keys, values: [tiles, Hkv, TILE_TOKENS, D], the cache's contents for the second tile and those after it.
+
+        A token sees these contents for whole tiles, and the exact ones in the first tile and in its own tile.
         """
         return np.concatenate(
             [self._block(block, keys, values) for block in range(2, -(-len(self.query) // TILE_TOKENS))]
         )
 
     def _block(self, block: int, keys: Floats, values: Floats) -> Floats:
-        """The output of tile number `block`'s tokens."""
+        """The output for the tokens of tile number `block`."""
         begin, end = block * TILE_TOKENS, min((block + 1) * TILE_TOKENS, len(self.query))
         hidden = np.arange(end) > np.arange(begin, end)[:, None]
         group = self.query.shape[1] // self.key.shape[1]
@@ -62,9 +69,9 @@ class Attention:
 
 
 class TappedSession:
-    """A Session that runs an engine written by `expose` and keeps what passed its attention ops.
+    """A Session that runs an engine written by `write_tapped_engine` and records the arrays of its attention ops.
 
-    taken: of every step since it was last emptied, [layer][tap] arrays; the code that measures empties it.
+    taken: the [layer][tap] arrays of every step since the list was last emptied; the measuring code empties it.
     """
 
     def __init__(self, inner: CpuSession, capacity: int) -> None:
@@ -77,12 +84,12 @@ class TappedSession:
         for layer in range(layers):
             names = [f"tap.{tap}.{layer}" for tap in TAPS]
             query, key, value = (shapes[name] for name in names[:3])
-            sizes = (query, key, value, (query[0], value[1]))  # ONNX Runtime may not know the output's
+            sizes = (query, key, value, (query[0], value[1]))  # ONNX Runtime may not know the output's shape
             pairs = zip(names, sizes, strict=True)
             self._buffers.append({name: np.zeros((capacity, *size), np.float32) for name, size in pairs})
 
     def run(self, step: PackedStep) -> Outputs:
-        """Run the step and keep its taps."""
+        """Run the step and record its taps."""
         count = len(step.input_ids)
         views = [{name: buffer[:count] for name, buffer in own.items()} for own in self._buffers]
         for own in views:
@@ -94,8 +101,8 @@ class TappedSession:
         return outputs
 
 
-def expose(engine: Path, copy: Path) -> tuple[float, ...]:
-    """Write the engine at `engine` into `copy`, its taps among the graph's outputs; return each layer's scale."""
+def write_tapped_engine(engine: Path, copy: Path) -> tuple[float, ...]:
+    """Copy the engine at `engine` to `copy`, with the taps as outputs of its graph; return the scale of each layer."""
     shutil.copytree(engine, copy)
     model = onnx.load(engine / "graphs/decoder.onnx", load_external_data=False)
     scales = {}
@@ -110,17 +117,17 @@ def expose(engine: Path, copy: Path) -> tuple[float, ...]:
     onnx.save(model, graph)
     manifest = json.loads((engine / "manifest.json").read_text())
     decoder = manifest["graphs"]["decoder"]
-    decoder["engines"] = []  # those do not have the taps
+    decoder["engines"] = []  # built engines do not have the taps
     decoder["files"][0]["size"] = graph.stat().st_size
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return tuple(scales[layer] for layer in sorted(scales))
 
 
-def joined(steps: Sequence[list[list[NDArray[np.float32]]]], scales: Sequence[float]) -> list[Attention]:
-    """Each layer's attention over all steps of one text; keys and values as a cache of halves holds them."""
+def join_steps(steps: Sequence[list[list[NDArray[np.float32]]]], scales: Sequence[float]) -> list[RecordedAttention]:
+    """The attention of each layer over all steps of one text; keys and values are rounded as a cache of halves rounds them."""
     layers = []
     for layer, scale in enumerate(scales):
         query, key, value, output = (np.concatenate([step[layer][tap] for step in steps]) for tap in range(len(TAPS)))
         key, value = (x.astype(np.float16).astype(np.float32) for x in (key, value))
-        layers.append(Attention(query=query, key=key, value=value, output=output, scale=scale))
+        layers.append(RecordedAttention(query=query, key=key, value=value, output=output, scale=scale))
     return layers

@@ -1,9 +1,11 @@
-"""Errors of quantised caches on a model's own keys and values, read block by block as in decoding.
+"""Measures the errors of quantised caches on a model's own keys and values, block by block as in decoding.
 
-A text is read in blocks of one tile, so that each block sees its tile exactly, and all between the sinks and itself as
-the cache holds it: what decoding token by token would see. A shadow run over an exact cache reads the same tokens. Errors
-are static, of the shadow's tiles put through the codec, or accumulated, of what the cache holds in the end, whose tiles
-were computed from quantised ones.
+A text is read in blocks of one tile. Each block sees its own tile and the sinks exactly, and the tiles in between as the cache
+holds them; decoding token by token would see the same. A shadow run over an exact cache reads the same tokens. There are two
+kinds of error:
+
+    static         the shadow's tiles, put through the codec, against the shadow's tiles
+    accumulated    the tiles in the cache at the end, which were computed from quantised tiles, against the shadow's
 
 Source: arXiv 2606.03458 (KVarN), pseudo-decode and the errors of token norms.
 """
@@ -21,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.quality.attention_inputs import Attention, TappedSession, expose, joined
-from benchmarks.quality.cache_accuracy import Cache
+from benchmarks.quality.attention_inputs import RecordedAttention, TappedSession, join_steps, write_tapped_engine
+from benchmarks.quality.cache_accuracy import ComparedCache
 from benchmarks.quality.cache_codecs import Codec, Doubles, Floats
 from benchmarks.quality.quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from enginewright.plugins.ops.tiles import TILE_TOKENS
@@ -44,12 +46,14 @@ FIRST_AFFECTED = 2 * TILE_TOKENS
 
 @dataclass
 class TileErrors:
-    """Errors of many tiles; `add` takes more.
+    """Errors of many tiles; `add` and `add_outputs` add to them.
 
-    key_norms: of each token, layer and head | |K| - |K'| | / |K|. keys, values: of each tile |X - X'| / |X|.
-    outputs: of each text, per layer, the mean error of attention's outputs over their mean size.
-    token_spread, channel_spread: of each tile of true keys, standard deviation over mean of its tokens' norms, and of its
-    channels' standard deviations: what there is to balance.
+    key_norms: | |K| - |K'| | / |K| of each token, layer and head.
+    keys, values: |X - X'| / |X| of each tile.
+    outputs: for each text, per layer, the mean error of attention's outputs divided by their mean magnitude.
+    token_spread: for each tile of true keys, standard deviation over mean of its tokens' norms.
+    channel_spread: for each tile of true keys, standard deviation over mean of its channels' standard deviations. Both
+        spreads are the differences that balancing can remove.
     """
 
     key_norms: list[Floats] = field(default_factory=list)
@@ -60,7 +64,7 @@ class TileErrors:
     channel_spread: list[Floats] = field(default_factory=list)
 
     def add(self, true: Tiles, stored: Tiles) -> None:
-        """Count tiles of keys and values [..., tokens, D]."""
+        """Add the errors of tiles of keys and values [..., tokens, D]."""
         (keys, values), (stored_keys, stored_values) = true, stored
         size = np.linalg.norm(keys, axis=-1)
         self.key_norms.append((np.abs(np.linalg.norm(stored_keys, axis=-1) - size) / size).ravel().astype(np.float32))
@@ -70,23 +74,23 @@ class TileErrors:
         self.values.append(_relative(values, stored_values))
 
     def add_outputs(self, true: Sequence[Floats], seen: Sequence[Floats]) -> None:
-        """Count all layers' attention over one text."""
+        """Add the errors of all layers' attention over one text."""
         pairs = zip(true, seen, strict=True)
         self.outputs.append(np.array([np.abs(y - x).mean() / np.abs(x).mean() for x, y in pairs]))
 
     def outputs_by_layer(self) -> list[float]:
-        """Mean errors of attention's outputs."""
+        """The mean error of attention's outputs in each layer."""
         means: list[float] = np.mean(self.outputs, axis=0).tolist()
         return means
 
     def spreads(self) -> tuple[float, float]:
-        """Means over the tiles, of tokens' norms and of channels."""
+        """The mean spread of tokens' norms and the mean spread of channels over all tiles."""
         return float(np.concatenate(self.token_spread).mean()), float(np.concatenate(self.channel_spread).mean())
 
     def summary(self) -> dict[str, float] | None:
-        """Means: of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs'.
+        """The mean of the tokens' norm errors, of the worst 5 % of them, of the tiles' errors, and of the outputs' errors.
 
-        None where there are no tiles.
+        None if there are no tiles.
         """
         if not self.keys:
             return None
@@ -103,12 +107,14 @@ class TileErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheErrors:
-    """Errors of one cache over the texts; of an engine that keeps its own cache no tiles are seen.
+    """Errors of one cache over all texts; created by `read_texts`.
 
-    kl: of each draw's tokens that see a quantised tile, in nats, from the shadow.
+    static, accumulated: errors of tiles; empty for an engine that keeps such a cache itself, whose tiles cannot be read.
+    kl: draw -> KL divergence from the shadow in nats, for each token that sees a quantised tile.
+    agreed: for each text, whether these tokens have the shadow's most probable token.
     """
 
-    cache: Cache
+    cache: ComparedCache
     static: TileErrors
     accumulated: TileErrors
     kl: dict[int, list[Doubles]]
@@ -116,16 +122,16 @@ class CacheErrors:
 
     @property
     def tokens(self) -> int:
-        """Compared with the shadow."""
+        """The number of tokens that are compared with the shadow."""
         return sum(len(each) for each in self.agreed)
 
     @property
     def top1(self) -> float:
-        """Share of tokens with the shadow's most probable token."""
+        """The share of tokens with the shadow's most probable token."""
         return float(np.concatenate(self.agreed).mean())
 
     def divergence(self, seed: int = 0) -> tuple[Estimate, Estimate]:
-        """Mean KL per token, and that of the worst 5 % of tokens, with bootstrap intervals over the draws."""
+        """The mean KL per token, and that of the worst 5 % of tokens, with bootstrap intervals over the draws."""
         draws = [np.concatenate(each) for each in self.kl.values()]
         mean = intervals.ratio([float(each.sum()) for each in draws], [len(each) for each in draws])
         return (
@@ -136,24 +142,27 @@ class CacheErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One text read over one cache.
+    """One text read over one cache; created by `Reader.read`.
 
-    true, stored: keys and values [layers, tiles, heads, TILE_TOKENS, D] before and after the codec, second tile first.
+    logits: of every token.
+    true, stored: keys and values [layers, tiles, heads, TILE_TOKENS, D] before and after the codec; the first of them is a
+        sequence's second tile.
+    attention: the recorded attention of each layer.
     """
 
     logits: Logits
     true: Tiles
     stored: Tiles
-    attention: list[Attention]
+    attention: list[RecordedAttention]
 
 
 def read_texts(
-    candidate: Candidate, caches: Sequence[Cache], texts: Sequence[Text], threads: int | None
+    candidate: Candidate, caches: Sequence[ComparedCache], texts: Sequence[Text], threads: int | None
 ) -> list[CacheErrors]:
-    """Return what each cache does to the texts, the exact one that they are all compared with aside.
+    """Measure the errors of each cache on the texts; the exact cache is the reference and is left out.
 
     Raises:
-        RequestError: no text has a scored token that sees a quantised tile.
+        RequestError: no text is long enough to have a scored token that sees a quantised tile.
     """
     long = [text for text in texts if len(text.tokens) > FIRST_AFFECTED + 1]
     if not long:
@@ -185,10 +194,13 @@ def read_texts(
 
 
 class Reader:
-    """Reads texts tile by tile over caches of any codec; a with block closes it. folder: for a copy of the engine."""
+    """Reads texts tile by tile over caches of any codec; a with block closes it.
+
+    folder: a new folder for a copy of the engine.
+    """
 
     def __init__(self, engine: Path, folder: Path, threads: int | None) -> None:
-        self._scales = expose(engine, folder)
+        self._scales = write_tapped_engine(engine, folder)
         self._llm = open_quantised(folder, None, threads=threads, max_batch=1)
         session = self._llm.loop.session
         assert isinstance(session, QuantisedSession) and isinstance(session.inner, CpuSession)
@@ -202,7 +214,7 @@ class Reader:
         self._llm.close()
 
     def read(self, text: Text, codec: Codec | None) -> Reading:
-        """Return what the text gives over a cache of that codec."""
+        """Read the text over a cache with that codec; None: an exact cache."""
         done: list[CompletedTiles] = []
         self._taps.taken.clear()
         self._session.codec, self._session.observer = codec, done.append
@@ -211,7 +223,7 @@ class Reader:
             logits=logits,
             true=(_joined([each.keys for each in done]), _joined([each.values for each in done])),
             stored=(_joined([each.stored_keys for each in done]), _joined([each.stored_values for each in done])),
-            attention=joined(self._taps.taken, self._scales),
+            attention=join_steps(self._taps.taken, self._scales),
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs the same problems over each cache, greedy, in flight together, and counts right answers."""
+"""Answers the same problems over each cache, greedily and in flight together, and counts the right answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from enginewright.runtime.loader import load
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cache:
-    """A cache under comparison: of `engine`, quantised by `codec` or, without one, as the engine itself keeps it."""
+class ComparedCache:
+    """A cache in the comparison.
+
+    name: the name in tables.
+    engine: the engine directory whose cache it is.
+    codec: quantises the cache; None: the cache is as the engine itself keeps it.
+    """
 
     name: str
     engine: Path
@@ -29,7 +34,7 @@ class Cache:
 
     @property
     def bits(self) -> tuple[float, float]:
-        """Stored bits of a key's and of a value's element; of a real engine's encoded tile their mean, twice."""
+        """Stored bits of a key's and of a value's element; for an engine's own encoded tile, their mean twice."""
         layer = self.manifest.cache.layers[0]
         if self.codec is not None:
             return self.codec.bits_per_element(layer.key_dim, layer.value_dim)
@@ -38,7 +43,7 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> float:
-        """Stored bytes of one token in one KV head, in a tile that is quantised."""
+        """Stored bytes of one token in one KV head, in a quantised tile."""
         layer = self.manifest.cache.layers[0]
         if self.codec is not None:
             return self.codec.bytes_per_token(layer.key_dim, layer.value_dim)
@@ -46,61 +51,65 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """Answers over one cache. codec_seconds: of `seconds`, spent on quantising tiles."""
+class CacheAnswers:
+    """The answers over one cache; created by `measure`.
 
-    cache: Cache
+    kinds: the kind of each problem.
+    codec_seconds: the part of `answers.seconds` that was spent on quantising tiles.
+    """
+
+    cache: ComparedCache
     kinds: tuple[str, ...]
     answers: Answers
     codec_seconds: float
 
     @property
     def right(self) -> list[bool]:
-        """Of each problem."""
+        """Whether the answer to each problem is right."""
         return [answer.correct for answer in self.answers.answers]
 
     @property
     def cut(self) -> int:
-        """Replies that ran into their limit of tokens."""
+        """The number of replies that reached their limit of tokens."""
         return sum(answer.finish_reason == "length" for answer in self.answers.answers)
 
     def accuracy(self) -> Estimate:
-        """Share of right answers."""
+        """The share of right answers, with Wilson's interval."""
         return intervals.wilson(sum(self.right), len(self.right))
 
     def accuracy_by_kind(self) -> dict[str, Estimate]:
-        """Share of right answers of each kind."""
+        """The share of right answers for each kind of problem, with Wilson's interval."""
         total, right = Counter(self.kinds), Counter(k for k, r in zip(self.kinds, self.right, strict=True) if r)
         return {kind: intervals.wilson(right[kind], count) for kind, count in total.items()}
 
 
 def measure(
-    caches: Sequence[Cache], questions: Sequence[Question], *, threads: int | None, max_batch: int
-) -> Iterator[Result]:
-    """Yield the result of each cache, one engine loaded after another."""
+    caches: Sequence[ComparedCache], questions: Sequence[Question], *, threads: int | None, max_batch: int
+) -> Iterator[CacheAnswers]:
+    """Yield the answers over each cache; engines are loaded one after another."""
     for cache in caches:
         with open_cache(cache, threads=threads, max_batch=max_batch) as llm:
             answers = ask(llm, questions, cache.name)
             session = llm.loop.session
             spent = session.codec_seconds if isinstance(session, QuantisedSession) else 0.0
         kinds = tuple(question.problem.kind for question in questions)
-        yield Result(cache=cache, kinds=kinds, answers=answers, codec_seconds=spent)
+        yield CacheAnswers(cache=cache, kinds=kinds, answers=answers, codec_seconds=spent)
 
 
-def open_cache(cache: Cache, *, threads: int | None, max_batch: int) -> LLM:
-    """Load the cache's engine: simulated over a plain one, else as it is."""
+def open_cache(cache: ComparedCache, *, threads: int | None, max_batch: int) -> LLM:
+    """Load the cache's engine; a plain cache is quantised in simulation, any other one runs as it is."""
     if cache.manifest.cache.kind == "paged":
         return open_quantised(cache.engine, cache.codec, threads=threads, max_batch=max_batch)
     return load(cache.engine, threads, max_batch=max_batch, prefill_chunk=CHUNK, prefix_reuse=False, verify=False)
 
 
-def compare(ours: Result, theirs: Result) -> tuple[Estimate, float]:
-    """Accuracy of ours minus theirs with Newcombe's paired interval, and McNemar's exact probability."""
+def compare(ours: CacheAnswers, theirs: CacheAnswers) -> tuple[Estimate, float]:
+    """The accuracy of ours minus that of theirs with Newcombe's paired interval, and McNemar's exact probability."""
     pairs = list(zip(ours.right, theirs.right, strict=True))
     return intervals.paired_difference(pairs), intervals.mcnemar(pairs)
 
 
-def replies_alike(ours: Result, theirs: Result) -> float:
-    """Share of problems with the same reply, token for token."""
+def same_replies(ours: CacheAnswers, theirs: CacheAnswers) -> float:
+    """The share of problems with the same reply, token for token."""
     pairs = zip(ours.answers.answers, theirs.answers.answers, strict=True)
     return sum(a.tokens == b.tokens for a, b in pairs) / len(ours.right)

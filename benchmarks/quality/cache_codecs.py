@@ -1,8 +1,8 @@
-"""Codecs for one tile of keys and values: KVarN, and the methods it is compared with.
+"""Codecs for one tile of keys and values: KVarN, and the methods that it is compared with.
 
-Every method is the same three choices: whether keys and values are rotated by the Hadamard matrix along their channels,
-whether the tile is balanced before it is rounded, and which axis of the keys has a scale each. Values always have one
-scale per token. All round asymmetrically from minimum to maximum and keep scale and offset as halves.
+A method makes three choices: whether keys and values are rotated by the Hadamard matrix along their channels, whether the tile
+is balanced before it is rounded, and whether keys have a scale for each channel or for each token. Values always have one
+scale per token. All methods round asymmetrically from minimum to maximum and store scale and offset as halves.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ Doubles = NDArray[np.float64]
 Axis = Literal["channel", "token"]
 
 GROUP = 128
-"""Elements that share a scale at most."""
+"""The most elements that share a scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to round a tile. keys: the axis of keys that has a scale each. balanced: KVarN's normaliser, or None."""
+    """A way to round a tile.
+
+    doc: a short description.
+    keys: whether each channel or each token of the keys has its own scale.
+    rotated: whether keys and values are rotated by the Hadamard matrix.
+    balanced: the mode of KVarN's normaliser; None: the tile is not balanced.
+    """
 
     doc: str
     keys: Axis
@@ -48,7 +54,12 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """A method at given widths of codes, of a cache whose tiles hold `tokens` tokens; exact_layers: left out, from the first."""
+    """A method at given widths of codes; created by `parse_codec`.
+
+    k_bits, v_bits: bits of a key's and of a value's code.
+    tokens: tokens of a tile.
+    exact_layers: the number of first layers that are not quantised.
+    """
 
     method: str
     k_bits: int
@@ -58,16 +69,16 @@ class Codec:
 
     @property
     def name(self) -> str:
-        """As the command line spells it, such as kvarn-k4v2."""
+        """The name on the command line, such as kvarn-k4v2."""
         return f"{self.method}-k{self.k_bits}v{self.v_bits}"
 
     def restore(self, keys: Floats, values: Floats) -> tuple[Doubles, Doubles]:
-        """The stored tile, read back, of keys [..., tokens, D] and values [..., tokens, Dv]."""
+        """Store and read back tiles of keys [..., tokens, D] and values [..., tokens, Dv]."""
         method = METHODS[self.method]
         return _restored(keys, self.k_bits, method.keys, method), _restored(values, self.v_bits, "token", method)
 
     def restore_layers(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """The stored tiles of all layers [layers, ...], read back, in the type that they hold."""
+        """Store and read back the tiles of all layers [layers, ...]; the result has the arguments' types."""
         restored = self.restore(
             keys[self.exact_layers :].astype(np.float64), values[self.exact_layers :].astype(np.float64)
         )
@@ -78,7 +89,7 @@ class Codec:
         return next(kept), next(kept)
 
     def bits_per_element(self, key_dim: int, value_dim: int) -> tuple[float, float]:
-        """Stored bits of a key's and of a value's element, scales and offsets included."""
+        """The stored bits of a key's and of a value's element, scales and offsets included."""
         method = METHODS[self.method]
         return (
             self.k_bits + _overhead(self.tokens, key_dim, method.keys, method),
@@ -86,16 +97,16 @@ class Codec:
         )
 
     def bytes_per_token(self, key_dim: int, value_dim: int) -> float:
-        """Stored bytes of one token in one KV head."""
+        """The stored bytes of one token in one KV head."""
         keys, values = self.bits_per_element(key_dim, value_dim)
         return (keys * key_dim + values * value_dim) / 8
 
 
 def parse_codec(name: str, exact_layers: int = 0) -> Codec:
-    """The codec that `METHOD-kXvY` names.
+    """The codec with the name `METHOD-kXvY`.
 
     Raises:
-        ValueError: no such method, or bits that it does not have.
+        ValueError: the method or one of the widths is unknown.
     """
     match = re.fullmatch(r"(.+)-k(\d+)v(\d+)", name)
     if match is None or match[1] not in METHODS:
@@ -103,12 +114,12 @@ def parse_codec(name: str, exact_layers: int = 0) -> Codec:
         raise ValueError(f"--caches: got {name!r}, expected fp16 or one of {known}")
     widths = int(match[2]), int(match[3])
     if not set(widths) <= set(BITS):
-        raise ValueError(f"--caches: {name}: expected bits among {', '.join(map(str, BITS))}")
+        raise ValueError(f"--caches: got {name!r}, expected bits among {', '.join(map(str, BITS))}")
     return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1], exact_layers=exact_layers)
 
 
 def round_groups(x: Floats, bits: int, axis: int) -> Doubles:
-    """The array in 2 ** bits even steps from minimum to maximum of each GROUP elements along `axis`, ties to even."""
+    """Round x to 2 ** bits even steps from minimum to maximum of every GROUP elements along `axis`, ties to even."""
     moved = np.moveaxis(np.asarray(x, np.float64), axis, -1)
     size = min(GROUP, moved.shape[-1])
     groups = moved.reshape(*moved.shape[:-1], -1, size)
@@ -121,7 +132,10 @@ def round_groups(x: Floats, bits: int, axis: int) -> Doubles:
 
 
 def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
-    """X [..., tokens, D] stored and read back; `per`: the axis that has a scale each."""
+    """Store and read back x [..., tokens, D].
+
+    per: whether each channel or each token has its own scale.
+    """
     turn = hadamard(x.shape[-1]) if method.rotated else None
     rotated: Floats = x if turn is None else x @ turn
     if method.balanced is None:
@@ -134,7 +148,7 @@ def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
 
 
 def _overhead(tokens: int, dim: int, per: Axis, method: Method) -> float:
-    """Bits per element of a tile's scales and offsets, 16 each."""
+    """Bits per element for a tile's scales and offsets, which have 16 bits each."""
     rows, length = (tokens, dim) if per == "token" else (dim, tokens)
     if method.balanced is not None:
         return 16 * (2 * rows + length) / (rows * length)

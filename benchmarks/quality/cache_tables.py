@@ -1,4 +1,4 @@
-"""Tables, JSON and figures of the caches' accuracy and errors."""
+"""Writes the accuracy and the errors of caches as tables, JSON and figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.quality.blockwise_decode import CacheErrors, TileErrors
-from benchmarks.quality.cache_accuracy import Cache, Result, compare, replies_alike
+from benchmarks.quality.cache_accuracy import CacheAnswers, ComparedCache, compare, same_replies
 from benchmarks.results_file import Condition, Figure
 from enginewright.runtime.evaluation.intervals import Estimate
 
 
-def accuracy_table(results: Sequence[Result]) -> str:
-    """Right answers per cache, then the paired differences."""
+def accuracy_table(results: Sequence[CacheAnswers]) -> str:
+    """The table of right answers for each cache, then that of paired differences."""
     kinds = list(results[0].accuracy_by_kind())
     rows = [["cache", "bits K, V", "bytes", "right", *kinds, "tokens", "cut off", "codec s of all s"]]
     for result in results:
@@ -32,13 +32,13 @@ def accuracy_table(results: Sequence[Result]) -> str:
     compared = [["minus", "", "points", "McNemar p", "same reply"]]
     for ours, theirs in pairs_of(results):
         points, probability = compare(ours, theirs)
-        numbers = [_points(points), f"{probability:.2g}", f"{100 * replies_alike(ours, theirs):.1f} %"]
+        numbers = [_points(points), f"{probability:.2g}", f"{100 * same_replies(ours, theirs):.1f} %"]
         compared.append([ours.cache.name, theirs.cache.name, *numbers])
     return "\n\n".join([*tables, _grid(compared)] if len(compared) > 1 else tables)
 
 
-def accuracy_json(results: Sequence[Result]) -> dict[str, Any]:
-    """Everything measured, each problem's verdict included."""
+def accuracy_json(results: Sequence[CacheAnswers]) -> dict[str, Any]:
+    """Everything that was measured, including whether each problem was answered right."""
     return {
         "kinds": results[0].kinds,
         "caches": [
@@ -60,15 +60,15 @@ def accuracy_json(results: Sequence[Result]) -> dict[str, Any]:
                 "against": theirs.cache.name,
                 "points": vars(compare(ours, theirs)[0]),
                 "mcnemar": compare(ours, theirs)[1],
-                "same_reply": replies_alike(ours, theirs),
+                "same_reply": same_replies(ours, theirs),
             }
             for ours, theirs in pairs_of(results)
         ],
     }
 
 
-def accuracy_figures(results: Sequence[Result]) -> list[Figure]:
-    """Right answers of each cache, and the paired differences."""
+def accuracy_figures(results: Sequence[CacheAnswers]) -> list[Figure]:
+    """The figures of right answers for each cache, and of the paired differences."""
     figures = []
     for result in results:
         about: dict[str, Condition] = {**_cache_conditions(result.cache), "problems": len(result.right)}
@@ -81,7 +81,7 @@ def accuracy_figures(results: Sequence[Result]) -> list[Figure]:
 
 
 def norms_figures(errors: Sequence[CacheErrors]) -> list[Figure]:
-    """Mean KL of each cache, and its static and accumulated errors where tiles were seen."""
+    """The figures of each cache's mean KL, and of its static and accumulated errors if its tiles can be read."""
     figures = []
     for each in errors:
         about = _cache_conditions(each.cache)
@@ -93,8 +93,8 @@ def norms_figures(errors: Sequence[CacheErrors]) -> list[Figure]:
     return figures
 
 
-def pairs_of(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
-    """Every cache with fp16, every other simulated method with KVarN at its bits, and every engine with all of KVarN."""
+def pairs_of(results: Sequence[CacheAnswers]) -> Iterator[tuple[CacheAnswers, CacheAnswers]]:
+    """The pairs to compare: every cache with fp16, and every cache of as many bits with KVarN's simulated one."""
     plain = [result for result in results if result.cache.name == "fp16"]
     released = [r for r in results if r.cache.codec is not None and r.cache.codec.method == "kvarn"]
     for theirs in [*plain, *released]:
@@ -104,7 +104,7 @@ def pairs_of(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
 
 
 def norms_table(errors: Sequence[CacheErrors]) -> str:
-    """Errors per cache: of key norms, keys and values, static and accumulated, then KL."""
+    """The table of each cache's errors: of key norms, keys and values, static and accumulated, then KL."""
     titles = ["key norm", "worst 5 %", "keys", "values", "attention"]
     again = [f"{title}, acc." for title in titles]
     rows = [["cache", "bits K, V", "bytes", *titles, *again, "mean KL, nats", "worst 5 %", "same top token"]]
@@ -122,7 +122,7 @@ def norms_table(errors: Sequence[CacheErrors]) -> str:
 
 
 def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
-    """Every figure of the table."""
+    """Every number of the table of errors, as JSON."""
     rows = []
     for each in errors:
         mean, worst = each.divergence()
@@ -141,26 +141,26 @@ def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
     return rows
 
 
-def _comparable(ours: Cache, theirs: Cache) -> bool:
-    """Whether `ours` holds as many bits as the simulated `theirs`, or is an engine that does so itself."""
+def _comparable(ours: ComparedCache, theirs: ComparedCache) -> bool:
+    """Whether `ours`, simulated or an engine's own cache, holds as many bits as the simulated `theirs`."""
     if ours.codec is None:
         return ours.name != "fp16" and ours.bytes_per_token == theirs.bytes_per_token
     assert theirs.codec is not None
     return (ours.codec.k_bits, ours.codec.v_bits) == (theirs.codec.k_bits, theirs.codec.v_bits)
 
 
-def _exact(caches: Sequence[Cache]) -> str:
+def _exact(caches: Sequence[ComparedCache]) -> str:
     layers = {cache.codec.exact_layers for cache in caches if cache.codec is not None} - {0}
     return "".join(f", exact in the first {count} of {len(caches[0].manifest.cache.layers)} layers" for count in layers)
 
 
-def _cache_cells(cache: Cache) -> list[str]:
+def _cache_cells(cache: ComparedCache) -> list[str]:
     keys, values = cache.bits
     bits = f"{keys:.2f}" if cache.codec is None else f"{keys:.2f} {values:.2f}"
     return [cache.name, bits, f"{cache.bytes_per_token:.0f}"]
 
 
-def _cache_conditions(cache: Cache) -> dict[str, Condition]:
+def _cache_conditions(cache: ComparedCache) -> dict[str, Condition]:
     about: dict[str, Condition] = {"cache": cache.name, "bytes per token and head": cache.bytes_per_token}
     if cache.codec is not None and cache.codec.exact_layers:
         about["exact layers"] = cache.codec.exact_layers
@@ -173,7 +173,7 @@ def _figure(name: str, unit: str, scale: float, found: Estimate, about: dict[str
     return Figure(name=name, value=scale * found.value, unit=unit, conditions=about, interval=interval)
 
 
-def _cache_json(cache: Cache) -> dict[str, Any]:
+def _cache_json(cache: ComparedCache) -> dict[str, Any]:
     keys, values = cache.bits
     return {"name": cache.name, "key_bits": keys, "value_bits": values, "bytes_per_token": cache.bytes_per_token}
 
@@ -203,7 +203,7 @@ def _nats(kl: Estimate) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows with aligned columns, the first to the left and the others to the right."""
+    """Return the rows with aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(c.rjust(w) if place else c.ljust(w) for place, (c, w) in enumerate(zip(row, widths, strict=True)))

@@ -1,16 +1,17 @@
-"""Right answers of a model over caches of few bits, and the errors of their keys and values.
+"""Right answers of a model over caches of few bits, or the errors of the caches' keys and values.
 
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 200
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 10 --norms
 
-Table: docs/benchmarks.md, "KVarN: quality". A cache is fp16, or METHOD-kXvY with X bits a key and Y bits a value, simulated
-over one engine with halves in its cache: sinks, newest tile and attention are the same for all. --engine adds an engine
-directory that keeps such a cache itself.
+Table: docs/benchmarks.md, "KVarN: quality". A cache is fp16, or METHOD-kXvY with X bits for keys and Y bits for values. It is
+simulated over one engine with halves in its cache, so that sinks, newest tile and attention are the same for all. --engine
+adds an engine directory that keeps such a cache itself.
 
-Without --norms, every cache answers the same held-out problems: right answers with Wilson's interval, and differences
-from fp16, and from KVarN at the same bits, with Newcombe's for pairs and McNemar's exact probability. With --norms,
-problems with their solutions, or windows of --data, are read block by block: errors of keys and values, and KL. --json
-writes everything measured, each problem's verdict included; --results the figures of the table.
+Without --norms, the model answers the same held-out problems over every cache. The table has the right answers with Wilson's
+interval, and the differences from fp16 and from KVarN at the same bits with Newcombe's interval for pairs and McNemar's exact
+probability. With --norms, problems with their solutions, or windows of --data, are read block by block; the table has the
+errors of keys and values, and KL. --json writes everything that was measured, including whether each problem was answered
+right; --results writes the figures of the table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.blockwise_decode import read_texts
-from benchmarks.quality.cache_accuracy import Cache, measure
+from benchmarks.quality.cache_accuracy import ComparedCache, measure
 from benchmarks.quality.cache_codecs import METHODS, parse_codec
 from benchmarks.quality.cache_tables import (
     accuracy_figures,
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         root = args.fp16 or build(args.model, Path(folder) / "fp16", args)
         candidate = open_candidates([str(root)], None)[0]
         caches = [
-            Cache(
+            ComparedCache(
                 name=name,
                 engine=root,
                 manifest=candidate.manifest,
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             for name in args.caches.split(",")
         ]
         engines = open_candidates([str(path) for path in args.engine], None) if args.engine else []
-        caches += [Cache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
+        caches += [ComparedCache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
             errors = read_texts(candidate, caches, pick_texts(candidate, args), args.threads)
             save(args.json, norms_json(errors))
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
             times = f"{result.answers.seconds:.0f} s, {result.codec_seconds:.0f} s of it in the codec"
             print(f"{result.cache.name}: {share}, {times}", file=sys.stderr, flush=True)
             results.append(result)
-            save(args.json, accuracy_json(results))  # what is there, should a long run be stopped
+            save(args.json, accuracy_json(results))  # so that a long run that is stopped leaves its results so far
         save_results(args.results, NAME, arguments, accuracy_figures(results))
         print(accuracy_table(results))
     return 0
@@ -91,15 +92,17 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="checkpoint, of which an engine is built")
-    source.add_argument("--fp16", type=Path, metavar="DIR", help="engine directory built of it with --kv-bits 16")
+    source.add_argument("--model", help="checkpoint from which an engine is built")
+    source.add_argument("--fp16", type=Path, metavar="DIR", help="engine directory built with --kv-bits 16")
     parser.add_argument("--caches", default=",".join(CACHES), help=f"methods: {', '.join(METHODS)} (default: all)")
     parser.add_argument("--engine", action="append", type=Path, metavar="DIR", help="engine to run, too; repeatable")
     parser.add_argument(
         "--exact-layers", type=int, default=0, metavar="N", help="leave the first N layers as they are (0)"
     )
     parser.add_argument("--level", default="hard", choices=LEVELS)
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of problems: {', '.join(KINDS)} (default: all)")
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), help=f"kinds of problems: {', '.join(KINDS)} (default: all)"
+    )
     parser.add_argument("--count", type=int, default=200, help="problems of each kind, or windows of --data (200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--norms", action="store_true", help="measure errors of keys and values instead of answers")
@@ -109,13 +112,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--threads", type=int, help="default: the physical cores")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything measured, each problem's verdict included"
+        "--json", type=Path, metavar="FILE", help="write everything measured, with the verdict on each problem"
     )
     return parser
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments, checked as far as that needs no engine."""
+    """Return the arguments, after the checks that need no engine."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
@@ -140,13 +143,13 @@ def build(model: str, output: Path, args: argparse.Namespace) -> Path:
 
 
 def save(path: Path | None, measured: object) -> None:
-    """Write the measurements as JSON where that was asked for."""
+    """Write the measurements as JSON, unless `path` is None."""
     if path is not None:
         path.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 def pick_problems(args: argparse.Namespace) -> list[Problem]:
-    """Return the held-out problems, --count of each kind."""
+    """Return --count held-out problems of each kind."""
     return [p for kind in args.kinds.split(",") for p in held_out_problems(kind, args.level, args.count, args.seed)]
 
 

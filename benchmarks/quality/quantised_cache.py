@@ -1,9 +1,9 @@
-"""An engine whose cache is quantised: each tile that a step completes is replaced by what its codec gives back.
+"""Simulates a quantised cache in an engine: each tile that a step completes is replaced by its quantised values.
 
-The engine itself keeps its cache as it is and attends as always, so all codecs share the same code and the same three
-regions: a sequence's first tile is exact (attention sinks), whole tiles after it are quantised once their step has run,
-and the newest, unfinished tile is exact. That is also KVarN's life cycle. As there, a prompt is computed in chunks that end
-at multiples of CHUNK tokens, and a text that is scored tile by tile.
+The engine itself is unchanged, so all codecs share the same code and the same three regions: a sequence's first tile is exact
+(attention sinks), whole tiles after it are quantised once their step has run, and the newest, unfinished tile is exact. This
+is also the life cycle of a KVarN cache. As there, a prompt is computed in chunks that end at multiples of CHUNK tokens, and a
+scored text is computed tile by tile.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ BLOCK_TOKENS = 16  # of PagedAttention's key layout on the CPU
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedTiles:
-    """Tiles that one step completed.
+    """The tiles that one step completed; created by QuantisedSession.
 
-    rows, tiles [n]: of which sequence, and the tile's place in it. keys, values [layers, n, heads, TILE_TOKENS, D]: as
-    the step wrote them; stored_keys, stored_values: as the cache holds them from now on.
+    rows: [n], the row of each tile.
+    tiles: [n], the tile's place in its sequence.
+    keys, values: [layers, n, heads, TILE_TOKENS, D], as the step wrote them.
+    stored_keys, stored_values: the same shape, as the cache holds them from now on.
     """
 
     rows: Ints
@@ -52,10 +54,12 @@ class CompletedTiles:
 
 
 class QuantisedSession:
-    """A Session over another one; created by `open_quantised`.
+    """A Session that quantises the tiles of another one; created by `open_quantised`.
 
-    inner: what runs the graph. codec: of tiles from now on; None leaves them as they are. observer: called with the
-    tiles that a step completed, on the engine's thread; set by the code that measures. codec_seconds: time spent on them.
+    inner: the session that runs the graph.
+    codec: quantises tiles from now on; None leaves them as they are.
+    observer: called on the engine's thread with the tiles that a step completed; set by the measuring code.
+    codec_seconds: time spent on completed tiles.
     """
 
     def __init__(self, inner: CpuSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
@@ -74,7 +78,7 @@ class QuantisedSession:
         self._values = [pool[:, split:].reshape(-1, TILE_TOKENS, layer.value_dim) for pool in pools]
 
     def run(self, step: PackedStep) -> Outputs:
-        """Run the step, then quantise what it completed."""
+        """Run the step, then quantise the tiles that it completed."""
         held: Ints = self._tables.held.copy()
         outputs = self.inner.run(step)
         self.run_seconds = self.inner.run_seconds
@@ -85,7 +89,7 @@ class QuantisedSession:
         return outputs
 
     def _quantise(self, before: Ints, after: Ints) -> None:
-        """Store the tiles completed by the tokens before[row] .. after[row] - 1."""
+        """Quantise the tiles that the tokens before[row] .. after[row] - 1 completed."""
         first, end = np.maximum(before // TILE_TOKENS, 1), after // TILE_TOKENS
         done = [(row, tile) for row in np.flatnonzero(end > first) for tile in range(first[row], end[row])]
         if not done:
@@ -115,16 +119,18 @@ class QuantisedSession:
 
 
 def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_batch: int) -> LLM:
-    """Load the engine at `root` with a cache of that codec.
+    """Load the engine at `root` with a cache that `codec` quantises.
 
     Raises:
-        UnsupportedError: an engine whose cache is not PagedAttention's, or whose layers differ.
+        UnsupportedError: the engine's cache is not PagedAttention's, its layers differ, or they have a window.
     """
     llm = load(root, threads, max_batch=max_batch, prefill_chunk=CHUNK + max_batch, prefix_reuse=False, verify=False)
     cache, engine = llm.manifest.cache, llm.loop
     if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
         llm.close()
-        raise UnsupportedError(f"{root}: got other layers than full attention over plain tiles, all alike")
+        raise UnsupportedError(
+            f"{root}: got other layers, expected equal layers of full attention over plain tiles; choose another engine"
+        )
     tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)

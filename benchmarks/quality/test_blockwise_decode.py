@@ -1,4 +1,4 @@
-"""Reading by blocks against a shadow: the errors of attention, which numpy finds from the recorded inputs."""
+"""Tests of reading by blocks: the errors of attention agree with numpy's on the recorded inputs."""
 
 from __future__ import annotations
 

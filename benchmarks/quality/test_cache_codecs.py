@@ -1,4 +1,4 @@
-"""The codecs under comparison: their stored bits, and the errors that make them differ."""
+"""Tests of the compared codecs: their stored bits, and the errors in which they differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENS, DIM = 128, 64
 
 
 def outlying_keys(seed: int, tiles: int = 8, dim: int = 128) -> Doubles:
-    """Keys [tiles, TOKENS, dim] as large models have them: channels that stand out and tokens of very unlike size."""
+    """Keys [tiles, TOKENS, dim] like those of large models: outlier channels, and tokens of very different size."""
     rng = np.random.default_rng(seed)
     channels = np.ones(dim)
     channels[rng.choice(dim, 4, replace=False)] = 12

@@ -1,4 +1,4 @@
-"""The command: every problem and text over every cache, and its tables and figures."""
+"""Tests of the command `benchmarks.quality.kv_caches`: its runs over several caches, its tables and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated cache: which tiles are quantised and when, whatever else runs."""
+"""Tests of the simulated cache: the right tiles are quantised at the right time, and other requests change nothing."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Perplexity against bits and method of quantised weights: one engine per cell, each calibrated on the same text.
+"""Perplexity by bits and method of quantised weights: one engine for each cell, all calibrated on the same text.
 
     python examples/training/text_corpus.py > CALIBRATION
     python -m benchmarks.quality.weights --model examples/tiny-text --text CALIBRATION --data examples/tiny-text/held_out.txt --json CELLS
 
 Table: docs/benchmarks.md, "Quantised weights: perplexity". The decoder's linear layers are quantised; embedding, output
-projection and activations stay float32, so that a cell shows what its weights lose. --json keeps the cells that are done: a
-second run goes on from there. --methods and --bits choose some; `--methods list` names them.
+projection and activations stay float32, so that a cell shows the loss of its weights alone. --json keeps the cells that are
+done, and a second run continues from there. --methods and --bits choose some of the cells; `--methods list` prints the names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FLOAT = "float32"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fill the cells that are missing, and print the table."""
+    """Measure the cells that are missing, and print the table."""
     args = parse_arguments(arguments)
     if args.methods == ["list"]:
         print(*METHODS, sep="\n")
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", required=True, help="calibration text")
     parser.add_argument("--data", required=True, help="text whose perplexity is measured")
-    parser.add_argument("--json", required=True, type=Path, help="where the cells are kept")
+    parser.add_argument("--json", required=True, type=Path, help="file that keeps the cells")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3, 2])
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[32, 0], help="0: one scale a row")
@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments; every method is known."""
+    """Return the arguments, after a check that every method is known."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.methods if name not in METHODS and name != "list"]:
@@ -92,7 +92,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def grid(args: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """Method, bits and group size of every cell."""
+    """The method, bits and group size of every cell."""
     return [(method, bits, size) for size in args.group_sizes for bits in args.bits for method in args.methods]
 
 
@@ -106,7 +106,7 @@ def settings(args: argparse.Namespace, method: str, bits: int, group_size: int) 
 
 
 def perplexity(args: argparse.Namespace, config: Config | None) -> float:
-    """Build an engine and score the data with it."""
+    """Build an engine, score the data with it, and return its perplexity."""
     exact = Precision(compute="float32")
     with tempfile.TemporaryDirectory() as folder:
         work = f"{folder}/work"
@@ -115,12 +115,12 @@ def perplexity(args: argparse.Namespace, config: Config | None) -> float:
         candidates = open_candidates([f"{folder}/engine"], None)
         task = Task(suite="perplexity", data=args.data)
         (score,) = run(task, candidates, prepare(task, candidates), reference=False)
-        assert score.text_scores is not None  # of this suite there always are
+        assert score.text_scores is not None  # this suite always has scores
         return float(np.exp(np.concatenate(score.text_scores.nats).mean()))
 
 
 def figures_of(args: argparse.Namespace, done: dict[str, float]) -> list[Figure]:
-    """The cells that the table shows, and the float32 model's perplexity."""
+    """The perplexities of the table's cells and of the float32 model."""
     figures = [Figure(name="perplexity", value=done[FLOAT], unit="perplexity", conditions={"weights": FLOAT})]
     for method, bits, size in grid(args):
         about: dict[str, Condition] = {"method": method, "bits": bits, "group size": size or "whole rows"}

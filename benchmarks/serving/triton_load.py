@@ -1,15 +1,15 @@
-"""Throughput and time to first token of a real tritonserver on the loopback interface, next to the runtime in this process.
+"""Throughput and time to first token of a real tritonserver on the loopback interface, compared with this process.
 
     python build_engine.py --model examples/tiny-reasoner --output engines/tiny-reasoner
     python -m benchmarks.serving.triton_load engines/tiny-reasoner --threads 2
 
-Table: docs/benchmarks.md, "Triton: load". Limit: the runtime in process, with the same batch; on one machine server and
-clients share its cores. Both sides answer the same random prompts, one after the other in each round, so that a machine whose
-speed drifts slows both. Throughput: all tokens of `--streams` requests that start together, over the time until the last has
-ended; the served ones come through a gRPC stream each. Time to first token: of one request at a time, from call to first
-response.
+Table: docs/benchmarks.md, "Triton: load". Limit: the runtime in process, with the same batch; server and clients share the
+machine's cores. Both sides answer the same random prompts, one after the other in each round, so that drift of the machine's
+speed slows both. Throughput is the number of all tokens of `--streams` requests that start together, divided by the time
+until the last one has ended; each served request has its own gRPC stream. Time to first token is measured with one request at
+a time, from call to first response.
 
---server DIR keeps the server's virtual environment there for the next run; --only served|in-process profiles one side.
+--server DIR keeps the server's virtual environment there for the next run. --only served|in-process profiles one side.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ from tests.support.serving.streams import MODEL, Stream
 NAME = "benchmarks.serving.triton_load"
 Prompts = Sequence[list[int]]
 Measure = Callable[[Prompts, int], tuple[float, list[float]]]
-"""Answers the prompts with so many tokens each; returns the seconds and each request's time to first token."""
+"""A function that answers the prompts with the given number of tokens each.
+
+It returns the seconds, and each request's time to first token.
+"""
 
 
-def here(llm: LLM) -> Measure:
-    """Answer in this process."""
+def measure_in_process(llm: LLM) -> Measure:
+    """A function that answers in this process."""
 
     def measure(prompts: Prompts, tokens: int) -> tuple[float, list[float]]:
         firsts = dict[int, float]()
@@ -60,8 +63,8 @@ def here(llm: LLM) -> Measure:
     return measure
 
 
-def served(streams: Sequence[Stream], pool: ThreadPoolExecutor) -> Measure:
-    """Answer through a server, each request over a stream of its own."""
+def measure_served(streams: Sequence[Stream], pool: ThreadPoolExecutor) -> Measure:
+    """A function that answers through a server, each request over its own stream."""
 
     def measure(prompts: Prompts, tokens: int) -> tuple[float, list[float]]:
         start = time.perf_counter()
@@ -84,7 +87,7 @@ def served(streams: Sequence[Stream], pool: ThreadPoolExecutor) -> Measure:
 
 @contextlib.contextmanager
 def open_server(arguments: argparse.Namespace, folder: Path) -> Iterator[tritonserver.Server]:
-    """A server of the engine, in a folder that goes afterwards."""
+    """Yield a server of the engine, whose model repository lies in `folder`."""
     home = Path(arguments.server) if arguments.server else folder
     found = tritonserver.find(home / "venv") if (home / "venv").exists() else tritonserver.install(home)
     model = TritonModel(
@@ -167,11 +170,11 @@ def main(given: Sequence[str]) -> None:
         options = {"max_batch": arguments.streams, "cache_tokens": arguments.cache_tokens, "verify": False}
         llm = stack.enter_context(load(arguments.engine, arguments.threads, **options))
         if arguments.only != "served":
-            sides["in-process"] = here(llm)
+            sides["in-process"] = measure_in_process(llm)
         if arguments.only != "in-process":
             server = stack.enter_context(open_server(arguments, Path(folder)))
             streams = [stack.enter_context(Stream(server)) for _ in range(arguments.streams)]
-            sides["served"] = served(streams, stack.enter_context(ThreadPoolExecutor(arguments.streams)))
+            sides["served"] = measure_served(streams, stack.enter_context(ThreadPoolExecutor(arguments.streams)))
         save(arguments.results, NAME, given, compare(sides, arguments, llm.manifest.model.vocab_size))
 
 

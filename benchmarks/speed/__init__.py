@@ -1,1 +1,1 @@
-"""Whole engines next to each other: the gain of a method in time or memory, and its price."""
+"""Comparisons of whole engines: a method's gain in time or memory, and its cost."""

@@ -1,14 +1,14 @@
-"""Number of requests of equal length that run at once in equal cache memory: a 16-bit cache next to KVarN's.
+"""Number of requests of equal length that run at once in the same cache memory, in a 16-bit cache and in KVarN's.
 
     python build_engine.py --model examples/tiny-reasoner --output HALF --max-batch 256
     python build_engine.py --model examples/tiny-reasoner --output KVARN --max-batch 256 --apply kvarn
     python -m benchmarks.speed.cache_capacity HALF KVARN --memory 0.25 --tokens 4096
 
-Table: docs/benchmarks.md, "KVarN: capacity". Limit: the memory over the bytes of a request's tiles.
+Table: docs/benchmarks.md, "KVarN: capacity". Limit: the memory divided by the bytes of a request's tiles.
 
-Each engine is loaded with rows and cache for as many requests as the memory holds by `enginewright inspect`, and serves
-that many of random prompts. They run all together to their ends or the run fails: one that waited for another would show in
-the number that run at once, one that was preempted in the number of tokens computed.
+Each engine is loaded with rows and cache for as many requests as the memory holds according to `enginewright inspect`, and
+serves that many requests with random prompts. All of them must run together to their ends, or the benchmark fails: a request
+that waits for another would show in the number that run at once, a preempted one in the number of tokens computed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PROMPT_TOKENS = 512
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = benchmark_parser(NAME, __doc__)
-    parser.add_argument("engines", nargs="+", type=Path, help="the first is what the others are compared with")
-    parser.add_argument("--memory", type=float, default=0.25, help="of the cache, in GiB")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a request, prompt and completion")
+    parser.add_argument("engines", nargs="+", type=Path, help="the others are compared with the first")
+    parser.add_argument("--memory", type=float, default=0.25, help="memory of the cache in GiB")
+    parser.add_argument("--tokens", type=int, default=4096, help="length of a request, prompt and completion")
     parser.add_argument("--threads", type=int, default=2)
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run every engine and compare with the first."""
+    """Run every engine and compare each with the first."""
     args = make_parser().parse_args(arguments)
     counts = [run(engine, int(args.memory * 2**30), args.tokens, args.threads) for engine in args.engines]
     for engine, count in zip(args.engines[1:], counts[1:], strict=True):
@@ -79,7 +79,10 @@ def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
         llm.generate(prompts.tolist(), Sampling(max_tokens=tokens - PROMPT_TOKENS, ignore_eos=True))
     print(f"{engine}: {together} requests of {tokens} tokens at once, in {used / 2**20:.1f} MiB of cache")
     if together != count or computed != count * (tokens - 1):
-        raise SystemExit(f"{engine}: {together} of {count} requests ran at once, {computed} tokens were computed")
+        raise SystemExit(
+            f"{engine}: got {together} requests at once and {computed} tokens computed, expected {count} and "
+            f"{count * (tokens - 1)}"
+        )
     return count
 
 

@@ -1,20 +1,20 @@
-"""Time that Depth-Attention adds to a decode step: engines of one model with and without it, step by step in turn.
+"""Time that Depth-Attention adds to a decode step: engines of one model with and without it take steps in turn.
 
     python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python -m benchmarks.speed.depth_cost --checkpoint CHECKPOINT --work DIR --weights int4 --threads 2
 
-Figures: docs/benchmarks.md, "Depth-Attention: cost". On a machine that is not idle, chance is larger than the effect; then
+Figures: docs/benchmarks.md, "Depth-Attention: cost". On a machine that is not idle, chance is larger than the effect. Then
 the last line counts: the best time of a graph of the DepthMix nodes alone, each on its own inputs.
 
-Into DIR come a copy of the checkpoint whose config asks for Depth-Attention (its weights are links) and both engines, unless
-they are there. Their weights are equal, so both engines read one file: where it lies in memory favours neither. A third side
-is the plain engine loaded a second time, and shows how much of a difference is chance.
+The command writes to DIR, unless they are there, a copy of the checkpoint whose config asks for Depth-Attention (its weights
+are links) and both engines. Their weights are equal, so both engines read the same file, and its place in memory favours
+neither. A third side is the plain engine loaded a second time; it shows how much of a difference is chance.
 
-All sides are loaded in one process and decode in turn, a few steps each, in an order that reverses every turn; a step runs the
-whole graph for one new token over a cache that holds `--context` tokens. Where a session's memory comes to lie makes it up to
-6 % faster or slower for good, so every round loads all sides anew, each first in a third of the rounds. Printed: each side's
-best and median step, and the median over rounds of a side's median step relative to the plain engine's, with the interval that
-half of the rounds lie in and a 95 % interval of the median (bootstrap over rounds).
+All sides are loaded in one process and decode in turn, a few steps each, in an order that reverses every turn. A step runs the
+whole graph for one new token over a cache that holds `--context` tokens. The place of a session's memory makes it up to 6 %
+faster or slower for its whole life, so every round loads all sides anew, each first in a third of the rounds. The command
+prints each side's best and median step, and the median over rounds of a side's median step relative to the plain engine's,
+with the interval that contains half of the rounds and a 95 % interval of the median (bootstrap over rounds).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from enginewright.runtime.llm import LLM
 NAME = "benchmarks.speed.depth_cost"
 SIDES = {"plain": "plain", "mixed": "mixed", "plain again": "plain"}
 ONE_ROW: dict[str, Any] = {"max_batch": 1, "prefix_reuse": False, "verify": False}
-WARM, TURN = 2, 12  # steps of a turn that are not timed, and that are
+WARM, TURN = 2, 12  # untimed and timed steps of a turn
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=24, help="loads of every side")
-    parser.add_argument("--turns", type=int, default=5, help="of each side in a round")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each side in a round")
     return parser
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         names = [*SIDES][first:] + [*SIDES][:first]
         with ExitStack() as stack:
             llms = {name: stack.enter_context(load(args.work / SIDES[name], args.threads, **ONE_ROW)) for name in names}
-            rounds.append(measure({name: Side(llm, args.context) for name, llm in llms.items()}, args.turns))
+            rounds.append(measure({name: DecodingEngine(llm, args.context) for name, llm in llms.items()}, args.turns))
     times = np.array([[each[name] for each in rounds] for name in SIDES])
     figures = report(times)
     nodes, spent = nodes_alone(args.work / "mixed", args.threads)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_engines(checkpoint: Path, work: Path, weights: str, stride: int | None) -> None:
-    """Build the engines that are not there yet."""
+    """Build the engines that do not exist yet."""
     source = work / "checkpoint"
     if not source.exists():
         source.mkdir(parents=True)
@@ -108,8 +108,8 @@ def make_engines(checkpoint: Path, work: Path, weights: str, stride: int | None)
     (work / "mixed" / mixed.path).hardlink_to(work / "plain" / plain.path)
 
 
-class Side:
-    """One loaded engine, told that its only row holds `context` tokens."""
+class DecodingEngine:
+    """One loaded engine whose tables say that its only row holds `context` tokens."""
 
     def __init__(self, llm: LLM, context: int) -> None:
         self.session, tables = llm.loop.session, llm.loop.scheduler.tables
@@ -120,14 +120,14 @@ class Side:
         self._step = PackedStep(np.array([7]), np.array([context]), starts, np.array([0]))
 
     def step(self) -> float:
-        """Decode the token after the context once more; the seconds it took."""
+        """Decode the token after the context once more; return the seconds."""
         begin = time.perf_counter()
         self.session.run(self._step)
         return time.perf_counter() - begin
 
 
-def measure(sides: dict[str, Side], turns: int) -> dict[str, list[float]]:
-    """Seconds of each side's steps."""
+def measure(sides: dict[str, DecodingEngine], turns: int) -> dict[str, list[float]]:
+    """The seconds of each side's steps."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name in list(sides)[:: 1 if turn % 2 else -1]:
@@ -137,7 +137,10 @@ def measure(sides: dict[str, Side], turns: int) -> dict[str, list[float]]:
 
 
 def report(times: np.ndarray) -> list[Figure]:
-    """Print and return the sides' figures; times [sides, rounds, steps] in seconds."""
+    """Print and return the sides' figures.
+
+    times: [sides, rounds, steps] in seconds.
+    """
     figures = []
     rng = np.random.default_rng(0)
     medians = np.median(times, axis=2)
@@ -161,7 +164,7 @@ def report(times: np.ndarray) -> list[Figure]:
 
 
 def nodes_alone(root: Path, threads: int) -> tuple[int, float]:
-    """Number of DepthMix nodes of the engine in `root`, and the best seconds of running them without anything else."""
+    """The number of DepthMix nodes in the engine at `root`, and the best seconds of a graph of these nodes alone."""
     graph = ir.load(root / directory.load(root, verify=False).graphs["decoder"].files[0].path).graph
     mixes = [node for node in graph if node.op_type == "DepthMix"]
     infos, nodes, feeds = [], [], {}

@@ -1,23 +1,23 @@
-"""Time that several tokens a step save: engines with extra heads next to the plain engine, taking turns.
+"""Time saved by several tokens a step: engines with extra heads and the plain engine answer in turn.
 
     python -m benchmarks.speed.emission_speed --engines PLAIN ENGINE ... --threads 1
 
     python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python -m benchmarks.speed.emission_speed --checkpoint CHECKPOINT --work DIR --weights int4 --storage int8 --threads 2
 
-Table: docs/benchmarks.md, "Extra heads: speed". The first form measures engines as they are. The second builds them, unless
-they are in DIR: heads of random weights whose classifier says 2, emitted never (tau 1), by one (k 2) and by two (k 3); speed
-does not depend on what heads guess.
+Table: docs/benchmarks.md, "Extra heads: speed". The first form measures engines as they are. The second form builds them,
+unless they are in DIR, with heads of random weights, because speed does not depend on the guesses. Their classifier always
+says 2, and they emit no extra token (tau 1), one (k 2) or two (k 3).
 
-Limit: (1 + E[L]) / (1 + r E[L]) times the plain engine's speed, E[L] being the extra tokens a step and r the bytes of a head
-over those of the plain engine's weights. That assumes that a forward of several tokens costs what one of one token costs; the
-last line says what it costs here, and `priced` is the bound with that: (1 + E[L]) / (cost of the tokens of a mean step +
-r E[L]).
+Limit: (1 + E[L]) / (1 + r E[L]) times the plain engine's speed, where E[L] is the number of extra tokens a step and r the
+bytes of a head divided by those of the plain engine's weights. This assumes that a forward of several tokens costs as much as
+that of one token. The last line prints its cost on this machine, and the column `priced` has the bound with that cost:
+(1 + E[L]) / (cost of the tokens of a mean step + r E[L]).
 
-Requests run one at a time, greedily: held-out problems where the engine has a tokenizer, random tokens elsewhere. All engines
-are loaded in one process and answer in turn, `--rounds` times. Decoding is deterministic, so that step i of a request is the
-same work in every round: `best` takes the best time of each step, from the end of the one before to its own, `median` the
-median of the rounds' ratios.
+Requests run one at a time, greedily: held-out problems if the engine has a tokenizer, otherwise random tokens. All engines are
+loaded in one process and answer in turn, `--rounds` times. Decoding is deterministic, so step i of a request is the same work
+in every round. The column `best` adds up the best time of each step, from the end of the step before to its own end; `median`
+has the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engines", type=Path, nargs="+", metavar="DIR", help="the plain engine, then those with heads"
     )
-    parser.add_argument("--checkpoint", type=Path, help="of which engines are built")
-    parser.add_argument("--work", type=Path, help="folder for them")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint from which engines are built")
+    parser.add_argument("--work", type=Path, help="folder for these engines")
     parser.add_argument("--weights", default="float32", help="as for `enginewright build`")
-    parser.add_argument("--storage", default="float32", help="of the heads, float32 or int8")
+    parser.add_argument("--storage", default="float32", help="storage of the heads, float32 or int8")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=4, help="a multiple of 4 for problems")
-    parser.add_argument("--new-tokens", type=int, default=60, help="of a request at most")
+    parser.add_argument("--requests", type=int, default=4, help="number of requests; a multiple of 4 for problems")
+    parser.add_argument("--new-tokens", type=int, default=60, help="most new tokens of a request")
     parser.add_argument("--rounds", type=int, default=8)
     return parser
 
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         options: dict[str, Any] = {"max_batch": 1, "prefix_reuse": False, "verify": False}
         llms = [stack.enter_context(load(root, args.threads, **options)) for root in roots]
-        prompts = ask(llms[0], args.requests)
-        sides = [Side(root, llm, prompts, args.new_tokens) for root, llm in zip(roots, llms, strict=True)]
+        prompts = make_prompts(llms[0], args.requests)
+        sides = [TimedEngine(root, llm, prompts, args.new_tokens) for root, llm in zip(roots, llms, strict=True)]
         forwards = []
         for number in range(args.rounds + 1):
             for side in sides[:: 1 if number % 2 else -1]:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_engines(checkpoint: Path, work: Path, weights: str, storage: str) -> list[Path]:
-    """Build what is not there yet, and return the plain engine's folder and the others'."""
+    """Build the engines that do not exist yet, and return their folders, the plain engine's first."""
     heads = work / "heads"
     if not heads.exists():
         source = open_checkpoint(str(checkpoint))
@@ -111,8 +111,8 @@ def make_engines(checkpoint: Path, work: Path, weights: str, storage: str) -> li
     return [work / name for name in specs]
 
 
-def ask(llm: LLM, count: int) -> list[list[int]]:
-    """Prompts that suit the engine."""
+def make_prompts(llm: LLM, count: int) -> list[list[int]]:
+    """Held-out problems as prompts if the engine has a tokenizer, otherwise random tokens."""
     if llm.tokenizer is None:
         drawn: list[list[int]] = (
             np.random.default_rng(0).integers(1, llm.manifest.model.vocab_size, (count, 32)).tolist()
@@ -124,15 +124,20 @@ def ask(llm: LLM, count: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a side's decode steps in all requests: how many, tokens that they decided, and tokens that they computed."""
+    """The decode steps of an engine in all requests: their number, the tokens they decided, and the tokens they computed."""
 
     steps: int
     decided: int
     computed: int
 
 
-class Side:
-    """One engine and the times of its steps, [requests][rounds][steps] in seconds."""
+class TimedEngine:
+    """One engine and the times of its steps; created by `main`.
+
+    name: the folder's name.
+    bytes: the bytes of the engine's graph and weights.
+    heads: the number of extra heads.
+    """
 
     def __init__(self, root: Path, llm: LLM, prompts: list[list[int]], new_tokens: int) -> None:
         self.name = root.name
@@ -144,7 +149,10 @@ class Side:
         self._totals: list[Totals] = []
 
     def run(self, *, keep: bool) -> None:
-        """Answer every prompt once."""
+        """Answer every prompt once.
+
+        keep: record the times of the steps.
+        """
         for prompt, times in zip(self._prompts, self._times, strict=True):
             steps: list[StepTiming] = []
             self._llm.loop.observer = steps.append
@@ -155,24 +163,24 @@ class Side:
             if keep:
                 times.append(np.diff(ends))
                 after = steps[1:]
-                decided = len(completion.token_ids) - steps[0].decided  # the last step's may go beyond the end
+                decided = len(completion.token_ids) - steps[0].decided  # the last step may decide tokens beyond the end
                 self._totals.append(Totals(len(after), decided, sum(s.tokens for s in after)))
 
     @property
     def totals(self) -> Totals:
-        """Of one round."""
+        """The totals of one round."""
         once = self._totals[: len(self._prompts)]
         return Totals(sum(t.steps for t in once), sum(t.decided for t in once), sum(t.computed for t in once))
 
     def per_token(self) -> tuple[float, Floats]:
-        """Seconds per token: of each step's best time, and of each round [rounds]."""
+        """Seconds per token, from each step's best time and in each round [rounds]."""
         best = sum(float(np.min(times, axis=0).sum()) for times in self._times)
         rounds = np.sum([[each.sum() for each in times] for times in self._times], axis=0)
         return best / self.totals.decided, rounds / self.totals.decided
 
 
 def time_forwards(llm: LLM) -> list[float]:
-    """The best seconds of a forward of 1 .. MOST tokens of the idle engine."""
+    """The best seconds of a forward of 1 .. MOST tokens while the engine is idle."""
     tables = llm.loop.scheduler.tables
     assert tables.grow(np.array([CONTEXT])), "the cache is too small"
     tables.advance(np.array([CONTEXT]))
@@ -191,8 +199,11 @@ def time_forwards(llm: LLM) -> list[float]:
     return best
 
 
-def report(sides: list[Side], forwards: Floats) -> list[Figure]:
-    """Print the table and return its figures; forwards[t - 1]: seconds of a forward of t tokens."""
+def report(sides: list[TimedEngine], forwards: Floats) -> list[Figure]:
+    """Print the table and return its figures.
+
+    forwards: forwards[t - 1] is the seconds of a forward of t tokens.
+    """
     figures = []
     plain, *others = sides
     best, rounds = plain.per_token()

@@ -1,13 +1,13 @@
-"""Answers and tokens a step of engines with extra heads next to the plain engine of the same model, one request after another.
+"""Answers and tokens a step of engines with extra heads, compared with the plain engine of the same model.
 
     python -m benchmarks.speed.extra_heads PLAIN ENGINE ... [--count 200] [--threads 1] [--level standard]
 
-Table: docs/benchmarks.md, "Extra heads: answers". Printed for each engine: answers that are the plain engine's token for
-token, tokens a step, the share of the guesses that the model itself would have made, repetition, right answers, and the
-speed-up in time per generated token over the plain engine.
+Table: docs/benchmarks.md, "Extra heads: answers". Requests run one after another. For each engine the command prints the
+number of answers that equal the plain engine's token for token, the tokens a step, the share of the guesses that the model
+itself would have made, the repetition, the right answers, and the speed-up over the plain engine in time per generated token.
 
-Limit: reading weights allows tokens a step over 1 + r x heads evaluated a step, r being the bytes of a head over those of the
-backbone; a small model's steps cost more than its bytes.
+Limit: the time of reading weights allows a speed-up of (tokens a step) / (1 + r x heads evaluated a step), where r is the
+bytes of a head divided by those of the backbone. A small model's steps cost more than the reading of its bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ SAMPLING = Sampling(max_tokens=1024)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An engine's completions of all questions. seconds: of each, from submission to its end."""
+    """An engine's completions of all questions; created by `answer_all`.
+
+    seconds: the time of each request from submission to its end.
+    verified: whether the model checks the heads' guesses.
+    """
 
     completions: list[Completion]
     seconds: list[float]
@@ -41,18 +45,18 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Generated tokens."""
+        """The number of generated tokens."""
         return sum(len(completion.token_ids) for completion in self.completions)
 
     @property
     def steps(self) -> int:
-        """Steps that generated them: every other token came with an earlier one."""
+        """The number of steps that generated these tokens: each guessed token that stands saved one."""
         saved = (c.agreed_tokens if self.verified else c.guessed_tokens for c in self.completions)
         return self.tokens - sum(saved)
 
 
 def answer_all(root: str, problems: list[Problem], threads: int) -> Run:
-    """Ask one question after another."""
+    """Ask an engine one question after another."""
     completions, seconds = [], []
     with load(root, threads=threads, prefix_reuse=False) as llm:
         prompts = [llm.apply_chat_template([{"role": "user", "content": p.question}]) for p in problems]
@@ -94,8 +98,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("plain", metavar="PLAIN", help="engine without extra heads")
-    parser.add_argument("engines", nargs="+", metavar="ENGINE", help="engines with them")
-    parser.add_argument("--count", type=int, default=200, help="problems, a quarter of each kind")
+    parser.add_argument("engines", nargs="+", metavar="ENGINE", help="engines with extra heads")
+    parser.add_argument("--count", type=int, default=200, help="number of problems, a quarter of each kind")
     parser.add_argument("--level", default="standard")
     parser.add_argument("--threads", type=int, default=1)
     return parser

@@ -1,18 +1,18 @@
-"""Time of decode steps over long contexts: an engine with a 16-bit cache next to one of the same model with KVarN's.
+"""Time of decode steps over long contexts, with a 16-bit cache and with KVarN's in engines of the same model.
 
     python -m enginewright.exporters.source.synthetic --like qwen3-0.6b --output CHECKPOINT
     python build_engine.py --model CHECKPOINT --output HALF --weights int4 --max-context 17408
     python build_engine.py --model CHECKPOINT --output KVARN --weights int4 --max-context 17408 --apply kvarn
     python -m benchmarks.speed.long_context --half HALF --kvarn KVARN --context 2048,16384 --batch 8 --threads 2
 
-Table: docs/benchmarks.md, "KVarN: speed". Limit: a step reads its whole cache; the time of plain reads of as many bytes, at
-the best rate of the same run, is printed. Also printed: each side's best and median step, the ratio of the bests and the
-median ratio of neighbouring turns, and what encoding adds to the steps of a tile.
+Table: docs/benchmarks.md, "KVarN: speed". Limit: a step reads its whole cache, so the command prints the time of plain reads
+of as many bytes, at the best rate of the same run. It also prints each side's best and median step, the ratio of the bests,
+the median ratio of neighbouring turns, and the time that encoding adds to the steps of a tile.
 
-Both engines are loaded in one process and decode in turn, a few steps each, so that a machine whose speed drifts slows both.
-Reading prompts of such lengths would take hours; instead the cache's memory is filled with made-up elements and the tables
-are told that every row holds the context. The steps are the engine's own: the whole graph, new tokens stored, and one step in
-which every row's newest tile is encoded. To spare memory, layers share `POOLS` pools, each far larger than any processor's
+Both engines are loaded in one process and decode in turn, a few steps each, so that drift of the machine's speed slows both.
+Computing prompts of such lengths would take hours. Instead the cache's memory is filled with random elements, and the tables
+record the context as held by every row. The steps are the engine's own: the whole graph, new tokens stored, and one step in
+which every row's newest tile is encoded. To save memory, layers share `POOLS` pools, each far larger than any processor's
 cache, so that every layer still reads its tiles from memory.
 """
 
@@ -40,7 +40,7 @@ from enginewright.runtime.llm import LLM
 
 NAME = "benchmarks.speed.long_context"
 POOLS = 4
-WARM, TURN = 1, 3  # steps of a turn that are not timed, and that are
+WARM, TURN = 1, 3  # untimed and timed steps of a turn
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", default="2048,16384", help="tokens that each row holds, whole tiles")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=8, help="of each side")
+    parser.add_argument("--turns", type=int, default=8, help="turns of each side")
     return parser
 
 
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str]) -> int:
                 llm = load(
                     engine, args.threads, max_batch=args.batch, cache_tokens=tokens, prefix_reuse=False, verify=False
                 )
-                sides.append(Side(stack.enter_context(llm), args.batch, context))
+                sides.append(FilledEngine(stack.enter_context(llm), args.batch, context))
             figures += compare(sides, args.turns, args.threads)
     save(args.results, NAME, arguments, figures)
     return 0
 
 
-def compare(sides: list[Side], turns: int, threads: int) -> list[Figure]:
+def compare(sides: list[FilledEngine], turns: int, threads: int) -> list[Figure]:
     """Let the sides take turns; print and return their figures."""
     times: list[list[list[float]]] = [[], []]
     for _, (index, side) in itertools.product(range(turns), enumerate(sides)):
@@ -109,8 +109,8 @@ def compare(sides: list[Side], turns: int, threads: int) -> list[Figure]:
     return figures
 
 
-class Side:
-    """One engine, every row of it told to hold `context` tokens less those that the turns will add."""
+class FilledEngine:
+    """One engine with a filled cache: every row holds `context` tokens less those that the turns will add."""
 
     def __init__(self, llm: LLM, batch: int, context: int) -> None:
         assert isinstance(llm.loop.session, CpuSession)
@@ -120,7 +120,7 @@ class Side:
         self._advance(np.full(batch, context - TILE_TOKENS))
 
     def step(self) -> float:
-        """Decode one token in every row; the seconds it took."""
+        """Decode one token in every row; return the seconds."""
         held, one = self._tables.held.copy(), np.ones(self.batch, np.int64)
         assert self._tables.grow(one), "the cache is too small"
         starts = np.arange(self.batch + 1, dtype=np.int32)
@@ -132,7 +132,7 @@ class Side:
         return spent
 
     def encoding(self) -> float:
-        """Seconds that the step at a tile's end takes beyond those around it, as a share of a tile's steps."""
+        """The time by which the step at a tile's end is longer than the steps around it, as a share of a tile's steps."""
         self._advance(np.full(self.batch, TILE_TOKENS - 6 - int(self._tables.held[0]) % TILE_TOKENS))
         times = [self.step() for _ in range(11)]
         assert self._tables.held[0] % TILE_TOKENS == 5
@@ -150,13 +150,13 @@ class Side:
         )
 
     def _advance(self, share: np.ndarray) -> None:
-        """Hold more tokens without computing them."""
+        """Make the tables count more tokens as held, without computing them."""
         assert self._tables.grow(share), "the cache is too small"
         self._tables.advance(share)
 
 
 def fill(llm: LLM, session: CpuSession) -> None:
-    """Put ordinary numbers everywhere, so that no arithmetic is easier or harder than it would be; share the pools."""
+    """Fill the cache with numbers of ordinary magnitude, so that arithmetic costs what it usually does; share the pools."""
     rng = np.random.default_rng(0)
     for index, layer in enumerate(llm.manifest.cache.layers):
         name, shared = f"kv.{index}.tiles", f"kv.{index % POOLS}.tiles"
@@ -173,7 +173,7 @@ def fill(llm: LLM, session: CpuSession) -> None:
 
 
 def read_rate(threads: int) -> float:
-    """Bytes per second at which `threads` threads read memory, at best."""
+    """The best rate in bytes per second at which `threads` threads read memory."""
     buffer = np.ones(2**30 // 4, np.float32)
     with ThreadPoolExecutor(threads) as pool:
         (seconds,) = best_times(2.0, reader(buffer, threads, pool))

@@ -1,7 +1,8 @@
-"""The exported graph against what a backend makes of it, layer by layer, so that a difference is seen where it begins.
+"""Compares the exported graph with a backend's version of it, layer by layer, to show where a difference begins.
 
-Polygraphy runs both and brings the values together. The exported graph runs under ONNX Runtime; TensorRT's side is an engine
-of the same graph with the residual stream marked as outputs, and where there is no GPU, the graph that TensorRT's parser gets.
+Polygraphy runs both sides and collects their values. The exported graph runs under ONNX Runtime. The other side is a TensorRT
+engine of the same graph with the residual stream marked as outputs; where there is no GPU, it is the rewritten graph that
+TensorRT's parser would get, run under ONNX Runtime, too.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """How far the residual stream behind a layer is off; layer -1: the embeddings.
+    """The error of the residual stream after one layer; created by `compare_layers`.
 
-    max_error: largest absolute difference. relative: mean difference over mean magnitude.
+    layer: the layer's index; -1 for the embeddings.
+    max_error: largest absolute difference.
+    relative: mean absolute difference divided by the mean magnitude.
     """
 
     layer: int
@@ -48,19 +51,23 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """compared: what stood against the exported graph. layers: in order."""
+    """The errors of all layers; created by `compare_layers`.
+
+    compared: what the exported graph was compared with, in words.
+    layers: the embeddings, then each layer in order.
+    """
 
     compared: str
     layers: tuple[LayerError, ...]
 
     def first_beyond(self, tolerance: float) -> LayerError | None:
-        """The first layer whose relative error is beyond `tolerance`, or not a number."""
+        """Return the first layer whose relative error exceeds `tolerance` or is not a number; None if there is none."""
         return next((each for each in self.layers if not each.relative <= tolerance), None)
 
     def table(self, tolerance: float) -> str:
-        """The report to read."""
+        """Return the report as lines of text for a person."""
         first = self.first_beyond(tolerance)
-        lines = [f"exported graph against {self.compared}", "behind      max |error|  mean error / mean magnitude"]
+        lines = [f"exported graph against {self.compared}", "after       max |error|  mean error / mean magnitude"]
         for each in self.layers:
             lines.append(
                 f"{_name(each.layer):10}  {each.max_error:11.2e}  {each.relative:.2e}{'  <- first' if each is first else ''}"
@@ -71,35 +78,38 @@ class LayerReport:
 
 
 def compare_layers(root: Path, manifest: Manifest) -> LayerReport:
-    """Compare one prompt of random tokens in the graph as exported and as TensorRT has it.
+    """Run one prompt of random tokens through the exported graph and through TensorRT's version, and compare the layers.
 
     Raises:
-        UnsupportedError: the graph has ops of ours, or a type that ONNX Runtime does not run on a CPU; or no Polygraphy.
+        UnsupportedError: the graph contains enginewright's own ops or a type that ONNX Runtime does not run on a CPU, or
+            Polygraphy is not installed.
+        BuildError: a graph does not run, or its residual stream is not found.
     """
     graph = manifest.graphs["decoder"]
     if not manifest.cache.is_dense:
         raise UnsupportedError(
-            f"check --layers: got a {manifest.cache.kind} cache, expected a graph of standard ops; build with --plugins none"
+            f"check --layers: got a {manifest.cache.kind} cache, expected a graph of standard ops, whose cache is dense; build with "
+            "--plugins none"
         )
     if importlib.util.find_spec("polygraphy") is None:
         raise UnsupportedError(
             "check --layers: got no Python package polygraphy, which runs both sides; pip install 'enginewright[tensorrt]'"
         )
     feeds = _make_feeds(manifest, graph)
-    with _marked(root / graph.files[0].path, len(manifest.cache.layers)) as (exported, rewritten, names):
+    with _graphs_with_stream(root / graph.files[0].path, len(manifest.cache.layers)) as (exported, rewritten, names):
         try:
             trt, compute = open_module("tensorrt"), device_compute()
         except TargetError:
-            compared, other = "the graph that TensorRT gets, under ONNX Runtime", _onnxruntime(rewritten)
+            compared, other = "the graph that TensorRT gets, under ONNX Runtime", _onnxruntime_runner(rewritten)
         else:
-            compared, other = f"TensorRT {trt.__version__} on {compute}", _tensorrt(trt, rewritten, feeds)
-        expected, got = _run([_onnxruntime(exported), other], feeds)
+            compared, other = f"TensorRT {trt.__version__} on {compute}", _tensorrt_runner(trt, rewritten, feeds)
+        expected, got = _run([_onnxruntime_runner(exported), other], feeds)
     layers = [_measure(i - 1, expected[name], got[name]) for i, name in enumerate(names)]
     return LayerReport(compared=compared, layers=tuple(layers))
 
 
 def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
-    """One prompt of random tokens before empty caches."""
+    """Inputs for one prompt of random tokens, with empty caches."""
     tokens = min(TOKENS, manifest.limits.max_context)
     rng = np.random.default_rng(0)
     sizes = {"B": 1, "T": tokens, "N": tokens}
@@ -121,19 +131,22 @@ def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _marked(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]:
-    """The exported and the rewritten graph with the stream as outputs, and its names; removed when the block ends."""
+def _graphs_with_stream(source: Path, layers: int) -> Iterator[tuple[Path, Path, list[str]]]:
+    """Yield the exported graph, the rewritten graph and the names of the residual stream, which both have as outputs.
+
+    The files are removed when the block ends.
+    """
     with tempfile.NamedTemporaryFile(dir=source.parent, prefix=".layers-", suffix=".onnx") as file:
         exported, rewritten = Path(file.name), Path(f"{file.name}.rewritten.onnx")
         try:
-            _mark(source, exported, layers, change=_compute_exactly)
-            yield exported, rewritten, _mark(source, rewritten, layers, change=rewrite)
+            _save_with_stream(source, exported, layers, change=_compute_exactly)
+            yield exported, rewritten, _save_with_stream(source, rewritten, layers, change=rewrite)
         finally:
             for path in (rewritten, data_path(rewritten)):
                 path.unlink(missing_ok=True)
 
 
-def _mark(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model], None]) -> list[str]:
+def _save_with_stream(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model], None]) -> list[str]:
     model = ir.load(source)
     stream = find_residual_stream(model.graph, layers)
     model.graph.outputs.extend(stream)
@@ -144,13 +157,13 @@ def _mark(source: Path, target: Path, layers: int, *, change: Callable[[ir.Model
 
 
 def _compute_exactly(model: ir.Model) -> None:
-    """Let products with quantised weights keep their inputs as they are; ONNX Runtime may round them to 8 bits."""
+    """Make products with quantised weights read their inputs unrounded; ONNX Runtime may otherwise round them to 8 bits."""
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes.add(ir.AttrInt64("accuracy_level", 1))
 
 
-def _onnxruntime(path: Path) -> Any:
+def _onnxruntime_runner(path: Path) -> Any:
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
     def load() -> ort.InferenceSession:
@@ -161,8 +174,8 @@ def _onnxruntime(path: Path) -> Any:
     return OnnxrtRunner(load, name=path.name)
 
 
-def _tensorrt(trt: Any, path: Path, feeds: Arrays) -> Any:
-    """An engine of `path` for the shapes of `feeds`, built on the GPU at hand."""
+def _tensorrt_runner(trt: Any, path: Path, feeds: Arrays) -> Any:
+    """A runner of an engine of the graph at `path` for the shapes of `feeds`, built on this machine's GPU."""
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, Profile, TrtRunner
 
     def load() -> tuple[Any, Any]:
@@ -176,7 +189,7 @@ def _tensorrt(trt: Any, path: Path, feeds: Arrays) -> Any:
 
 
 def _run(runners: list[Any], feeds: Arrays) -> list[Arrays]:
-    """What each runner returns for `feeds`."""
+    """The outputs of each runner for `feeds`."""
     from polygraphy.comparator import Comparator
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -185,7 +198,7 @@ def _run(runners: list[Any], feeds: Arrays) -> list[Arrays]:
         try:
             results = Comparator.run(runners, data_loader=[dict(feeds)])
         except (PolygraphyException, *LOAD_ERRORS) as e:
-            raise BuildError(f"check --layers: a graph cannot be run ({e}); build the engine again") from e
+            raise BuildError(f"check --layers: got a graph that does not run ({e}); build the engine again") from e
     return [results[runner.name][0] for runner in runners]
 
 

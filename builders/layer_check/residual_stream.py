@@ -1,4 +1,4 @@
-"""Where a decoder layer ends in a graph: the values of the residual stream."""
+"""Finds the residual stream in a decoder graph: the value after each layer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ LOOKUPS = ("Gather", "GatherBlockQuantized")
 
 
 def find_residual_stream(graph: ir.Graph, layers: int) -> list[ir.Value]:
-    """Return the embeddings, then the residual stream behind each of `layers` decoder layers.
+    """Return the embeddings, then the residual stream after each of `layers` decoder layers.
 
-    The stream begins at the lookup of token ids; each layer adds to it twice, what attention and what the experts or the
-    gated product make of it.
+    The stream begins at the lookup of token ids. Each layer adds to it twice: first the output of attention, then the output
+    of the feed-forward part (a gated product or experts).
 
     Raises:
-        BuildError: the graph is not built so.
+        BuildError: the graph has another structure.
     """
     value = next((n.outputs[0] for n in graph if n.op_type in LOOKUPS and _reads(n.inputs[1], "input_ids")), None)
     if value is None:
@@ -42,7 +42,7 @@ def find_residual_stream(graph: ir.Graph, layers: int) -> list[ir.Value]:
 
 
 def _reads(value: ir.Value | None, name: str) -> bool:
-    """Whether `value` is the input `name`, or that in another shape."""
+    """Whether `value` is the input `name`, possibly reshaped or cast."""
     while value is not None and value.name != name:
         node = value.producer()
         if node is None or node.op_type not in ("Reshape", "Unsqueeze", "Squeeze", "Cast"):

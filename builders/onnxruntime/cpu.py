@@ -1,7 +1,7 @@
-"""Engine directory -> an ONNX Runtime engine: the decoder graph optimised offline, once.
+"""Builds engines for ONNX Runtime on the CPU: decoder graphs that are optimised once, offline.
 
-The engine is a graph only: its initializers point into the weights that the exported graph has already, so weights lie
-on disk once and are never read here. ONNX Runtime's own optimiser sees them as inputs.
+The engine is a graph only. Its initializers point into the weight file of the exported graph, so weights lie on disk once
+and are never read here; ONNX Runtime's own optimiser sees them as inputs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ BACKEND = "onnxruntime"
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
     """Optimise every graph for ONNX Runtime on this machine's CPU; return the manifest that names the engines.
 
-    Writes engines/<name>.onnxruntime.onnx and the new manifest, atomically; an engine of this backend that was there
-    is replaced. A graph in half precision gets none: the CPU runs it as it was exported.
+    Writes engines/<name>.onnxruntime.onnx and the new manifest, atomically. An older engine of this backend is replaced.
+    A graph in half precision gets no engine: the CPU runs it as it was exported.
 
     Raises:
-        BuildError: ONNX Runtime or our op library is missing, or does not take the graph.
+        BuildError: enginewright's op library is missing, or ONNX Runtime does not take the graph.
     """
     graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
     built = dataclasses.replace(manifest, graphs=graphs)
@@ -56,8 +56,8 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     weights = _take_weights(model)
     optimized = _optimize(model, root)
     after = (SplitQkvPass(), common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
-    if graph.ops:  # otherwise it was asked for without our ops
-        ir.passes.Sequential(*after)(optimized)  # splits are only found by now
+    if graph.ops:  # otherwise the graph was exported with --plugins none
+        ir.passes.Sequential(*after)(optimized)  # now, because the optimiser makes the Splits that the pass looks for
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = BuiltGraph(
@@ -71,7 +71,7 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
 
 
 def _take_weights(model: ir.Model) -> dict[str, ir.ExternalTensor]:
-    """Turn the initializers whose values lie in a file into inputs, and return where they lie."""
+    """Turn the initializers whose values lie in a file into inputs, and return their places in the file, by name."""
     taken: dict[str, ir.ExternalTensor] = {}
     for name, value in list(model.graph.initializers.items()):
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -92,7 +92,7 @@ def _return_weights(model: ir.Model, weights: dict[str, ir.ExternalTensor]) -> N
 
 
 def _optimize(model: ir.Model, root: Path) -> ir.Model:
-    """Return `model` as ONNX Runtime's optimiser leaves it; scratch files go where the engine goes."""
+    """Return `model` as ONNX Runtime's optimiser leaves it; scratch files lie in the engine directory."""
     options = ort.SessionOptions()
     try:
         options.register_custom_ops_library(str(ort_library()))

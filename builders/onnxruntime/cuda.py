@@ -1,6 +1,6 @@
-"""Engine directory -> an engine for ONNX Runtime's CUDA provider: the decoder graph with this library's fused ops.
+"""Builds engines for ONNX Runtime's CUDA provider: decoder graphs with enginewright's fused ops.
 
-No GPU is needed: what depends on the device ONNX Runtime does when it loads the engine there.
+Building needs no GPU: ONNX Runtime does what depends on the device when it loads the engine there.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from enginewright.runtime.artifact.manifest import BuiltGraph, Graph, Manifest
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
-    """Write engines/<name>.onnxruntime-cuda.onnx and the manifest that names them, atomically.
+    """Write engines/<name>.onnxruntime-cuda.onnx of every graph, and the manifest that names them, atomically.
 
     Raises:
-        BuildError: the graph computes in float32, or an op of it has no kernel for its sizes.
+        BuildError: an op of a graph has no kernel for its sizes.
     """
     graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
     built = dataclasses.replace(manifest, graphs=graphs)

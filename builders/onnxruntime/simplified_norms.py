@@ -1,4 +1,4 @@
-"""Norms as ONNX Runtime's CPU kernels take them: alone, or fused with the residual sum before them."""
+"""Replaces RMS norms by ONNX Runtime's own ops, alone or fused with the residual sum before them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Fuses what lies between a packed projection and attention: split, head norms, rotations and reshapes become SplitQkv.
+"""Fuses the nodes between a packed projection and attention: split, head norms, rotations and reshapes become SplitQkv.
 
-A node costs ONNX Runtime a few microseconds whatever it does, which a decode step of a small model pays eight times a
-layer here; and in a prefill each of them copies all queries and keys.
+Every node costs ONNX Runtime a few microseconds, even if it does little; a decode step of a small model pays that eight times
+a layer here. In a prefill each of these nodes copies all queries and keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ ATTENTION = {name for name, op in OPS.items() if tuple(t.name for t in op.inputs
 
 @dataclass
 class _Path:
-    """From an output of a Split down to an operand of attention."""
+    """The nodes from an output of a Split down to an operand of attention; created by `_trace`.
+
+    index: the place of that output among the Split's outputs.
+    """
 
     split: ir.Node
     index: int
@@ -35,9 +38,9 @@ class SplitQkvPass(ir.passes.InPlacePass):
     1. Query, key and value are the three outputs of one Split along the last axis, in this order.
     2. Query and key are rotated by the same angles, halves against halves, or both are not.
     3. Both are normalised over a head with the same epsilon, or both are not; always before they are rotated.
-    4. The value is neither.
+    4. The value is neither rotated nor normalised.
     5. Query, key and value themselves may have more readers, such as the DepthMix nodes of later layers.
-    6. Anything else stays as it is, as does a value between them that has other readers.
+    6. Any other form stays as it is, and so does one in which another node reads a value between the Split and attention.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -91,7 +94,7 @@ def _trace(operand: ir.Value | None) -> _Path | None:
 
 
 def _turns_halves(node: ir.Node) -> bool:
-    """Whether `node` turns tokens-first data by angles given token by token."""
+    """Whether `node` rotates half against half, with the tokens on the first axis and angles given token by token."""
     source = node.inputs[0]
     tokens_first = source is not None and source.shape is not None and len(source.shape) == 3
     by_token = len([value for value in node.inputs if value is not None]) == 3
@@ -108,12 +111,12 @@ def _is_over_heads(node: ir.Node) -> bool:
 def _belong_together(query: _Path, key: _Path, value: _Path) -> bool:
     of_one_split = query.split is key.split is value.split and len(query.split.outputs) == 3
     in_order = (query.index, key.index, value.index) == (0, 1, 2)
-    alike = _angles(query) == _angles(key) and _epsilon(query) == _epsilon(key)
-    return of_one_split and in_order and alike and value.norm is None and value.rotation is None
+    same_steps = _angles(query) == _angles(key) and _epsilon(query) == _epsilon(key)
+    return of_one_split and in_order and same_steps and value.norm is None and value.rotation is None
 
 
 def _angles(path: _Path) -> tuple[ir.Value | None, ir.Value | None]:
-    """Cosines and sines."""
+    """The cosines and sines of the path's rotation; None for both without one."""
     return (None, None) if path.rotation is None else (path.rotation.inputs[1], path.rotation.inputs[2])
 
 
@@ -126,7 +129,7 @@ def _epsilon(path: _Path) -> float | None:
 
 
 def _heads(operand: ir.Value | None) -> tuple[int, int] | None:
-    """Heads and head size of an operand [T, heads, size], where the graph states them."""
+    """The number of heads and the head size of an operand [T, heads, size]; None where the graph does not state them."""
     if operand is None or operand.shape is None or len(operand.shape) != 3:
         return None
     heads, size = operand.shape[1], operand.shape[2]

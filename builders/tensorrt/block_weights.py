@@ -1,4 +1,4 @@
-"""Weights in blocks of 2, 4 or 8 bits as TensorRT reads them: DequantizeLinear before a product, and tables that Gather reads."""
+"""Rewrites weights in blocks of 2, 4 or 8 bits for TensorRT: DequantizeLinear before a product, a plain table for Gather."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from enginewright.builders.tensorrt.graph_file import RowsTensor
 
 MICROSOFT = "com.microsoft"
 STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
-SIGN = {4: 0x88, 8: 0x80}  # what turns codes with an offset into two's complement, byte by byte
+SIGN = {4: 0x88, 8: 0x80}  # an exclusive or with it turns a byte of codes with an offset into two's complement
 
 
 class BlockWeightsPass(ir.passes.InPlacePass):
     """Replace ONNX Runtime's ops on blocks of codes by standard ones.
 
     1. MatMulNBits(x, codes [n, blocks, bytes], scales) -> MatMul(x, Transpose(DequantizeLinear(codes [n, k], scales))),
-       and an Add of the bias behind it. TensorRT keeps such a weight at its bits.
-    2. A k that does not fill its last block: x is padded with zeros, for which the padding codes stand.
-    3. 8 bits: the parser takes no negative scale from a file, but one from a node: they are stored negated, before a Neg.
-    4. GatherBlockQuantized(codes, ids, scales) -> Gather(table, ids), the table in the type of its scales; a tied weight
-       is stored once as codes for 1 and once as a table.
-    5. 2 bits become 4.
-    6. A MatMulNBits with zero points or an order of groups, and a GatherBlockQuantized along other axes, stay.
+       followed by an Add of the bias, if there is one. TensorRT keeps such a weight in its few bits.
+    2. If k does not fill its last block, x is padded with zeros to match the padding codes.
+    3. 8 bits: the parser rejects negative scales in a file but accepts them from a node, so scales are stored negated and
+       pass through a Neg.
+    4. GatherBlockQuantized(codes, ids, scales) -> Gather(table, ids), the table in the type of its scales. A tied weight is
+       stored twice: as codes for case 1 and as a table.
+    5. Codes of 2 bits become codes of 4 bits.
+    6. A MatMulNBits with zero points or an order of groups stays, and so does a GatherBlockQuantized along other axes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -66,7 +67,7 @@ def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
     if bias is not None:
         made[-1].outputs[0].shape = node.outputs[0].shape
         made.append(_node("Add", [made[-1].outputs[0], bias], dtype, None))
-    _take_place(graph, node, made)
+    _replace_node(graph, node, made)
     return True
 
 
@@ -84,18 +85,18 @@ def _replace_gather(graph: ir.Graph, node: ir.Node) -> bool:
     table = _add(
         graph, f"{codes.name}.table", steps.dtype, (n, k), lambda a, b: _dequantized(stored, steps, bits, block, a, b)
     )
-    _take_place(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
+    _replace_node(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
     return True
 
 
 def _rows(tensor: ir.TensorProtocol, n: int) -> np.ndarray:
-    """The values as [n, ...]; of a tensor in a file a view of it, so that only rows in use are read."""
+    """The values as [n, ...]. For a tensor in a file this is a view of the file, so only the rows in use are read."""
     values: np.ndarray = tensor.numpy()
     return values.reshape(n, -1)
 
 
 def _signed(codes: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.ndarray:
-    """Codes of some rows in two's complement; those of 2 bits in 4."""
+    """The codes of rows begin .. end - 1 in two's complement; codes of 2 bits widened to 4."""
     stored = _rows(codes, codes.shape.numpy()[0])[begin:end]
     if bits == 2:
         signed = _unpacked(stored, bits) - np.uint8(2) & 15
@@ -104,7 +105,7 @@ def _signed(codes: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.nda
 
 
 def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of some rows, one a byte; packed[n, bytes], the earlier code in the lower bits."""
+    """The codes of some rows, one code a byte; packed[n, bytes] has the earlier code in the lower bits."""
     codes: np.ndarray = packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)
     return codes.reshape(len(packed), -1)
 
@@ -112,7 +113,7 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
 def _dequantized(
     codes: ir.TensorProtocol, scales: ir.TensorProtocol, bits: int, block: int, begin: int, end: int
 ) -> np.ndarray:
-    """Some rows in the type of `scales`."""
+    """Rows begin .. end - 1 of the weight itself, in the type of `scales`."""
     n = codes.shape.numpy()[0]
     packed, steps = _rows(codes, n)[begin:end], _rows(scales, n)[begin:end]
     q = _unpacked(packed, bits)
@@ -126,7 +127,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _add(graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, int], rows: object) -> ir.Value:
-    """The initializer `name`; two products of one weight share it."""
+    """Return the initializer `name`, made at the first call; two products of one weight share it."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = RowsTensor(name, dtype, shape, rows)  # type: ignore[arg-type]
@@ -152,8 +153,8 @@ def _node(
     return node
 
 
-def _take_place(graph: ir.Graph, old: ir.Node, made: list[ir.Node]) -> None:
-    """Put `made`, whose last computes what `old` does, in its place."""
+def _replace_node(graph: ir.Graph, old: ir.Node, made: list[ir.Node]) -> None:
+    """Replace `old` by the nodes `made`, the last of which computes the same value."""
     result, value = old.outputs[0], made[-1].outputs[0]
     value.type, value.shape, name = result.type or value.type, result.shape, result.name
     graph.insert_before(old, made)

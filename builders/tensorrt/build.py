@@ -1,7 +1,8 @@
-"""Engine directory -> TensorRT engines, for the GPU at hand, or with TensorRT-RTX ahead of time for any of its GPUs.
+"""Builds engines for TensorRT on this machine's GPU, or for TensorRT-RTX ahead of time for any GPU that it supports.
 
-A dense graph (`--plugins none`) has standard ops alone and goes to both; a packed one has ours, which become plugins, and
-goes to TensorRT. The graph is rewritten beside the exported weights, which nothing copies: TensorRT maps their file.
+A dense graph (`--plugins none`) has standard ops alone and goes to either. A packed graph has enginewright's own ops, which
+become plugins, and goes to TensorRT alone. The rewritten graph lies next to the exported weights, which are not copied:
+TensorRT maps their file.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ RTX = "tensorrt-rtx"
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
-    """Write engines/<name>.<backend>.plan and the manifest that names them, atomically.
+    """Write engines/<name>.<backend>.plan of every graph, and the manifest that names them, atomically.
 
-    An engine has two profiles, "decode" and "prefill". With weights left out of the plan, its second file is the graph that
-    they are loaded with.
+    An engine has two profiles, "decode" and "prefill". If the weights are left out of the plan, the engine's second file is
+    the graph from which they are loaded.
 
     Raises:
-        TargetError: TensorRT or its GPU is missing; the graphs are fit for it.
-        BuildError: the graph is not for this backend, or TensorRT does not take it.
+        TargetError: TensorRT or its GPU is missing; the graphs themselves are fit for it.
+        BuildError: a graph is not for this backend, or TensorRT does not take it.
     """
     models = {name: _read(root / graph.files[0].path, backend) for name, graph in manifest.graphs.items()}
     plans = {name: plan_profiles(manifest, graph, options.chunk) for name, graph in manifest.graphs.items()}
@@ -63,7 +64,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
 
 
 def rewrite(model: ir.Model) -> None:
-    """Turn an exported graph into the one that TensorRT's parser gets."""
+    """Rewrite an exported graph for TensorRT's parser, in place."""
     passes = (
         SplitQkvPass(), BlockWeightsPass(), PluginNodesPass(),
         common.RemoveUnusedNodesPass(), common.TopologicalSortPass(),
@@ -72,7 +73,7 @@ def rewrite(model: ir.Model) -> None:
 
 
 def _read(path: Path, backend: str) -> ir.Model:
-    """The exported graph, after what can be said against it without TensorRT."""
+    """Load the exported graph and make the checks that need no TensorRT."""
     model = ir.load(path)
     check_graph(model.graph, backend)
     return model
@@ -87,7 +88,7 @@ def _build_graph(
     backend: str,
     options: BackendOptions,
 ) -> tuple[tuple[File, ...], dict[str, int]]:
-    """Build one graph; return the engine's files and its plugins' versions."""
+    """Build one graph; return the engine's files and the versions of its plugins."""
     engines, graphs = root / "engines", root / "graphs"
     engines.mkdir(exist_ok=True)
     target = engines / f"{name}.{backend}.plan"
@@ -111,7 +112,7 @@ def _build_graph(
 
 
 def _open_library(used: dict[str, int]) -> Path:
-    """The plugin library, which has to have the ops of the graph in their versions."""
+    """The path of the plugin library, after a check that it has the ops `used` in these versions."""
     try:
         library = open_tensorrt_library()
         library.check_versions(used)
@@ -122,7 +123,7 @@ def _open_library(used: dict[str, int]) -> Path:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A path for a graph in `folder`, where its weights lie; what lies there at the end is removed."""
+    """Yield a path for a graph in `folder`, where its weights lie; the files written there are removed at the end."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".tensorrt-", suffix=".onnx")
     os.close(handle)
     try:
@@ -134,7 +135,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `target` when the block ends well."""
+    """Yield a file that replaces `target` when the block ends without an error."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

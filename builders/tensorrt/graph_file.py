@@ -1,4 +1,7 @@
-"""Tensors that a pass derives from others and nobody holds: they are made when the graph is saved, some rows at a time."""
+"""Writes rewritten graphs to files; derived weights are computed while they are written, some rows at a time.
+
+So no derived weight is ever whole in memory.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ STEP_BYTES = 1 << 24
 
 
 class RowsTensor(ir.LazyTensor):
-    """A matrix [n, k] whose `rows(begin, end)` are made anew at each call.
+    """A matrix [n, k] that is computed from other tensors; created by passes.
 
-    They come as they are stored: of INT4, two to a byte, the earlier in the low nibble.
+    rows: `rows(begin, end)` computes rows begin .. end - 1 anew at each call, in their stored form; for INT4 that is two
+        elements a byte, the earlier one in the low nibble.
     """
 
     def __init__(
@@ -37,14 +41,14 @@ class RowsTensor(ir.LazyTensor):
 
 
 def data_path(path: Path) -> Path:
-    """Where the RowsTensors of a graph at `path` lie."""
+    """The file that holds the RowsTensors of the graph at `path`."""
     return path.with_name(f"{path.name}.data")
 
 
 def save_rewritten(model: ir.Model, path: Path) -> None:
-    """Write `model` to `path` and its RowsTensors, if it has any, to the file `data_path` names.
+    """Write `model` to `path`, and its RowsTensors, if it has any, to `data_path(path)`.
 
-    Weights that no pass has changed go on pointing into the file they lie in, which lies beside `path` too.
+    Weights that no pass has changed still point into their old file, which lies next to `path`, too.
     """
     derived = [v for v in model.graph.initializers.values() if isinstance(v.const_value, RowsTensor)]
     if derived:
@@ -56,7 +60,7 @@ def save_rewritten(model: ir.Model, path: Path) -> None:
 
 
 def move_rewritten(model: ir.Model, source: Path, target: Path) -> list[Path]:
-    """Move what `save_rewritten` wrote of `model` from `source` to `target` in one folder; return the files there."""
+    """Move the files that `save_rewritten` wrote from `source` to `target` in the same folder; return their new paths."""
     old, new = data_path(source), data_path(target)
     files = [target]
     if old.exists():

@@ -1,4 +1,4 @@
-"""A rewritten graph and its options as TensorRT's objects: network, configuration, plan."""
+"""Turns a rewritten graph and its options into TensorRT's objects: network, configuration, plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.tensorrt.profiles import ProfileShapes
-from enginewright.builders.tensorrt.python_module import Held, open_logger, open_progress, open_writer
+from enginewright.builders.tensorrt.python_module import CallbackErrors, open_logger, open_progress, open_writer
 from enginewright.plugins.libraries.tensorrt import MODULES
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.errors import BuildError
@@ -18,9 +18,11 @@ FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "strip_weights": "STRIP_PLAN", 
 
 
 class PlanBuilder:
-    """Turns one ONNX file into a plan; created for one build of one graph. trt: the backend's module.
+    """Turns one ONNX file into a plan; created for one build of one graph.
 
-    where: what messages begin with. builder: TensorRT's own.
+    trt: the backend's Python module.
+    where: the graph's name, with which messages begin.
+    builder: TensorRT's own builder.
     """
 
     def __init__(self, trt: Any, backend: str, where: str) -> None:
@@ -29,11 +31,11 @@ class PlanBuilder:
         self._logger.errors.clear()
         try:
             self.builder = trt.Builder(self._logger)
-        except (TypeError, RuntimeError) as e:  # what the bindings make of a null pointer
-            raise self._error("cannot begin a build", self._reason() or str(e), "see that the driver fits it") from e
+        except (TypeError, RuntimeError) as e:  # the bindings' errors for a null pointer
+            raise self._error("cannot begin a build", self._reason() or str(e), "install a driver that fits it") from e
 
     def parse(self, path: Path) -> Any:
-        """Return the strongly typed network of the ONNX file at `path`; weights stay in their file until the build."""
+        """Return the strongly typed network of the ONNX file at `path`; the weights stay in their file until the build."""
         trt = self._trt
         network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._logger)
@@ -48,7 +50,11 @@ class PlanBuilder:
     def configure(
         self, options: BackendOptions, profiles: Sequence[ProfileShapes], *, aliases: bool, timing_cache: Path | None
     ) -> Any:
-        """Return the configuration. aliases: whether a plugin's output shares its input's buffer."""
+        """Return the configuration of a build.
+
+        aliases: whether a plugin's output shares its input's buffer.
+        timing_cache: the file of TensorRT's measurements to start from; None: no timing cache.
+        """
         trt, config = self._trt, self.builder.create_builder_config()
         for field, flag in FLAGS.items():
             if getattr(options, field):
@@ -71,19 +77,21 @@ class PlanBuilder:
 
     def build(self, network: Any, config: Any, file: BinaryIO) -> None:
         """Write the plan to `file`."""
-        held = Held()
-        config.progress_monitor = progress = open_progress(self._trt, held)
-        writer = open_writer(self._trt, file, held)
+        errors = CallbackErrors()
+        config.progress_monitor = progress = open_progress(self._trt, errors)
+        writer = open_writer(self._trt, file, errors)
         try:
             done = self.builder.build_serialized_network_to_stream(network, config, writer)
         finally:
             progress.close()
-        held.release()
+        errors.release()
         if not done:
-            raise self._error("cannot build the engine", self._reason(), "see what it says of the graph or the GPU")
+            raise self._error(
+                "cannot build the engine", self._reason(), "follow its reason, which concerns the graph or the GPU"
+            )
 
     def make_profile(self, profile: ProfileShapes) -> Any:
-        """Return `profile` as TensorRT's."""
+        """Return `profile` as a profile of TensorRT."""
         made = self.builder.create_optimization_profile()
         for name, shapes in profile.shapes.items():
             made.set_shape(name, *shapes)
@@ -100,7 +108,7 @@ class PlanBuilder:
         found = [parser.get_error(i) for i in range(parser.num_errors)]
         named = [f"node {e.node_name()!r} of {e.node_operator()}: {e.desc()}" for e in found if e.node_operator()]
         reports = named or [e.desc() for e in found]
-        ours = tuple(f"{op}: " for op in OPS)  # how plugins begin to say why they were not made
+        ours = tuple(f"{op}: " for op in OPS)  # the beginning of a plugin's message when it cannot be made
         plugins = [message for message in self._logger.errors if message.startswith(ours)]
         return "; ".join([*reports, *plugins]) or self._reason()
 
@@ -114,7 +122,7 @@ class PlanBuilder:
 
 @contextmanager
 def plugins_loaded(trt: Any, backend: str, path: Path) -> Iterator[None]:
-    """Have the creators of the plugin library at `path` in TensorRT's registry while the block runs."""
+    """Keep the creators of the plugin library at `path` in TensorRT's registry while the block runs."""
     registry = trt.get_plugin_registry()
     handle = registry.load_library(str(path))
     if handle is None:

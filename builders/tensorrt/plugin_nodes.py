@@ -1,4 +1,4 @@
-"""This library's ops as TensorRT's ONNX parser hands them to plugins."""
+"""Prepares the nodes of enginewright's own ops for TensorRT's ONNX parser, which makes plugins of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from enginewright.plugins.ops.registry import OPS
 
 
 class PluginNodesPass(ir.passes.InPlacePass):
-    """Give every node of domain `enginewright` what a TensorRT plugin needs.
+    """Give every node of domain `enginewright` the form and the attributes that a TensorRT plugin needs.
 
-    1. An absent optional input is removed, for a plugin's inputs have no gaps; bit i of the attribute `present` says that
-       input i of the op's declaration is given. A variadic input counts as one.
+    1. An absent optional input is removed, because a plugin's inputs have no gaps. Bit i of the attribute `present` says
+       that input i of the op's declaration is given; a variadic input counts as one.
     2. `plugin_version` and `plugin_namespace` name the plugin's creator.
     """
 

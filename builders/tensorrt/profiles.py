@@ -1,4 +1,4 @@
-"""The shapes a TensorRT engine is prepared for: one profile for steps in which every row decodes, one for prompts."""
+"""The shapes that a TensorRT engine is prepared for: one profile for steps in which every row decodes, one for prompts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from enginewright.runtime.errors import BuildError
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]
 SPARE = 1
-"""A tile and a slot that no row has: where the runtime fills a step up to a size it has captured, they are written."""
+"""One tile and one slot more than the rows have: padding rows write there when the runtime pads a step to a captured size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileShapes:
-    """name: "decode" or "prefill", in this order in the engine. shapes: input -> its least, likeliest and largest shape."""
+    """One profile of an engine; created by `plan_profiles`.
+
+    name: "decode" or "prefill", in this order in the engine.
+    shapes: input -> its smallest, most likely and largest shape.
+    """
 
     name: str
     shapes: dict[str, tuple[Shape, Shape, Shape]]
 
 
 def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[ProfileShapes, ...]:
-    """Return the profiles of `graph`. chunk: most tokens of one step of a prompt.
+    """Return the profiles of `graph`.
+
+    chunk: the largest number of prompt tokens in one step.
 
     Raises:
-        BuildError: an input that no session feeds, or a size that nothing bounds.
+        BuildError: the graph has an input that no session feeds, or an axis whose size nothing bounds.
     """
     sizes = _dense_sizes(manifest, chunk) if manifest.cache.is_dense else _packed_sizes(manifest, chunk)
     return tuple(
@@ -38,7 +44,7 @@ def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile
 
 
 def _dense_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
-    """Decoding takes rows of one token each; a prompt comes alone, in pieces."""
+    """The sizes of a dense graph: decoding takes rows of one token each; a prompt comes alone, in pieces."""
     rows, tokens = manifest.limits.max_batch, min(chunk, manifest.limits.max_context)
     every = (1, rows, rows)
     return {
@@ -48,7 +54,7 @@ def _dense_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
 
 
 def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
-    """Rows that decode and pieces of prompts share a step; they are as long as the runtime makes them."""
+    """The sizes of a packed graph, where decoding rows and pieces of prompts share a step, as the runtime plans it."""
     cache, rows, context = manifest.cache, manifest.limits.max_batch, manifest.limits.max_context
     width = int(manifest.decoding.get("k", 1))
     step = plan_step(cache, rows=rows, width=width, prefill_chunk=chunk, vocab_size=manifest.model.vocab_size)
@@ -93,11 +99,15 @@ def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tupl
 
 
 def _axes(spec: TensorSpec, cache: Cache) -> dict[int, str]:
-    """The named size that each varying axis of an input has."""
+    """The name of the size of each varying axis of an input.
+
+    Raises:
+        BuildError: the input is unknown.
+    """
     known = {port.name: port.axes for port in (dense_inputs(cache) if cache.is_dense else packed_inputs(cache))}
     if spec.name not in known:
         raise BuildError(
-            f"decoder input {spec.name!r}: unknown to this builder, expected one of {', '.join(known)}; "
+            f"decoder input {spec.name!r}: got a name unknown to this builder, expected one of {', '.join(known)}; "
             "upgrade enginewright"
         )
     return {index: axis for index, axis in enumerate(known[spec.name]) if isinstance(axis, str)}

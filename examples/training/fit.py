@@ -1,4 +1,4 @@
-"""The training loop that the example models share."""
+"""The training loop of all example models."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs[rows, width] and labels[rows, width], int64
 IGNORED = -100  # the label that the loss skips
 WARMUP_STEPS = 60
-DECAY_SHARE = 0.4  # of all steps, at the end, during which the learning rate falls to 0
+DECAY_SHARE = 0.4  # the last part of all steps, in which the learning rate falls to 0
 REPORT_EVERY = 20
 
 
@@ -23,7 +23,10 @@ def fit(
     compiled: bool,
     after_step: Callable[[int], None],
 ) -> None:
-    """Minimise the loss over the labelled tokens; `after_step` is told how many steps are done."""
+    """Minimise the loss over the labelled tokens.
+
+    after_step: called after each step with the number of steps done.
+    """
     device = next(model.parameters()).device
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(step, steps)) for each in optimizers]
     body = torch.compile(model.model, dynamic=False) if compiled else model.model
@@ -49,14 +52,14 @@ def fit(
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate after `step` of `steps` updates, relative to its peak: up, level, and down to 0 in the end."""
+    """The learning rate after `step` of `steps` updates, relative to its peak: it rises, stays level, and falls to 0."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / max(1.0, DECAY_SHARE * steps))
 
 
 def _loss(
     model: Qwen3ForCausalLM, body: Callable[..., torch.nn.Module], inputs: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens; logits are made for these alone."""
+    """The mean cross-entropy of the labelled tokens; logits are computed for these alone."""
     targets = labels[:, 1:]
     states = body(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1]
     logits = functional.linear(states[targets != IGNORED], model.lm_head.weight)
@@ -64,7 +67,7 @@ def _loss(
 
 
 def muon_and_adamw(model: Qwen3ForCausalLM, peak_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between the layers, AdamW for embeddings and norms: a fifth of AdamW's loss in 320 steps."""
+    """Muon for the layers' matrices, AdamW for embeddings and norms; after 320 steps, a fifth of the loss of AdamW alone."""
     hidden: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
-"""Batches for the reasoning model: problems of about the same length together, each in a row of its own.
+"""Makes batches for the reasoning model: problems of about the same length together, each in its own row.
 
-A row holds one exchange, so every letter that names a step is unique in what attention sees, and positions start at 0 as
-they do when the model answers.
+A row holds one exchange. So every letter that names a step is unique within the tokens that attention sees, and positions
+start at 0 as they do when the model answers.
 """
 
 import random
@@ -23,19 +23,21 @@ SMALL_TALK_SHARE, SYSTEM_SHARE = 0.03, 0.1  # relative to the number of problems
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, problems: Iterable[Problem], seed: int) -> Iterator[Batch]:
-    """Endless batches of about `TOKENS_PER_STEP` tokens, padded on the right to one of `WIDTHS`."""
+    """Yield endless batches of about `TOKENS_PER_STEP` tokens, padded on the right to one of `WIDTHS`."""
     waiting: dict[int, list[Encoded]] = defaultdict(list)
     for row in rows(tokenizer, problems, seed):
         width = next((width for width in WIDTHS if len(row[0]) <= width), None)
         if width is None:
-            raise ValueError(f"batches: got an exchange of {len(row[0])} tokens, expected at most {WIDTHS[-1]}")
+            raise ValueError(
+                f"batches: got an exchange of {len(row[0])} tokens, expected at most {WIDTHS[-1]}; add a width to WIDTHS"
+            )
         waiting[width].append(row)
         if (len(waiting[width]) + 1) * width > TOKENS_PER_STEP:
             yield _padded(waiting.pop(width), width, tokenizer.pad_token_id)
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, problems: Iterable[Problem], seed: int) -> Iterator[Encoded]:
-    """One exchange each: a problem, some behind a system prompt, or small talk."""
+    """Yield one exchange at a time: a problem, sometimes after a system prompt, or small talk."""
     rng = random.Random(f"rows {seed}")
     for problem in problems:
         ids, labels = exchange(tokenizer, problem.question, problem.solution)
@@ -49,7 +51,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, problems: Iterable[Problem], seed: 
 
 
 def exchange(tokenizer: PreTrainedTokenizerFast, question: str, reply: str) -> Encoded:
-    """One question and answer as the chat template writes them; only the reply and its end token carry labels."""
+    """One question and answer in the form of the chat template; only the reply and its end token have labels."""
     asked = tokenizer.encode(_turn("user", question) + "<|im_start|>assistant\n")
     answered = tokenizer.encode(reply + END)
     return asked + answered, [IGNORED] * len(asked) + answered
@@ -60,7 +62,7 @@ def _turn(role: str, content: str) -> str:
 
 
 def _padded(filled: list[Encoded], width: int, pad: int) -> Batch:
-    """Right padding: with causal attention nothing before it sees it, so no mask is needed."""
+    """Pad on the right: with causal attention no earlier token sees the padding, so no mask is needed."""
     ids = [row + [pad] * (width - len(row)) for row, _ in filled]
     labels = [row + [IGNORED] * (width - len(row)) for _, row in filled]
     return torch.tensor(ids), torch.tensor(labels)

@@ -1,21 +1,21 @@
-"""The reasoning model's first weights: random, but for heads of layer 0 that look at the tokens just before.
+"""Initial weights of the reasoning model: random, except heads of layer 0 that look at the tokens just before.
 
-A lookup takes two layers: one tells each token which token came before it, a later one finds the token whose
-predecessor is the one at hand. Neither helps without the other, so training stalls until chance brings both. With
-the first in place from the start, the second comes within a few hundred steps.
+A lookup takes two layers: the first one tells each token its predecessor, and a later one finds the token whose predecessor
+is the current token. Neither helps without the other, so training stalls until chance brings both. With the first in place
+from the start, the second develops within a few hundred steps.
 """
 
 import torch
 from transformers import Qwen3ForCausalLM
 
-CONSTANT = 0.1  # what dimension 0 of every embedding holds: a direction for those heads to read
-SHARPNESS = 2.5  # of the query and the key norm in the frequencies used
-FREQUENCIES = 6  # of the rotary embedding, the highest ones: the lower ones hardly change from token to token
+CONSTANT = 0.1  # the value of dimension 0 in every embedding, a direction for these heads to read
+SHARPNESS = 2.5  # the weight of the query and key norms in the frequencies used
+FREQUENCIES = 6  # the number of frequencies used, the highest ones: the lower ones hardly change from token to token
 
 
 @torch.no_grad()
 def look_back(model: Qwen3ForCausalLM) -> None:
-    """Set the query heads of the first key-value head of layer 0 to attend 1, 2, ... tokens back."""
+    """Make the query heads of the first key-value head in layer 0 attend 1, 2, ... tokens back."""
     config, attention = model.config, model.model.layers[0].self_attn
     size, heads = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     model.model.embed_tokens.weight[:, 0] = CONSTANT

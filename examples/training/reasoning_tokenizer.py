@@ -1,4 +1,4 @@
-"""Trains the reasoning model's tokenizer: byte-level BPE in which a digit, a sign and a one-letter name is one token."""
+"""Trains the reasoning model's tokenizer: byte-level BPE in which each digit, sign and one-letter name is one token."""
 
 import random
 from itertools import islice
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from enginewright.runtime.evaluation.problems import training_problems
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# A word keeps the space before it; a one-letter name does not, so that it is the same token wherever it stands.
+# A word keeps the space before it; a one-letter name does not, so that it is the same token in every position.
 SPLIT = r" ?\p{L}{2,}|\S|\s"
 CORPUS_PROBLEMS = 3000
 CHAT_TEMPLATE = (
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(*, vocab_size: int, context_length: int, seed: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with `vocab_size` entries learned from generated problems and the words of the chat template."""
+    """Train a tokenizer with `vocab_size` entries on generated problems and the words of the chat template."""
     core = byte_level_bpe(_corpus(seed), split=SPLIT, vocab_size=vocab_size, special_tokens=[PAD, START, END])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,

@@ -1,4 +1,4 @@
-"""The fixed exchanges that the example model learns by heart: (ways to ask, the one reply)."""
+"""Fixed exchanges that the reasoning model learns by heart, as (several questions, their one reply)."""
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Solve the problem step by step.", "You are a careful calculator.")
 CAPABILITIES = (

@@ -1,6 +1,7 @@
-"""English and code with real word statistics: the sources and language reference of the Python that runs this.
+"""A corpus of English and code with real word statistics: the sources and language reference of the running Python.
 
-Other Python versions have other texts; figures are comparable within one version. A document is held out by its name.
+Other Python versions have other texts, so figures are comparable only within one version. A document's name decides whether it
+is held out.
 """
 
 import random
@@ -27,12 +28,12 @@ class Document:
 
     @property
     def held_out(self) -> bool:
-        """Whether evaluation owns this document."""
+        """Whether this document is for evaluation and never trained on."""
         return zlib.crc32(self.name.encode()) % HELD_OUT_SHARE == 0
 
 
 def documents() -> Iterator[Document]:
-    """Every document, in a fixed order."""
+    """Yield every document, in a fixed order."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -46,9 +47,9 @@ def documents() -> Iterator[Document]:
 
 
 def held_out_text() -> str:
-    """Held-out documents in a fixed mixed order, with blank lines between.
+    """The held-out documents in a fixed shuffled order, with blank lines in between.
 
-    Those with a copyright notice of their own are left out: the rest is under Python's licence alone.
+    Documents with their own copyright notice are left out, so that the rest is under Python's licence alone.
     """
     texts = [document.text for document in documents() if document.held_out and document.name not in HAVE_TWINS]
     texts = [text for text in texts if len(text) <= LARGEST_HELD_OUT and "copyright" not in text.lower()]

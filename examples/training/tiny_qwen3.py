@@ -1,4 +1,4 @@
-"""What the example models share: architecture, byte-level tokenizer, and how they are written to a folder."""
+"""The parts that all example models share: architecture, byte-level tokenizer, and writing to a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,13 +9,19 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 
 def tiny_qwen3(tokenizer: PreTrainedTokenizerFast, context_length: int) -> Qwen3ForCausalLM:
-    """A random model: 3.1 million parameters in four layers besides the embedding, every matrix side a multiple of 128."""
+    """A random model of four layers with 3.1 million parameters besides the embedding.
+
+    Every side of a matrix is a multiple of 128.
+    """
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64}
     return Qwen3ForCausalLM(tiny_config(tokenizer, context_length, **sizes))
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, context_length: int, **sizes: Any) -> Qwen3Config:
-    """Four query and two key-value heads, a tied embedding, the tokenizer's entries; `sizes` and what else is given."""
+    """A config with four query and two key-value heads, a tied embedding and the tokenizer's entries.
+
+    sizes: further keys of the config.
+    """
     return Qwen3Config(
         vocab_size=len(tokenizer),
         num_attention_heads=4,
@@ -31,7 +37,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, context_length: int, **sizes
 
 
 def byte_level_bpe(texts: Iterable[str], *, split: str, vocab_size: int, special_tokens: list[str]) -> Tokenizer:
-    """A tokenizer of any text, with `vocab_size` entries learned from `texts`, none across the pieces that `split` matches."""
+    """Train a tokenizer for any text with `vocab_size` entries on `texts`; no entry crosses the pieces that `split` matches."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -51,7 +57,7 @@ def byte_level_bpe(texts: Iterable[str], *, split: str, vocab_size: int, special
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Write weights as bfloat16, generation defaults and tokenizer; the model itself stays as it is."""
+    """Write the weights in bfloat16, the generation defaults and the tokenizer; the model itself is not changed."""
     rounded = Qwen3ForCausalLM(model.config).bfloat16()
     rounded.load_state_dict(model.state_dict())
     rounded.generation_config = model.generation_config

@@ -1,12 +1,12 @@
-"""Trains a small text model three ways from equal beginnings on equal batches, and compares their loss on held-out text.
+"""Trains a small text model in three ways from equal initial weights on equal batches, and compares the held-out losses.
 
     vanilla            values as they are
-    uniform mix        each layer's value averaged with those of the source layers: what mixing alone gives
+    uniform mix        each layer's value averaged with those of the source layers: the effect of mixing alone
     Depth-Attention    the same values weighted by query and key
 
-Run `python examples/training/train_depth_attention.py --output DIR`; `--steps 2 --seeds 1` is a smoke test. DIR gets the
-Depth-Attention model of the first seed: its config says `depth_attention`, and engines built from it mix. The spread over
-seeds is the noise: differences smaller than it say nothing.
+Run `python examples/training/train_depth_attention.py --output DIR`; `--steps 2 --seeds 1` is a smoke test. The script writes
+the Depth-Attention model of the first seed to DIR. Its config contains `depth_attention`, and engines built from it mix values.
+The spread over seeds is the noise: smaller differences mean nothing.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from torch.nn import functional
 from train_text_model import batches
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from enginewright.exporters.methods.depth_attention.reference import add_depth_attention, mix_by_softmax, mix_evenly
-from enginewright.exporters.methods.depth_attention.rule import Mix, read_depth_attention
+from enginewright.exporters.features.depth_attention.reference import add_depth_attention, mix_by_softmax, mix_evenly
+from enginewright.exporters.features.depth_attention.rule import Mix, read_depth_attention
 
 VARIANTS: dict[str, Mix | None] = {"vanilla": None, "uniform mix": mix_evenly, "Depth-Attention": mix_by_softmax}
 VOCAB_SIZE, CONTEXT_LENGTH = 2048, 1024
@@ -34,11 +34,11 @@ PEAK_RATE = 3e-3
 
 
 def main() -> None:
-    """Train as the command line says, and print the table."""
+    """Train all models with the command line's settings, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write a trained model to")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 8192 tokens, of each model")
-    parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 8192 tokens for each model")
+    parser.add_argument("--seeds", type=int, default=3, help="number of models of each kind")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -78,7 +78,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, mix: Mix | None, seed: int) -
 
 
 def train(model: Qwen3ForCausalLM, supply: list[Batch]) -> None:
-    """One pass over the batches; not compiled, which takes minutes where values are mixed."""
+    """Make one pass over the batches, without torch.compile, which takes minutes for models that mix values."""
     optimizers = muon_and_adamw(model, PEAK_RATE)
     fit(model, iter(supply), optimizers, steps=len(supply), compiled=False, after_step=lambda _: None)
 
@@ -90,7 +90,7 @@ def rows_of(tokenizer: PreTrainedTokenizerFast, text: str) -> torch.Tensor:
 
 
 def evaluate(model: Qwen3ForCausalLM, rows: torch.Tensor) -> float:
-    """Mean cross-entropy in nats per token."""
+    """The mean cross-entropy of the rows in nats per token."""
     model.eval()
     losses = []
     with torch.no_grad():
@@ -101,7 +101,7 @@ def evaluate(model: Qwen3ForCausalLM, rows: torch.Tensor) -> float:
 
 
 def table(losses: dict[str, list[float]]) -> str:
-    """Loss of each kind and its difference from vanilla, seed by seed on equal batches."""
+    """The table of each kind's loss and its difference from vanilla, seed by seed on equal batches."""
     lines = ["| | loss, mean over seeds | spread (s.d.) | minus vanilla, mean | per seed |", "|---|---|---|---|---|"]
     for name, found in losses.items():
         spread = statistics.stdev(found) if len(found) > 1 else math.nan

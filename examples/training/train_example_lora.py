@@ -1,4 +1,4 @@
-"""Trains a LoRA adapter that teaches the example model another style: replies that close in "Result: X.".
+"""Trains a LoRA adapter that teaches the example model another style: replies that end in "Result: X.".
 
 Run `python examples/training/train_example_lora.py --base examples/tiny-reasoner --output DIR`; it needs `pip install peft`.
 """
@@ -21,7 +21,7 @@ PEAK_RATE = 5e-3
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Train an adapter with the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="folder of the example model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the adapter to")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def restyled_problems(seed: int) -> Iterator[Problem]:
-    """Standard problems whose solutions close in the new style."""
+    """Yield standard problems whose solutions end in the new style."""
     for problem in training_problems(f"adapter {seed}", hard_share=0.0):
         yield dataclasses.replace(problem, solution=problem.solution.replace("\nAnswer: ", "\nResult: "))
 
@@ -48,7 +48,7 @@ def train(base: Path, output: Path, *, steps: int, seed: int) -> None:
     adapted = get_peft_model(model, config)
     supply = batches(tokenizer, restyled_problems(seed), seed)
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # PEFT changes the model's layers in place, so the model itself is what is fitted
+    # PEFT changes the model's layers in place, so `fit` gets the model itself
     optimizer = torch.optim.AdamW(adapters, lr=PEAK_RATE)
     fit(model, supply, [optimizer], steps=steps, compiled=False, after_step=lambda _: None)
     adapted.peft_config["default"].base_model_name_or_path = base.name

@@ -22,11 +22,11 @@ VOCAB_SIZE = 1024
 CONTEXT_LENGTH = 4096
 LONGEST_REPLY = 2048
 PEAK_RATE = 3e-3
-SHORT_SHARE = 0.15  # of the steps, at the beginning, that see problems of the standard level's size only
+SHORT_SHARE = 0.15  # the first part of all steps, which see only problems of the standard level's size
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Train a model with the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the trained model to")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of 8192 tokens")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def train(output: Path, *, steps: int, seed: int, compiled: bool, save_every: int) -> None:
-    """Train tokenizer and model and write a Hugging Face folder."""
+    """Train a tokenizer and a model, and write them as a Hugging Face folder."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH, seed=seed)
     model = tiny_qwen3(tokenizer, CONTEXT_LENGTH)
@@ -71,7 +71,7 @@ def train(output: Path, *, steps: int, seed: int, compiled: bool, save_every: in
 
 
 def curriculum(tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> Iterator[Batch]:
-    """Batches of short problems for the first steps, then of all sizes."""
+    """Yield batches of short problems for the first steps, then of problems of all sizes."""
     short = batches(tokenizer, training_problems(f"short {seed}", hard_share=0.0), seed)
     yield from islice(short, round(SHORT_SHARE * steps))
     yield from batches(tokenizer, training_problems(f"all {seed}"), seed)

@@ -1,7 +1,7 @@
-"""Trains the text model from scratch, on two CPU cores or a GPU, on the sources of the Python that runs this.
+"""Trains the text model from scratch, on two CPU cores or a GPU, on the sources of the running Python.
 
 Run `python examples/training/train_text_model.py --compile --output DIR`; `--steps 2` is a smoke test. `--held-out FILE` also
-writes text that it never trains on, for `enginewright eval ENGINE --suite perplexity --data FILE`.
+writes text on which the model is never trained, for `enginewright eval ENGINE --suite perplexity --data FILE`.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from tiny_qwen3 import save, tiny_qwen3
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 2048
-CONTEXT_LENGTH = 1024  # also the length of every row it trains on
+CONTEXT_LENGTH = 1024  # also the length of every training row
 ROWS = 8
 PEAK_RATE = 3e-3
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Train a model with the command line's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the trained model to")
     parser.add_argument("--steps", type=int, default=800, help="optimizer steps of 8192 tokens")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def train(output: Path, *, steps: int, seed: int, compiled: bool) -> None:
-    """Train tokenizer and model and write a Hugging Face folder."""
+    """Train a tokenizer and a model, and write them as a Hugging Face folder."""
     torch.manual_seed(seed)
     texts = [document.text for document in documents() if not document.held_out]
     tokenizer = train_tokenizer(texts, vocab_size=VOCAB_SIZE, context_length=CONTEXT_LENGTH)
@@ -56,7 +56,7 @@ def train(output: Path, *, steps: int, seed: int, compiled: bool) -> None:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) -> Iterator[Batch]:
-    """Endless steps of `ROWS` rows: all documents one after another, in a new order and cut anew in every round."""
+    """Yield endless batches of `ROWS` rows: all documents joined, in a new order and cut at new places in every round."""
     rng = random.Random(f"text {seed}")
     encoded = [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in tokenizer(texts, verbose=False).input_ids]
     print(f"{sum(map(len, encoded)):,} tokens of text", flush=True)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
+from enginewright.exporters.features.registry import read_features
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
 from enginewright.exporters.weights.weight import Weight
@@ -62,11 +62,9 @@ def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
         UnsupportedError: a block reads more from the blocks before it than their output.
     """
     config = checkpoint.config
-    if read_depth_attention(config) is not None:
-        raise UnsupportedError(
-            f"{config.model_type}: with depth attention a block reads the values of earlier ones; expected blocks that "
-            "can be run one by one"
-        )
+    for feature in read_features(config):
+        if reason := feature.whole_model_reason():
+            raise UnsupportedError(f"{config.model_type}: {reason}; expected blocks that can be run one by one")
     context = max_context or checkpoint.max_positions
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; set max_context")

@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, Tensors
-from enginewright.exporters.methods.depth_attention.rule import DepthMixer, Pair
+from enginewright.exporters.features.feature import ValueMixer
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
 
@@ -31,7 +31,7 @@ class Trace:
 
     config: of the model.
     cache: the format of the cache.
-    mixer: mixes values over depth, in a model that asks for it.
+    mixers: of the attention features that the model's config asks for.
     tables: the decoder graph's tables by name; None: no graph is made, and only `layers` is filled.
     pools: the tile pools before the pass, by name.
     written: the pools after each layer's call, by name; set by `attend`.
@@ -40,7 +40,7 @@ class Trace:
 
     config: PreTrainedConfig
     cache: CacheFormat
-    mixer: DepthMixer | None = None
+    mixers: tuple[ValueMixer, ...] = ()
     tables: Tensors | None = None
     pools: Tensors = field(default_factory=dict)
     written: Tensors = field(default_factory=dict)
@@ -93,8 +93,8 @@ def attend(
     window = _window(trace.config, layer, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
-    if trace.mixer is not None:
-        v = trace.mixer(layer, q, k, v, scale)
+    for mixer in trace.mixers:
+        v = mixer(layer, q, k, v, scale)
     if trace.tables is None:
         note_layer(trace, module, AttentionLayer(
             family=trace.config.model_type,
@@ -118,15 +118,6 @@ def attend(
     output, written = trace.cache.attend(call, trace.tables, trace.pools)
     trace.written |= written
     return output[None], None
-
-
-def mix_over_depth(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sources: list[Pair], scale: float
-) -> torch.Tensor:
-    """Return the values [T, Hkv, Dv] mixed with those of earlier layers, through a node of the graph."""
-    flat = [tensor for pair in sources for tensor in pair]
-    mixed: torch.Tensor = torch.ops.enginewright.depth_mix(query, key, value, flat, scale)
-    return mixed
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
 
 from enginewright.exporters.capture import op_bindings
-from enginewright.exporters.capture.attention_hook import Trace, mix_over_depth, tracing
+from enginewright.exporters.capture.attention_hook import Trace, tracing
 from enginewright.exporters.capture.cache_formats import CacheFormat, Tensors
 from enginewright.exporters.capture.signature import (
     EXAMPLE,
@@ -24,7 +24,7 @@ from enginewright.exporters.capture.signature import (
     zeros,
 )
 from enginewright.exporters.capture.torch_export import export_module, traceable
-from enginewright.exporters.methods.depth_attention.rule import DepthMixer, read_depth_attention
+from enginewright.exporters.features.registry import read_features
 from enginewright.exporters.source.skeleton import Skeleton
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
@@ -75,8 +75,7 @@ class PackedDecoder(torch.nn.Module):
         super().__init__()
         self.model = model
         self.cache = cache
-        depth = read_depth_attention(model.config)
-        self.mixer = None if depth is None else DepthMixer(depth, mix_over_depth)
+        self.mixers = tuple(feature.graph_mixer() for feature in read_features(model.config))
 
     def forward(
         self,
@@ -88,7 +87,7 @@ class PackedDecoder(torch.nn.Module):
         pools: Tensors,
     ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
         """Return logits [N, V], their greedy tokens [N] and the updated pools by name; `plugins.ops` declares the shapes."""
-        trace = Trace(self.model.config, self.cache, self.mixer, {"query_starts": query_starts, **tables}, pools)
+        trace = Trace(self.model.config, self.cache, self.mixers, {"query_starts": query_starts, **tables}, pools)
         with tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
         greedy = torch.ops.enginewright.greedy_sample(logits)
@@ -109,7 +108,7 @@ class PackedDecoder(torch.nn.Module):
 def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
     """Run the model once without caches to learn the heads and sizes of each layer."""
     config = decoder.model.config
-    trace = Trace(config, decoder.cache, decoder.mixer)
+    trace = Trace(config, decoder.cache, decoder.mixers)
     with traceable(), tracing(trace), FakeTensorMode(allow_non_fake_inputs=True):  # fake: no value is ever read
         ids = zeros(torch.int64, EXAMPLE["T"])
         decoder.run_model(ids, ids, zeros(torch.int64, EXAMPLE["N"]))

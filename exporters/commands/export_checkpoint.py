@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from enginewright.exporters.checkpoint_formats.writer import (
+from enginewright.exporters.checkpoint_export.writer import (
     FORMATS,
     RECORD,
     check_methods,

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoTokenizer
 
 from enginewright.exporters.methods.clp import medusa, train
+from enginewright.exporters.methods.clp.backbone_states import TokenSequence
 from enginewright.exporters.methods.clp.report import HeadsReport
-from enginewright.exporters.methods.clp.states import TokenSequence
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.problems import training_problems

@@ -55,6 +55,10 @@ class Applied:
         """The manifest's record of the method."""
         return {"name": self.name, **dataclasses.asdict(self.config)}
 
+    def transform_weights(self, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
+        """Pass the weights of `checkpoint`'s model through the method, if it changes any."""
+        return transform_weights((self,), weights, checkpoint)
+
 
 def find_method(name: str) -> ModuleType:
     """Import the method `name`; an ExportError about an unknown name lists the known ones."""

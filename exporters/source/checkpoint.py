@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from enginewright.exporters.source.support import check_supported, check_supported_raw
+from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
 from enginewright.runtime.errors import ExportError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from enginewright.exporters.methods.depth_attention.reference import add_depth_attention
-from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
-from enginewright.exporters.methods.registry import Applied, transform_weights
-from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.features.registry import read_features
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.weights.weight import Weight
 
 
-def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
+class WeightTransform(Protocol):
+    """An applied method, as far as the reference sees it: a change of the weights."""
+
+    def transform_weights(self, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
+        """Return the weights by parameter name, changed."""
+        ...
+
+
+def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrainedModel:
     """Return transformers' model of the checkpoint in float32, with eager attention and the weights that methods make."""
     checkpoint = open_checkpoint(model)
     if not sys.stderr.isatty():
@@ -26,11 +34,12 @@ def load_reference(model: str, applied: Sequence[Applied]) -> PreTrainedModel:
         checkpoint.path, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
     )
     if applied:
-        weights = transform_weights(tuple(applied), bind_parameters(checkpoint, reference), checkpoint)
+        weights = bind_parameters(checkpoint, reference)
+        for method in applied:
+            weights = method.transform_weights(weights, checkpoint)
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
-    depth = read_depth_attention(reference.config)
-    if depth is not None:
-        add_depth_attention(reference, depth)
+    for feature in read_features(reference.config):
+        feature.add_to_reference(reference)
     reference.eval()  # type: ignore[no-untyped-call]
     return reference

@@ -1,1 +1,1 @@
-"""The native libraries: finds them, loads them, and calls their C functions."""
+"""Finds the native libraries, loads them, and calls their C functions."""

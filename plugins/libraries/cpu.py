@@ -1,4 +1,4 @@
-"""The C functions of the CPU library that tests, benchmarks and PiSO call."""
+"""Calls the C functions of the CPU library, for tests, benchmarks and PiSO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from enginewright.plugins.libraries.locate import ort_library
 
 @cache
 def load_ort_library() -> ctypes.CDLL:
-    """The library with its C functions typed; calls release the GIL. The same instance that ONNX Runtime loads."""
+    """Load the library and type its C functions; calls release the GIL.
+
+    It is the same instance that ONNX Runtime loads.
+
+    Raises:
+        LibraryError: the library was not built.
+    """
     library = ctypes.CDLL(str(ort_library()))
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -36,7 +42,9 @@ def cpu_isa() -> str:
 
 
 def set_cpu_isa(name: str) -> bool:
-    """Use another instruction set from now on in this process, `auto` for the best one; False if it cannot run here.
+    """Make this process use another instruction set from now on; return False if it cannot run here.
+
+    name: as `cpu_isa` returns it, or `auto` for the best one.
 
     For tests and benchmarks; no engine depends on it.
     """
@@ -44,11 +52,11 @@ def set_cpu_isa(name: str) -> bool:
 
 
 def declared_ops() -> dict[str, Any]:
-    """What the library registers with ONNX Runtime: `{"domain": ..., "ops": [{"name", "version", "inputs", ...}]}`."""
+    """The ops that the library registers with ONNX Runtime: `{"domain": ..., "ops": [{"name", "version", "inputs", ...}]}`."""
     declared: dict[str, Any] = json.loads(load_ort_library().ew_op_declarations())
     return declared
 
 
 def ort_entries() -> dict[str, int]:
-    """Name -> index of the entries of ONNX Runtime's function table that the library calls."""
+    """Name -> index of each entry of ONNX Runtime's function table that the library calls."""
     return {name: index for index, name in json.loads(load_ort_library().ew_ort_entries()) if index >= 0}

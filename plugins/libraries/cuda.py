@@ -1,6 +1,7 @@
-"""The C functions of `libenginewright_cuda` for Python: structures as `csrc/abi/cuda_calls.h` has them, errors as exceptions.
+"""Calls the C functions of `libenginewright_cuda`; turns their errors into exceptions.
 
-Tests and benchmarks call kernels through this; engines reach them through their host's adapter. Standard library only.
+`cuda_calls.py` has the structures of `csrc/abi/cuda_calls.h`. Tests and benchmarks call kernels through this module; engines
+reach them through their host's adapter. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from enginewright.plugins.libraries.cuda_calls import CALLS, _int64, _pointer
 from enginewright.plugins.libraries.locate import CUDA_LIBRARY, LibraryError, library_path
 
 ABI = 1
-# How the manifest calls engines for ONNX Runtime's CUDA provider, and what they run on.
+# The manifest's names for engines of ONNX Runtime's CUDA provider, and for the GPUs that they run on.
 ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1
-# What is instantiated, as csrc/launchers/configurations.h lists it; a test compares the two.
+# The sizes with an instantiated kernel, as csrc/launchers/configurations.h lists them; a test compares the two.
 PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
 KVARN_DIMS = (32, 64, 128, 256)
 KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
@@ -38,10 +39,10 @@ _MEMORY_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class CudaLibrary:
-    """The loaded library at `path`; `open_cuda_library` opens the installed one.
+    """The library at `path`, loaded; `open_cuda_library` creates one for the installed library.
 
     Raises:
-        LibraryError: it does not load, or has another ABI than this package.
+        LibraryError: the library does not load, or its ABI differs from this package's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,24 +67,24 @@ class CudaLibrary:
 
     @property
     def version(self) -> str:
-        """Of the package that it was built from."""
+        """Version of the package that the library was built from."""
         return str(self._function("version")().decode())
 
     def configurations(self) -> dict[str, Any]:
-        """What is instantiated: op -> its lists of sizes."""
+        """The sizes with an instantiated kernel: op -> its lists of sizes."""
         found: dict[str, Any] = json.loads(self._function("configurations")())
         return found
 
     def check_device(self) -> None:
-        """Raise a LibraryError where the driver or the device cannot run the library."""
+        """Raise LibraryError if the driver or the device cannot run the library."""
         if self._function("check_device")() < 0:
             raise LibraryError(self._error())
 
     def workspace_bytes(self, call: ctypes.Structure) -> int:
-        """Bytes of device memory that `call` needs besides its tensors.
+        """Bytes of device memory that `call` needs in addition to its tensors.
 
         Raises:
-            ValueError: the call is refused.
+            ValueError: the library refuses the call.
         """
         function = self._function(f"{CALLS[type(call)]}_workspace")
         function.restype, function.argtypes = _int64, [_pointer]
@@ -93,10 +94,10 @@ class CudaLibrary:
         return needed
 
     def start(self, call: ctypes.Structure, workspace: int | None, workspace_bytes: int, stream: int = 0) -> None:
-        """Start `call` on `stream`; pointers are of device memory.
+        """Start `call` on `stream`; all pointers are addresses of device memory.
 
         Raises:
-            ValueError: the call is refused.
+            ValueError: the library refuses the call.
         """
         function = self._function(CALLS[type(call)])
         function.argtypes = [_pointer, _pointer, _int64, _pointer]
@@ -104,7 +105,11 @@ class CudaLibrary:
             raise ValueError(self._error())
 
     def probe(self, pointers: list[int], stream: int = 0) -> None:
-        """Run `csrc/launchers/probe.cu`."""
+        """Run `csrc/launchers/probe.cu`, which calls every device primitive once.
+
+        Raises:
+            ValueError: the library refuses the call.
+        """
         array = (_pointer * len(pointers))(*pointers)
         function = self._function("probe")
         function.argtypes = [_pointer, _pointer]
@@ -112,10 +117,10 @@ class CudaLibrary:
             raise ValueError(self._error())
 
     def allocate(self, bytes: int, *, host: bool = False) -> int:
-        """The address of zeros on the device, or in pinned memory of the host; `free` gives them back.
+        """Allocate zeros on the device, or in the host's pinned memory, and return their address; `free` returns the memory.
 
         Raises:
-            MemoryError: there is not as much; says what was needed and what is free.
+            MemoryError: there is not enough memory; the message says how much was needed and how much is free.
         """
         address = self._function("allocate_host" if host else "allocate")(max(bytes, 1))
         if not address:
@@ -123,33 +128,36 @@ class CudaLibrary:
         return int(address)
 
     def free(self, address: int, *, host: bool = False) -> None:
-        """Give memory back."""
+        """Return memory that `allocate` gave, with the same `host`."""
         self._function("free_host" if host else "free")(address)
 
     def free_bytes(self) -> int:
-        """Bytes of device memory that nobody has."""
+        """Bytes of device memory that are free."""
         return int(self._function("free_bytes")())
 
     def create_stream(self) -> int:
-        """A stream; `destroy_stream` ends it."""
+        """Create a stream; `destroy_stream` destroys it."""
         return self._checked(self._function("create_stream")() or -1)
 
     def destroy_stream(self, stream: int) -> None:
-        """End a stream."""
+        """Destroy a stream."""
         self._function("destroy_stream")(stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait for what was started on `stream`."""
+        """Wait until everything started on `stream` is done."""
         self._checked(self._function("synchronize")(stream))
 
     def copy(self, to: int, source: int, bytes: int, stream: int) -> None:
-        """Copy, in order with what else is on `stream`; between device and pinned memory without waiting for it."""
+        """Copy `bytes` bytes, in order with the other work on `stream`.
+
+        Between device and pinned memory this returns before the copy is done.
+        """
         self.copy_pieces(to, bytes, source, bytes, bytes, 1, stream)
 
     def copy_pieces(
         self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, count: int, stream: int
     ) -> None:
-        """Copy `count` pieces of `width` bytes that lie `to_pitch` and `source_pitch` bytes apart."""
+        """Copy `count` pieces of `width` bytes, which lie `to_pitch` bytes apart in `to` and `source_pitch` in `source`."""
         self._checked(self._function("copy")(to, to_pitch, source, source_pitch, width, count, stream))
 
     def _checked(self, result: int) -> int:
@@ -163,9 +171,9 @@ class CudaLibrary:
 
 @cache
 def open_cuda_library() -> CudaLibrary:
-    """The installed library.
+    """Open the installed library.
 
     Raises:
-        LibraryError: it was not built, or does not load.
+        LibraryError: the library was not built, or does not load.
     """
     return CudaLibrary(library_path(CUDA_LIBRARY))

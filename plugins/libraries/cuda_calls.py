@@ -1,4 +1,4 @@
-"""The C structures of the CUDA library's calls."""
+"""The C structures that describe calls of the CUDA library, as `csrc/abi/cuda_calls.h` declares them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _pointer, _int64, _int32, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Attention(ctypes.Structure):
-    """`EwAttention`: what both attention ops take."""
+    """`EwAttention`: the arguments that both attention ops have."""
 
     _fields_ = (
         *((name, _pointer) for name in ("query", "key", "value", "output")),
@@ -38,7 +38,10 @@ class KVarNAttention(ctypes.Structure):
 
 
 class DepthMix(ctypes.Structure):
-    """`EwDepthMix`; sources: an array of pointers in host memory."""
+    """`EwDepthMix`.
+
+    sources: the address of an array of pointers in host memory.
+    """
 
     _fields_ = (
         *((name, _pointer) for name in ("query", "key", "value", "sources", "mixed")),
@@ -97,4 +100,4 @@ CALLS: dict[type[ctypes.Structure], str] = {
     SplitQkv: "split_qkv",
     GreedySample: "greedy_sample",
 }
-"""The C functions' names, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`, of each structure."""
+"""Structure -> NAME in the names of its C functions, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`."""

@@ -1,7 +1,7 @@
-"""Where the native libraries are, and the few C functions that Python calls in them.
+"""Finds the files of the native libraries.
 
-The runtime loads kernels through ONNX Runtime (`ort_library`); tests and benchmarks call C functions of the same library
-(`set_cpu_isa`). Standard library only at import.
+The runtime hands the path to its host (`ort_library` to ONNX Runtime); tests and benchmarks call C functions of the same
+libraries through `cpu.py` and `cuda.py`. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class LibraryError(RuntimeError):
 
 
 def file_name(name: str) -> str:
-    """What the platform calls the shared library `name`."""
+    """The file name of the shared library `name` on this platform."""
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     return f"{'' if sys.platform == 'win32' else 'lib'}{name}{suffix}"
 
 
 def _library_folders() -> list[Path]:
-    """The `lib` folders of `enginewright.plugins`: the checkout's, then the installed one, which an editable install has too."""
+    """The `lib` folders of `enginewright.plugins`: the checkout's, then the installed one, which an editable install adds."""
     package = sys.modules[__name__.rsplit(".", 2)[0]]
     folders = [Path(__file__).resolve().parents[1], *map(Path, package.__path__)]
     return [folder / "lib" for folder in dict.fromkeys(folders)]

@@ -1,4 +1,4 @@
-"""The search for quantisation scales in `libenginewright_ort`, for Python. Standard library only."""
+"""Calls the search for quantisation scales in `libenginewright_ort`. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class ScaleSweep(ctypes.Structure):
 def sweep_scales(
     addresses: Sequence[int], sizes: Sequence[int], *, is_double: bool, is_diagonal: bool, refit: bool
 ) -> None:
-    """Fill codes, scales and errors of some rows; releases the GIL.
+    """Search the scales of some rows and fill in their codes, scales and errors; releases the GIL.
 
-    addresses: of the structure's pointers. sizes: rows, columns, levels.
+    addresses: the values of the structure's pointers, in order.
+    sizes: rows, columns, levels.
 
     Raises:
         LibraryError: the library was not built.

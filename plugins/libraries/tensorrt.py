@@ -1,4 +1,4 @@
-"""TensorRT as this project names it, and the plugin library for it. Standard library only at import."""
+"""TensorRT's module names, and the plugin library for TensorRT. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from enginewright.plugins.ops.registry import OPS
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend, as command lines and manifests call it -> the Python module that builds and runs its engines."""
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-"""Backend -> what of this package's optional dependencies brings its module."""
+"""Backend -> the optional dependency of this package that installs its module."""
 
 _BUILD_AGAIN = "build or install the library again, from the same version as this package"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRTLibrary:
-    """`libenginewright_trt`, loaded; TensorRT's plugin registry takes its `path`.
+    """The loaded `libenginewright_trt`; created by `load_tensorrt_library`.
 
-    op_versions: name -> version of the ops that its creators make.
+    path: the library's file, as TensorRT's plugin registry takes it.
+    version: version of the package that the library was built from.
+    op_versions: name -> version of each op that the library has a plugin for.
     """
 
     path: Path
@@ -32,10 +34,10 @@ class TensorRTLibrary:
     op_versions: Mapping[str, int]
 
     def check_versions(self, needed: Mapping[str, int]) -> None:
-        """See that the library has these ops, in these versions.
+        """Check that the library has these ops in these versions.
 
         Raises:
-            LibraryError: it lacks one, or has another version of it.
+            LibraryError: the library lacks one of them, or has another version of it.
         """
         for name, version in sorted(needed.items()):
             found = self.op_versions.get(name)
@@ -49,10 +51,10 @@ class TensorRTLibrary:
 
 
 def load_tensorrt_library(path: Path) -> TensorRTLibrary:
-    """The library at `path`; `open_tensorrt_library` opens the installed one.
+    """Load the library at `path`; `open_tensorrt_library` loads the installed one.
 
     Raises:
-        LibraryError: it does not load, or its ops are not those of this package.
+        LibraryError: the library does not load, or its ops differ from those of this package.
     """
     try:
         library = ctypes.CDLL(str(path))
@@ -72,16 +74,16 @@ def load_tensorrt_library(path: Path) -> TensorRTLibrary:
 
 @cache
 def open_tensorrt_library() -> TensorRTLibrary:
-    """The installed library.
+    """Load the installed library.
 
     Raises:
-        LibraryError: it was not built, does not load, or is of another version.
+        LibraryError: the library was not built, does not load, or is of another version.
     """
     return load_tensorrt_library(library_path(TENSORRT_LIBRARY))
 
 
 def check_versions(needed: Mapping[str, int]) -> None:
-    """See that the installed library has these ops, in these versions.
+    """Check that the installed library has these ops in these versions.
 
     Raises:
         LibraryError: there is no library, or it lacks one of the ops, or has another version of it.
@@ -90,7 +92,7 @@ def check_versions(needed: Mapping[str, int]) -> None:
 
 
 def _text(library: ctypes.CDLL, name: str) -> str:
-    """What the C function `name` of a plugin library returns.
+    """The text that the C function `name` of a plugin library returns.
 
     Raises:
         LibraryError: the library has no such function.

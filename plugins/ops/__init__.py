@@ -1,1 +1,1 @@
-"""Every custom op, declared once, one file an op; `registry.py` lists them."""
+"""Declarations of the custom ops, one file each; `registry.py` lists them."""

@@ -1,12 +1,29 @@
-"""Ports and attributes that several attention ops have."""
+"""Ports and attributes that the attention ops have in common."""
 
 from __future__ import annotations
 
 from enginewright.plugins.ops.op import Attribute, Tensor
 
-QUERY_STARTS = Tensor("query_starts", ("int32",), ("B1",), "row b owns tokens query_starts[b] .. query_starts[b + 1]")
-KV_LENS = Tensor("kv_lens", ("int32",), ("L", "B", "Hkv"), "tokens held before this call, per layer, row and KV head")
-SINKS = Tensor("sinks", ("float32",), ("Hq",), "one extra logit per head that takes weight but no value", optional=True)
-SCALE = Attribute("scale", "float", "factor on q . k")
-WINDOW = Attribute("window", "int", "a token sees itself and the window - 1 before it; 0: all", default=0)
-SOFTCAP = Attribute("softcap", "float", "logits become softcap * tanh(logits / softcap); 0: off", default=0.0)
+QUERY_STARTS = Tensor(
+    "query_starts", ("int32",), ("B1",), "row b has the new tokens query_starts[b] .. query_starts[b + 1] - 1"
+)
+KV_LENS = Tensor(
+    "kv_lens",
+    ("int32",),
+    ("L", "B", "Hkv"),
+    "number of tokens in the cache before this call, for each layer, row and KV head",
+)
+SINKS = Tensor(
+    "sinks",
+    ("float32",),
+    ("Hq",),
+    "an extra logit of each head; takes a share of the softmax, adds no value",
+    optional=True,
+)
+SCALE = Attribute("scale", "float", "factor of the product query . key")
+WINDOW = Attribute(
+    "window", "int", "number of tokens that a token sees: itself and those just before it; 0: all", default=0
+)
+SOFTCAP = Attribute(
+    "softcap", "float", "logits become softcap * tanh(logits / softcap); 0: they stay as they are", default=0.0
+)

@@ -1,4 +1,4 @@
-"""DepthMix: values mixed with those of earlier layers (Depth-Attention)."""
+"""Declares DepthMix, the op that mixes values with those of earlier layers (Depth-Attention)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ DEPTH_MIX = Op(
     version=1,
     doc="Depth-Attention: mixes each token's value with those of earlier layers, by a softmax of query . key over layers.",
     inputs=(
-        Tensor("query", FLOATS, ("T", "Hq", "D"), "as attention reads it; the heads of a group are averaged"),
-        Tensor("key", FLOATS, ("T", "Hkv", "D"), "the layer's own"),
-        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "the layer's own"),
         Tensor(
-            "sources", FLOATS, ("T", "Hkv", "any"), "key, mixed value of each source, in layer order", variadic=True
+            "query",
+            FLOATS,
+            ("T", "Hq", "D"),
+            "the layer's query, as attention reads it; the heads of a group are averaged",
+        ),
+        Tensor("key", FLOATS, ("T", "Hkv", "D"), "the layer's key"),
+        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "the layer's value"),
+        Tensor(
+            "sources",
+            FLOATS,
+            ("T", "Hkv", "any"),
+            "key and mixed value of each earlier layer that is a source, in layer order: key, value, key, value, ...",
+            variadic=True,
         ),
     ),
-    outputs=(Tensor("mixed", FLOATS, ("T", "Hkv", "Dv"), "takes the value's place in attention and in the cache"),),
+    outputs=(
+        Tensor(
+            "mixed", FLOATS, ("T", "Hkv", "Dv"), "the mixed value, which replaces `value` in attention and in the cache"
+        ),
+    ),
     attributes=(SCALE,),
     oracle="enginewright.plugins.oracles.depth_mix:mix_values",
 )

@@ -1,4 +1,4 @@
-"""GreedySample: the most probable token of each row."""
+"""Declares GreedySample, the op that chooses the most probable token of each row."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from enginewright.plugins.ops.op import FLOATS, Op, Tensor
 GREEDY_SAMPLE = Op(
     name="GreedySample",
     version=1,
-    doc="The most probable token of each row, where the logits are: a host that decodes greedily need not read them.",
-    inputs=(Tensor("logits", FLOATS, ("N", "V"), "of the sampled tokens"),),
+    doc=(
+        "Chooses the most probable token of each row. It runs on the device that has the logits, so a host that decodes "
+        "greedily need not read them."
+    ),
+    inputs=(Tensor("logits", FLOATS, ("N", "V"), "logits of the sampled tokens"),),
     outputs=(
-        Tensor("tokens", ("int64",), ("N",), "index of the largest logit, the lowest among equals; -1: not finite"),
+        Tensor(
+            "tokens",
+            ("int64",),
+            ("N",),
+            "index of each row's largest logit, the lowest among equals; -1 if that logit is not finite or one is NaN",
+        ),
     ),
     attributes=(),
     oracle="enginewright.plugins.oracles.greedy_sample:greedy_sample",

@@ -1,4 +1,4 @@
-"""KVarNAttention: attention over a cache of two to eight bits."""
+"""Declares KVarNAttention, the op for attention over a cache of two to eight bits."""
 
 from __future__ import annotations
 
@@ -8,37 +8,77 @@ from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 KVARN_ATTENTION = Op(
     name="KVarNAttention",
     version=1,
-    doc="Causal attention of packed, ragged rows over a KVarN cache: tiles of two to eight bits between exact ones.",
+    doc=(
+        "Causal attention of packed, ragged rows over a KVarN cache. The cache keeps the first and the newest tiles exact, "
+        "and those in between in two to eight bits."
+    ),
     inputs=(
-        Tensor("query", FLOATS, ("T", "Hq", "D"), "new tokens of all rows, one row after another, rotated by RoPE"),
-        Tensor("key", FLOATS, ("T", "Hkv", "D"), "their keys, rotated by RoPE; the op rotates them by Hadamard"),
-        Tensor("value", FLOATS, ("T", "Hkv", "D"), "their values"),
-        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's pool of records; see kvarn_tile_bytes"),
-        Tensor("exact", ("float16",), ("S", "Hkv", "F", "E"), "tiles not encoded, E = 2 TILE_TOKENS D; see the oracle"),
+        Tensor(
+            "query",
+            FLOATS,
+            ("T", "Hq", "D"),
+            "queries of the new tokens of all rows, one row after another, rotated by RoPE",
+        ),
+        Tensor(
+            "key",
+            FLOATS,
+            ("T", "Hkv", "D"),
+            "keys of the new tokens, rotated by RoPE; the op itself rotates them by the Hadamard matrix",
+        ),
+        Tensor("value", FLOATS, ("T", "Hkv", "D"), "values of the new tokens"),
+        Tensor(
+            "tiles", ("int8",), ("N", "bytes"), "the layer's pool of records; kvarn_tile_bytes gives a record's size"
+        ),
+        Tensor(
+            "exact",
+            ("float16",),
+            ("S", "Hkv", "F", "E"),
+            "the exact tiles, not encoded, with E = 2 TILE_TOKENS D; the oracle defines their layout",
+        ),
         QUERY_STARTS,
         KV_LENS,
-        Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "record ids in token order; entry 0 is not read"),
-        Tensor("slots", ("int32",), ("B",), "each row's place in `exact`"),
         Tensor(
-            "encoded_lens", ("int32",), ("two", "L", "B", "Hkv"), "of the tokens, how many are encoded, before/after"
+            "tile_table", ("int32",), ("L", "B", "Hkv", "M"), "ids of the records in token order; entry 0 is not read"
+        ),
+        Tensor("slots", ("int32",), ("B",), "index of each row in `exact`"),
+        Tensor(
+            "encoded_lens",
+            ("int32",),
+            ("two", "L", "B", "Hkv"),
+            "number of tokens that are encoded, before the call and after it; multiples of TILE_TOKENS, the first tile included",
         ),
         SINKS,
     ),
     outputs=(
-        Tensor("output", FLOATS, ("T", "Hq", "D"), "attention output before the output projection"),
-        Tensor("tiles_out", ("int8",), ("N", "bytes"), "the pool with the tiles encoded by this call", alias="tiles"),
-        Tensor("exact_out", ("float16",), ("S", "Hkv", "F", "E"), "with the new tokens not encoded", alias="exact"),
+        Tensor("output", FLOATS, ("T", "Hq", "D"), "result of attention, before the output projection"),
+        Tensor(
+            "tiles_out", ("int8",), ("N", "bytes"), "`tiles` with the records that this call encodes", alias="tiles"
+        ),
+        Tensor(
+            "exact_out",
+            ("float16",),
+            ("S", "Hkv", "F", "E"),
+            "`exact` with the new tokens that this call does not encode",
+            alias="exact",
+        ),
     ),
     attributes=(
-        Attribute("layer", "int", "index into the layers of kv_lens, tile_table and encoded_lens"),
+        Attribute("layer", "int", "index of the node's layer in kv_lens, tile_table and encoded_lens"),
         SCALE,
         WINDOW,
         SOFTCAP,
-        Attribute("k_bits", "int", "width of a key's code: 2, 4 or 8", default=4),
-        Attribute("v_bits", "int", "width of a value's code: 2, 4 or 8", default=2),
-        Attribute("iterations", "int", "of the normaliser, for each tile", default=8),
-        Attribute("robust", "int", "1: divide a tile by its root mean square before balancing it", default=0),
-        Attribute("rotate_values", "int", "0: the weights contain the rotation of values and its inverse", default=1),
+        Attribute("k_bits", "int", "bits of a key's code: 2, 4 or 8", default=4),
+        Attribute("v_bits", "int", "bits of a value's code: 2, 4 or 8", default=2),
+        Attribute("iterations", "int", "number of balancing rounds for each tile", default=8),
+        Attribute(
+            "robust", "int", "1: divide a tile by its root mean square before balancing it; 0: do not", default=0
+        ),
+        Attribute(
+            "rotate_values",
+            "int",
+            "1: the op rotates values and turns its output back; 0: the model's weights contain both rotations",
+            default=1,
+        ),
     ),
     oracle="enginewright.plugins.oracles.kvarn_attention:kvarn_attention",
 )

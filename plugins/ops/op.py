@@ -1,7 +1,7 @@
-"""Every custom op, declared once.
+"""The form of a custom op's declaration: ports, attributes, oracle.
 
-The torch.library op, its shape function, the ONNX schema and the names the C++ side exports all derive from these
-declarations (`exporters/capture/op_bindings.py`, `tests/plugins/`), so a signature or a default is written in one place.
+The torch.library op, its shape function and the ONNX schema (`exporters/capture/op_bindings.py`) and the C++ declarations
+(`plugins/generate.py`) all derive from these declarations, so a signature or a default is written in one place.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ FLOATS = ("float32", "float16", "bfloat16")
 class Tensor:
     """One input or output of an op.
 
-    types: the element types it may have; inputs and outputs with the same tuple of several types share one type.
-    shape: named sizes; a name that stands twice means equal sizes, the name of an attribute means its value.
-    optional: an input that may be absent.
-    variadic: the last input, any number of tensors of one type, each of this shape.
-    alias: for an output, the input whose buffer it updates in place where the host binds both to one buffer.
+    types: the element types that it may have; all inputs and outputs with the same tuple of several types share one type.
+    shape: names of sizes; a name that occurs twice means equal sizes, and the name of an attribute means its value.
+    doc: one line for the reference page.
+    optional: the input may be absent.
+    variadic: the last input stands for any number of tensors of one type, each of this shape.
+    alias: for an output, the input whose buffer it updates in place if the host binds both to one buffer.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A constant of a node; required when it has no default."""
+    """A constant of a node; it must be given if it has no default."""
 
     name: str
     type: Literal["int", "float"]
@@ -48,7 +49,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Op:
-    """A custom op of domain `enginewright`; `oracle` names its numpy definition as `module:function`."""
+    """A custom op of domain `enginewright`; each file of this folder creates one.
+
+    oracle: its numpy definition, as `module:function`.
+    """
 
     name: str
     version: int
@@ -61,7 +65,7 @@ class Op:
     @property
     def torch_name(self) -> str:
         """The name in `torch.ops.enginewright`: PagedAttention -> paged_attention."""
-        words = self.name.replace("KVarN", "Kvarn")  # one word, however its authors spell it
+        words = self.name.replace("KVarN", "Kvarn")  # one word, in spite of its capitals
         return "".join("_" + c.lower() if c.isupper() else c for c in words).lstrip("_")
 
     def load_oracle(self) -> Callable[..., Any]:

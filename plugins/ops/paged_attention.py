@@ -1,4 +1,4 @@
-"""PagedAttention: attention over a tiled cache of 16 or 32 bit elements."""
+"""Declares PagedAttention, the op for attention over a tiled cache of 16- or 32-bit elements."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 PAGED_ATTENTION = Op(
     name="PagedAttention",
     version=1,
-    doc="Causal attention of packed, ragged rows over a tiled cache; writes the new keys and values first.",
+    doc="Causal attention of packed, ragged rows over a tiled cache. It writes the new keys and values to the cache first.",
     inputs=(
-        Tensor("query", FLOATS, ("T", "Hq", "D"), "new tokens of all rows, one row after another, rotated"),
-        Tensor("key", FLOATS, ("T", "Hkv", "D"), "their keys, rotated"),
-        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "their values"),
-        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's tile pool; see tile_bytes"),
+        Tensor(
+            "query",
+            FLOATS,
+            ("T", "Hq", "D"),
+            "queries of the new tokens of all rows, one row after another, already rotated",
+        ),
+        Tensor("key", FLOATS, ("T", "Hkv", "D"), "keys of the new tokens, already rotated"),
+        Tensor("value", FLOATS, ("T", "Hkv", "Dv"), "values of the new tokens"),
+        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's pool of tiles; tile_bytes gives a tile's size"),
         QUERY_STARTS,
         KV_LENS,
-        Tensor("tile_table", ("int32",), ("L", "B", "Hkv", "M"), "tile ids in token order; only ids in use are read"),
+        Tensor(
+            "tile_table",
+            ("int32",),
+            ("L", "B", "Hkv", "M"),
+            "ids of the tiles in token order; only ids in use are read",
+        ),
         SINKS,
     ),
     outputs=(
-        Tensor("output", FLOATS, ("T", "Hq", "Dv"), "attention output before the output projection"),
-        Tensor("tiles_out", ("int8",), ("N", "bytes"), "the pool with the new tokens written", alias="tiles"),
+        Tensor("output", FLOATS, ("T", "Hq", "Dv"), "result of attention, before the output projection"),
+        Tensor("tiles_out", ("int8",), ("N", "bytes"), "`tiles` with the new tokens written to it", alias="tiles"),
     ),
     attributes=(
-        Attribute("layer", "int", "index into the first axis of kv_lens and tile_table"),
+        Attribute("layer", "int", "index of the node's layer in kv_lens and tile_table"),
         SCALE,
         WINDOW,
         SOFTCAP,
-        Attribute("kv_bits", "int", "width of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
+        Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
 )

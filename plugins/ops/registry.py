@@ -1,4 +1,4 @@
-"""The custom ops by name."""
+"""The registry of custom ops, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SplitQkv: a packed projection as normalised, rotated heads."""
+"""Declares SplitQkv, the op that splits a packed projection into normalised, rotated heads."""
 
 from __future__ import annotations
 
@@ -7,25 +7,43 @@ from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 SPLIT_QKV = Op(
     name="SplitQkv",
     version=1,
-    doc="Splits a packed projection into heads; on the way normalises (RMS over a head) and rotates query and key.",
+    doc="Splits a packed projection into heads. Query and key are normalised (RMS over a head) and rotated on the way.",
     inputs=(
-        Tensor("packed", FLOATS, ("one", "T", "P"), "query, key and value heads of each token, in this order"),
-        Tensor("cos", FLOATS, ("one", "T", "R"), "of each token's angles; 2 R dimensions are rotated", optional=True),
-        Tensor("sin", FLOATS, ("one", "T", "R"), "given if and only if cos is", optional=True),
+        Tensor("packed", FLOATS, ("one", "T", "P"), "the query, key and value heads of each token, in this order"),
+        Tensor(
+            "cos",
+            FLOATS,
+            ("one", "T", "R"),
+            "cosines of each token's angles; the first 2 R dimensions of a head are rotated",
+            optional=True,
+        ),
+        Tensor(
+            "sin",
+            FLOATS,
+            ("one", "T", "R"),
+            "sines of each token's angles; given if and only if cos is",
+            optional=True,
+        ),
         Tensor("query_norm", FLOATS, ("head_dim",), "scale of the query heads' RMS norm", optional=True),
-        Tensor("key_norm", FLOATS, ("head_dim",), "given if and only if query_norm is", optional=True),
+        Tensor(
+            "key_norm",
+            FLOATS,
+            ("head_dim",),
+            "scale of the key heads' RMS norm; given if and only if query_norm is",
+            optional=True,
+        ),
     ),
     outputs=(
-        Tensor("query", FLOATS, ("T", "query_heads", "head_dim"), "normalised, then rotated"),
-        Tensor("key", FLOATS, ("T", "kv_heads", "head_dim"), "normalised, then rotated"),
-        Tensor("value", FLOATS, ("T", "kv_heads", "value_dim"), "as it was"),
+        Tensor("query", FLOATS, ("T", "query_heads", "head_dim"), "the query heads, normalised, then rotated"),
+        Tensor("key", FLOATS, ("T", "kv_heads", "head_dim"), "the key heads, normalised, then rotated"),
+        Tensor("value", FLOATS, ("T", "kv_heads", "value_dim"), "the value heads, unchanged"),
     ),
     attributes=(
-        Attribute("query_heads", "int", "heads of the query"),
-        Attribute("kv_heads", "int", "heads of key and value"),
-        Attribute("head_dim", "int", "of query and key; dimension i < R turns with dimension i + R"),
-        Attribute("value_dim", "int", "of the value"),
-        Attribute("epsilon", "float", "added to the mean square of a head", default=1e-6),
+        Attribute("query_heads", "int", "number of query heads"),
+        Attribute("kv_heads", "int", "number of key heads, and of value heads"),
+        Attribute("head_dim", "int", "size of a query or key head; dimension i < R is rotated with dimension i + R"),
+        Attribute("value_dim", "int", "size of a value head"),
+        Attribute("epsilon", "float", "number added to the mean square of a head", default=1e-6),
     ),
     oracle="enginewright.plugins.oracles.split_qkv:split_qkv",
 )

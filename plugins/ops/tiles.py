@@ -1,4 +1,4 @@
-"""Sizes of a cache tile, in tokens and bytes."""
+"""Sizes of a cache tile in tokens and bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ TILE_TOKENS = 128
 def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
     """Bytes of one PagedAttention tile: TILE_TOKENS keys, then TILE_TOKENS values, of one KV head.
 
-    Inside it is the kernels' own affair, and nothing persists it. On the CPU keys are [TILE_TOKENS / 16][head_dim][16]
-    (scores vectorise over tokens, without horizontal sums) and values [TILE_TOKENS][value_dim].
+    Only kernels read the layout inside, and no file contains it. Keys are [TILE_TOKENS / 16][head_dim][16], so that scores
+    vectorise over tokens, without horizontal sums; values are [TILE_TOKENS][value_dim].
     """
     return TILE_TOKENS * (head_dim + value_dim) * kv_bits // 8
 
@@ -18,12 +18,13 @@ def tile_bytes(head_dim: int, value_dim: int, kv_bits: int) -> int:
 def kvarn_tile_bytes(head_dim: int, k_bits: int, v_bits: int) -> int:
     """Bytes of one KVarN record: TILE_TOKENS keys and values of one KV head as `oracles/kvarn.py` lays them out.
 
-    A side has its codes, a scale and an offset (float16) for each row of its tile, and a scale for each column.
+    The keys and the values each have their codes, a scale and an offset for each row of their tile, and a scale for each
+    column; scales and offsets are float16.
     """
     codes = TILE_TOKENS * head_dim * (k_bits + v_bits) // 8
     return codes + 2 * (2 * head_dim + TILE_TOKENS) + 2 * (head_dim + 2 * TILE_TOKENS)
 
 
 def kvarn_exact_bytes(head_dim: int) -> int:
-    """Bytes of one exact tile of a KVarN cache: TILE_TOKENS keys and values of one KV head as halves."""
+    """Bytes of one exact tile of a KVarN cache: TILE_TOKENS keys and values of one KV head in float16."""
     return TILE_TOKENS * 2 * head_dim * 2

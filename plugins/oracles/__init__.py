@@ -1,1 +1,1 @@
-"""Numpy definitions of the ops: slow, plain, and the reference of every kernel."""
+"""Numpy definitions of the ops: slow and plain; every kernel is tested against them."""

@@ -1,4 +1,4 @@
-"""The numpy definition of ClpEmit (`plugins/ops/op.py` declares it).
+"""The numpy definition of ClpEmit, which `plugins/ops/clp_emit.py` declares.
 
 Source: Collocation-Length Prediction, arXiv 2606.10935, equations 2 to 5 and algorithm 1: a classifier on the state of a
 token decides how many of the extra heads' tokens follow the model's own, and only those heads are evaluated.
@@ -42,7 +42,10 @@ def clp_emit(
     activation: int = GELU,
     residual: int = 0,
 ) -> tuple[Ints, Ints]:
-    """Tokens [N, k] and how many of each row are emitted [N]; shapes and meaning as `plugins/ops/clp_emit.py` declares them."""
+    """Tokens [N, k] and the number of tokens that each row emits [N].
+
+    `plugins/ops/clp_emit.py` declares the arguments' shapes and meaning.
+    """
     tokens = np.full((len(hidden), k), NOTHING, np.int64)
     tokens[:, 0] = greedy
     lengths = extra_lengths(hidden, classifier_weight, classifier_bias, tau=tau, most=k - 1)
@@ -63,9 +66,10 @@ def clp_emit(
 
 
 def extra_lengths(hidden: Floats, weight: Floats, bias: Floats, *, tau: float, most: int) -> Ints:
-    """L [N]: the likeliest class of each row, the lowest among equals, at most `most`; 0 where it is less likely than tau.
+    """L [N]: the most likely class of each row, the lowest among equals, at most `most`.
 
-    hidden[N, d], weight[classes, d], bias[classes]. A row whose scores are not finite has L = 0.
+    L is 0 if the class has a probability below tau, or if the row's scores are not finite.
+    hidden[N, d], weight[classes, d], bias[classes].
     """
     scores = hidden.astype(np.float64) @ weight.T.astype(np.float64) + bias
     finite = np.isfinite(scores).all(axis=1)
@@ -78,7 +82,10 @@ def extra_lengths(hidden: Floats, weight: Floats, bias: Floats, *, tau: float, m
 
 
 def head_state(state: Floats, up: Floats, bias: Floats, *, activation: int = GELU, residual: bool = False) -> Floats:
-    """The z [h] of a head: act(up @ state + bias), and a residual one adds state; its logits are out @ z + out_bias."""
+    """The hidden layer z [h] of a head: act(up @ state + bias), plus state if `residual`.
+
+    The head's logits are out @ z + out_bias.
+    """
     x = up @ state + bias
     acted: Floats = x / (1 + np.exp(-x)) if activation == SILU else 0.5 * x * (1 + _erf(x / math.sqrt(2)))
     return acted + state if residual else acted

@@ -1,4 +1,4 @@
-"""The numpy definition of DepthMix (`plugins/ops/op.py` declares it).
+"""The numpy definition of DepthMix, which `plugins/ops/depth_mix.py` declares.
 
 Source: Depth-Attention, arXiv 2606.05014, section 3.2 (equations 1 to 4) and 3.3 (grouped queries).
 """
@@ -17,13 +17,15 @@ Floats = NDArray[np.floating[Any]]
 def depth_mix(
     q: Floats, k: Floats, v: Floats, source_k: Sequence[Floats], source_v: Sequence[Floats], scale: float | None = None
 ) -> tuple[Floats, Floats]:
-    """The mixed value [T, Hkv, dv] and the weights [T, Hkv, sources + 1], self last.
+    """The mixed value [T, Hkv, dv] and the weights [T, Hkv, sources + 1], the layer's own weight last.
 
-    weights = softmax over the sources and self of (mean of the group's q) . k_j * scale
+    weights = softmax over the sources and the layer itself of (mean of the group's q) . k_j * scale
     mixed   = sum_j weights_j v_j
 
-    q [T, Hq, d], k [T, Hkv, d] and v [T, Hkv, dv] are the layer's own; `source_k` and `source_v` are those of earlier
-    layers for the same tokens, in layer order, the values as they were mixed there. scale: 1 / sqrt(d) when not given.
+    q [T, Hq, d], k [T, Hkv, d], v [T, Hkv, dv]: the layer's own query, key and value.
+    source_k, source_v: the keys and mixed values of earlier layers for the same tokens, in layer order.
+    scale: 1 / sqrt(d) if not given.
+
     Without sources the value stays as it is. Both results are in float32 or better.
     """
     tokens, kv_heads, dim = k.shape
@@ -39,6 +41,9 @@ def depth_mix(
 
 
 def mix_values(query: Floats, key: Floats, value: Floats, sources: Sequence[Floats], *, scale: float) -> Floats:
-    """The op's form: the mixed value alone; sources are key, value, key, value, ... in layer order."""
+    """DepthMix with the op's arguments: the mixed value alone.
+
+    sources: key, value, key, value, ... in layer order.
+    """
     mixed, _ = depth_mix(query, key, value, sources[0::2], sources[1::2], scale)
     return mixed.astype(value.dtype)

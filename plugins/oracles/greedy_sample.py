@@ -1,4 +1,4 @@
-"""The numpy definition of GreedySample (`plugins/ops/op.py` declares it)."""
+"""The numpy definition of GreedySample, which `plugins/ops/greedy_sample.py` declares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def greedy_sample(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Index of each row's largest logit [N]; -1 where that is not a finite number or the row has a NaN."""
+    """Index of each row's largest logit [N]; -1 if that logit is not finite or the row has a NaN."""
     tokens: NDArray[np.int64] = logits.argmax(axis=1)
     tokens[~np.isfinite(logits.max(axis=1))] = -1
     return tokens

@@ -1,7 +1,7 @@
 """The numpy definition of KVarN's tile codec: balance a tile, round it, store it, read it back.
 
-A tile is one KV head's keys (rows: channels, columns: tokens) or values (rows: tokens, columns: channels), rotated by
-`hadamard` along the channels. A row is the quantizer's group: it has one scale and one offset.
+A tile holds one KV head's keys (rows: channels, columns: tokens) or values (rows: tokens, columns: channels), rotated by
+`hadamard` along the channels. A row is the quantiser's group: it has one scale and one offset.
 
 Source: arXiv 2606.03458 (KVarN), section 3 and appendix H; constants and record layout as the authors released them.
 """
@@ -30,10 +30,13 @@ HALF_MAX = 65504.0
 
 
 class Balanced(NamedTuple):
-    """A tile as balanced * row_scale[:, None] * column_scale.
+    """A tile as balanced * row_scale[:, None] * column_scale; created by `balance`.
 
-    balanced [..., R, C], column_scale [..., C], row_scale [..., R]. imbalance_trace [iterations + 1, ...]: before the
-    first iteration, then after each; the smallest of them belongs to what is returned, the latest one among equals.
+    balanced: [..., R, C].
+    column_scale: [..., C].
+    row_scale: [..., R].
+    imbalance_trace: [iterations + 1, ...], the imbalance before the first iteration, then after each. The smallest one
+        belongs to the result; among equals it is the latest.
     """
 
     balanced: Doubles
@@ -44,9 +47,12 @@ class Balanced(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """A stored tile: element [r, c] is (codes[r, c] * a[r] + b[r]) * c[c].
+    """A stored tile, whose element [r, c] is (codes[r, c] * a[r] + b[r]) * c[c]; created by `encode` and `from_record`.
 
-    codes [..., R, C] uint8 below 2 ** bits; a [..., R], b [..., R] and c [..., C] float16.
+    codes: [..., R, C] uint8, below 2 ** bits.
+    a: [..., R] float16, the scale of each row.
+    b: [..., R] float16, the offset of each row.
+    c: [..., C] float16, the scale of each column.
     """
 
     codes: Bytes
@@ -71,14 +77,17 @@ def hadamard(size: int) -> Doubles:
 
 
 def balance(tile: Floats, iterations: int = ITERATIONS, mode: Mode = "release") -> Balanced:
-    """Divide tile [..., R, C] by a scale per column and one per row, so that standard deviations become alike.
+    """Divide tile [..., R, C] by a scale for each column and for each row, to make their standard deviations equal.
 
-    Each iteration sets the columns' scales, then the rows'; the iterate with the smallest imbalance is kept, the input
-    itself included. `release` bounds scales by e^-0.3 from below, whatever the tile's size, so a tile of small numbers
-    is left as it is; `robust` first divides by the tile's root mean square, which the column scales then contain.
+    Each iteration sets the columns' scales, then the rows'. The iterate with the smallest imbalance is kept; the input
+    itself counts as one.
+
+    mode: `release` bounds scales by e^-0.3 from below for tiles of any magnitude, so a tile of small numbers is left as it
+        is. `robust` first divides by the tile's root mean square, which the column scales then contain.
 
     Raises:
-        ValueError: fewer than two rows or columns, a number that is not finite, or an unknown mode.
+        ValueError: the tile has fewer than two rows or columns or a number that is not finite, `iterations` is negative, or
+            `mode` is unknown.
     """
     x = _checked(tile, iterations, mode)
     size = _root_mean_square(x) if mode == "robust" else np.ones((*x.shape[:-2], 1, 1))
@@ -103,10 +112,10 @@ def balance(tile: Floats, iterations: int = ITERATIONS, mode: Mode = "release") 
 def encode(tile: Floats, bits: int, iterations: int = ITERATIONS, mode: Mode = "release") -> Tile:
     """Balance tile [..., R, C] and round it to `bits` bits: each row from its minimum to its maximum, ties to even.
 
-    iterations 0 leaves the tile as it is: plain asymmetric rounding of each row.
+    iterations: 0 leaves the tile unbalanced, which is plain asymmetric rounding of each row.
 
     Raises:
-        ValueError: as `balance`, or bits not in BITS.
+        ValueError: `bits` is not in BITS, or `balance` raises it.
     """
     if bits not in BITS:
         raise ValueError(f"encode: bits: got {bits}, expected one of {', '.join(map(str, BITS))}")
@@ -119,7 +128,7 @@ def encode(tile: Floats, bits: int, iterations: int = ITERATIONS, mode: Mode = "
 
 
 def decode(tile: Tile) -> Doubles:
-    """The elements [..., R, C] that a stored tile stands for."""
+    """The elements [..., R, C] of a stored tile."""
     a, b, c = (np.asarray(x, np.float64) for x in (tile.a, tile.b, tile.c))
     return (tile.codes * a[..., None] + b[..., None]) * c[..., None, :]
 
@@ -133,7 +142,7 @@ def pack(codes: Bytes, bits: int) -> Bytes:
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
-    """The codes [..., 8 / bits * n] of bytes [..., n]."""
+    """Unpack bytes [..., n] into codes [..., 8 / bits * n]; the inverse of `pack`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes: Bytes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
     return codes.reshape(*packed.shape[:-1], -1)
@@ -147,7 +156,7 @@ def record_bytes(head_dim: int, tokens: int, k_bits: int, v_bits: int) -> int:
 
 
 def to_record(key: Tile, value: Tile, k_bits: int, v_bits: int) -> Bytes:
-    """The record of one KV head's tiles: key codes, a, b, c, then value codes, c, a, b."""
+    """The record of one KV head's tiles: key codes, a, b, c, then value codes, c, a, b; uint8 [record_bytes]."""
     parts = [pack(key.codes, k_bits), key.a, key.b, key.c, pack(value.codes, v_bits), value.c, value.a, value.b]
     return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts])
 
@@ -156,7 +165,7 @@ def from_record(record: Bytes, head_dim: int, tokens: int, k_bits: int, v_bits: 
     """The key tile and the value tile of a record.
 
     Raises:
-        ValueError: a record of another size.
+        ValueError: the record has another size.
     """
     expected = record_bytes(head_dim, tokens, k_bits, v_bits)
     if record.shape != (expected,):
@@ -192,7 +201,7 @@ def _checked(tile: Floats, iterations: int, mode: str) -> Doubles:
 
 
 def _imbalance(x: Doubles) -> Doubles:
-    """Largest over smallest standard deviation of the columns, plus the same of the rows: 2 when all are alike."""
+    """Largest over smallest standard deviation of the columns, plus that of the rows; 2 if all are equal."""
     total = np.zeros(x.shape[:-2])
     for axis in (-2, -1):
         std = x.std(axis=axis, ddof=1)
@@ -206,11 +215,11 @@ def _log_std(x: Doubles, axis: int) -> Doubles:
 
 
 def _root_mean_square(x: Doubles) -> Doubles:
-    """Of each tile [..., 1, 1]; 1 for a tile of zeros."""
+    """The root mean square of each tile, [..., 1, 1]; 1 for a tile of zeros."""
     size = np.sqrt(np.mean(x * x, axis=(-2, -1), keepdims=True))
     return np.where(size > 0, size, 1.0)
 
 
 def _half(x: Doubles) -> Halves:
-    """As float16, saturating."""
+    """The numbers in float16; those out of range become the largest finite ones."""
     return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16)

@@ -1,8 +1,12 @@
-"""The numpy definition of attention over a KVarN cache: three regions, their life cycle, and what each query sees.
+"""The numpy definition of KVarNAttention, attention over a KVarN cache; `plugins/ops/kvarn_attention.py` declares it.
 
-Of each row and KV head, tokens [0, TILE_TOKENS) stay exact (attention sinks), tokens up to `encoded_lens` are records
-(`oracles/kvarn.py`), and the newest ones are exact until a call turns their tile into a record. Keys and values are held
-rotated by `hadamard`, exact ones as halves.
+The tokens of each row and KV head lie in three regions:
+
+    0 .. TILE_TOKENS - 1               exact for good (attention sinks)
+    TILE_TOKENS .. encoded_lens - 1    records (`oracles/kvarn.py`)
+    encoded_lens .. the newest         exact, until a call turns their tile into a record
+
+Keys and values are stored rotated by `hadamard`; exact ones are halves.
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ Pool = NDArray[np.int8]
 
 @dataclass(frozen=True, kw_only=True)
 class KVarNFormat:
-    """How a cache holds its tiles: bits of a key's and a value's code, and the normaliser of `oracles/kvarn.py`."""
+    """The format of a cache's records.
+
+    k_bits, v_bits: bits of a key's and of a value's code.
+    iterations, mode: arguments of `balance` in `oracles/kvarn.py`.
+    """
 
     k_bits: int = 4
     v_bits: int = 2
@@ -40,11 +48,14 @@ class KVarNFormat:
 class KVarNCache:
     """One layer's cache; a call updates it in place.
 
-    records int8 [N, record_bytes]. exact float16 [slots, Hkv, F, 2 * TILE_TOKENS * D]: tile 0 is the sink, and tile i of a
-    sequence, while it is not encoded, is number 1 + (i - 1) % (F - 1); inside, keys [TILE_TOKENS / 16][D][16] and then
-    values [TILE_TOKENS][D]. table int32 [B, Hkv, M]: record of each tile; entry 0 and those not encoded are not read.
-    slots int32 [B]. held int32 [B, Hkv]: tokens before the call. encoded int32 [2, B, Hkv]: of those, and of the new ones,
-    how many are records (with the sink) before and after the call; multiples of TILE_TOKENS.
+    records: int8 [N, record_bytes].
+    exact: float16 [slots, Hkv, F, 2 * TILE_TOKENS * D]. Tile 0 is the sink. Tile i of a sequence, while it is not encoded,
+        is number 1 + (i - 1) % (F - 1). A tile holds keys [TILE_TOKENS / 16][D][16], then values [TILE_TOKENS][D].
+    table: int32 [B, Hkv, M], the record of each tile; entry 0 and those of tiles that are not encoded are not read.
+    slots: int32 [B], the index of each row in `exact`.
+    held: int32 [B, Hkv], the number of tokens in the cache before the call.
+    encoded: int32 [2, B, Hkv], the number of encoded tokens before the call, then after it; the sink's tokens count, though
+        they stay exact. Multiples of TILE_TOKENS.
     """
 
     records: Pool
@@ -58,7 +69,7 @@ class KVarNCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """How tokens are weighted: as the attributes of the op, and its optional input `sinks` [Hq]."""
+    """The rule for weights of tokens: attributes of the op, and its optional input `sinks` [Hq]."""
 
     scale: float
     window: int = 0
@@ -90,10 +101,12 @@ def kvarn_attention(
     robust: int = 0,
     rotate_values: int = 1,
 ) -> tuple[Floats, Pool, Halves]:
-    """Output [T, Hq, D], the pool and the exact tiles after the call; as `plugins.ops.KVARN_ATTENTION` declares them.
+    """Output [T, Hq, D], the pool and the exact tiles after the call.
+
+    `plugins/ops/kvarn_attention.py` declares the arguments' shapes and meaning.
 
     Raises:
-        ValueError: lengths that contradict each other.
+        ValueError: lengths contradict each other.
     """
     mode: Mode = "robust" if robust else "release"
     cache = KVarNCache(
@@ -113,12 +126,13 @@ def kvarn_attention(
 def attend_and_store(
     query: Floats, key: Floats, value: Floats, cache: KVarNCache, query_starts: Ints, weighting: Weighting
 ) -> Floats:
-    """Output [T, Hq, D] of causal attention; query [T, Hq, D], key and value [T, Hkv, D], rotated by RoPE alone.
+    """Output [T, Hq, D] of causal attention.
 
-    A call's own tokens see each other exactly; tiles are encoded when all have attended.
+    query[T, Hq, D], key[T, Hkv, D], value[T, Hkv, D]; query and key are rotated by RoPE but not yet by `hadamard`.
+    A call's own tokens see each other exactly; tiles are encoded after all tokens have attended.
 
     Raises:
-        ValueError: lengths that contradict each other.
+        ValueError: lengths contradict each other.
     """
     head_dim, kv_heads = key.shape[2], key.shape[1]
     group = query.shape[1] // kv_heads
@@ -145,7 +159,7 @@ def attend_and_store(
 
 
 def _weights(products: Doubles, query_head: int, weighting: Weighting) -> Doubles:
-    """The share of each visible token, from its q . k."""
+    """The softmax weight of each visible token, from its product q . k."""
     logits = products * weighting.scale
     if weighting.softcap > 0:
         logits = weighting.softcap * np.tanh(logits / weighting.softcap)
@@ -157,7 +171,7 @@ def _weights(products: Doubles, query_head: int, weighting: Weighting) -> Double
 
 
 def _read(cache: KVarNCache, row: int, head: int) -> tuple[Doubles, Doubles]:
-    """The held tokens' keys and values [held, D], from all three regions."""
+    """The keys and values [held, D] of the tokens in the cache, from all three regions."""
     held, encoded = int(cache.held[row, head]), int(cache.encoded[0, row, head])
     size, f = _head_dim(cache), cache.format
     keys, values = [np.empty((0, size))], [np.empty((0, size))]
@@ -174,7 +188,7 @@ def _read(cache: KVarNCache, row: int, head: int) -> tuple[Doubles, Doubles]:
 
 
 def _write(cache: KVarNCache, row: int, head: int, keys: Halves, values: Halves) -> None:
-    """Hold the new tokens: tiles that the call completes and commits become records, the others stay exact."""
+    """Store the new tokens: tiles that the call completes and commits become records, the others stay exact."""
     held, f = int(cache.held[row, head]), cache.format
     before, after = (int(n) for n in cache.encoded[:, row, head])
     first = held // TILE_TOKENS * TILE_TOKENS
@@ -218,10 +232,17 @@ def _head_dim(cache: KVarNCache) -> int:
 
 
 def _check(cache: KVarNCache, row: int, head: int, total: int) -> None:
-    """Encoded lengths are whole tiles that exist, and what stays exact finds a place."""
+    """Check that encoded lengths are whole tiles that exist, and that all exact tokens find a place.
+
+    Raises:
+        ValueError: one of these is not so.
+    """
     held, (before, after) = int(cache.held[row, head]), cache.encoded[:, row, head].tolist()
     if before % TILE_TOKENS or after % TILE_TOKENS or not 0 <= before <= after <= total or before > held:
-        raise ValueError(f"encoded[:, {row}, {head}]: got {before} and {after} of {held} held and {total} tokens")
+        raise ValueError(
+            f"encoded[:, {row}, {head}]: got {before} and {after} of {held} held and {total} tokens, "
+            f"expected multiples of {TILE_TOKENS} that do not decrease and that the tokens reach"
+        )
     room = max(after, TILE_TOKENS) + (cache.exact.shape[2] - 1) * TILE_TOKENS
     if total > room or held > max(before, TILE_TOKENS) + (cache.exact.shape[2] - 1) * TILE_TOKENS:
         raise ValueError(f"exact: got room for {cache.exact.shape[2] - 1} newest tiles, expected it for {total} tokens")

@@ -1,7 +1,7 @@
-"""The numpy definition of PagedAttention (`plugins/ops/op.py` declares it), and its tile layout.
+"""The numpy definition of PagedAttention, which `plugins/ops/paged_attention.py` declares, and its tile layout.
 
-A tile holds TILE_TOKENS tokens of one KV head: keys as [TILE_TOKENS / 16][head_dim][16], so that sixteen tokens'
-values of one dimension are neighbours, then values as [TILE_TOKENS][value_dim].
+A tile holds TILE_TOKENS tokens of one KV head: keys as [TILE_TOKENS / 16][head_dim][16], so that the numbers of sixteen
+tokens in one dimension are neighbours, then values as [TILE_TOKENS][value_dim].
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def _views(tiles: NDArray[np.int8], head_dim: int, value_dim: int, kv_bits: int)
 
 
 def _stored(x: Floats, kv_bits: int) -> Floats:
-    """What the cache holds of x: halves round to nearest even and saturate."""
+    """The numbers as the cache stores them; halves round to nearest even, and those out of range become the largest."""
     return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16) if kv_bits == 16 else x.astype(np.float32)
 
 
 def _attend(
     query: Floats, keys: Floats, values: Floats, scale: float, softcap: float, sink: float | None
 ) -> NDArray[np.float64]:
-    """One query[D] over its visible keys[n, D] and values[n, Dv], in float64."""
+    """Attention of one query[D] over its visible keys[n, D] and values[n, Dv], in float64."""
     logits = keys.astype(np.float64) @ query.astype(np.float64) * scale
     if softcap > 0:
         logits = softcap * np.tanh(logits / softcap)
@@ -64,7 +64,10 @@ def paged_attention(
     softcap: float = 0.0,
     kv_bits: int = 16,
 ) -> tuple[Floats, NDArray[np.int8]]:
-    """Output [T, Hq, Dv] and the pool with the new tokens; shapes and meaning as `plugins.ops.PAGED_ATTENTION`."""
+    """Output [T, Hq, Dv], and the pool with the new tokens.
+
+    `plugins/ops/paged_attention.py` declares the arguments' shapes and meaning.
+    """
     _, query_heads, head_dim = query.shape
     kv_heads, value_dim = value.shape[1:]
     tiles_out = tiles.copy()

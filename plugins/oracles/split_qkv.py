@@ -1,4 +1,4 @@
-"""The numpy definition of SplitQkv (`plugins/ops/op.py` declares it)."""
+"""The numpy definition of SplitQkv, which `plugins/ops/split_qkv.py` declares."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def split_qkv(
     value_dim: int,
     epsilon: float = 1e-6,
 ) -> tuple[Floats, Floats, Floats]:
-    """Query [T, Hq, D], key [T, Hkv, D] and value [T, Hkv, Dv]; shapes and meaning as `plugins.ops.SPLIT_QKV`."""
+    """Query [T, Hq, D], key [T, Hkv, D] and value [T, Hkv, Dv].
+
+    `plugins/ops/split_qkv.py` declares the arguments' shapes and meaning.
+    """
     tokens = packed.shape[1]
     shapes = [(tokens, query_heads, head_dim), (tokens, kv_heads, head_dim), (tokens, kv_heads, value_dim)]
     parts = np.split(packed[0], np.cumsum([query_heads * head_dim, kv_heads * head_dim]), axis=1)

@@ -77,8 +77,8 @@ class DenseSession:
     def __init__(self, graph: DenseGraph, tables: TileTables, capacity: Capacity) -> None:
         self._graph = graph
         self._tables = tables
-        self._spare = capacity.logit_rows  # the row of the results for runs of which nothing is wanted
-        self._last = capacity.context - 1
+        self._spare_row = capacity.logit_rows  # the row of the results for runs of which nothing is wanted
+        self._last_position = capacity.context - 1
 
     @property
     def run_seconds(self) -> float:
@@ -91,7 +91,7 @@ class DenseSession:
         at = 0
         for call, wanted in self._calls(step):
             samples = call.sample_rows if len(wanted) else np.zeros(1, np.int64)
-            start = at if len(wanted) else self._spare
+            start = at if len(wanted) else self._spare_row
             self._graph.run(DenseCall(call.first, call.input_ids, call.position_ids, call.past_lens, samples, start))
             sample_order.append(wanted)
             at += len(wanted)
@@ -109,7 +109,7 @@ class DenseSession:
         counts = np.diff(starts)
         single = np.flatnonzero(counts == 1)
         if len(single):
-            yield self._decode(step, single)
+            yield self._single_token_call(step, single)
         for row in np.flatnonzero(counts > 1).tolist():
             for begin in range(int(starts[row]), int(starts[row + 1]), self._graph.longest):
                 end = min(begin + self._graph.longest, int(starts[row + 1]))
@@ -118,11 +118,11 @@ class DenseSession:
                 samples = step.sample_rows[wanted] - begin
                 yield DenseCall(row, ids, positions, positions[:, 0], samples, 0), wanted
 
-    def _decode(self, step: PackedStep, single: Ints) -> tuple[DenseCall, Ints]:
+    def _single_token_call(self, step: PackedStep, single: Ints) -> tuple[DenseCall, Ints]:
         """Return the run of the rows `single`, which have one new token each, and the samples that it gives."""
         rows = int(single[-1]) + 1
         tokens = step.query_starts[single]
-        past = np.minimum(self._tables.held[:rows], self._last)
+        past = np.minimum(self._tables.held[:rows], self._last_position)
         past[single] = step.position_ids[tokens]
         ids = np.zeros((rows, 1), np.int64)
         ids[single, 0] = step.input_ids[tokens]

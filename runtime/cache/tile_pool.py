@@ -38,20 +38,22 @@ class TilePool:
         self._layers = layers
         self._table = table
         self._free = np.arange(tiles, dtype=np.int32)[::-1].copy()
-        self._peak = (layer.window + step_tokens + size - 3) // size + 1 if layer.window else table.shape[3]
+        self._most_blocks = (layer.window + step_tokens + size - 3) // size + 1 if layer.window else table.shape[3]
 
     @property
     def longest(self) -> int:
         """The most tokens that a row can hold when no other row holds any."""
         blocks = len(self._free) // self.heads
         whole = int(self._table.shape[3]) * self._size
-        return whole if blocks >= self._peak else min(whole, int(self.room(np.array(self.base + blocks))))
+        if blocks >= self._most_blocks:
+            return whole
+        return min(whole, int(self.tokens_that_fit(np.array(self.base + blocks))))
 
-    def ends(self, lengths: Ints) -> Ints:
+    def ends_for(self, lengths: Ints) -> Ints:
         """Return where the blocks of rows of `lengths` tokens end: after the full ones if encoded, else after the last."""
         return np.maximum(lengths // self._size, 1) if self.is_encoded else -(lengths // -self._size)
 
-    def room(self, ends: Ints) -> Ints:
+    def tokens_that_fit(self, ends: Ints) -> Ints:
         """Return the most tokens that rows can have whose blocks end at `ends`."""
         return (ends + 1) * self._size - 1 if self.is_encoded else ends * self._size
 
@@ -61,7 +63,7 @@ class TilePool:
             return
         first = np.minimum((held - self._window + 1) // self._size, self.end)
         for row in np.flatnonzero(first > self.first).tolist():
-            self._push(row, int(self.first[row]), int(first[row]))
+            self._free_blocks(row, int(self.first[row]), int(first[row]))
             self.first[row] = first[row]
 
     def wanted(self, ends: Ints) -> int:
@@ -80,7 +82,7 @@ class TilePool:
 
     def wanted_at_most(self, lengths: Ints) -> int:
         """Return how many more tiles the rows need at most to reach `lengths` tokens, if windows free all that they can."""
-        wanted = np.minimum(self.ends(lengths) - self.base, self._peak)
+        wanted = np.minimum(self.ends_for(lengths) - self.base, self._most_blocks)
         return int(np.maximum(wanted - (self.end - self.first), 0).sum()) * self.heads
 
     def attach(self, row: int, tiles: Table) -> None:
@@ -90,7 +92,7 @@ class TilePool:
         self._table[self._layers, row, : self.heads, begin:end] = tiles
         self.end[row] = self._shared[row] = end
 
-    def give(self, row: int, end: int) -> Table:
+    def give_to_prefix(self, row: int, end: int) -> Table:
         """Let a prefix own the row's blocks up to `end`; return the tiles [heads, n] that no prefix owned before."""
         begin = int(self._shared[row])
         self._shared[row] = end
@@ -102,10 +104,10 @@ class TilePool:
 
     def release(self, row: int) -> None:
         """Free the tiles that the row owns."""
-        self._push(row, max(int(self.first[row]), int(self._shared[row])), int(self.end[row]))
+        self._free_blocks(row, max(int(self.first[row]), int(self._shared[row])), int(self.end[row]))
         self.first[row] = self.end[row] = self._shared[row] = self.base
 
-    def _push(self, row: int, begin: int, end: int) -> None:
+    def _free_blocks(self, row: int, begin: int, end: int) -> None:
         self._free_tiles(self._table[self._layers[0], row, : self.heads, begin:end].T.ravel())
 
     def _free_tiles(self, ids: Table) -> None:

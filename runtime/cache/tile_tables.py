@@ -79,7 +79,7 @@ class TileTables:
         lengths = self.held + new_tokens
         if (lengths <= self._held_capacity).all():
             return True
-        ends = [group.ends(lengths) for group in self._groups]
+        ends = [group.ends_for(lengths) for group in self._groups]
         wanted = [group.wanted(end) for group, end in zip(self._groups, ends, strict=True)]
         for group, count in zip(self._groups, wanted, strict=True):
             if count:
@@ -153,7 +153,7 @@ class TileTables:
         if self._prefixes.find([key]):
             return False
         end = (len(self._used[row]) + 1) * self._span // self.tile_tokens
-        prefix = self._prefixes.add(key, [group.give(row, end) for group in self._groups])
+        prefix = self._prefixes.add(key, [group.give_to_prefix(row, end) for group in self._groups])
         if len(self._encoding) and not self._used[row]:
             self._prefixes.hold_sink(row, prefix)
         self._used[row].append(prefix)
@@ -170,9 +170,9 @@ class TileTables:
 
     def _capacity_of_rows(self) -> Ints:
         self.tile_changes += 1
-        least, *others = (group.room(group.end) for group in self._groups)
-        for rooms in others:
-            np.minimum(least, rooms, out=least)
+        least, *others = (group.tokens_that_fit(group.end) for group in self._groups)
+        for sizes in others:
+            np.minimum(least, sizes, out=least)
         return least
 
     def _set_held(self, row: int, tokens: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decoder import Emission
-from enginewright.runtime.decoding.sampler import choose
+from enginewright.runtime.decoding.sampler import choose_tokens
 from enginewright.runtime.requests.request import Generation
 
 
@@ -17,4 +17,4 @@ class Autoregressive:
 
     def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return one token for each request; `drafts` is empty."""
-        return Emission(*choose(outputs, requests))
+        return Emission(*choose_tokens(outputs, requests))

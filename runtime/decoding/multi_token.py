@@ -9,7 +9,7 @@ import numpy as np
 
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decoder import Continuation, Emission
-from enginewright.runtime.decoding.sampler import choose
+from enginewright.runtime.decoding.sampler import choose_tokens
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.request import Generation
@@ -40,7 +40,8 @@ class MultiToken:
             last = start + (agreed if self._verify else len(brought))
             guesses = emitted[last][1 : counts[last]] if request.is_plain_greedy else []
             if self._verify:
-                room = request.room - agreed - 2  # no draft is checked that would follow the request's last token
+                # a draft that would follow the request's last token is not worth checking
+                room = request.tokens_left - agreed - 2
                 continuations.append(Continuation([*brought[:agreed], own[agreed]], agreed, guesses[: max(room, 0)]))
             else:
                 continuations.append(Continuation([own[-1], *guesses]))
@@ -48,7 +49,7 @@ class MultiToken:
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
             lasts = np.cumsum([1 + len(brought) for brought in drafts]) - 1
-            chosen, logprobs = choose(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
+            chosen, logprobs = choose_tokens(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:
                     continuations[i] = Continuation([int(chosen[i])])

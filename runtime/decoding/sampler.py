@@ -17,7 +17,7 @@ _FEW = 1024
 _COLDEST = 1e-6
 
 
-def choose(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, list[Logprobs | None]]:
+def choose_tokens(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, list[Logprobs | None]]:
     """Return the next token of each row, and its log-probabilities where the request asks for them.
 
     Overwrites the logits. A row whose logits are not finite gets the token -1.
@@ -34,7 +34,9 @@ def choose(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, 
         if request.sampling.temperature > 0 and tokens[i] >= 0:
             tokens[i] = _draw(logits[i], request.sampling, request.draws[len(request.generated)])
     logprobs = [
-        None if request.sampling.logprobs is None or token < 0 else _report(row, int(token), request.sampling.logprobs)
+        None
+        if request.sampling.logprobs is None or token < 0
+        else _logprobs_of(row, int(token), request.sampling.logprobs)
         for row, token, request in zip(raw, tokens, requests, strict=True)
     ]
     return tokens, logprobs
@@ -112,7 +114,7 @@ def _kth_largest(row: Floats, k: int) -> float:
     return float(np.partition(row, len(row) - k)[len(row) - k])
 
 
-def _report(row: Floats, token: int, top: int) -> Logprobs:
+def _logprobs_of(row: Floats, token: int, top: int) -> Logprobs:
     """Return the log-softmax of `row` at `token` and at the `top` largest values."""
     largest = float(row.max())
     total = largest + float(np.log(np.exp(row - np.float32(largest)).sum()))

@@ -81,14 +81,14 @@ def _pieces(llm: LLM, text: Text) -> Generator[Logits]:
     So two engines take turns on the cores, and neither runs ahead of the other.
     """
     pieces: SimpleQueue[Logits | None] = SimpleQueue()
-    asked, left = threading.Semaphore(0), threading.Event()
+    asked, stopped = threading.Semaphore(0), threading.Event()
     failures: list[Exception] = []
 
     def take(_: int, logits: Logits) -> None:
         pieces.put(logits.copy())
         asked.acquire()
-        if left.is_set():
-            raise _LeftError
+        if stopped.is_set():
+            raise _StoppedError
 
     def score() -> None:
         try:
@@ -106,10 +106,10 @@ def _pieces(llm: LLM, text: Text) -> Generator[Logits]:
         if failures:
             raise failures[0]
     finally:
-        left.set()
+        stopped.set()
         asked.release()
         thread.join()
 
 
-class _LeftError(Exception):
+class _StoppedError(Exception):
     """Ends the scoring of a text of which the reader wants no more pieces."""

@@ -50,7 +50,7 @@ class Completion:
     agreed_tokens: int = 0
 
     def __repr__(self) -> str:
-        """The text, how it ended, and how many tokens it took: what a reader at a prompt looks for first."""
+        """Return the text, the finish reason and the counts of tokens, which a reader at a Python prompt looks for first."""
         parts = [repr(self.text), self.finish_reason, f"{len(self.token_ids)} tokens after {self.prompt_tokens}"]
         if self.reused_tokens:
             parts.append(f"{self.reused_tokens} reused")

@@ -168,7 +168,7 @@ class Generation(Request):
         return False
 
     @property
-    def room(self) -> int:
+    def tokens_left(self) -> int:
         """Number of tokens that may still come."""
         return self._limit - len(self.generated)
 

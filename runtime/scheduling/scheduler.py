@@ -35,9 +35,11 @@ class Scheduler:
         self.running: list[Request] = []
         self.tables = tables
         self._capacity = capacity
+        # known tokens of each row, then its drafts
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)
-        self._known: Ints = np.zeros(capacity.rows, np.int64)
-        self._drafts: Ints = np.zeros(capacity.rows, np.int64)
+        self._known: Ints = np.zeros(capacity.rows, np.int64)  # number of known tokens of each row
+        self._drafts: Ints = np.zeros(capacity.rows, np.int64)  # number of drafts of each row
+        # how many tokens at each row's end the model judges in the next step: its drafts, or guesses that became tokens
         self._drafts_to_check: Ints = np.zeros(capacity.rows, np.int64)
         self._requests: list[Request | None] = [None] * capacity.rows
         self._repeatable: Step | None = None  # the last step, where the same rows decode in the next one
@@ -90,7 +92,7 @@ class Scheduler:
         self._admit()
         if self._repeatable is not None and (step := self._continue(self._repeatable)) is not None:
             return step
-        new_tokens = self._divide()
+        new_tokens = self._divide_budget()
         while not self.tables.grow(new_tokens):
             newest = self.running[-1]
             assert newest.row is not None and len(self.running) > 1, "a request was accepted that cannot fit alone"
@@ -103,14 +105,13 @@ class Scheduler:
 
         The requests themselves append the decided tokens, in `Request.receive`.
         """
+        continuations = emission.continuations
         self.tables.advance(
-            step.new_tokens
-            if emission.continuations is None
-            else self._commit_continuations(step, emission.continuations)
+            step.new_tokens if continuations is None else self._commit_continuations(step, continuations)
         )
         for request in step.prefilling:
             self._publish(request)
-        if emission.continuations is None:
+        if continuations is None:
             self._known += step.ready
             self._last_tokens = emission.tokens
 
@@ -168,7 +169,7 @@ class Scheduler:
             is_new = self.tables.publish(request.row, request.spans[request.published])
             request.published = request.published + 1 if is_new else len(request.spans)
 
-    def _divide(self) -> Ints:
+    def _divide_budget(self) -> Ints:
         """Return how many of its pending tokens each row computes in the next step, int64 [rows]."""
         pending = self._known + self._drafts - self.tables.held
         is_decoding = pending <= self._drafts_to_check + 1
@@ -179,14 +180,14 @@ class Scheduler:
             if new_tokens[request.row] or not budget:
                 continue
             limit = min(budget, scores) if isinstance(request, Scoring) else budget
-            chunk = self._chunk(request, int(pending[request.row]), limit)
+            chunk = self._chunk_size(request, int(pending[request.row]), limit)
             if isinstance(request, Scoring):
                 scores -= chunk
             new_tokens[request.row] = chunk
             budget -= chunk
         return new_tokens
 
-    def _chunk(self, request: Request, pending: int, limit: int) -> int:
+    def _chunk_size(self, request: Request, pending: int, limit: int) -> int:
         """Return how many of a row's `pending` tokens go into the next step, which has room for `limit` more.
 
         Where tiles are encoded, a prompt is cut at whole chunks. Tokens that are scored, or that were generated before a

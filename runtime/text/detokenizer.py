@@ -43,9 +43,7 @@ class Detokenizer:
             if piece:
                 self._slide(text, self._clean)
             self._clean = len(self._window)
-        elif (
-            piece and len(self._window) > _LONGEST_WINDOW
-        ):  # only broken bytes; decoding is right again within a character
+        elif piece and len(self._window) > _LONGEST_WINDOW:  # only broken bytes; a whole character ends them
             self._slide(text, len(self._window) - 2 * _LONGEST_CHARACTER)
             self._clean = 0
         return piece

@@ -77,7 +77,7 @@ def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     for name, value in (*tensors.items(), *parameters.items()):
         port = _PORTS.get(name)
         if port is None:
-            raise RequestError(f"{_shown(name)}: unknown parameter; known: {', '.join(_PORTS)}")
+            raise RequestError(f"{_shorten(name)}: unknown parameter; known: {', '.join(_PORTS)}")
         own = ALIASES.get(name, name)
         if own in values:
             raise RequestError(f"{name}: given twice, as {own} and by another name or way; give it once")
@@ -91,7 +91,9 @@ def _from_tensor(port: ServedPort, array: NDArray[Any]) -> Any:
     if array.ndim != 1 or (port.dims == (1,) and len(array) != 1):
         expected = "one value" if port.dims == (1,) else "a list"
         raise RequestError(f"{port.name}: got shape {list(array.shape)}, expected {expected}")
-    values = [_plain(port, value) for value in array.tolist()] if port.type != "FP32" else _shortest(array)
+    values = (
+        [_plain_value(port, value) for value in array.tolist()] if port.type != "FP32" else _shortest_decimals(array)
+    )
     return values[0] if port.dims == (1,) else values
 
 
@@ -99,11 +101,11 @@ def _from_parameter(port: ServedPort, value: Any) -> Any:
     kinds = _KINDS.get(port.type, (int,))
     if not isinstance(value, kinds) or (isinstance(value, bool) and port.type != "BOOL"):
         expected = _KIND_NAMES.get(port.type, "a whole number")
-        raise RequestError(f"{port.name}: got {_shown(value)} as a parameter, expected {expected}")
+        raise RequestError(f"{port.name}: got {_shorten(value)} as a parameter, expected {expected}")
     return value if port.dims == (1,) else [value]
 
 
-def _plain(port: ServedPort, value: Any) -> Any:
+def _plain_value(port: ServedPort, value: Any) -> Any:
     if port.type != "STRING":
         return value
     raw = value if isinstance(value, bytes) else str(value).encode()
@@ -115,7 +117,7 @@ def _plain(port: ServedPort, value: Any) -> Any:
         ) from e
 
 
-def _shortest(array: NDArray[Any]) -> list[float]:
+def _shortest_decimals(array: NDArray[Any]) -> list[float]:
     """Return the shortest decimals that round to these single-precision numbers, so that a client's 0.7 is 0.7 here too."""
     return [float(str(value)) for value in array.astype(np.float32)]
 
@@ -155,7 +157,7 @@ def _render(llm: LLM, text: str) -> list[int]:
     return llm.apply_chat_template(messages)
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     """Return the value as error messages show it, shortened where it is long."""
     text = value if isinstance(value, str) and value.isidentifier() else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

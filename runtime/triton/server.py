@@ -82,7 +82,7 @@ class Client(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Live:
+class _LiveRequest:
     """A request whose last response has not been sent; created by `Server.submit`.
 
     client: takes the responses.
@@ -105,7 +105,7 @@ class _Live:
     end: Completion | Exception | None = None
 
 
-Message: TypeAlias = tuple[_Live, Event] | None
+Message: TypeAlias = tuple[_LiveRequest, Event] | None
 
 
 class Server:
@@ -120,10 +120,10 @@ class Server:
     def __init__(self, llm: LLM, *, max_queue: int, publisher: Publisher | None = None) -> None:
         self.llm = llm
         self.counters = InstanceCounters()
-        self._most = llm.capacity.rows + max_queue
+        self._most_requests = llm.capacity.rows + max_queue
         self._max_queue = max_queue
         self._publisher = publisher or SilentPublisher()
-        self._live: set[_Live] = set()
+        self._live: set[_LiveRequest] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._events: SimpleQueue[Message] = SimpleQueue()
@@ -140,11 +140,11 @@ class Server:
         Raises:
             RequestError: it cannot be served, or too many requests wait; then nothing has been sent to `client`.
         """
-        live = _Live(client, request, time.perf_counter())
+        live = _LiveRequest(client, request, time.perf_counter())
         with self._lock:
             if self._closed:
                 raise CancelledError("model: is being unloaded, so it takes no more requests")
-            if len(self._live) >= self._most:
+            if len(self._live) >= self._most_requests:
                 raise QueueFullError(
                     f"queue: full, {self.llm.capacity.rows} requests run and {self._max_queue} wait; try again later"
                 )
@@ -154,7 +154,7 @@ class Server:
                 request.prompt,
                 request.sampling,
                 priority=request.priority,
-                on_event=lambda event: self._take(live, event),
+                on_event=lambda event: self._on_event(live, event),
             )
         except BaseException:
             with self._lock:
@@ -177,7 +177,7 @@ class Server:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _take(self, live: _Live, event: Event) -> None:
+    def _on_event(self, live: _LiveRequest, event: Event) -> None:
         """Queue an event of `live` for the answering thread; called on the step loop's thread."""
         if isinstance(event, Token):
             if not live.has_token:
@@ -192,7 +192,7 @@ class Server:
     def _answer_all(self) -> None:
         """Send the responses, until the server is closed and every client is answered."""
         while self._live or not self._closed:
-            touched = dict[_Live, None]()
+            touched = dict[_LiveRequest, None]()
             for message in self._gather():
                 if message is None:
                     continue
@@ -224,7 +224,7 @@ class Server:
         except Empty:
             return messages
 
-    def _answer(self, live: _Live) -> None:
+    def _answer(self, live: _LiveRequest) -> None:
         """Send one client the tokens that have gathered, and the end if it has come."""
         tokens, live.tokens = live.tokens, []
         error = live.end if isinstance(live.end, Exception) else None
@@ -274,7 +274,7 @@ class Server:
         spent = time.perf_counter() - now
         self._next_watch = now + spent + max(_WATCH_SECONDS, spent / _WATCH_SHARE)
 
-    def _give_up(self, live: _Live, error: Exception, outcome: Ending) -> None:
+    def _give_up(self, live: _LiveRequest, error: Exception, outcome: Ending) -> None:
         """Tell the engine to end `live` before its next step; the client is answered when that is done."""
         if live.given_up is None and live.handle is not None:
             live.given_up = (error, outcome, self.counters.steps)

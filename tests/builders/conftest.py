@@ -1,4 +1,4 @@
-"""One exported graph a session, which every test builds or copies."""
+"""Fixtures of the builders' tests: a graph that is exported once and that every test builds or copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BackendOptions: what is valid, which backend takes what, and the way from and to a command line."""
+"""Tests of BackendOptions: valid values, the options of each backend, and the conversion from and to a command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the CUDA library as a whole; kernels alone need nvcc, torch and the checkout, whole engines more."""
+"""Fixtures for tests of the whole CUDA library; kernels need nvcc, torch and the checkout, whole engines need more."""
 
 from importlib.util import find_spec
 

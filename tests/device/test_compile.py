@@ -1,6 +1,6 @@
-"""The library as nvcc makes it: every kernel for every architecture, what ptxas reports, what the file needs and exports.
+"""Tests of the compiled CUDA library: every kernel for every architecture, ptxas's report, dependencies and exports.
 
-Compiles on any machine with nvcc; no GPU. The first run takes minutes, later ones what has changed.
+They compile on any machine with nvcc and need no GPU. The first run takes minutes; later runs compile only changed files.
 """
 
 from __future__ import annotations

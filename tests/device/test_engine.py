@@ -1,7 +1,7 @@
-"""Whole engines in half precision, through ONNX Runtime and the kernels for devices, against engines for the CPU.
+"""Tests of whole engines in half precision, through ONNX Runtime and the GPU kernels, against engines for the CPU.
 
-Where there is no GPU the graph runs on ONNX Runtime's CPU provider, which takes halves by casting, and our ops in their
-emulation: what is left out is the CUDA provider itself. bfloat16 graphs that provider does not take.
+Without a GPU the graph runs on ONNX Runtime's CPU provider, which casts halves, and our ops run in their emulation; only the
+CUDA provider itself is left out. The CPU provider takes no bfloat16 graphs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the library says of itself."""
+"""Tests of the CUDA library as Python loads it: configurations, ABI, refusals, memory and copies."""
 
 from __future__ import annotations
 

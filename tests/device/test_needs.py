@@ -1,4 +1,4 @@
-"""On a GPU machine kernels are tested with nvcc, torch, numpy, pytest and the checkout, and nothing else."""
+"""Tests that kernels can be tested on a GPU machine with nvcc, torch, numpy, pytest and the checkout alone."""
 
 from __future__ import annotations
 

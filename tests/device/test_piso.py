@@ -1,4 +1,4 @@
-"""PiSO where torch has a GPU, its sweep in chunks and its corrections, against the CPU."""
+"""Tests of PiSO on torch's GPU, its sweep in chunks and its corrections, against the CPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from enginewright.exporters.methods.piso.layer import LayerSettings, quantize_layer
 from enginewright.exporters.methods.piso.method import Config, transform_weights
+from enginewright.exporters.methods.piso.quantize_layer import LayerSettings, quantize_layer
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton

@@ -1,6 +1,6 @@
-"""Whole engines in half precision as TensorRT plans: the runtime's session and the kernels for devices, in their emulation.
+"""Tests of whole engines in half precision as TensorRT plans: the runtime's session and the emulated GPU kernels.
 
-The plan is run by the fake of tests/support/runtime, on memory of the host: what is left out is TensorRT itself and its plugins.
+The fake of tests/support/runtime runs the plan in host memory; only TensorRT itself and its plugins are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configs from `name:key=value` text and from mappings."""
+"""Tests of configs from `name:key=value` text and from mappings."""
 
 from __future__ import annotations
 

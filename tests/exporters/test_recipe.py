@@ -1,4 +1,4 @@
-"""Recipes from flags and YAML files, and which of the two wins."""
+"""Tests of recipes from flags and YAML files, and of their precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels run on each device in turn."""
+"""The fixture `device`, which runs the kernels' tests on each device in turn."""
 
 from tests.support.kernels.fixtures import device
 

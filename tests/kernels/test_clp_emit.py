@@ -1,4 +1,4 @@
-"""ClpEmit on a device against its oracle, over the cases of the CPU's tests."""
+"""Tests of ClpEmit on a device against its oracle, on the cases of the CPU's tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL_CASES = [*CASES, *MORE_CASES]
 
 
 def as_held(arrays: dict[str, np.ndarray], type: str) -> dict[str, np.ndarray]:
-    """The inputs with the numbers that `type` holds."""
+    """The inputs, rounded to numbers that `type` can hold."""
     return {name: rounded(x, type) if name in TYPED else x for name, x in arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""DepthMix on a device against its oracle, over the cases of the CPU's tests."""
+"""Tests of DepthMix on a device against its oracle, on the cases of the CPU's tests."""
 
 from __future__ import annotations
 

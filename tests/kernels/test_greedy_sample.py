@@ -1,4 +1,4 @@
-"""GreedySample on a device against its oracle."""
+"""Tests of GreedySample on a device against its oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Int4Linear on a device against its definition in numpy."""
+"""Tests of Int4Linear on a device against its definition in numpy."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Operands:
         return np.asarray(self.codes[:, 0::2] | (self.codes[:, 1::2] << 4))
 
     def multiply(self) -> np.ndarray:
-        """The definition."""
+        """The definition of Int4Linear: x times the dequantised W transposed."""
         return np.asarray(self.x.astype(np.float64) @ self.weight.T)
 
     def bound(self) -> np.ndarray:
-        """What float32 sums may be off by: 2^-18 of the sum of all magnitudes, of which they have 24 bits."""
+        """The allowed error of float32 sums: 2^-18 of the sum of all magnitudes, because float32 has 24 bits."""
         return np.asarray(np.abs(self.x).astype(np.float64) @ np.abs(self.weight).T) * 2.0**-18
 
 
@@ -163,7 +163,7 @@ def test_a_row_does_not_depend_on_the_others(type: str, device: Device) -> None:
 
 
 def test_large_numbers_of_bfloat16(device: Device) -> None:
-    """Beyond what a half holds, and below."""
+    """Numbers above and below the range of a half."""
     operands = make_operands(Case(name="range"), "bfloat16")
     for x_scale, scale in ((2.0**40, 2.0**20), (2.0**-40, 2.0**-20)):
         moved = Operands(

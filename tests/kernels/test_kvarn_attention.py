@@ -1,4 +1,4 @@
-"""KVarNAttention's kernels against its oracle, on all cases of the CPU's tests that are compiled."""
+"""Tests of KVarNAttention's kernels against its oracle, on all cases of the CPU's tests with compiled kernels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Stage `prefill` of KVarNAttention, where the table of cases does not look: tiles of halves, records and new tokens meet
-at every edge of its blocks, and every size and width of records.
+"""Tests of stage `prefill` of KVarNAttention beyond the table of cases.
+
+Tiles of halves, records and new tokens meet at every edge of its blocks, and records have every size and width.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def test_matches_the_oracle(case: Case, type: str, device: Device) -> None:
 
 
 def test_other_rows_may_hold_no_numbers(device: Device) -> None:
-    """A block of new tokens ends with the row: what the next row brings must not get in, not even with no weight."""
+    """A block of new tokens ends with the row: NaNs of the next row must not enter it, not even with weight 0."""
     case = kvarn("rows", Row(0, 40), Row(0, 40))
     arrays = typed(make_inputs(case), "float16")
     wanted = kvarn_attention(device, arrays, case.attributes, "float16")[0][:40]

@@ -1,6 +1,6 @@
-"""Stage `hold` of KVarNAttention: records and exact tiles after a call, against the oracle.
+"""Tests of stage `store` of KVarNAttention: records and exact tiles after a call, against the oracle.
 
-Codes agree as those of the CPU's kernels do (`kvarn_case.check_record`): both balance in float32 where the oracle has
+Codes agree as those of the CPU's kernels do (`kvarn_inputs.check_record`): both balance in float32 where the oracle has
 float64, so one code in a thousand may be the neighbour of the oracle's.
 """
 
@@ -27,7 +27,7 @@ that is not, for its row has no new tokens."""
 
 
 def small(name: str, **given: object) -> Case:
-    """Few heads: what is held does not depend on queries."""
+    """Few heads, because the stored tokens do not depend on queries."""
     return replace(Case(name=name, rows=ROWS, query_heads=2, exact_tiles=3), **given)
 
 
@@ -51,7 +51,7 @@ def run(device: Device, case: Case, arrays: Arrays) -> list[np.ndarray]:
 
 
 def check_caches(case: Case, arrays: Arrays, got: list[np.ndarray]) -> None:
-    """Records and exact tiles, those that must not change too; outputs are other tests' affair."""
+    """Compare records and exact tiles, including those that must not change; other tests compare outputs."""
     wanted = KVARN_ATTENTION.load_oracle()(**arrays, **case.attributes)
     check(case, arrays, [wanted[0], *got[1:]], wanted)
 
@@ -88,7 +88,7 @@ def test_uneven_tiles(magnitude: float, robust: int, dim: int, device: Device) -
 
 @pytest.mark.parametrize("robust", [0, 1])
 def test_tiles_of_one_number_are_exact(robust: int, device: Device) -> None:
-    """Nothing to balance, and for zeros nothing to divide by. Scales are rounding's affair: 0.75 up to halves'."""
+    """There is nothing to balance, and for zeros nothing to divide by. Scales are exact up to their rounding to halves."""
     case = small("even", rows=(Row(256, 1, 0, 1),), robust=robust, k_bits=2, v_bits=2, exact_tiles=2)
     arrays = typed(make_inputs(case), "float16")
     for head in range(case.kv_heads):

@@ -1,4 +1,4 @@
-"""PagedAttention's kernels against its oracle, on all cases of the CPU's tests that are compiled."""
+"""Tests of PagedAttention's kernels against its oracle, on all cases of the CPU's tests with compiled kernels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Stage `prefill` of PagedAttention, where the table of cases does not look: the edges of its blocks of lanes and of
-tokens, every group, and rows of all stages in one call.
+"""Tests of stage `prefill` of PagedAttention beyond the table of cases.
+
+They cover the edges of its blocks of lanes and of tokens, every group, and rows of all stages in one call.
 
 Tolerances are those of decoding, `attention_calls.relative_tolerance`: weights and prepared queries are halves.
 """

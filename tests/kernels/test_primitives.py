@@ -1,4 +1,4 @@
-"""What kernels are made of, against numpy: PTX and its emulation must agree, or emulated tests would prove nothing."""
+"""Tests of the device functions against numpy: PTX and its emulation must agree, or emulated tests would prove nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def halves(words: np.ndarray) -> np.ndarray:
 
 
 def bfloats(words: np.ndarray) -> np.ndarray:
-    """The same of bfloat16."""
+    """[..., n] words as [..., n, 2] numbers of type bfloat16."""
     return from_bits(words.view(np.uint16), "bfloat16").reshape(*words.shape, 2)
 
 

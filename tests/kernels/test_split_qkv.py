@@ -1,4 +1,4 @@
-"""SplitQkv on a device against its oracle."""
+"""Tests of SplitQkv on a device against its oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.kernels.device import TYPES, Device, download, from_bits, rou
 from tests.support.ops.split_qkv_cases import CASES, Case, make_inputs
 
 HALF_UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
-"""What rounding a result of size 1 may cost."""
+"""The allowed rounding error of a result of magnitude 1."""
 
 
 def call_of(case: Case, device: Device, arrays: dict[str, np.ndarray], type: str) -> tuple[SplitQkv, list]:

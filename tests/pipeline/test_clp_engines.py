@@ -1,4 +1,4 @@
-"""Engines with extra heads, run: the paper's invariants of free-running emission."""
+"""Tests of running engines with extra heads: the paper's invariants of free-running emission."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def completions(checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path
 
 
 def ids(found: list[Completion]) -> list[list[int]]:
-    """Their tokens."""
+    """The token ids of the completions."""
     return [list(completion.token_ids) for completion in found]
 
 

@@ -1,4 +1,4 @@
-"""Engines that emit several tokens a step: checked ones answer as plain ones do, whatever the heads guess."""
+"""Tests of engines that emit several tokens a step: with checked guesses they answer exactly as plain engines do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLINGS = [
 
 
 def answers(root: Path) -> list[Completion]:
-    """What an engine makes of four prompts in flight together, two of which do not decode greedily."""
+    """An engine's answers to four prompts in flight together, two of which do not decode greedily."""
     rng = np.random.default_rng(2)
     prompts = [rng.integers(3, 250, n).tolist() for n in (5, 140, 33, 60)]
     with load(root, threads=1, prefill_chunk=128) as llm:

@@ -1,4 +1,4 @@
-"""Native tests run once per instruction set that this CPU has."""
+"""The fixture `isa`, which runs native tests once for each instruction set that this CPU has."""
 
 from __future__ import annotations
 

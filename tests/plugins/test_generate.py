@@ -1,4 +1,4 @@
-"""The C++ headers of the ops' declarations: written without an installed package, and the only place of a default."""
+"""Tests of the C++ headers of the ops' declarations: written without an installed package, the only source of defaults."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CSRC = PLUGINS / "csrc"
 
 
 def test_a_bare_interpreter_writes_them(tmp_path: Path) -> None:
-    """As CMake runs it: no site-packages, no environment, no package."""
+    """The script runs as CMake runs it: without site-packages, environment variables or the package."""
     subprocess.run([sys.executable, "-I", "-S", str(PLUGINS / "generate.py"), str(tmp_path)], check=True)
     written = {path.name: path.read_text() for path in (tmp_path / "generated").iterdir()}
     assert written == generate.headers(list(OPS.values()), TILE_TOKENS)
 
 
 def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
-    """Otherwise every build would compile everything."""
+    """An unchanged header is not written, or every build would compile everything."""
     first, second = generate.write(tmp_path)
     first.write_text("something else")
     date = second.stat().st_mtime_ns
@@ -39,7 +39,7 @@ def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
 
 def test_it_needs_a_folder() -> None:
     ran = subprocess.run([sys.executable, str(PLUGINS / "generate.py")], capture_output=True, text=True)
-    assert ran.returncode == 1 and "got 0 arguments, expected the folder to write into" in ran.stderr
+    assert ran.returncode == 1 and "got 0 arguments, expected one, the folder to write into" in ran.stderr
 
 
 def test_the_reader_has_the_defaults() -> None:

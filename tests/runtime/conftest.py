@@ -1,4 +1,4 @@
-"""Engines to run: a tiny one under ONNX Runtime, and the toy model that needs no backend."""
+"""Fixtures of engines: a tiny one under ONNX Runtime, and the toy model that needs no backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The enginewright command: output, errors and exit codes."""
+"""Tests of the command `enginewright`: output, errors and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LLM from its callers' side: text, stops, streams, threads, bad input, failures."""
+"""Tests of the class LLM as callers use it: text, stops, streams, threads, bad input, failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teacher-forced logits handed over in pieces: LLM.score."""
+"""Tests of LLM.score: teacher-forced logits, passed to the caller in pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[..., LLM]
 
 
 class Collector:
-    """Copies what it is handed."""
+    """Copies the logits that it receives."""
 
     def __init__(self) -> None:
         self.positions: list[int] = []
@@ -34,7 +34,7 @@ def _texts(*lengths: int) -> list[list[int]]:
 
 
 def _check(texts: list[list[int]], takes: list[Collector], windows: tuple[int, ...] = WINDOWS) -> None:
-    """Every position once, in order, and right."""
+    """Check that every position comes once, in order, with the right logits."""
     for tokens, take in zip(texts, takes, strict=True):
         ends = np.cumsum([len(piece) for piece in take.pieces])
         assert take.positions == [0, *ends[:-1].tolist()]
@@ -51,7 +51,7 @@ def test_texts_in_flight_together_each_get_their_own_logits(make_toy: Make) -> N
 
 
 def test_a_preempted_text_hands_over_nothing_twice(make_toy: Make) -> None:
-    """The cache holds the text, but not beside the generation that grows meanwhile."""
+    """The cache holds the text, but not together with the generation that grows meanwhile."""
     llm, texts = make_toy(eos=(), rows=2, cache_tokens=48, windows=(0, 0, 0, 0)), _texts(40)
     handle = llm.submit([1, 2, 3], Sampling(max_tokens=30))
     takes = [Collector()]

@@ -1,4 +1,4 @@
-"""A server of the bundled model, for all tests here, and the same engine in this process to compare with."""
+"""Fixtures of the serving tests: a server of the bundled model, and the same engine in this process for comparison."""
 
 from __future__ import annotations
 

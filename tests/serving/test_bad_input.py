@@ -1,4 +1,4 @@
-"""What one client gets wrong is that client's error, with a text that says what; everyone else is served on."""
+"""Tests that a client's mistake gives that client an error with a clear text, and that all others are still served."""
 
 from __future__ import annotations
 

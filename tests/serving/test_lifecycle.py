@@ -1,4 +1,4 @@
-"""Loading, unloading and ending a server, with requests in flight."""
+"""Tests of loading, unloading and ending a server with requests in flight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancellation, time-outs, the queue's limit, priorities, several instances, metrics."""
+"""Tests of cancellation, time-outs, the queue's limit, priorities, several instances and metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
 def serve_with(
     installation: Installation, engine: Path, folder: Path, *options: str, server_options: tuple[str, ...] = ()
 ) -> Iterator[Server]:
-    """A server of a repository written with these options."""
+    """A server of a model repository that is written with these options."""
     command = ["triton", str(engine), "--output", str(folder / "repository"), "--name", MODEL, *options]
     assert cli.main(command) == 0
     with tritonserver.serve(installation, folder / "repository", folder / "log", *server_options) as server:

@@ -1,4 +1,4 @@
-"""Many mixed requests: all accounted for, and nothing of them is left in slots, tiles or memory."""
+"""Tests of many mixed requests: all are accounted for, and nothing of them stays in rows, tiles or memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples for clients run against the server, as their first lines say."""
+"""Tests that the client examples run against the server, with the commands in their first lines."""
 
 from __future__ import annotations
 

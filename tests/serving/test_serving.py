@@ -1,4 +1,4 @@
-"""A real tritonserver serves what the engine generates in this process, to many clients at once."""
+"""Tests that a real tritonserver gives many clients at once the same tokens as the engine in this process."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_one_stream_carries_many_requests(server: Server, llm: LLM) -> None:
 
 
 def test_the_openai_frontends_requests(installation: Installation, engine: Path, llm: LLM, tmp_path: Path) -> None:
-    """What Triton's OpenAI frontend sends a model that is not vLLM's: shapes with a batch dimension, 32 bits, stop_words."""
+    """Triton's OpenAI frontend sends such a model shapes with a batch dimension, integers of 32 bits, and stop_words."""
     command = [
         "triton",
         str(engine),

@@ -33,7 +33,7 @@ def session_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 def made_once(factory: pytest.TempPathFactory, key: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make` fills, one for each `key`; nobody may change what is in it.
+    """The folder that `make` fills, one for each `key`; no test may change its content.
 
     key: everything that the contents depend on. make: gets the folder, which is new and empty, and is not asked again
     unless it raises.

@@ -1,5 +1,5 @@
-"""The GPU kernels' benchmark: `python -m benchmarks.kernels.gpu`.
+"""The benchmark of the GPU kernels: `python -m benchmarks.kernels.gpu`.
 
-`comparisons` lists what is compared, `calls` makes our calls, `baselines` torch's; `timing` times them, `measure` turns times
-into results. `compile_report` is a command of its own: what the compiler says of the kernels.
+`comparisons` lists the comparisons, `calls` makes the kernels' calls, `baselines` torch's. `timing` times them, and `measure`
+turns times into measurements. `compile_report` is a command of its own: the compiler's report on the kernels.
 """

@@ -1,4 +1,4 @@
-"""Speed of the GPU kernels: times, bandwidths, and ratios to torch's best, each with the target that it must reach.
+"""Speed of the GPU kernels: times, bandwidths and ratios to torch's best, with the targets that they must reach.
 
     python -m benchmarks.kernels.gpu [--only decode,prefill,flush,mix,emit,linear,split,greedy] [--json FILE] [--quick]
 
@@ -30,7 +30,7 @@ from enginewright.plugins.libraries.locate import LibraryError
 
 if TYPE_CHECKING:
     from benchmarks.kernels.gpu.comparisons import Sizes
-    from benchmarks.kernels.gpu.measure import Result
+    from benchmarks.kernels.gpu.measure import KernelMeasurement
     from benchmarks.kernels.gpu.timing import Timer
 
 GIB = 1 << 30
@@ -39,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def open_device() -> CudaLibrary:
-    """The library, on a machine that can run it and torch.
+    """Open the library, after a check that this machine can run it and torch.
 
     Raises:
         LibraryError: the library, its device, or torch with CUDA is missing.
@@ -47,7 +47,7 @@ def open_device() -> CudaLibrary:
     library = open_cuda_library()
     library.check_device()
     if importlib.util.find_spec("torch") is None:
-        raise LibraryError("benchmarks.kernels.gpu: got no torch, expected it to own the memory; do: pip install torch")
+        raise LibraryError("benchmarks.kernels.gpu: got no torch, which owns the memory; do: pip install torch")
     import torch
 
     if not torch.cuda.is_available():
@@ -59,7 +59,7 @@ def open_device() -> CudaLibrary:
 
 
 def output_of(*command: str) -> str:
-    """Output of a command, without its last newline; empty where it is missing or fails."""
+    """The output of a command, without its last newline; empty if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -67,7 +67,7 @@ def output_of(*command: str) -> str:
 
 
 def facts(library: CudaLibrary, arguments: Sequence[str]) -> dict[str, Any]:
-    """Facts that the run depends on: device, clocks, versions, date, commit, command."""
+    """The facts that a run depends on: device, clocks, versions, date, commit, command."""
     import torch
 
     query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
@@ -87,15 +87,15 @@ def facts(library: CudaLibrary, arguments: Sequence[str]) -> dict[str, Any]:
 
 def measure_all(
     library: CudaLibrary, timer: Timer, sizes: Sizes, only: Iterable[str], *, buffer: int = GIB, compiled: bool = True
-) -> tuple[dict[str, float], list[Result]]:
-    """Bandwidths in bytes a second, and the results of the groups `only`, printed as they come."""
+) -> tuple[dict[str, float], list[KernelMeasurement]]:
+    """Measure the bandwidths, in bytes a second, and the groups in `only`; print each measurement as it comes."""
     from benchmarks.kernels.gpu.comparisons import comparisons
     from benchmarks.kernels.gpu.measure import run_comparison
     from benchmarks.kernels.gpu.timing import measure_bandwidth
 
     bandwidth = measure_bandwidth(timer, buffer)
     print(f"copy {bandwidth.copy / 1e9:.0f} GB/s (reads and writes), read {bandwidth.read / 1e9:.0f} GB/s", flush=True)
-    results: list[Result] = []
+    results: list[KernelMeasurement] = []
     for comparison in comparisons(sizes):
         if comparison.group in only:
             for result in run_comparison(comparison, library, timer, bandwidth, compiled):
@@ -113,8 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def figures_of(bandwidth: dict[str, float], results: Iterable[Result]) -> list[Figure]:
-    """The bandwidths, and of each result its best time and, where there is one, its ratio to torch's best."""
+def figures_of(bandwidth: dict[str, float], results: Iterable[KernelMeasurement]) -> list[Figure]:
+    """The bandwidths; for each measurement its best time and, where there is a baseline, the ratio to torch's best."""
     figures = [Figure(name=f"plain {way}", value=rate / 1e9, unit="GB/s") for way, rate in bandwidth.items()]
     for result in results:
         about = {"group": result.group, "size": result.name, "op": result.op}
@@ -128,7 +128,7 @@ def figures_of(bandwidth: dict[str, float], results: Iterable[Result]) -> list[F
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure what the command line asks for; the exit status."""
+    """Measure the groups that the command line asks for; return the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     library = open_device()

@@ -1,7 +1,7 @@
-"""torch's ways to do the same work; the benchmark compares with the fastest that runs.
+"""torch's ways to do the same work as the kernels; the benchmark compares with the fastest one that runs.
 
-Attention's baselines read contiguous caches [batch, heads, tokens, head_dim] without tables. A baseline returns its result,
-all of a family the same numbers in the same order.
+Attention's baselines read contiguous caches [batch, heads, tokens, head_dim] without tables. All baselines of a family return
+the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ BACKENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Ways to do the same: `inputs` makes what each of the baselines takes."""
+    """Several ways to do the same work; created by the functions of this module.
+
+    inputs: makes the arguments that every baseline takes, on a device.
+    baselines: name -> function.
+    """
 
     inputs: Inputs
     baselines: dict[str, Baseline]
 
 
 def attention(shape: AttentionShape, *, compiled: bool) -> Family:
-    """Of `shape.new` tokens over all; a single one is not masked. compiled: those that torch.compile makes too."""
+    """Attention of `shape.new` tokens over all tokens; a single new token needs no mask.
+
+    compiled: include the baselines that torch.compile makes.
+    """
 
     def inputs(device: str) -> list[Tensor]:
         key, value = (halves(device, shape.batch, shape.kv_heads, shape.total, shape.dim) for _ in range(2))
@@ -60,7 +67,10 @@ def attention(shape: AttentionShape, *, compiled: bool) -> Family:
 
 
 def _sdpa(shape: AttentionShape) -> Iterator[tuple[str, Baseline]]:
-    """Each backend, on the grouped heads as they are; and, of a single token, on a group's heads as if they were tokens."""
+    """Each backend of SDPA, on grouped heads as they are, and a second way.
+
+    The second way treats a group's heads as tokens if there is one new token; otherwise it repeats the key and value heads.
+    """
     group = shape.query_heads // shape.kv_heads
     for name, backend in BACKENDS.items():
         yield f"sdpa {name}", _with(backend, _grouped(shape))
@@ -80,7 +90,7 @@ def _with(backend: SDPBackend, baseline: Baseline) -> Baseline:
 
 
 def _mask(shape: AttentionShape) -> dict[str, Any]:
-    """Arguments that make SDPA causal; the new tokens are the last ones."""
+    """The arguments that make SDPA causal, where the new tokens are the last ones."""
     if shape.new == 1:
         return {}
     if shape.held == 0:
@@ -103,7 +113,7 @@ def _group_as_tokens(shape: AttentionShape) -> Baseline:
 
 
 def _repeated_heads(shape: AttentionShape, group: int) -> Baseline:
-    """The copies are made anew each time: a cache would not hold them."""
+    """Attention on repeated heads; the copies are made at each call, because a cache would not hold them."""
     mask = _mask(shape)
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -132,7 +142,7 @@ def _flex(shape: AttentionShape) -> Iterator[tuple[str, Baseline]]:
 
 
 def _flash_attn() -> Iterator[tuple[str, Baseline]]:
-    """The package flash-attn, where it is installed; its caches are [batch, tokens, heads, head_dim], which views make."""
+    """The package flash-attn, if it is installed; it reads caches as [batch, tokens, heads, head_dim], through views."""
     try:
         from flash_attn import flash_attn_func, flash_attn_with_kvcache  # type: ignore[import-not-found]
     except ImportError:
@@ -146,7 +156,7 @@ def _flash_attn() -> Iterator[tuple[str, Baseline]]:
 
 
 def depth_mix(shape: MixShape, *, compiled: bool) -> Family:
-    """The formula in torch."""
+    """The formula of DepthMix in torch."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, *sources: Tensor) -> Tensor:
         mean = query.view(shape.tokens, shape.kv_heads, -1, shape.dim).float().mean(2)
@@ -163,7 +173,7 @@ def depth_mix(shape: MixShape, *, compiled: bool) -> Family:
 
 
 def clp_emit(shape: HeadsShape, *, compiled: bool) -> Family:
-    """`length` heads' hidden layers, logits and best tokens, without a classifier."""
+    """The hidden layers, logits and best tokens of `length` heads, without a classifier."""
 
     def inputs(device: str) -> list[Tensor]:
         used = [tensor[: shape.length].contiguous() for tensor in head_weights(device, shape)]
@@ -181,7 +191,7 @@ def clp_emit(shape: HeadsShape, *, compiled: bool) -> Family:
 
 
 def linear(shape: LinearShape) -> Family:
-    """A product with halves."""
+    """The matrix product with weights in halves."""
     return Family(
         inputs=lambda device: [halves(device, shape.rows, shape.size), halves(device, shape.outputs, shape.size)],
         baselines={"torch.matmul of halves": lambda x, weight: x @ weight.T},
@@ -189,7 +199,7 @@ def linear(shape: LinearShape) -> Family:
 
 
 def split_qkv(shape: SplitShape, *, compiled: bool) -> Family:
-    """Norms and rotations in torch."""
+    """Splitting, norms and rotations in torch."""
 
     def run(packed: Tensor, cos: Tensor, sin: Tensor, query_norm: Tensor, key_norm: Tensor) -> tuple[Tensor, ...]:
         heads = packed.view(shape.tokens, -1, shape.dim)
@@ -208,7 +218,7 @@ def split_qkv(shape: SplitShape, *, compiled: bool) -> Family:
 
 
 def greedy_sample(rows: int, vocab: int) -> Family:
-    """The index of the largest."""
+    """The index of the largest logit of each row."""
     return Family(
         inputs=lambda device: [logits(device, rows, vocab)], baselines={"torch.argmax": lambda x: x.argmax(1)}
     )

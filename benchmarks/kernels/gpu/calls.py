@@ -1,7 +1,7 @@
-"""Calls of the GPU kernels on made-up contents: the structure that a kernel is given, and the torch tensors it points to.
+"""Makes calls of the GPU kernels on random contents: the call's structure, and the torch tensors that it points to.
 
-Contents are random numbers that a model could have; tiles lie scattered over their pool as after a while of serving.
-Tensors are on the device that is asked for: on `cpu` the calls run in the kernels' emulation, where tests try them.
+Contents are random numbers that a model could have; tiles lie scattered over their pool, as after a while of serving.
+Tensors lie on the device that the caller names. On `cpu` the calls run in the kernels' emulation, which tests use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes, tile_b
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCall:
-    """A call, what it points to, and the bytes that it cannot but move: inputs read once, outputs written once."""
+    """A call of a kernel; created by the functions of this module.
+
+    structure: the argument of the library's C function.
+    outputs: the tensors that the call writes.
+    moved: the least bytes that the call has to move; inputs are read once, outputs written once.
+    """
 
     structure: ctypes.Structure
     outputs: tuple[Tensor, ...]
@@ -40,7 +45,7 @@ class KernelCall:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Heads and head size; `batch` rows that hold `held` tokens and get `new` ones."""
+    """The shape of an attention call: heads, head size, and `batch` rows that hold `held` tokens and get `new` ones."""
 
     query_heads: int
     kv_heads: int
@@ -56,39 +61,39 @@ class AttentionShape:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the keys and values of all tokens, as halves."""
+        """Bytes of the keys and values of all tokens, as halves."""
         return self.batch * self.kv_heads * self.total * self.dim * 2 * 2
 
     @property
     def operations(self) -> int:
-        """Two for each multiply-add of the pairs that see each other."""
+        """Floating-point operations: two for each multiply-add, visible pairs only."""
         pairs = self.new * self.held + self.new * (self.new + 1) // 2
         return 4 * self.batch * self.query_heads * self.dim * pairs
 
 
 def halves(device: str, *shape: int, size: float = 1.0) -> Tensor:
-    """Normal random numbers of standard deviation `size`."""
+    """A tensor of normal random halves with standard deviation `size`."""
     return (torch.randn(shape, device=device) * size).half()
 
 
 def integers(device: str, numbers: Sequence[int]) -> Tensor:
-    """int32."""
+    """An int32 tensor of the numbers."""
     return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 
 def scattered(device: str, shape: AttentionShape, tiles: int) -> Tensor:
-    """A table [batch, kv_heads, tiles] of all ids of a pool, in no order."""
+    """A table [batch, kv_heads, tiles] of all ids of a pool, in random order."""
     ids = torch.randperm(shape.batch * shape.kv_heads * tiles, device=device)
     return ids.int().reshape(shape.batch, shape.kv_heads, tiles)
 
 
 def bytes_of(*tensors: Tensor) -> int:
-    """Of all of them."""
+    """Bytes of all tensors together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[Attention, list[Tensor]]:
-    """Fields that both ops take, and the tensors they point to: query, key, value and output first."""
+    """The fields that both attention ops have, and the tensors that they point to: query, key, value and output first."""
     tokens = shape.batch * shape.new
     query = halves(device, tokens, shape.query_heads, shape.dim)
     key, value = (halves(device, tokens, shape.kv_heads, shape.dim) for _ in range(2))
@@ -119,7 +124,7 @@ def paged_attention(device: str, shape: AttentionShape) -> KernelCall:
     count = shape.batch * shape.kv_heads * tiles
     pool = halves(device, count, tile_bytes(shape.dim, shape.dim, 16) // 2)
     structure = PagedAttention(attention=attention, tiles=pool.data_ptr(), tile_count=count, kv_bits=16)
-    # new keys and values are read, and written to the cache; prefill reads its own from wherever they are
+    # new keys and values are read once and written to the cache once, in prefill as well
     moved = shape.cache_bytes + bytes_of(*tensors[:4])
     return KernelCall(structure=structure, outputs=(tensors[3],), moved=moved, kept=(*tensors, pool))
 
@@ -127,7 +132,11 @@ def paged_attention(device: str, shape: AttentionShape) -> KernelCall:
 def kvarn_attention(
     device: str, shape: AttentionShape, bits: tuple[int, int], encoded: tuple[int, int] | None = None
 ) -> KernelCall:
-    """KVarNAttention; `encoded` tokens before and after the call, all whole tiles of the held ones when not given."""
+    """KVarNAttention over a cache of few bits.
+
+    bits: of a key's and of a value's code.
+    encoded: tokens encoded before and after the call; by default all whole tiles of the held tokens, both times.
+    """
     before, after = encoded or (shape.held // TILE_TOKENS * TILE_TOKENS,) * 2
     tiles = max(1, after // TILE_TOKENS)
     attention, tensors = _attention(device, shape, tiles)
@@ -157,7 +166,7 @@ def kvarn_attention(
 
 
 def made_up_records(device: str, count: int, dim: int, bits: tuple[int, int]) -> Tensor:
-    """Records whose codes are random and whose scales are a quarter."""
+    """Records with random codes and scales of 0.25."""
     shape = (count, kvarn_tile_bytes(dim, *bits))
     records = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     for start, length in _scales(dim, bits):
@@ -166,7 +175,7 @@ def made_up_records(device: str, count: int, dim: int, bits: tuple[int, int]) ->
 
 
 def _scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Offset and number of a record's halves: random bytes there would be infinities."""
+    """Offset and number of the halves in a record, where random bytes could be infinities."""
     keys, values = (TILE_TOKENS * dim * width // 8 for width in bits)
     yield keys, 2 * dim + TILE_TOKENS
     yield keys + 2 * (2 * dim + TILE_TOKENS) + values, dim + 2 * TILE_TOKENS
@@ -174,7 +183,7 @@ def _scales(dim: int, bits: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class MixShape:
-    """A layer that mixes its values with those of `sources` earlier ones."""
+    """The shape of a DepthMix call: a layer that mixes its values with those of `sources` earlier layers."""
 
     query_heads: int
     kv_heads: int
@@ -184,13 +193,13 @@ class MixShape:
 
 
 def mix_inputs(device: str, shape: MixShape) -> list[Tensor]:
-    """Query, key and value, then each source's key and value."""
+    """The query, key and value, then the key and value of each source."""
     query = halves(device, shape.tokens, shape.query_heads, shape.dim)
     return [query, *(halves(device, shape.tokens, shape.kv_heads, shape.dim) for _ in range(2 + 2 * shape.sources))]
 
 
 def depth_mix(device: str, shape: MixShape) -> KernelCall:
-    """DepthMix."""
+    """DepthMix on random heads."""
     tensors = mix_inputs(device, shape)
     mixed = torch.full_like(tensors[2], float("nan"))
     sources = (ctypes.c_void_p * (2 * shape.sources))(*(tensor.data_ptr() for tensor in tensors[3:]))
@@ -213,7 +222,7 @@ def depth_mix(device: str, shape: MixShape) -> KernelCall:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsShape:
-    """Extra heads with half the hidden size inside, that emit `length` more tokens for every row."""
+    """The shape of a ClpEmit call: heads with a hidden layer of half the size, which emit `length` more tokens a row."""
 
     hidden: int
     vocab: int
@@ -228,7 +237,7 @@ class HeadsShape:
 
 
 def head_weights(device: str, shape: HeadsShape) -> list[Tensor]:
-    """up_weight, up_bias, out_weight and out_bias of all heads."""
+    """The tensors up_weight, up_bias, out_weight and out_bias of all heads."""
     extra, inner, vocab = shape.k - 1, shape.inner, shape.vocab
     up, up_bias = halves(device, extra, inner, shape.hidden, size=0.03), halves(device, extra, inner, size=0.1)
     return [up, up_bias, halves(device, extra, vocab, inner, size=0.05), halves(device, extra, vocab, size=0.1)]
@@ -271,7 +280,7 @@ def clp_emit(device: str, shape: HeadsShape) -> KernelCall:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearShape:
-    """x[rows, size] times W[outputs, size] transposed, a scale for every `block` codes."""
+    """The shape of an Int4Linear call: x[rows, size] times W[outputs, size] transposed, a scale for every `block` codes."""
 
     rows: int
     size: int
@@ -280,7 +289,7 @@ class LinearShape:
 
 
 def int4_linear(device: str, shape: LinearShape) -> KernelCall:
-    """Int4Linear."""
+    """Int4Linear on random weights."""
     x = halves(device, shape.rows, shape.size)
     codes = torch.randint(0, 256, (shape.outputs, shape.size // 2), dtype=torch.uint8, device=device)
     scales = halves(device, shape.outputs, shape.size // shape.block, size=0.01)
@@ -299,7 +308,7 @@ def int4_linear(device: str, shape: LinearShape) -> KernelCall:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitShape:
-    """Packed projections of `tokens` tokens; all of a head is rotated, query and key heads are normalised."""
+    """The shape of a SplitQkv call on `tokens` tokens; whole heads are rotated, query and key heads are normalised."""
 
     query_heads: int
     kv_heads: int
@@ -308,19 +317,19 @@ class SplitShape:
 
     @property
     def packed(self) -> int:
-        """Numbers of a token."""
+        """Size of a token's packed projection, in elements."""
         return (self.query_heads + 2 * self.kv_heads) * self.dim
 
 
 def split_inputs(device: str, shape: SplitShape) -> list[Tensor]:
-    """packed, cos, sin, query_norm and key_norm."""
+    """The inputs packed, cos, sin, query_norm and key_norm."""
     angles = torch.rand(shape.tokens, shape.dim // 2, device=device) * 6.28
     norms = (1 + halves(device, shape.dim, size=0.1) for _ in range(2))
     return [halves(device, shape.tokens, shape.packed), angles.cos().half(), angles.sin().half(), *norms]
 
 
 def split_qkv(device: str, shape: SplitShape) -> KernelCall:
-    """SplitQkv."""
+    """SplitQkv on a random projection."""
     inputs = split_inputs(device, shape)
     heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
     outputs = tuple(torch.full_like(inputs[0][:, : count * shape.dim], float("nan")).contiguous() for count in heads)
@@ -340,12 +349,12 @@ def split_qkv(device: str, shape: SplitShape) -> KernelCall:
 
 
 def logits(device: str, rows: int, vocab: int) -> Tensor:
-    """Of a vocabulary, in float32."""
+    """Random logits [rows, vocab] in float32."""
     return torch.randn(rows, vocab, device=device)
 
 
 def greedy_sample(device: str, rows: int, vocab: int) -> KernelCall:
-    """GreedySample."""
+    """GreedySample on random logits."""
     given = logits(device, rows, vocab)
     tokens = torch.full((rows,), -7, dtype=torch.int64, device=device)
     structure = GreedySample(logits=given.data_ptr(), tokens=tokens.data_ptr(), rows=rows, vocab=vocab)

@@ -1,4 +1,4 @@
-"""Comparisons of the GPU benchmark: our calls, the sizes, and the targets that they must reach."""
+"""The comparisons of the GPU benchmark: the kernels' calls, their sizes, and the targets that they must reach."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Figure = Literal["ratio", "copy_share", "microseconds", "fraction"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of everything measured; the heads, layers and extra heads are those of an 8B and a 0.5B model."""
+    """All sizes of the benchmark.
+
+    The attention heads and layers are those of an 8B model; hidden size, vocabulary and extra heads those of a 0.5B model.
+    """
 
     query_heads: int = 32
     kv_heads: int = 8
@@ -27,7 +30,7 @@ class Sizes:
     prefill: int = 8192
     chunk: int = 512
     tokens: tuple[int, ...] = (1, 64, 4096)
-    """Of calls that take each token by itself."""
+    """Numbers of tokens for the calls that treat each token by itself."""
     hidden: int = 896
     vocab: int = 151_936
     k: int = 3
@@ -37,7 +40,7 @@ class Sizes:
     linear_rows: tuple[int, ...] = (1, 8)
 
     def attention(self, batch: int, held: int, new: int) -> AttentionShape:
-        """Of the model's heads."""
+        """The shape of an attention call with the model's heads."""
         heads = {"query_heads": self.query_heads, "kv_heads": self.kv_heads, "dim": self.dim}
         return AttentionShape(**heads, batch=batch, held=held, new=new)
 
@@ -48,14 +51,17 @@ QUICK = Sizes(contexts=(2048, 32768), tokens=(1, 4096), linears=((896, 9728), (1
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A bound that a figure must keep."""
+    """A bound that a figure must keep.
+
+    at_least: whether the bound is a lower one.
+    """
 
     figure: Figure
     bound: float
     at_least: bool = True
 
     def is_met(self, value: float) -> bool:
-        """Whether it is kept."""
+        """Whether `value` keeps the bound."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
@@ -65,7 +71,11 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One of our calls, `make(device)`, and what it must reach."""
+    """One kernel's call in a comparison.
+
+    make: makes the call on a device.
+    targets: the bounds that it must keep.
+    """
 
     make: Callable[[str], KernelCall]
     targets: tuple[Target, ...] = ()
@@ -73,10 +83,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our entries next to a family of baselines; all of it is measured in turn.
+    """Kernels' calls compared with a family of baselines; all of them are measured in turn.
 
-    operations: of floating point, where they and not bytes are the bound. family: made when it is needed, for torch's
-    compiler is slow.
+    group: a name for `--only`.
+    name: the size, for printed lines.
+    entries: name -> a kernel's call.
+    family: makes the baselines when they are needed, because torch's compiler is slow; its argument is `compiled`.
+    operations: floating-point operations, if they and not the bytes are the limit.
     """
 
     group: str
@@ -88,7 +101,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class FlushComparison:
-    """Cost of completing a tile in every head of every layer, as a share of the decode steps that fill it."""
+    """The cost of completing a tile in every head of every layer, as a share of the decode steps that fill the tile.
+
+    encoding, plain: make a call that completes and encodes its tiles, and the same call without encoding.
+    attention: makes the call of a decode step at `context` tokens.
+    """
 
     batch: int
     context: int
@@ -102,12 +119,12 @@ class FlushComparison:
 
     @property
     def name(self) -> str:
-        """For lines."""
+        """The size, for printed lines."""
         return f"batch {self.batch}, {self.layers} layers"
 
 
 def comparisons(sizes: Sizes) -> Iterator[Comparison | FlushComparison]:
-    """Everything that is measured."""
+    """All comparisons at these sizes."""
     for batch in sizes.batches:
         for context in sizes.contexts:
             yield _decode(sizes, batch, context)
@@ -123,7 +140,7 @@ def comparisons(sizes: Sizes) -> Iterator[Comparison | FlushComparison]:
 
 
 def groups(sizes: Sizes) -> list[str]:
-    """Names for `--only`."""
+    """The names that `--only` takes."""
     return list(dict.fromkeys(comparison.group for comparison in comparisons(sizes)))
 
 
@@ -173,7 +190,7 @@ def _prefills(sizes: Sizes) -> Iterator[Comparison]:
         name=f"{chunk.new} tokens after {chunk.held}",
         entries={
             "PagedAttention": Entry(make=lambda device: calls.paged_attention(device, chunk)),
-            # the chunk's own tiles become records, and that is part of it
+            # encoding the chunk's own tiles is part of the measured work
             "KVarN k4v2": Entry(make=_kvarn(chunk, (4, 2), (chunk.held, chunk.total))),
         },
         family=lambda compiled: baselines.attention(chunk, compiled=compiled),

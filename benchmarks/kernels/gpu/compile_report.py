@@ -1,4 +1,4 @@
-"""Registers, stack and spills of each GPU kernel, as the compiler reports them, as a table.
+"""Table of each GPU kernel's registers, stack and spills, as the compiler reports them.
 
     python -m benchmarks.kernels.gpu.compile_report
 
@@ -27,7 +27,10 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 @dataclass(kw_only=True)
 class Kernel:
-    """One instance of a kernel as compiled for one architecture; bytes of stack and spills."""
+    """One instance of a kernel, compiled for one architecture; created by `read_report`.
+
+    stack, spills: in bytes.
+    """
 
     symbol: str
     architecture: str
@@ -37,7 +40,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """Without its template arguments: decode_paged_kernel, clp_emit::out_kernel."""
+        """The kernel's name without its template arguments: decode_paged_kernel, clp_emit::out_kernel."""
         parts = identifiers(self.symbol)
         return "::".join(part for part in parts if part != "ew" and not part.startswith("_GLOBAL__N_"))
 
@@ -53,7 +56,7 @@ def identifiers(symbol: str) -> list[str]:
 
 
 def read_report(text: str) -> list[Kernel]:
-    """The kernels of one object. What the functions that a kernel calls keep on the stack counts as its own."""
+    """The kernels of one object file. The stack of the functions that a kernel calls counts as the kernel's own."""
     kernels: list[Kernel] = []
     for line in text.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
@@ -73,7 +76,7 @@ def read_reports(folder: Path = FOLDER) -> list[Kernel]:
 
 
 def grouped(kernels: Iterable[Kernel]) -> dict[str, dict[str, list[Kernel]]]:
-    """The instances of each kernel and architecture."""
+    """Kernel -> architecture -> instances."""
     groups: dict[str, dict[str, list[Kernel]]] = defaultdict(lambda: defaultdict(list))
     for kernel in kernels:
         groups[kernel.name][kernel.architecture].append(kernel)
@@ -81,7 +84,7 @@ def grouped(kernels: Iterable[Kernel]) -> dict[str, dict[str, list[Kernel]]]:
 
 
 def figures_of(kernels: Iterable[Kernel]) -> list[Figure]:
-    """The largest of each kernel's instances on each architecture; stack and spills where there are any."""
+    """The largest numbers among each kernel's instances on each architecture; stack and spills only where there are any."""
     figures = []
     for name, by_architecture in sorted(grouped(kernels).items()):
         for architecture, instances in by_architecture.items():
@@ -94,7 +97,7 @@ def figures_of(kernels: Iterable[Kernel]) -> list[Figure]:
 
 
 def table(kernels: Iterable[Kernel]) -> list[str]:
-    """Markdown: of each kernel the registers, least to most of its instances, and any bytes of stack and spills."""
+    """The Markdown table: each kernel's registers, fewest to most of its instances, and any bytes of stack and spills."""
     groups = grouped(kernels)
     lines = [f"| kernel | instances | {' | '.join(ARCHITECTURES)} |", f"|{'---|' * (2 + len(ARCHITECTURES))}"]
     for name, by_architecture in sorted(groups.items()):
@@ -119,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Build, then print the table."""
+    """Build the library, then print the table."""
     options = make_parser().parse_args(arguments)
     from enginewright.plugins.build import build
 

@@ -1,4 +1,4 @@
-"""The devices of the kernels' tests: emulated, and a GPU where there is one."""
+"""The fixture `device` of the kernels' tests: an emulated device, and a GPU where there is one."""
 
 from tests.support.kernels.fixtures import device
 

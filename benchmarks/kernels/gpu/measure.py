@@ -1,4 +1,4 @@
-"""Runs comparisons: times of our calls and of baselines become results with bandwidths, ratios and targets kept or missed."""
+"""Runs comparisons, and turns times into measurements: bandwidths, ratios, and targets met or missed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from benchmarks.kernels.gpu.timing import Bandwidth, Launch, Timer, Times
 from enginewright.plugins.libraries.cuda import CudaLibrary
 
 MODEL_BYTES = 16e9
-"""Weights of an 8B model in halves, which each of its decode steps reads."""
+"""Bytes of an 8B model's weights in halves, all of which each decode step reads."""
 
 
 @dataclass(kw_only=True)
-class Result:
-    """One line. Times in microseconds, bandwidths in bytes a second; shares and the ratio are of what is better as 1."""
+class KernelMeasurement:
+    """One measured call and one printed line; created by `run_comparison`.
+
+    best, median: time in microseconds.
+    bytes: the bytes that the call has to move.
+    bandwidth: bytes a second.
+    copy_share, read_share: `bandwidth` divided by the device's plain copy and plain read.
+    tera_operations: 1e12 floating-point operations a second; 0 where they are not the limit.
+    baseline, baseline_best: the fastest baseline and its best time in microseconds.
+    ratio: `baseline_best` divided by `best`; above 1 the kernel is faster.
+    """
 
     group: str
     name: str
@@ -35,9 +44,9 @@ class Result:
     baseline_best: float = 0.0
     ratio: float = 0.0
     baselines: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Best and median of each."""
+    """Baseline -> its best and median time in microseconds."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Baselines that did not run, and why."""
+    """Baseline that did not run -> the reason."""
     targets: dict[str, bool] = field(default_factory=dict)
     """Target -> whether it is met."""
     note: str = ""
@@ -57,21 +66,24 @@ class Result:
 
 def run_comparison(
     comparison: Comparison | FlushComparison, library: CudaLibrary, timer: Timer, bandwidth: Bandwidth, compiled: bool
-) -> list[Result]:
-    """Its results; memory is free again when it returns. compiled: baselines of torch.compile take part."""
+) -> list[KernelMeasurement]:
+    """Run one comparison and return its measurements; its memory is free again afterwards.
+
+    compiled: include the baselines that torch.compile makes.
+    """
     if isinstance(comparison, FlushComparison):
         return [_flush(comparison, library, timer, bandwidth)]
     bodies = [_our_body(entry.make, library, timer) for entry in comparison.entries.values()]
     ways: dict[str, list[Launch]] = {}
     left_out: dict[str, str] = {}
     if comparison.family is not None:
-        torch.compiler.reset()  # each shape is compiled for itself
+        torch.compiler.reset()  # so that each shape is compiled on its own
         ways, left_out = _baseline_bodies(comparison.family(compiled), timer)
     times = timer.alternate([*(body for body, _ in bodies), *ways.values()])
     baselines = dict(zip(ways, times[len(bodies) :], strict=True))
     results = []
     for (op, entry), (body, call), taken in zip(comparison.entries.items(), bodies, times, strict=False):
-        result = _result(comparison, op, taken, call.moved, bandwidth)
+        result = _measurement(comparison, op, taken, call.moved, bandwidth)
         result.left_out = left_out
         result.note = _cache_note(timer, len(body), call.moved)
         _compare(result, baselines)
@@ -81,14 +93,14 @@ def run_comparison(
 
 
 def _our_body(make: Callable[[str], KernelCall], library: CudaLibrary, timer: Timer) -> tuple[list[Launch], KernelCall]:
-    """Launches on as many sets of memory as do not fit a cache; one of the calls."""
+    """Launches of the call on several sets of memory, together larger than the cache, and one of the calls."""
     first = make(timer.device)
     made = [first, *(make(timer.device) for _ in range(timer.sets(first.moved) - 1))]
     return launches(library, made, timer.device), first
 
 
 def launches(library: CudaLibrary, made: Sequence[KernelCall], device: str) -> list[Launch]:
-    """Start each call on torch's current stream; they share a workspace."""
+    """Functions that start each call on torch's current stream; the calls share a workspace."""
     needed = max(library.workspace_bytes(call.structure) for call in made)
     workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=device)
 
@@ -103,7 +115,7 @@ def _stream(device: str) -> int:
 
 
 def _baseline_bodies(family: Family, timer: Timer) -> tuple[dict[str, list[Launch]], dict[str, str]]:
-    """Launches of each baseline that runs, on the same sets; why the others do not."""
+    """Launches of each baseline that runs, all on the same sets of memory, and the reasons why the others do not run."""
     first = family.inputs(timer.device)
     count = timer.sets(sum(tensor.numel() * tensor.element_size() for tensor in first))
     sets = [first, *(family.inputs(timer.device) for _ in range(count - 1))]
@@ -122,9 +134,9 @@ def _baseline_bodies(family: Family, timer: Timer) -> tuple[dict[str, list[Launc
     return bodies, left_out
 
 
-def _result(comparison: Comparison, op: str, taken: Times, moved: int, bandwidth: Bandwidth) -> Result:
+def _measurement(comparison: Comparison, op: str, taken: Times, moved: int, bandwidth: Bandwidth) -> KernelMeasurement:
     rate = moved / taken.best
-    return Result(
+    return KernelMeasurement(
         group=comparison.group,
         name=comparison.name,
         op=op,
@@ -142,7 +154,7 @@ def _cache_note(timer: Timer, sets: int, moved: int) -> str:
     return "" if sets >= timer.sets(moved, 1 << 30) else "partly from the cache: all its sets are small"
 
 
-def _compare(result: Result, baselines: dict[str, Times]) -> None:
+def _compare(result: KernelMeasurement, baselines: dict[str, Times]) -> None:
     if not baselines:
         return
     result.baselines = {name: (times.best * 1e6, times.median * 1e6) for name, times in baselines.items()}
@@ -151,7 +163,7 @@ def _compare(result: Result, baselines: dict[str, Times]) -> None:
     result.ratio = result.baseline_best / result.best
 
 
-def _judge(result: Result, entry: Entry) -> None:
+def _judge(result: KernelMeasurement, entry: Entry) -> None:
     figures: dict[Figure, float] = {
         "ratio": result.ratio,
         "copy_share": result.copy_share,
@@ -162,8 +174,11 @@ def _judge(result: Result, entry: Entry) -> None:
             result.targets[str(target)] = target.is_met(figures[target.figure])
 
 
-def _flush(comparison: FlushComparison, library: CudaLibrary, timer: Timer, bandwidth: Bandwidth) -> Result:
-    """Encoding is what a call that completes tiles takes longer; a step reads the weights and attends in every layer."""
+def _flush(comparison: FlushComparison, library: CudaLibrary, timer: Timer, bandwidth: Bandwidth) -> KernelMeasurement:
+    """Measure the cost of encoding: the time by which a call that completes tiles is longer than one that does not.
+
+    A decode step reads the weights and attends in every layer.
+    """
     kinds = (comparison.encoding, comparison.plain, comparison.attention)
     bodies = [
         launches(library, [make(timer.device) for _ in range(count)], timer.device)
@@ -175,7 +190,9 @@ def _flush(comparison: FlushComparison, library: CudaLibrary, timer: Timer, band
     )
     attending = 128 * comparison.layers * attention.best
     step = attending + 128 * MODEL_BYTES / bandwidth.read
-    result = Result(group=comparison.group, name=comparison.name, op="KVarN k4v2", best=best * 1e6, median=median * 1e6)
+    result = KernelMeasurement(
+        group=comparison.group, name=comparison.name, op="KVarN k4v2", best=best * 1e6, median=median * 1e6
+    )
     result.note = (
         f"{best / attending:.3%} of the attention of 128 steps at {comparison.context} tokens, "
         f"{best / step:.3%} of those steps with {MODEL_BYTES / 1e9:.0f} GB of weights read"
@@ -184,5 +201,5 @@ def _flush(comparison: FlushComparison, library: CudaLibrary, timer: Timer, band
     return result
 
 
-def _judge_flush(result: Result, target: Target, fraction: float) -> None:
+def _judge_flush(result: KernelMeasurement, target: Target, fraction: float) -> None:
     result.targets[f"{target} of 128 steps"] = target.is_met(fraction)

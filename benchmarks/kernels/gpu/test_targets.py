@@ -1,4 +1,4 @@
-"""The GPU benchmark at tiny sizes: its calls give finite numbers, its baselines agree, and all of it runs without a clock."""
+"""Tests of the GPU benchmark at tiny sizes: calls give finite numbers, baselines agree, everything runs without a clock."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ FAMILIES: list[Callable[[], Family]] = [
 
 @pytest.mark.parametrize("make_family", FAMILIES, ids=["decode", "prefill", "chunk"])
 def test_baselines_agree(make_family: Callable[[], Family]) -> None:
-    """Those that a CPU runs; the others are tried by the benchmark itself."""
+    """Compares the baselines that a CPU runs; the benchmark itself tries the others."""
     torch.manual_seed(0)
     family = make_family()
     inputs = family.inputs("cpu")
@@ -161,7 +161,7 @@ def test_the_command_measures_a_group(group: str, device: Device, capsys: pytest
 
 
 def test_ratios_and_shares() -> None:
-    """Two calls of 1 and 2 ms, a baseline of 3 ms: what the lines say of them."""
+    """Two calls of 1 and 2 ms and a baseline of 3 ms give the expected lines."""
 
     def make(device: str) -> calls.KernelCall:
         return calls.KernelCall(structure=None, outputs=(), moved=10**6, kept=())
@@ -211,7 +211,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, device: Devic
 
 @pytest.mark.cuda
 def test_the_timer_times() -> None:
-    """A copy of 64 MiB takes longer than one of a MiB, and a rate no GPU has is not found."""
+    """A copy of 64 MiB takes longer than one of 1 MiB, at a rate that a GPU can have."""
     small, large = (torch.zeros(size, dtype=torch.uint8, device="cuda") for size in (1 << 20, 1 << 26))
     one, other = CudaTimer(3).alternate([[lambda: small.clone()], [lambda: large.clone()]])
     assert 0 < one.best <= one.median and one.best < other.best

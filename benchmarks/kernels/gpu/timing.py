@@ -1,7 +1,7 @@
-"""Times of launches on a GPU: CUDA graphs of many, between two events, bodies in turn.
+"""Times launches on a GPU: many launches as one CUDA graph, between two events, bodies in turn.
 
-A body is a list of launches that do the same on different memory, so that none finds its data in a cache. The benchmark
-asks a `Timer`; a test hands it one that runs every launch once on the CPU.
+A body is a list of launches that do the same work on different memory, so that none finds its data in a cache. The benchmark
+measures through a `Timer`; a test passes one that runs every launch once on the CPU.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 
 Launch = Callable[[], object]
 CACHES = 4
-"""Bodies go through so many times the bytes of the last-level cache before they use the same memory again."""
+"""A body touches this many times the bytes of the last-level cache before it uses the same memory again."""
 SAMPLE_SECONDS = 2e-3
-"""Least time between two events, which count half microseconds."""
+"""Least time between two events, whose resolution is half a microsecond."""
 MOST_NODES = 256
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one launch."""
+    """Best and median seconds of one launch; created by `Timer.alternate`."""
 
     best: float
     median: float
@@ -35,16 +35,19 @@ class Timer(Protocol):
     device: str
 
     def sets(self, bytes: int, most: int = 256) -> int:
-        """Number of sets of so many bytes that do not fit a cache; `most` at most."""
+        """The number of sets of `bytes` bytes that together do not fit a cache; at most `most`."""
         ...
 
     def alternate(self, bodies: Sequence[Sequence[Launch]]) -> list[Times]:
-        """Times of each body, measured in turn."""
+        """Measure the bodies in turn; return the times of each."""
         ...
 
 
 class CudaTimer:
-    """The current GPU."""
+    """A Timer on the current GPU.
+
+    rounds: how many times each body is measured.
+    """
 
     device = "cuda"
 
@@ -68,7 +71,7 @@ class CudaTimer:
     def _sample(self, body: Sequence[Launch]) -> Callable[[], float]:
         """A function that measures for SAMPLE_SECONDS or longer; it returns the seconds of one launch."""
         for launch in body:
-            launch()  # compiles, tunes and allocates what it will
+            launch()  # the first launch may compile, tune and allocate
         torch.cuda.synchronize()
         passes = max(1, min(MOST_NODES // len(body), 16))
         run = _captured(body, passes) or _repeated(body, passes)
@@ -88,7 +91,7 @@ def _repeated(body: Sequence[Launch], passes: int) -> Launch:
 
 
 def _captured(body: Sequence[Launch], passes: int) -> Launch | None:
-    """A replay of them as a graph; None where something in them cannot be captured."""
+    """A function that replays the launches as one graph; None if one of them cannot be captured."""
     graph: Any = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
@@ -122,7 +125,7 @@ class Bandwidth:
 
 
 def measure_bandwidth(timer: Timer, bytes: int) -> Bandwidth:
-    """Of a buffer of so many bytes."""
+    """Measure the bandwidth on a buffer of `bytes` bytes."""
     one, other = (torch.zeros(bytes // 4, device=timer.device) for _ in range(2))
     copy, total, most = timer.alternate([[lambda: other.copy_(one)], [lambda: one.sum()], [lambda: one.amax()]])
     return Bandwidth(2 * bytes / copy.best, bytes / min(total.best, most.best))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
+from enginewright.exporters.features.registry import read_features
 from enginewright.exporters.source.checkpoint import Checkpoint, read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
@@ -117,8 +117,8 @@ def hash_of(checkpoint: Checkpoint) -> str:
     With Depth-Attention it includes the rule of sources, which changes every state and no tensor.
     """
     digest = hashlib.sha256()
-    if (depth := read_depth_attention(checkpoint.config)) is not None:
-        digest.update(f"{depth}\n".encode())
+    for feature in read_features(checkpoint.config):
+        digest.update(f"{feature.describe()}\n".encode())
     for name, stored in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {stored.dtype} {list(stored.shape)}\n".encode())
         try:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from enginewright.exporters.methods.clp.backbone_states import States, TokenSequence, compute_states
 from enginewright.exporters.methods.clp.head_set import (
     MOST_TOKENS,
     Backbone,
@@ -42,7 +43,6 @@ from enginewright.exporters.methods.clp.heads import (
     length_labels,
 )
 from enginewright.exporters.methods.clp.report import HeadsReport, measure
-from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError

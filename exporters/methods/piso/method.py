@@ -30,7 +30,7 @@ from enginewright.exporters.calibration.atomic_files import disk_errors, replace
 from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate, check_layers
 from enginewright.exporters.calibration.linear_group import Calibration, Compute, LinearGroup, Objective
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
-from enginewright.exporters.methods.piso.layer import quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import stored_form
@@ -38,11 +38,8 @@ from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantiz
 from enginewright.runtime.errors import ExportError
 
 BITS = (2, 3, 4, 8)  # of the codes that engines and checkpoints hold
-OBJECTIVES: dict[str, Objective] = {
-    "none": "cross",
-    "gptq": "self",
-    "qronos": "cross",
-}  # correction -> what it minimises
+# Correction -> the objective that it minimises.
+OBJECTIVES: dict[str, Objective] = {"none": "cross", "gptq": "self", "qronos": "cross"}
 _NO_RESULT = ("text", "work", "device")  # options that do not change the results, or whose content is hashed instead
 _FORMAT = 1  # of the folder's content; counts up when the same options come to give other results
 

@@ -1,4 +1,4 @@
-// C functions for ctypes: for tests and benchmarks, and the search for scales.
+// C functions that Python calls through ctypes: those for tests and benchmarks, and the search for scales.
 #include <cstdint>
 
 #include "cpu/quantise/scale_sweep.h"

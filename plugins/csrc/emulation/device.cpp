@@ -1,5 +1,5 @@
-// Halves and warp-wide matrix operations of the emulated device. A half is a float here, rounded after each operation,
-// which is exact: a float holds the product of two halves, and a fused sum of them rounds once from a double.
+// Halves and warp-wide matrix operations of the emulated device. A half is a float here, rounded after each operation.
+// This is exact: a float holds the product of two halves, and a fused sum of them is rounded once from a double.
 #include "emulation/device.h"
 
 namespace ew {

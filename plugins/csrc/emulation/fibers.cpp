@@ -1,4 +1,5 @@
-// Fibers: contexts made by makecontext, switched by _setjmp and _longjmp, which save no signal mask and so are quick.
+// Fibers: contexts created by makecontext and switched by _setjmp and _longjmp, which are fast because they save no
+// signal mask.
 #include "emulation/fibers.h"
 
 #include <setjmp.h>

@@ -1,4 +1,4 @@
-// Runs the blocks of a launch on the CPU, one after another, each thread of a block as a fiber.
+// Runs the blocks of a launch on the CPU, one after another; each thread of a block is a fiber.
 #pragma once
 
 #include <cstddef>

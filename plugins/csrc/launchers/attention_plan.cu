@@ -1,4 +1,4 @@
-// Checks, view and plan of attention calls.
+// Checks attention calls, and plans them: the kernels' view of a call, its split into parts, its workspace.
 #include <algorithm>
 #include <limits>
 

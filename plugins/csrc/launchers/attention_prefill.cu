@@ -1,4 +1,4 @@
-// Launches stage `prefill` of both attention ops.
+// Starts stage `prefill` of attention.
 #include <algorithm>
 
 #include "kernels/attention/prefill_attention.cuh"

@@ -1,4 +1,4 @@
-// The one table of instantiated configurations. Everything else is refused with the list that is supported.
+// The one table of instantiated configurations; all others are refused with the list of supported ones.
 #pragma once
 
 // Head sizes (of queries and keys; of values) of PagedAttention.

@@ -1,4 +1,4 @@
-// ew_cuda_depth_mix: checks a call and starts the kernel of its head size.
+// ew_cuda_depth_mix: checks a call and starts the kernel for its head size.
 #include <algorithm>
 #include <string>
 

@@ -1,4 +1,4 @@
-// GreedySample: checks and launch.
+// ew_cuda_greedy_sample: checks a call and starts its kernel.
 #include <limits>
 
 #include "abi/cuda_calls.h"

@@ -1,4 +1,4 @@
-// ew_cuda_int4_linear: checks a call and starts the kernel of its rows and blocks.
+// ew_cuda_int4_linear: checks a call and starts the kernel for its number of rows and its size of blocks.
 #include <limits>
 #include <string>
 

@@ -1,4 +1,4 @@
-// KVarNAttention: checks, workspace and stages.
+// ew_cuda_kvarn_attention: checks a call, lays out its workspace and starts its stages.
 #include "kernels/kvarn/kvarn_prepare.cuh"
 #include "launchers/attention_stages.h"
 #include "launchers/configurations.h"

@@ -1,4 +1,4 @@
-// Launches stage `store` of KVarNAttention.
+// Starts stage `store` of KVarNAttention.
 #include <algorithm>
 
 #include "kernels/kvarn/kvarn_store.cuh"

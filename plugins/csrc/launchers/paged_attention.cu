@@ -1,4 +1,4 @@
-// PagedAttention: checks, workspace and stages.
+// ew_cuda_paged_attention: checks a call, lays out its workspace and starts its stages.
 #include "kernels/attention/paged_prepare.cuh"
 #include "launchers/attention_stages.h"
 #include "launchers/configurations.h"

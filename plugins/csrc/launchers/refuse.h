@@ -1,4 +1,4 @@
-// Checks of what the host knows about a call, and the way their messages leave the library.
+// Checks of everything that the host knows about a call, and the path of their messages out of the library.
 #pragma once
 
 #include <cstdint>

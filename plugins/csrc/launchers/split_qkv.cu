@@ -1,4 +1,4 @@
-// SplitQkv: checks and launch.
+// ew_cuda_split_qkv: checks a call and starts its kernel.
 #include <limits>
 
 #include "abi/cuda_calls.h"

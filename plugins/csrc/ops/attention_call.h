@@ -1,4 +1,4 @@
-// The part of a call of the kernels that both attention ops fill in the same way.
+// The part of a kernel's call that both attention ops fill in the same way.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// ClpEmit's call of the kernels, without outputs.
+// Fills in a call of the ClpEmit kernels, except the outputs.
 #pragma once
 
 #include "abi/cuda_calls.h"

@@ -1,4 +1,4 @@
-// DepthMix's call of the kernel, without the output.
+// Fills in a call of the DepthMix kernel, except the output.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// GreedySample's call of the kernel, without the output.
+// Fills in a call of the GreedySample kernel, except the output.
 #pragma once
 
 #include "abi/cuda_calls.h"

@@ -1,4 +1,4 @@
-// KVarNAttention's call of the kernels, without outputs.
+// Fills in a call of the KVarNAttention kernels, except the outputs.
 #pragma once
 
 #include "ops/attention_call.h"

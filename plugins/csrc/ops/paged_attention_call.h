@@ -1,4 +1,4 @@
-// PagedAttention's call of the kernels, without outputs.
+// Fills in a call of the PagedAttention kernels, except the outputs.
 #pragma once
 
 #include "ops/attention_call.h"

@@ -1,4 +1,4 @@
-// A refusal by the kernels' library as an exception.
+// Turns a refusal by the kernels' library into an exception.
 #pragma once
 
 #include <stdexcept>

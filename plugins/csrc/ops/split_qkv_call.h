@@ -1,4 +1,4 @@
-// SplitQkv's call of the kernel, without outputs.
+// Fills in a call of the SplitQkv kernel, except the outputs.
 #pragma once
 
 #include "abi/cuda_calls.h"

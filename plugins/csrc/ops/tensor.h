@@ -1,4 +1,4 @@
-// A call's tensors in the form that checks read, the same for every host, and the form of every message.
+// A call's tensors in the form that checks read, the same for every host, and the form of all messages.
 #pragma once
 
 #include <cstdint>

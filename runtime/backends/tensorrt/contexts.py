@@ -38,11 +38,11 @@ class Context:
         self.stream = memory.stream
         self.context = _create(plan, is_settled)
         if self.context is None:
-            raise plan.fail("makes no execution context")
+            raise plan.failure("made no execution context")
         if size := plan.engine.device_memory_size_v2:
             self.context.set_device_memory(workspace, size)
         if not self.context.set_optimization_profile_async(profile.index, self.stream):
-            raise plan.fail(f"does not take profile {profile.index}")
+            raise plan.failure(f"does not take profile {profile.index}")
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, Shape] = {}
 
@@ -53,7 +53,7 @@ class Context:
                 continue
             assert address % ALIGNMENT == 0, name
             if not self.context.set_tensor_address(name, address):
-                raise self.plan.fail(f"does not take an address for {name}")
+                raise self.plan.failure(f"does not take an address for {name}")
             self._addresses[name] = address
 
     def reshape(self, shapes: Mapping[str, Shape]) -> None:
@@ -62,13 +62,13 @@ class Context:
             if self._shapes.get(name) == shape:
                 continue
             if not self.context.set_input_shape(name, shape):
-                raise self.plan.fail(f"does not take {name} of shape {list(shape)}")
+                raise self.plan.failure(f"does not take {name} of shape {list(shape)}")
             self._shapes[name] = shape
 
     def run(self) -> None:
         """Start a run on the stream."""
         if not self.context.execute_async_v3(self.stream):
-            raise self.plan.fail("could not run the engine")
+            raise self.plan.failure("could not run the engine")
 
 
 def _create(plan: TensorRTPlan, is_settled: bool) -> Any:
@@ -215,6 +215,6 @@ class Contexts:
         )
 
 
-def buckets(most: int) -> list[int]:
+def padded_sizes(most: int) -> list[int]:
     """Return the sizes that steps are padded to: the powers of two below `most`, and `most` itself."""
     return [*(1 << i for i in range(most.bit_length()) if 1 << i < most), most]

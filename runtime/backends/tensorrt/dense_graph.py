@@ -15,7 +15,7 @@ from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.graph_check import check_signature, output_shapes
 from enginewright.runtime.backends.session import Outputs
-from enginewright.runtime.backends.tensorrt.contexts import ALIGNMENT, Contexts, buckets
+from enginewright.runtime.backends.tensorrt.contexts import ALIGNMENT, Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
@@ -55,12 +55,12 @@ class TensorRTDenseGraph:
         self._plan = plan
         self._cuda = cuda
         self._tables = tables
-        self._last = capacity.context - 1
+        self._last_position = capacity.context - 1
         caches = cache_shapes(manifest, capacity.rows)
         types = {spec.name: spec.dtype for spec in graph.inputs if spec.name in caches}
         taken = (spec.name for spec in graph.inputs)
         check_signature(root, graph, taken, types | dict.fromkeys(PER_CALL, "int64"), drafts=False)
-        self._sizes = buckets(capacity.rows)
+        self._sizes = padded_sizes(capacity.rows)
         self._cache_shapes = {name: shape for name, (shape, _) in caches.items()}
         self.longest = min(_longest(plan, self._shapes(1, 1, 1)), capacity.step_tokens)
         self._check_capacity(capacity.rows)
@@ -70,13 +70,13 @@ class TensorRTDenseGraph:
         except MemoryError as e:
             needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in caches.values())
             raise RequestError(f"load: {e}; the cache takes {needed / 2**20:.0f} MiB in all") from e
-        self._rows = _row_bytes(plan, self._caches)
+        self._row_bytes = _row_bytes(plan, self._caches)
         self._inputs, self._sampled, self._results = self._buffers(manifest, capacity)
         self._read = {name: self._memory.pinned(b.shape, b.dtype) for name, b in self._results.items()}
         self._staged = self._memory.pinned(
             (4 * (capacity.step_tokens + capacity.logit_rows + 4 * capacity.rows),), np.int64
         )
-        self._used = 0  # elements of _staged in use by copies that may still run
+        self._staged_elements = 0  # elements of _staged in use by copies that may still run
         self._aliases = {spec.name: spec.alias for spec in graph.outputs if spec.alias is not None}
         fixed = {name: b.address for name, b in (self._inputs | self._sampled).items()}
         self.contexts = Contexts(plan, cuda, self._memory, fixed, captures=captures)
@@ -89,11 +89,11 @@ class TensorRTDenseGraph:
         size = next((each for each in self._sizes if each >= rows), 0)
         if tokens == 1 and call.first == 0 and size:
             self._write(self._padded(call, size))
-            self.contexts.replay(size, self._shapes(size, 1, size), self._moving(0))
+            self.contexts.replay(size, self._shapes(size, 1, size), self._moving_addresses(0))
         else:
             self._write(call)
-            self.contexts.run(self._shapes(rows, tokens, len(call.sample_rows)), self._moving(call.first))
-        self._keep(call.at, len(call.sample_rows))
+            self.contexts.run(self._shapes(rows, tokens, len(call.sample_rows)), self._moving_addresses(call.first))
+        self._copy_results(call.at, len(call.sample_rows))
         self.run_seconds += time.perf_counter() - start
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
@@ -110,7 +110,7 @@ class TensorRTDenseGraph:
     def _padded(self, call: DenseCall, size: int) -> DenseCall:
         """Return the call on `size` rows, with as many samples; a row that is not wanted writes after its last token."""
         rows = len(call.input_ids)
-        past = np.minimum(self._tables.held[:size], self._last)
+        past = np.minimum(self._tables.held[:size], self._last_position)
         past[:rows] = call.past_lens
         ids, positions, samples = np.zeros((size, 1), np.int64), past[:, None].copy(), np.zeros(size, np.int64)
         ids[:rows], positions[:rows], samples[: len(call.sample_rows)] = (
@@ -129,14 +129,14 @@ class TensorRTDenseGraph:
 
     def _stage(self, array: Ints) -> Ints:
         """Return a copy in pinned memory, which stays until all copies that have been started are over."""
-        if self._used + array.size > len(self._staged):
+        if self._staged_elements + array.size > len(self._staged):
             self._synchronize()
-        staged = self._staged[self._used : self._used + array.size]
+        staged = self._staged[self._staged_elements : self._staged_elements + array.size]
         staged[...] = array.reshape(-1)
-        self._used += array.size
+        self._staged_elements += array.size
         return staged
 
-    def _keep(self, at: int, rows: int) -> None:
+    def _copy_results(self, at: int, rows: int) -> None:
         """Start the copies of a run's outputs to their place; TensorRT itself writes only to aligned addresses."""
         for name, result in self._results.items():
             row = math.prod(result.shape[1:]) * result.dtype.itemsize
@@ -145,11 +145,11 @@ class TensorRTDenseGraph:
 
     def _synchronize(self) -> None:
         self._memory.synchronize()
-        self._used = 0
+        self._staged_elements = 0
 
-    def _moving(self, first: int) -> dict[str, int]:
+    def _moving_addresses(self, first: int) -> dict[str, int]:
         """Return the addresses of the caches from row `first` on, also under the names of the outputs that update them."""
-        addresses = {name: buffer.address + first * self._rows[name] for name, buffer in self._caches.items()}
+        addresses = {name: buffer.address + first * self._row_bytes[name] for name, buffer in self._caches.items()}
         return addresses | {name: addresses[alias] for name, alias in self._aliases.items()}
 
     def _shapes(self, rows: int, tokens: int, samples: int) -> dict[str, Shape]:

@@ -13,7 +13,7 @@ from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, Spec, with_spares
 from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep
-from enginewright.runtime.backends.tensorrt.contexts import Contexts, buckets
+from enginewright.runtime.backends.tensorrt.contexts import Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
@@ -53,7 +53,7 @@ class TensorRTSession:
         types = {name: dtype.name for name, (_, dtype) in inputs.items()}
         check_signature(root, graph, (spec.name for spec in graph.inputs), types, drafts="clp_tokens" in results)
         _check_capacity(plan, inputs, capacity)
-        pads = plan.find(_full(plan, with_spares(inputs), capacity)) is not None
+        pads = plan.find(_largest_shapes(plan, with_spares(inputs), capacity)) is not None
         memory = DeviceMemory(cuda)
         self._buffers: PackedBuffers = (
             PaddedBuffers(memory, tables, inputs, results, capacity)
@@ -61,7 +61,7 @@ class TensorRTSession:
             else PackedBuffers(memory, tables, inputs, results)
         )
         most = capacity.rows * capacity.width
-        self._sizes = buckets(most) if pads else list(range(1, most + 1))
+        self._sizes = padded_sizes(most) if pads else list(range(1, most + 1))
         self.contexts = Contexts(plan, cuda, memory, _addresses(graph, plan, self._buffers), captures=captures)
         self._fixed = {name: self._buffers.inputs[name].shape for name in plan.inputs if name not in PER_STEP}
 
@@ -92,25 +92,27 @@ class TensorRTSession:
         return True
 
     def _shapes(self, tokens: int, samples: int, starts: int) -> dict[str, Shape]:
-        return _sized(self._plan, self._fixed, tokens, samples, starts)
+        return _step_shapes(self._plan, self._fixed, tokens, samples, starts)
 
 
-def _sized(plan: TensorRTPlan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
+def _step_shapes(
+    plan: TensorRTPlan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int
+) -> dict[str, Shape]:
     """Return the shape of every input in a step of so many tokens and samples; starts: the length of query_starts."""
     sizes = {"input_ids": tokens, "position_ids": tokens, "query_starts": starts, "sample_rows": samples}
     return {name: (sizes[name],) if name in sizes else fixed[name] for name in plan.inputs}
 
 
-def _full(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
+def _largest_shapes(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
     """Return the shapes of the largest step."""
     fixed = {name: shape for name, (shape, _) in inputs.items()}
     tokens = capacity.step_tokens
-    return _sized(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
+    return _step_shapes(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
 
 
 def _check_capacity(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> None:
     """Raise RequestError where no profile admits the largest step."""
-    shapes = _full(plan, inputs, capacity)
+    shapes = _largest_shapes(plan, inputs, capacity)
     if plan.find(shapes) is None:
         raise RequestError(
             f"load: {plan.describe_refusal(shapes)}; pass a smaller prefill_chunk, max_batch or cache_tokens, or build an "

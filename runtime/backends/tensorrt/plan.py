@@ -83,13 +83,13 @@ class TensorRTPlan:
         refused = [profile.refused(shapes) for profile in self.profiles]
         name = next((n for n in refused[0] if all(n in each for each in refused)), min(refused, key=len)[0])
         known = " or ".join(
-            f"{_text(least)} to {_text(most)} (profile {profile.index})"
+            f"{_write_shape(least)} to {_write_shape(most)} (profile {profile.index})"
             for profile in self.profiles
             for least, most in [profile.ranges[name]]
         )
-        return f"{self.path}: {name}: got {_text(shapes[name])}, expected {known}"
+        return f"{self.path}: {name}: got {_write_shape(shapes[name])}, expected {known}"
 
-    def fail(self, what: str) -> UnsupportedError:
+    def failure(self, what: str) -> UnsupportedError:
         """Return the error for a call that TensorRT refused, with the messages of TensorRT's log."""
         return UnsupportedError(
             f"{self.path}: TensorRT {what} ({self._log.take()}); look at its log and at the GPU's memory"
@@ -152,7 +152,7 @@ def open_plan(root: Path, graph: Graph, engine: BuiltGraph, cuda: CudaRuntime) -
         UnsupportedError: the plugin library is missing, or TensorRT does not load it.
     """
     trt, path = open_module(engine.backend), root / engine.files[0].path
-    _check(root, engine, path, trt, cuda)
+    _check_build(root, engine, path, trt, cuda)
     log = _open_log(trt)
     log.take()
     try:
@@ -177,7 +177,7 @@ def open_plan(root: Path, graph: Graph, engine: BuiltGraph, cuda: CudaRuntime) -
     return plan
 
 
-def _check(root: Path, engine: BuiltGraph, path: Path, trt: Any, cuda: CudaRuntime) -> None:
+def _check_build(root: Path, engine: BuiltGraph, path: Path, trt: Any, cuda: CudaRuntime) -> None:
     again = f"run {_command(root, engine.backend)} on this machine"
     if engine.version != trt.__version__:
         raise ArtifactError(
@@ -253,5 +253,5 @@ def _command(root: Path, backend: str) -> str:
     return f"`enginewright compile {root} --backend {backend}`"
 
 
-def _text(shape: Shape) -> str:
+def _write_shape(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"

@@ -1,4 +1,4 @@
-"""`enginewright compile`: a backend added to a directory where it lies, and `build` where only another machine can build."""
+"""Tests of `enginewright compile`, which adds a backend to an engine directory, and of `build` when only another machine can."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_what_is_no_engine(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_build_where_tensorrt_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The directory is whole, the message names the command for the machine that has it, and that command is a valid one."""
+    """The directory is complete, and the message names a valid command for the machine that has TensorRT."""
     save_checkpoint("qwen3", tmp_path / "model")
     output = tmp_path / "engine"
     words = ["--model", str(tmp_path / "model"), "--output", str(output), "--dtype", "float16", "--max-batch", "2"]
@@ -99,7 +99,7 @@ def test_build_where_tensorrt_is_missing(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 def test_build_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What another machine would not mend is an error, and options are checked before anything is read."""
+    """Errors that another machine would not avoid are raised, and options are checked before anything is read."""
     save_checkpoint("qwen2", tmp_path / "model")
     words = ["build", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "engine"), "--backend", "tensorrt"]
     assert cli.main([*words, "--dtype", "float16"]) == 2

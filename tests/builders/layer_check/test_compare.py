@@ -1,4 +1,4 @@
-"""`enginewright check --layers`: where the stream runs, what is compared, and that a difference is seen where it begins."""
+"""Tests of `enginewright check --layers`: it finds the residual stream and reports the layer where a difference begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: a graph that shares the exported weights and computes the same."""
+"""Tests of the ONNX Runtime engine: its graph shares the exported weights and computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine for ONNX Runtime's CUDA provider: what it looks like, and what is refused."""
+"""Tests of the engine for ONNX Runtime's CUDA provider: its contents, and the graphs that are refused."""
 
 from __future__ import annotations
 

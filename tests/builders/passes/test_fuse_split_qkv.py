@@ -1,4 +1,4 @@
-"""SplitQkvPass on graphs made for it: the cases of its docstring, and equal values before and after."""
+"""Tests of SplitQkvPass on small graphs: the cases of its docstring, and equal values before and after."""
 
 from __future__ import annotations
 

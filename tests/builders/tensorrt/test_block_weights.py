@@ -1,4 +1,4 @@
-"""BlockWeightsPass: the cases of its docstring, equal values before and after under ONNX Runtime, and how weights are saved."""
+"""Tests of BlockWeightsPass: the cases of its docstring, equal values under ONNX Runtime before and after, saved weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_blocks(bits: int, k: int, block: int, dtype: type = np.float32, rows: i
 
 
 def rewritten(model: ir.Model) -> ir.Model:
-    """The model after the pass, without what nobody reads any more."""
+    """The model after the pass, without nodes and weights that are no longer used."""
     assert BlockWeightsPass()(model).modified
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -153,7 +153,7 @@ def test_what_it_does_not_know_stays() -> None:
 
 
 def test_saved_beside_the_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pass changes is written, a few rows at a time; what it leaves alone is not copied."""
+    """Weights that the pass changes are written, a few rows at a time; the others are not copied."""
     monkeypatch.setattr("enginewright.builders.tensorrt.graph_file.STEP_BYTES", 2048)
     constants = {**make_blocks(4, 64, 32), "shape": np.array([N, -1])}
     exported = tmp_path / "decoder.onnx"

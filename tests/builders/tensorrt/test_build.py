@@ -1,4 +1,4 @@
-"""`--backend tensorrt` up to TensorRT's own door: what it is given, what becomes of its answers, what is left on disk."""
+"""Tests of `--backend tensorrt` with a fake TensorRT: the calls it gets, the handling of its answers, the files on disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """TensorRT, a GPU and the plugin library, as far as a build sees them."""
+    """Stands for TensorRT, a GPU and the plugin library in a build."""
     made = Fake()
     monkeypatch.setitem(sys.modules, "tensorrt", made)  # type: ignore[arg-type]
     monkeypatch.setattr(builder, "device_compute", lambda: "sm_90")
@@ -81,7 +81,7 @@ def listing(root: Path) -> set[str]:
 
 
 def check_as_plugins(model: onnx.ModelProto) -> None:
-    """ONNX's checker, under another domain: an exporter's process has schemas of ours, which a plugin's nodes do not fit."""
+    """Run ONNX's checker under another domain, because the schemas of our own domain do not fit a plugin's nodes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for item in (*copy.graph.node, *copy.opset_import):
@@ -207,7 +207,7 @@ class TestOptions:
 
 
 def fails(source: Path, place: Path, error: type[BaseException], match: str, **options: Any) -> None:
-    """The build raises, and the directory is what it was."""
+    """Check that the build raises and leaves the directory unchanged."""
     root = Path(shutil.copytree(source, place / "engine"))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(error, match=match):
@@ -250,7 +250,7 @@ class TestFailures:
         fails(packed, tmp_path / "c", BuildError, r"libenginewright_trt\.so: not found; build it")
 
     def test_of_a_plugin(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
-        """The parser says that a creator made nothing; why, the plugin has told the logger."""
+        """The parser reports that a creator made no plugin; the plugin itself logs the reason."""
         fake.errors, fake.log = [("node_7", "PagedAttention", "no plugin")], ["PagedAttention: heads of 48", "a line"]
         fails(packed, tmp_path, BuildError, r"PagedAttention: no plugin; PagedAttention: heads of 48\)")
 
@@ -293,7 +293,7 @@ class TestFailures:
 
 
 class TestRefusals:
-    """Before anything is built, and whether or not TensorRT is there."""
+    """Refusals before anything is built, with or without TensorRT."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ class TestRefusals:
         self.refuse(make(family, tmp_path_factory, **recipe), "tensorrt", match)
 
     def test_plugins_under_rtx(self, packed: Path) -> None:
-        self.refuse(packed, "tensorrt-rtx", "ops of ours.*no plugins; build with --plugins none")
+        self.refuse(packed, "tensorrt-rtx", "enginewright's own ops.*no plugins; build with --plugins none")
 
     def refuse(self, root: Path, backend: str, match: str) -> None:
         before = listing(root)
@@ -323,7 +323,7 @@ class TestRefusals:
         spec = dataclasses.replace(graph.inputs[0], name="pixels")
         odd = dataclasses.replace(graph, inputs=(*graph.inputs, spec))
         with pytest.raises(
-            BuildError, match="decoder input 'pixels': unknown to this builder, expected one of input_i"
+            BuildError, match="decoder input 'pixels': got a name unknown to this builder, expected one of input_i"
         ):
             builders.build(packed, dataclasses.replace(manifest, graphs={"decoder": odd}), "tensorrt")
         spec = dataclasses.replace(graph.inputs[2], shape=("a", "b"))
@@ -347,7 +347,7 @@ def test_without_the_package(
 
 
 class Cuda:
-    """As much of `cuda.bindings.runtime` as names a device."""
+    """The part of `cuda.bindings.runtime` that identifies a device."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=SimpleNamespace(name="cudaSuccess"))
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=9, cudaDevAttrComputeCapabilityMinor=0)
@@ -387,7 +387,7 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("chunk", [1, 100, 512])
 @pytest.mark.parametrize("source", ["packed", pytest.param("packed_int4", marks=pytest.mark.slow)])
 def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request: pytest.FixtureRequest) -> None:
-    """The runtime's own sizes for that chunk, with the tile and the slot it adds, and not one more of any."""
+    """Profiles admit the runtime's own sizes for a chunk, with the spare tile and slot that it adds, and nothing more."""
     manifest = directory.load(request.getfixturevalue(source))
     options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
     capacity = plan_capacity(manifest, 1 << 40, **options)

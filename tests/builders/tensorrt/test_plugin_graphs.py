@@ -1,4 +1,4 @@
-"""Packed graphs as TensorRT's parser gets them, and the plugin library: every node makes a plugin of it."""
+"""Tests of packed graphs as TensorRT's parser gets them: the plugin library makes a plugin of every node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PluginNodesPass: nodes of this library's ops without gaps in their inputs, and what names a plugin's creator."""
+"""Tests of PluginNodesPass: a node's inputs have no gaps, and its attributes name the plugin's creator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 
 
 def make_node(op: Op, given: set[str], variadic: int = 2) -> tuple[ir.Model, ir.Node]:
-    """A model of one node of `op` with the named optional inputs beside the required ones."""
+    """A model of one node of `op` with its required inputs and the named optional ones."""
     names = []
     for tensor in op.inputs:
         if tensor.variadic:

@@ -1,4 +1,4 @@
-"""The real parser and builder: TensorRT-RTX, ahead of time for GPUs that are not here. Processes of their own."""
+"""Tests with TensorRT-RTX's real parser and builder, ahead of time for GPUs that this machine lacks, in separate processes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_other_types_and_sliding_windows(family: str, dtype: str, exported: Make
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weights_stay_in_their_bits(bits: int, exported: Maker, compiled: Maker) -> None:
-    """A plan of 11 M weights: what it has over its kernels is the weights' bits, for a table of 250 embeddings aside."""
+    """A plan of 11 M weights is larger than its kernels by the weights' bits, except for a table of 250 embeddings."""
     half = compiled(exported("qwen3", **WIDE), "--compute", "sm_86", name="half")
     source = exported("qwen3", weights=f"int{bits}", **WIDE)
     blocks = compiled(source, "--compute", "sm_86", name="blocks")
@@ -114,7 +114,7 @@ def test_weights_stay_in_their_bits(bits: int, exported: Maker, compiled: Maker)
 
 @pytest.fixture(scope="module")
 def probes(exported: Maker, environment: dict[str, str]) -> dict[str, Any]:
-    """What the parser makes of each family, and of int4 weights that do not fill their blocks."""
+    """The parser's results for each family, and for int4 weights that do not fill their blocks."""
     roots = {str(exported(family)): family for family in FAMILIES}
     roots[str(exported("llama", weights="int4"))] = "llama, int4"
     roots[str(exported("mixtral", weights="int8"))] = "mixtral, int8"

@@ -1,4 +1,7 @@
-"""The model repository: complete, atomic, refused where it could not serve. tests/serving serves it."""
+"""Tests of the model repository: it is complete, written atomically, and refused if it could not serve.
+
+The tests in tests/serving serve it.
+"""
 
 from __future__ import annotations
 

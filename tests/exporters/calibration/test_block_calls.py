@@ -170,7 +170,7 @@ def test_models_without_blocks_are_refused(checkpoint: CheckpointMaker, monkeypa
 
 
 class Routed(torch.nn.Module):
-    """Experts that are linear layers, each for the tokens whose first numbers say so; the last for none."""
+    """Experts that are linear layers; a token's first numbers choose its expert, and no token chooses the last one."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def test_layers_that_run_twice_are_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Scaled(modeling_llama.LlamaDecoderLayer):
-    """A block that is told something about the tokens."""
+    """A block with a further argument about the tokens."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs.pop("ids", None)
@@ -269,7 +269,7 @@ def test_blocks_that_read_the_tokens_are_refused(
 
 
 class Loose(torch.nn.Module):
-    """An MLP with more around its layers: a tuple of which a norm is read, and a layer that sees what others see."""
+    """An MLP with a tuple, of which a norm is read, and with a layer that has the same input as others."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sums of products, and the products, at sizes around the blocks'."""
+"""Tests of sums of products, and of the products, at sizes around those of the blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare against a sum in double."""
+    """Compare with a sum in double precision."""
     assert found.dtype == torch.float32
     assert (found.double() - expected).abs().max() <= TOLERANCE * expected.abs().max()
 

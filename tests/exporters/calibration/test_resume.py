@@ -1,4 +1,4 @@
-"""A calibration that was broken off, anywhere, and started again ends with the same bytes."""
+"""Tests that a calibration interrupted anywhere and started again ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENS = draw_tokens(sequences=5, length=24)
 
 
 class Stop(Exception):
-    """What breaks a run off."""
+    """Interrupts a run."""
 
 
 def run(path: Path, folder: Path, objective: str = "self", quantize: Quantize = round_group, key: str = "test") -> None:
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def counting(calls: list[str], stop_at: int | None = None) -> Quantize:
-    """A quantiser that notes what it is called for, and breaks the run off at a call."""
+    """A quantiser that records its calls and interrupts the run at one of them."""
 
     def quantize(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
         if len(calls) == stop_at:
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_blocks_that_are_done(
 
 
 def fill_disk_after(patch: pytest.MonkeyPatch, writes: int) -> Callable[[], bool]:
-    """Let every write after the first `writes` find the disk full; returns whether one did."""
+    """Make every write after the first `writes` find the disk full; return whether one did."""
     count = 0
 
     class Full(activation_file.FileIO):

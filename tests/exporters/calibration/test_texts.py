@@ -1,4 +1,4 @@
-"""Tokens to calibrate with."""
+"""Tests of the choice of tokens for calibration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def example() -> Checkpoint:
 
 
 def encode(text: str) -> list[int]:
-    """All of the text's tokens."""
+    """All tokens of the text."""
     ids: list[int] = tokenizers.Tokenizer.from_file(str(EXAMPLE / "tokenizer.json")).encode(text).ids
     return ids
 
@@ -106,7 +106,7 @@ def test_bad_files_are_named(example: Checkpoint, checkpoint: CheckpointMaker, t
 
 
 def weights_of(opened: Checkpoint) -> dict[str, Weight]:
-    """The checkpoint's own."""
+    """The weights of a checkpoint, as its own parameters."""
     return bind_parameters(opened, load_blocks(opened, None).skeleton.model)
 
 

@@ -1,4 +1,4 @@
-"""Every family end to end: engine against transformers' eager model, uneven prompts in flight, 200 greedy tokens."""
+"""Tests of every family end to end: its engine against transformers' eager model, on prompts of uneven length in flight."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_engine_equals_model_with_wide_logits(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"])
 def test_graph_is_lean(family: str, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
-    """No copy of a tensor that a layout or a constant could have saved."""
+    """The graph has no copy of a tensor that another layout or a constant could avoid."""
     root, manifest = engine(checkpoint(family), Recipe(kv_bits=32))
     path = root / manifest.graphs["decoder"].files[0].path
     assert b".py" not in path.read_bytes(), "no stack trace of the exporting machine"

@@ -1,4 +1,4 @@
-"""`build_engine.py` and `enginewright check` as users run them: processes, exit codes, and what is left on disk."""
+"""Tests of `build_engine.py` and `enginewright check` as users run them: processes, exit codes, files on disk."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_failed_overwrite_keeps_the_engine(
 @pytest.mark.native
 @pytest.mark.slow
 def test_a_full_disk_keeps_the_engine(engine: Path, checkpoint: Path, environment: dict[str, str]) -> None:
-    """RLIMIT_FSIZE stands for the full disk: writing the weights fails half way."""
+    """RLIMIT_FSIZE simulates a full disk: writing the weights fails half way."""
     before = snapshot(engine)
     done = subprocess.run(
         command("--model", checkpoint, "--output", engine, "--overwrite"),

@@ -1,4 +1,4 @@
-"""The method kvarn end to end: what it refuses, what it writes, and its engines against the oracle run inside PyTorch."""
+"""Tests of the method kvarn end to end: refusals, written files, and engines against the oracle inside PyTorch."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_engine_equals_the_oracle_in_the_model(
 @pytest.mark.native
 @pytest.mark.slow
 def test_neighbours_and_reused_prompts_change_nothing(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
-    """What else runs, and whether a prompt's tiles were computed for another request, never shows in the tokens."""
+    """Other requests, and tiles that were computed for another request, never change a request's tokens."""
     root, _ = engine(checkpoint("qwen3"), kvarn(k_bits=2, v_bits=2))
     rng = np.random.default_rng(3)
     shared = rng.integers(3, 250, 300).tolist()

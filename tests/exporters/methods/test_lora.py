@@ -1,4 +1,4 @@
-"""Merged adapters against forward hooks that add scaling * B(A x) to the eager model, and what is refused."""
+"""Tests of merged adapters against forward hooks that add scaling * B(A x) to the eager model, and of refusals."""
 
 from __future__ import annotations
 

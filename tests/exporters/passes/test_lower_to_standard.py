@@ -1,4 +1,4 @@
-"""Graphs of standard ops (`plugins none`): every family against PyTorch, and the packed engines' tokens."""
+"""Tests of graphs of standard ops (`plugins none`): every family against PyTorch and against the packed engines' tokens."""
 
 from __future__ import annotations
 

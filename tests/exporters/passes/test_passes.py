@@ -1,4 +1,4 @@
-"""Each pass on a graph made for it: the cases of its docstring, and equal values before and after."""
+"""Tests of each pass on small graphs: the cases of its docstring, and equal values before and after."""
 
 from __future__ import annotations
 

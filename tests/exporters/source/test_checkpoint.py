@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is refused and how, and that storage makes no difference to what is read."""
+"""Tests of checkpoints on disk: refusals and their messages, and equal values from every form of storage."""
 
 from __future__ import annotations
 

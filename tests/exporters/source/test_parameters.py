@@ -1,4 +1,4 @@
-"""Checkpoint tensors become the parameters that transformers itself loads, whatever the checkpoint calls them."""
+"""Tests that checkpoint tensors become the parameters that transformers itself loads, under all names of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of 4 and 8 bits against a block-by-block oracle, and engines against models of dequantised weights."""
+"""Tests of blocks of 4 and 8 bits against a block-by-block oracle, and of engines against dequantised models."""
 
 from __future__ import annotations
 

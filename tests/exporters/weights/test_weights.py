@@ -1,4 +1,4 @@
-"""Weight recipes: composed without values, computed once the engine is written."""
+"""Tests of weight recipes: composed without values, computed when the engine is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the native library exports, and how it is found."""
+"""Tests of the native library: how it is found, its exports and its declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ClpEmit through ONNX Runtime against its oracle."""
+"""Tests of ClpEmit through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The definition of CLP's emission against the values and invariants of the paper."""
+"""Tests of the definition of CLP's emission against the values and invariants of the paper."""
 
 from __future__ import annotations
 

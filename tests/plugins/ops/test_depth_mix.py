@@ -1,4 +1,4 @@
-"""DepthMix through ONNX Runtime against its oracle."""
+"""Tests of DepthMix through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 

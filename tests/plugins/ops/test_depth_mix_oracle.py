@@ -1,4 +1,4 @@
-"""The definition of DepthMix: the reference values of its specification, and the properties that follow from it."""
+"""Tests of the definition of DepthMix: known reference values, and the properties that follow from the formula."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REFERENCE = {
 
 
 def made(kind: int, layer: int, heads: int) -> np.ndarray:
-    """The specification's numbers [TOKENS, heads, DIM], exact as halves."""
+    """The example's numbers [TOKENS, heads, DIM], exact as halves."""
     t, h, i = np.indices((TOKENS, heads, DIM))
     return ((((5 * kind + 7 * layer + 11 * t + 13 * h + 17 * i) * 37) % 64 - 32) / 16).astype(np.float32)
 

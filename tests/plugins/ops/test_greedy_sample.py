@@ -1,4 +1,4 @@
-"""GreedySample through ONNX Runtime against its oracle."""
+"""Tests of GreedySample through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 

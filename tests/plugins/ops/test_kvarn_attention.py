@@ -1,4 +1,4 @@
-"""KVarNAttention through ONNX Runtime against its oracle."""
+"""Tests of KVarNAttention through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_one_session_serves_concurrent_calls(isa: str) -> None:
 @pytest.mark.parametrize(("k_bits", "v_bits"), [(4, 2), (2, 2), (2, 8), (8, 4)])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_reading_codes_is_decoding_then_attending(k_bits: int, v_bits: int, dim: int, isa: str) -> None:
-    """Few lanes read codes, many read decoded tiles: the same query through both."""
+    """Few lanes read codes and many lanes read decoded tiles; the same query goes through both."""
     few = Case(name="few", rows=(Row(1400, 1),), query_heads=4, kv_heads=1, dim=dim, k_bits=k_bits, v_bits=v_bits)
     arrays = make_inputs(few)
     many = {**arrays, "query": np.tile(arrays["query"], (1, 8, 1))}
@@ -98,7 +98,7 @@ def test_reading_codes_is_decoding_then_attending(k_bits: int, v_bits: int, dim:
 
 
 class Generation:
-    """A sequence of its own caches, decoded call by call by the op and by the oracle alike."""
+    """A sequence with its own caches, decoded call by call by both the op and the oracle."""
 
     def __init__(self, tokens: int, *, form: dict[str, int], exact_tiles: int = 2, dim: int = 32) -> None:
         rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ class Generation:
         }
 
     def call(self, count: int, drafts: int = 0) -> tuple[Arrays, int]:
-        """The arrays of a call with the next `count` tokens, and what is encoded after it."""
+        """The arrays of a call with the next `count` tokens, with the number of tokens encoded after it."""
         end = self.held + count
         after = max(self.encoded, (end - drafts) // TILE_TOKENS * TILE_TOKENS)
         lens = np.array([self.encoded, after], np.int32).reshape(2, 1, 1, 1)

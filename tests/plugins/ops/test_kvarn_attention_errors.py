@@ -1,4 +1,4 @@
-"""Bad calls of KVarNAttention fail with a message that names what is wrong; nothing is touched out of bounds."""
+"""Tests that bad calls of KVarNAttention fail with a message that names the fault, without access out of bounds."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> Non
 
 
 def test_record_ids_that_nobody_reads_may_be_anything() -> None:
-    """The sink's, and those outside a window; what rows without new tokens say is not read either."""
+    """The sink's entry, entries outside a window, and those of rows without new tokens are not read."""
     case = Case(name="window", rows=(Row(600, 1), Row(0, 0)), window=2)
     arrays = make_inputs(case)
     before = run_op("KVarNAttention", arrays, **case.attributes)[0]

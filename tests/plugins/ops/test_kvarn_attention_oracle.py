@@ -1,4 +1,4 @@
-"""The definition of KVarN attention: its regions, its life cycle, and what may not depend on chunks."""
+"""Tests of the definition of KVarN attention: its regions, its life cycle, and its independence of chunks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sequence:
 
     @property
     def held(self) -> int:
-        """Tokens so far."""
+        """The number of tokens so far."""
         return int(self.cache.held[0, 0])
 
     def call(self, count: int, *, drafts: int = 0, window: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""KVarN's tile codec: the invariants it is defined by, and values worked out independently of this code."""
+"""Tests of KVarN's tile codec: the invariants that define it, and values computed independently of this code."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ class TestRotation:
 
 
 class TestErrors:
-    """What the method is for: tokens of all sizes keep their norms."""
+    """The purpose of the method: tokens of all magnitudes keep their norms."""
 
     @staticmethod
     def norm_error(got: np.ndarray, wanted: np.ndarray) -> float:

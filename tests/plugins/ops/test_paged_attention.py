@@ -1,4 +1,4 @@
-"""PagedAttention through ONNX Runtime against its oracle."""
+"""Tests of PagedAttention through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad calls of PagedAttention fail with a message that names what is wrong; nothing is read out of bounds."""
+"""Tests that bad calls of PagedAttention fail with a message that names the fault, without access out of bounds."""
 
 from __future__ import annotations
 

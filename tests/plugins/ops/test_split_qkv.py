@@ -1,4 +1,4 @@
-"""SplitQkv through ONNX Runtime against its oracle."""
+"""Tests of SplitQkv through ONNX Runtime against its oracle."""
 
 from __future__ import annotations
 

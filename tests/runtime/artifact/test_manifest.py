@@ -1,4 +1,4 @@
-"""The engine directory's contract: what is refused on reading, and that writing is all or nothing."""
+"""Tests of the engine directory: bad manifests are refused on reading, and writing is all or nothing."""
 
 from __future__ import annotations
 

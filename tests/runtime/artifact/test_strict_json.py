@@ -1,4 +1,4 @@
-"""Strict decoding: every wrong key and type is named with its path."""
+"""Tests of strict JSON: every wrong key and type is named with its path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed steps as runs of a dense graph: which tokens each run gets, where they are written, whose outputs come back."""
+"""Tests of packed steps as runs of a dense graph: the tokens of each run, their places, and the returned outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CACHE = Cache(kind="dense", tile_tokens=CONTEXT, kv_bits=32, layers=(LAYER,))
 
 
 class HistoryGraph:
-    """A graph whose cache is the tokens themselves, and whose logits tell all of a token's past.
+    """A graph whose cache is the tokens themselves, and whose logits depend on all of a token's past.
 
     A token's prediction is a sum over what its row holds up to it, so a token in a wrong place shows in the outputs.
     """
@@ -91,7 +91,7 @@ def test_decoding_is_one_run() -> None:
 
 
 def test_rows_between_decoding_ones_stay_whole() -> None:
-    """What a row that brings nothing, or more than a token, gets written beside the others is overwritten by its own."""
+    """A run writes a token to every row; rows without one, or with several, overwrite it with their own tokens."""
     serve(
         40, [{0: [1, 2], 1: [3, 4, 5], 3: [9]}, {0: [6], 3: [7]}, {0: [8], 1: [5, 5], 3: [1]}, {1: [2], 4: [3, 3, 3]}]
     )

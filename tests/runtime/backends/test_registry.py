@@ -1,4 +1,4 @@
-"""Which of a directory's engines runs: the order, what is passed over, and what is said where none can."""
+"""Tests of the choice among a directory's engines: their order, those passed over, and the message if none can run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exported(make_engine: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without TensorRT, CUDA and our library for it."""
+    """A machine without TensorRT, CUDA and their libraries of kernels."""
     for name in ("tensorrt", "tensorrt_rtx", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
 

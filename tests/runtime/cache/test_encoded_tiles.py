@@ -1,4 +1,4 @@
-"""Caches that encode full tiles: a request's tokens are those it gets alone, and every tile comes back."""
+"""Tests of caches that encode full tiles: a request gets the same tokens as alone, and every tile is freed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_random_arrivals_match_the_model_without_a_cache(
 
 @pytest.mark.parametrize("case", CASES)
 def test_preemption_changes_nothing(case: str) -> None:
-    """What had been generated is computed again as it was at first, although several tokens come in one step."""
+    """Generated tokens are computed again with the same results, although several of them come in one step."""
     windows, encoding = CASES[case]
     llm = make_llm(rows=3, cache_tokens=52, windows=windows, encoding=encoding, eos=())
     coming = [Arrival(prompt=text, new=30) for text in _texts(9, 13, 6)]
@@ -130,7 +130,7 @@ def test_the_longest_request_runs_and_no_longer_one(case: str, cache_tokens: int
 
 
 def test_a_pool_of_encoded_tiles_holds_neither_the_first_nor_the_newest() -> None:
-    """Of 40 tokens in tiles of 4, a row's pool holds 9 tiles for each head; of 43, as many."""
+    """For 40 tokens in tiles of 4, a row's pool holds 9 tiles for each head, and for 43 tokens just as many."""
     for context in (40, 43):
         sizes = {"rows": 3, "context": context, "step_tokens": 11}
         assert plan_tiles(make_cache(4, FULL, ALL), **sizes, cache_tokens=1000) == (54, 27, 54, 54)

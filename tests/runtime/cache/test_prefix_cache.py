@@ -1,4 +1,4 @@
-"""Prompts that begin alike share tiles: less is computed, the same comes out, and every tile comes back."""
+"""Tests that prompts with the same beginning share tiles: less is computed, results are equal, every tile is freed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_prompts_share_what_they_begin_with(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_running_request_has_computed_is_shared_at_once(case: str) -> None:
-    """The first ends while the second goes on; the third still finds what the first has left."""
+    """The first request ends while the second continues; the third still finds the first one's tiles."""
     llm = _engine(case, rows=2)
     reused = _serve(
         llm,
@@ -199,7 +199,7 @@ def test_the_first_tile_is_copied_from_a_row_that_runs(case: str) -> None:
 
 @pytest.mark.parametrize("case", ENCODED)
 def test_a_prefix_is_lost_with_its_first_tile_and_comes_back(case: str) -> None:
-    """Its later spans are still there when the first one has been computed again."""
+    """The prefix's later spans are still there when its first one has been computed again."""
     llm = _engine(case, rows=1)
     assert [_serve(llm, case, Arrival(prompt=p[:25]))[0] for p in (A, A, B)] == [0, 24, 0]
     assert _known(llm, A[:25]) == [False, True, True]

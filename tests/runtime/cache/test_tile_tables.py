@@ -1,4 +1,4 @@
-"""Tile tables: nobody shares a tile, none is lost, and what a window still sees is there."""
+"""Tests of tile tables: no two rows share a tile, none is lost, and a window keeps the tiles that it still sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eval command: what it prints and writes, and that it refuses bad input before it runs anything."""
+"""Tests of the command `eval`: its output and files, and its refusal of bad input before it runs anything."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def script(
 
 
 def _answering(problems: list[Problem], wrong: set[int]) -> Callable[[str], tuple[str, str]]:
-    """A reply function that is right but for the problems numbered in `wrong`, which it never finishes."""
+    """A reply function that is right except for the problems numbered in `wrong`, which it never finishes."""
     by_question = {problem.question: (i, problem) for i, problem in enumerate(problems)}
 
     def reply(prompt: str) -> tuple[str, str]:
@@ -336,7 +336,7 @@ def test_a_limit_is_divided_evenly(limit: int | None, counts: list[int]) -> None
     [
         ("runtime", ["enginewright.runtime.evaluation", "numpy"]),
         ("runtime.llm", ["enginewright.runtime.evaluation"]),
-        ("runtime.eval_command", ["torch", "transformers", "onnx", "lm_eval", "matplotlib"]),
+        ("runtime.commands.eval", ["torch", "transformers", "onnx", "lm_eval", "matplotlib"]),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, forbidden: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Steps that decide several tokens: guesses that stand unchecked, and guesses that the model checks a step later."""
+"""Tests of steps that decide several tokens: guesses that stand unchecked, and guesses checked a step later."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WIDTH = 3
 
 
 def right(tokens: list[int]) -> list[int]:
-    """The tokens that greedy decoding gives behind the next one."""
+    """The tokens that greedy decoding gives after the next one."""
     known = list(tokens)
     for _ in range(WIDTH):
         known.append(int(reference_logits(known).argmax()))
@@ -60,7 +60,7 @@ class GuessingSession(ToySession):
         self.brought: dict[int, list[int]] = {}  # of each row, its tokens so far; one taken back is replaced
 
     def run(self, step: PackedStep) -> Outputs:
-        """As the toy does, with guesses behind the greedy token of each wanted row."""
+        """Run the toy's step, and add guesses after the greedy token of each sampled row."""
         outputs, ends = super().run(step), step.query_starts[1:]
         rows = np.repeat(np.arange(len(ends)), np.diff(step.query_starts))
         for row, position, token in zip(
@@ -125,13 +125,13 @@ def prompts(seed: int, count: int) -> list[list[int]]:
 
 
 def plain(asked: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-    """What an engine of one token a step answers."""
+    """The answers of an engine that decides one token a step."""
     with make_llm() as llm:
         return llm.generate(asked, sampling)
 
 
 def steps_of(llm: LLM) -> list[StepTiming]:
-    """The steps from now on."""
+    """Record the engine's steps from now on."""
     steps: list[StepTiming] = []
     llm.loop.observer = steps.append
     return steps

@@ -1,4 +1,4 @@
-"""Every way to choose a token, against a plain reference that sorts the whole vocabulary."""
+"""Tests of every way to choose a token, against a plain reference that sorts the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime.backends.session import Outputs
-from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose
+from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose_tokens
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.sampling import Sampling
@@ -19,7 +19,7 @@ from enginewright.runtime.requests.sampling import Sampling
 
 @dataclass
 class Row:
-    """What the sampler sees of a request."""
+    """The part of a request that the sampler reads."""
 
     sampling: Sampling
     prompt: list[int] = field(default_factory=list)
@@ -68,7 +68,7 @@ def _outputs(logits: np.ndarray) -> Outputs:
 
 
 def _choose_one(logits: np.ndarray, row: Row) -> int:
-    return int(choose(_outputs(logits[None]), [row])[0][0])
+    return int(choose_tokens(_outputs(logits[None]), [row])[0][0])
 
 
 CASES = [
@@ -150,19 +150,19 @@ def test_a_row_does_not_depend_on_its_batch(sampling: Sampling) -> None:
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal((6, 500)) * 2).astype(np.float32)
     rows = [Row(CASES[i], generated=[2, 3]) for i in range(5)] + [Row(sampling, generated=[4])]
-    assert choose(_outputs(logits), rows)[0][5] == _choose_one(logits[5], rows[5])
+    assert choose_tokens(_outputs(logits), rows)[0][5] == _choose_one(logits[5], rows[5])
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits = (np.random.default_rng(3).standard_normal(1000) * 2).astype(np.float32)
     expected = np.log(_softmax(logits.astype(np.float64)))
     row = Row(Sampling(temperature=0.5, top_k=3, repetition_penalty=2.0, logprobs=4), prompt=[int(logits.argmax())])
-    (token,), (logprobs,) = choose(_outputs(logits[None]), [row])
+    (token,), (logprobs,) = choose_tokens(_outputs(logits[None]), [row])
     assert logprobs is not None
     assert logprobs.chosen == pytest.approx(expected[token], abs=1e-5)
     assert [token for token, _ in logprobs.top] == np.argsort(-expected)[:4].tolist()
     np.testing.assert_allclose([value for _, value in logprobs.top], np.sort(expected)[::-1][:4], atol=1e-5)
-    (only,) = choose(_outputs(logits[None]), [Row(Sampling(logprobs=0))])[1]
+    (only,) = choose_tokens(_outputs(logits[None]), [Row(Sampling(logprobs=0))])[1]
     assert only is not None and only.top == () and only.chosen == pytest.approx(expected.max(), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""KL and likelihoods, streamed in pieces, against the whole logits in plain numpy."""
+"""Tests of KL and likelihoods, streamed in pieces, against the whole logits in plain numpy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_engine_does_not_diverge_from_itself(make_toy: Make) -> None:
 
 
 def test_logits_are_never_held_whole(make_toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever compares asks for the next piece of each engine only after the last one is used up."""
+    """The comparison asks each engine for its next piece only after the last piece is used up."""
     text = _texts()[1]
     llms = [make_toy(eos=(), step_tokens=5) for _ in range(2)]
     steps: list[list[int]] = []

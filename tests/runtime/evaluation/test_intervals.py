@@ -1,4 +1,4 @@
-"""Intervals against published values, and against what they promise."""
+"""Tests of intervals against published values, and of their coverage."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_bootstrap_covers_the_truth_of_skewed_values() -> None:
 
 
 def test_a_biased_statistic_of_skewed_values_is_corrected() -> None:
-    """As scipy does it; the plain percentiles are elsewhere."""
+    """The interval equals scipy's; plain percentiles differ."""
     values = np.random.default_rng(7).lognormal(0, 1, 40)
 
     def variance(weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An engine under lm-evaluation-harness, against the harness's own Hugging Face model on the same checkpoint."""
+"""Tests of an engine under lm-evaluation-harness, against the harness's own Hugging Face model on the same checkpoint."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: tokeniz
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Path:
-    """Its engine, with a float32 cache."""
+    """The checkpoint's engine, with a float32 cache."""
     build(str(checkpoint), checkpoint.parent / "engine", Recipe(kv_bits=32, max_batch=4), "onnxruntime")
     return checkpoint.parent / "engine"
 
@@ -83,8 +83,10 @@ def ours(engine: Path) -> Iterator[EngineLM]:
 
 @pytest.fixture(scope="module")
 def theirs(checkpoint: Path) -> HFLM:
-    """As it is right: in a batch it looks for a bos in the first text alone, and its cache of logits mistakes requests that
-    share their tokens but not where the continuation begins.
+    """Call the harness's own model in the way that makes it right.
+
+    In a batch it looks for a bos in the first text alone, and its cache of logits mistakes requests that share their tokens
+    but not where the continuation begins.
     """
     return HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=1, logits_cache=False)
 

@@ -1,4 +1,4 @@
-"""Measures of generated tokens."""
+"""Tests of the repetition statistics of generated tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is scored of a data file: every token once, every byte once, and clear errors."""
+"""Tests of scoring a data file: every token once, every byte once, and clear errors."""
 
 from __future__ import annotations
 

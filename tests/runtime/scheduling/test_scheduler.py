@@ -1,4 +1,4 @@
-"""In-flight batching: whatever else is running, a request's tokens are those it gets alone."""
+"""Tests of in-flight batching: other requests never change the tokens that a request gets alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming text: pieces never change afterwards, and join to the decoding of all tokens."""
+"""Tests of streaming text: pieces never change afterwards, and together they are the decoding of all tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizer files and chat templates, the good and the broken ones."""
+"""Tests of tokenizer files and chat templates, good and broken ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class that Triton runs, around a stand-in for Triton's own module; tests/serving runs it in a real server."""
+"""Tests of the class that Triton runs, with a stand-in for Triton's own module; tests/serving runs it in a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Triton request asks for: every input, and every way to get one wrong."""
+"""Tests of the reading of Triton requests: every input, and every way to get one wrong."""
 
 from __future__ import annotations
 

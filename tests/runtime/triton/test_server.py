@@ -1,4 +1,4 @@
-"""Many clients in one batch, without Triton: who gets what, cancellation, time-outs, queue, errors, metrics."""
+"""Tests of many clients in one batch, without Triton: responses, cancellation, time-outs, queue, errors, metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SECONDS = 60
 
 
 class Waiting:
-    """A client that waits for its last response. gone_after: responses that it takes before it is gone."""
+    """A client that waits for its last response.
+
+    gone_after: the number of responses that it takes before it is gone.
+    """
 
     def __init__(self, gone_after: int | None = None) -> None:
         self.pieces: list[Piece] = []
@@ -32,7 +35,7 @@ class Waiting:
     def send(self, piece: Piece) -> None:
         if self.gone_after is not None and len(self.pieces) >= self.gone_after:
             self.ended.set()
-            raise GoneError("nobody is there")
+            raise GoneError("the client is gone")
         self.pieces.append(piece)
         if piece.end is not None:
             self._end()
@@ -83,7 +86,7 @@ def serve(byte_tokenizer: Any) -> Any:
 
 
 def slow(llm: LLM, seconds: float = 0.01) -> None:
-    """Let every step take that long."""
+    """Make every step take at least `seconds`."""
     run = llm.loop.session.run
 
     def later(step: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Stands for the module `tensorrt`: takes the calls of a build, writes them down, and says what it is told to say.
+"""A fake of the module `tensorrt` that records the calls of a build and answers as a test tells it to.
 
-What the real module answers is tested with TensorRT-RTX; this is for what cannot be reached without a GPU.
+Tests with TensorRT-RTX check the real module's answers; the fake is for the cases that need a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Severity(enum.Enum):
 
 
 class ILogger:
-    """As the bindings' base class: its __init__ has to be called."""
+    """Like the bindings' base class, its __init__ has to be called."""
 
     Severity = Severity
 
@@ -37,10 +37,13 @@ class IStreamWriter(ILogger): ...
 
 
 class Fake:
-    """The module, and what was called. Fields that a test sets say how calls end.
+    """The fake module and its recorded calls; other fields are set by a test to choose the results.
 
-    events: in order. parsed: the model that the parser read. plan: chunks of the plan. errors: what the parser reports.
-    during: called while the engine is built, with the configuration.
+    events: the calls in order.
+    parsed: the model that the parser read.
+    plan: the chunks of the plan.
+    errors: the errors that the parser reports.
+    during: called with the configuration while the engine is built.
     """
 
     __version__ = __version__

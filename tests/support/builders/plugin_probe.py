@@ -2,7 +2,7 @@
 
     python plugin_probe.py LIBRARY DIR...
 
-A process of its own, under TensorRT-RTX: its registry is a real one, though its networks take no plugins.
+It runs in a separate process, under TensorRT-RTX: its registry is a real one, though its networks take no plugins.
 """
 
 from __future__ import annotations

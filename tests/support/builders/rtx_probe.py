@@ -1,4 +1,4 @@
-"""What TensorRT-RTX makes of engine directories, as JSON: run as a process of its own, for the library prints and may abort.
+"""Prints as JSON how TensorRT-RTX reads engine directories; run as a process, because the library prints and may abort.
 
 python rtx_probe.py DIR...
 """

@@ -1,4 +1,4 @@
-"""The moments that a calibration should find, by running the whole model, and a quantiser that only rounds."""
+"""Computes the moments that a calibration should find, by running the whole model; and has a quantiser that only rounds."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Reference:
 
 
 def _read_inputs(model: torch.nn.Module, name: str, tokens: torch.Tensor) -> torch.Tensor:
-    """What the layer reads, of every token, double."""
+    """The layer's inputs for every token, in double precision."""
     found: list[torch.Tensor] = []
     layer = model.get_submodule(name.removesuffix(".weight"))
     hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].double().flatten(0, -2)))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from enginewright.exporters.methods.depth_attention.rule import DepthMixer
+from enginewright.exporters.features.depth_attention.rule import DepthMixer
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import record_bytes

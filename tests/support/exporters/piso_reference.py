@@ -1,4 +1,4 @@
-"""The layer of PiSO's specification whose scales and errors are known, and some of them."""
+"""An example layer for PiSO with known scales and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUPS_OF_4 = [
 
 
 def example() -> tuple[Array, Array, Array, Array]:
-    """w, X, X with errors, and X's own H of the specification, section 8."""
+    """The example's w, X, X with errors, and H of X alone."""
     i, n = np.arange(1, 9), np.arange(1, 17)[:, None]
     w = np.sin(1.7 * i) * (1 + 0.5 * np.cos(0.9 * i))
     x = np.sin(0.37 * n * i) + 0.2 * np.cos(1.3 * n * i + 0.5)

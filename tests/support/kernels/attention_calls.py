@@ -1,6 +1,7 @@
-"""Calls of both attention ops on a device, from the same cases and arrays as their tests on the CPU.
+"""Runs both attention ops on a device, with the same cases and arrays as their tests on the CPU.
 
-A case's query, key and value become float16 or bfloat16 first, for the oracle too: what is compared is what kernels add.
+A case's query, key and value become float16 or bfloat16 first, for the oracle, too, so that only the kernels' own errors are
+compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ACTIVATIONS = ("query", "key", "value")
 
 
 def typed(arrays: Arrays, type: str) -> Arrays:
-    """The same call with activations that `type` can hold."""
+    """The call with activations rounded to numbers that `type` can hold."""
     with np.errstate(over="ignore"):
         return arrays | {name: rounded(arrays[name], type) for name in ACTIVATIONS}
 
@@ -128,7 +129,7 @@ Run = Callable[[Device, Arrays, Mapping[str, Any], str], list[np.ndarray]]
 
 
 def other_rows_empty(arrays: Arrays, row: int) -> tuple[Arrays, slice]:
-    """The same batch, of which only `row` has tokens, and which tokens those were: its share of the grid is as before."""
+    """The same batch in which only `row` has tokens, and the range of these tokens; the row's part of the grid is unchanged."""
     start, end = arrays["query_starts"][row : row + 2].tolist()
     starts = np.where(np.arange(len(arrays["query_starts"])) > row, end - start, 0).astype(np.int32)
     return arrays | {name: arrays[name][start:end] for name in ACTIVATIONS} | {"query_starts": starts}, slice(
@@ -141,7 +142,7 @@ ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8}
 
 
 def relative_tolerance(type: str, logit_size: float, roundings: int = 1) -> float:
-    """Of the root mean square of a token's errors to that of its outputs.
+    """The allowed ratio of the root mean square of a token's errors to that of its outputs.
 
     Weights and prepared queries are halves: up to 4e-4 for each rounding, of queries of a logit, by which weights change
     as by a factor. Outputs are rounded less often.
@@ -150,7 +151,7 @@ def relative_tolerance(type: str, logit_size: float, roundings: int = 1) -> floa
 
 
 def check_output(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
-    """Of each token, the root mean square of the errors is within `tolerance` of that of what is wanted."""
+    """Check that each token's root mean square error is within `tolerance` of the expected output's root mean square."""
     assert got.shape == wanted.shape
     assert np.isfinite(got).all()
     error, size = (np.sqrt((x.astype(np.float64) ** 2).mean(axis=(1, 2))) for x in (got - wanted, wanted))

@@ -1,6 +1,6 @@
-"""Where a kernel runs: a GPU, or its emulation on the CPU. Both take numpy arrays and give them back.
+"""The devices that run a kernel: a GPU, or its emulation on the CPU. Both take and return numpy arrays.
 
-On a GPU torch owns the memory; it is imported there alone.
+On a GPU torch owns the memory; torch is imported only there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POISON = 0xFF  # halves and floats of these bytes are NaN
 
 
 class Buffer:
-    """Memory of a device with `array`'s contents, at an address that is a multiple of 256; poisoned behind its end."""
+    """Memory of a device with `array`'s contents, at an address that is a multiple of 256; poisoned after its end."""
 
     def __init__(self, owner: Any, address: int, array: np.ndarray) -> None:
         self.owner = owner
@@ -36,7 +36,7 @@ class Device(Protocol):
         ...
 
     def bytes_of(self, buffer: Buffer) -> np.ndarray:
-        """All bytes of `buffer`, those behind its end too."""
+        """All bytes of `buffer`, including those after its end."""
         ...
 
     def synchronize(self) -> None:
@@ -48,7 +48,7 @@ def download(device: Device, buffer: Buffer) -> np.ndarray:
     """The contents of `buffer`.
 
     Raises:
-        AssertionError: something was written behind its end.
+        AssertionError: something was written after its end.
     """
     found = device.bytes_of(buffer)
     assert (found[buffer.nbytes :] == POISON).all(), "a kernel wrote beyond a buffer"
@@ -56,7 +56,7 @@ def download(device: Device, buffer: Buffer) -> np.ndarray:
 
 
 def run(device: Device, call: ctypes.Structure) -> None:
-    """Start `call` with a workspace of the size it asks for, full of NaNs, and wait for it."""
+    """Start `call` with a workspace of the size that it needs, full of NaNs, and wait for it."""
     needed = device.library.workspace_bytes(call)
     workspace = device.upload(np.full(needed, POISON, np.uint8))
     device.library.start(call, workspace.address, needed)

@@ -1,4 +1,4 @@
-"""The fixture `device`: `emulated` on any machine with a C++ compiler, `cuda` on one with a GPU and nvcc."""
+"""The fixture `device`: `emulated` on any machine with a C++ compiler, and `cuda` on one with a GPU and nvcc."""
 
 from __future__ import annotations
 

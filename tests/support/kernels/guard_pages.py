@@ -15,7 +15,7 @@ PROTECT_ALL = 0
 
 
 class TightDevice(EmulatedDevice):
-    """The CPU; a read or write 16 bytes or more behind a buffer's end is a segmentation fault."""
+    """The CPU; a read or write 16 bytes or more after a buffer's end is a segmentation fault."""
 
     def upload(self, array: np.ndarray) -> Buffer:
         end = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE

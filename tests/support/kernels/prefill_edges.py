@@ -1,4 +1,4 @@
-"""The sizes of a prefill kernel's blocks, and the lengths around them where mistakes would show."""
+"""The sizes of a prefill kernel's blocks, and the lengths around them, where mistakes would show."""
 
 from __future__ import annotations
 

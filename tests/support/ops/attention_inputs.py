@@ -15,7 +15,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One call. rows: (tokens held, new tokens) of each row; held_skew: what KV head h holds less, times h."""
+    """One call.
+
+    rows: (tokens held, new tokens) of each row.
+    held_skew: KV head h holds h * held_skew tokens less.
+    """
 
     name: str
     rows: tuple[tuple[int, int], ...]
@@ -123,7 +127,7 @@ def run(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.nd
 
 
 def run_in_place(case: Case, arrays: Arrays, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """The same with one pool bound as input and output."""
+    """The op through ONNX Runtime, with one pool bound as input and output."""
     from tests.support.ops.op_session import run_op_in_place
 
     output, tiles = run_op_in_place(PAGED_ATTENTION.name, arrays, threads, **case.attributes)

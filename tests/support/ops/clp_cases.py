@@ -84,7 +84,7 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def always(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """The same with a classifier that says `length` for every row."""
+    """The inputs with a classifier that says `length` for every row."""
     bias = np.zeros(max(length, 1) + 1, np.float32)
     bias[length] = 50
     weight = np.zeros((len(bias), arrays["hidden"].shape[1]), np.float32)

@@ -1,4 +1,4 @@
-"""Builds inputs for KVarNAttention, asks its oracle, and says what of the two caches must agree."""
+"""Builds inputs for KVarNAttention, computes the oracle's answer, and compares outputs and caches with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ BLOCK_TOKENS = 16
 
 
 class Row(NamedTuple):
-    """Tokens held and new ones; the last `drafts` new ones are not committed, `late` tiles held are not encoded yet."""
+    """The tokens of a row.
+
+    held, new: tokens in the cache, and new tokens.
+    drafts: the number of last new tokens that are not committed.
+    late: the number of complete tiles that are not encoded yet.
+    """
 
     held: int
     new: int
@@ -29,7 +34,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One call. held_skew: what KV head h holds less, times h; exact_tiles: F."""
+    """One call.
+
+    held_skew: KV head h holds h * held_skew tokens less.
+    exact_tiles: F, the number of exact tiles in a slot.
+    """
 
     name: str
     rows: tuple[Row, ...]
@@ -160,13 +169,13 @@ class _KeyView:
 
 @cache
 def inputs_and_answer(case: Case) -> tuple[Arrays, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The inputs and what the oracle makes of them."""
+    """The inputs and the oracle's answer."""
     arrays = make_inputs(case)
     return arrays, KVARN_ATTENTION.load_oracle()(**arrays, **case.attributes)
 
 
 def check(case: Case, arrays: Arrays, got: list[np.ndarray], wanted: tuple[np.ndarray, ...]) -> None:
-    """Outputs agree, records not encoded are as they were, encoded ones and the exact tiles agree up to rounding."""
+    """Check that outputs agree, that other records are unchanged, and that encoded and exact tiles agree up to rounding."""
     assert got[0].shape == wanted[0].shape
     error, tolerance = np.abs(got[0] - wanted[0]), case.tolerance * case.magnitude
     assert error.max(initial=0) <= 50 * tolerance and np.sqrt((error**2).sum() / max(1, error.size)) <= tolerance

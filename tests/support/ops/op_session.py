@@ -1,6 +1,6 @@
 """Runs one custom op through ONNX Runtime, with the inputs that are given.
 
-The tensors of a variadic input are given by its name with their place behind: "sources.0", "sources.1".
+The tensors of a variadic input are named by the input and their place in it: "sources.0", "sources.1".
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_op(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attribu
 
 
 def run_op_in_place(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attributes: Any) -> list[np.ndarray]:
-    """The same with one buffer bound as input and as the output that updates it, wherever the op declares that."""
+    """The outputs of op `name`, where each input that an output updates shares one buffer with it."""
     session = open_op(name, tuple(arrays), tuple(attributes.items()), threads)
     binding = session.io_binding()
     values = {given: ort.OrtValue.ortvalue_from_numpy(array.copy()) for given, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The one table of SplitQkv cases, for every implementation."""
+"""The one table of SplitQkv cases, which every implementation runs."""
 
 from __future__ import annotations
 

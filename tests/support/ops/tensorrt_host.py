@@ -87,7 +87,7 @@ def element_type(op: str, name: str, activations: str) -> str:
 
 
 class _Buffer:
-    """An array at a multiple of 256, poisoned behind its end."""
+    """An array at a multiple of 256, poisoned after its end."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.owner = np.full(array.nbytes + GUARD_BYTES + 256, POISON, np.uint8)
@@ -100,7 +100,7 @@ class _Buffer:
         return _Tensor(TYPES[type], len(self.shape), sizes, self.owner.ctypes.data + self.start)
 
     def contents(self) -> np.ndarray:
-        """The array as it is now; nothing may have been written behind it."""
+        """The array as it is now; nothing may have been written after its end."""
         end = self.start + self.nbytes
         assert (self.owner[end : end + GUARD_BYTES] == POISON).all(), "a kernel wrote beyond a buffer"
         return self.owner[self.start : end].copy().view(self.dtype).reshape(self.shape)
@@ -128,7 +128,7 @@ def fields_of(op: str, arrays: Arrays, attributes: Mapping[str, Any]) -> Any:
 
 
 def _in_order(op: str, arrays: Arrays) -> list[str]:
-    """Names of the arrays as the node lists them: by input, `sources.10` behind `sources.9`."""
+    """Names of the arrays as the node lists them: by input, `sources.10` after `sources.9`."""
     places = {tensor.name: i for i, tensor in enumerate(OPS[op].inputs)}
 
     def key(name: str) -> tuple[int, int]:

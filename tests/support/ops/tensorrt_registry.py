@@ -1,4 +1,4 @@
-"""A program for a process of its own: a plugin library in TensorRT's registry, and a node through its ONNX parser.
+"""A program that loads a plugin library into TensorRT's registry and runs a node through its ONNX parser.
 
 python tensorrt_registry.py LIBRARY [MODEL]: prints what it saw as JSON lines, because the parser of TensorRT-RTX 1.7.1
 aborts when it has made a plugin: what was printed before is what tests read.

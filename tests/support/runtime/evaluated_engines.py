@@ -1,4 +1,4 @@
-"""Engine directories that can be asked, and engines that answer by script."""
+"""Fixtures of engine directories for the evaluation's tests, and of engines that answer by script."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A CUDA runtime on the CPU: what `cuda.bindings.runtime` offers to a session, over host memory, and strict.
+"""A strict CUDA runtime on the CPU: the part of `cuda.bindings.runtime` that a session uses, over host memory.
 
-Nothing that is started on a stream happens before somebody waits for the stream, so a session that reuses what is still to
-be read computes something else. Captured graphs hold what was started and do it again at every launch. Memory comes
-poisoned, and whoever touches memory that is not allocated fails.
+Work on a stream runs only when something waits for the stream, so a session that reuses memory too early computes something
+else. Captured graphs record the work and repeat it at every launch. New memory is poisoned, and an access to memory that is
+not allocated fails.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ REFUSED = cudaError_t.cudaErrorStreamCaptureUnsupported
 
 
 class Misuse(AssertionError):
-    """What a device would answer with a crash, or with wrong numbers."""
+    """An error that a real device would answer with a crash or with wrong numbers."""
 
 
 @dataclass
 class Block:
-    """Allocated memory. raw: what holds it."""
+    """Allocated memory.
+
+    raw: the object that owns the memory.
+    """
 
     address: int
     size: int
@@ -49,7 +52,7 @@ class Block:
 
 @dataclass
 class Action:
-    """Something to do, and addresses that it reads and writes."""
+    """A piece of work, and the addresses that it reads and writes."""
 
     do: Callable[[], None]
     touches: tuple[int, ...]
@@ -57,7 +60,12 @@ class Action:
 
 @dataclass
 class Stream:
-    """pending: what has been started. captured: what is being recorded, None when nothing is; broken: in vain."""
+    """A stream.
+
+    pending: the work that has been started.
+    captured: the work of the capture under way; None if there is none.
+    broken: whether the capture under way has failed.
+    """
 
     pending: list[Action] = field(default_factory=list)
     captured: list[Action] | None = None
@@ -65,9 +73,10 @@ class Stream:
 
 
 class FakeCuda:
-    """The module, and behind it the device, current in the thread that makes it; in others the current one is the first, 0.
+    """The module and its device, which is current in the thread that creates it; other threads have device 0 as current.
 
-    launches: of graphs so far. free: bytes that the device says are left.
+    launches: the number of launches of graphs so far.
+    free: the bytes that the device reports as free.
     """
 
     cudaError_t = cudaError_t

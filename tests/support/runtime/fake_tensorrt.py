@@ -320,7 +320,7 @@ class IExecutionContext:
 
 
 class CapturableContext(IExecutionContext):
-    """As TensorRT-RTX has it."""
+    """The execution context of TensorRT-RTX, which says whether it can be captured."""
 
     def is_stream_capturable(self, stream: int) -> bool:
         return bool(self._engine._about["capturable"])

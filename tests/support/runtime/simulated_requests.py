@@ -1,4 +1,4 @@
-"""Requests that reach a toy engine at given steps, and what each must get whatever else runs."""
+"""Sends requests to a toy engine at given steps, and checks that each gets the same results as alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from tests.support.runtime.toy_session import VOCAB
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """prompt: to continue by `new` tokens, or to score. at, cancel: the steps when it comes and is cancelled."""
+    """A request.
+
+    prompt: the tokens to continue by `new` tokens, or to score.
+    at, cancel: the steps at which the request arrives and is cancelled.
+    """
 
     prompt: Sequence[int]
     at: int = 0
@@ -30,7 +34,7 @@ class Arrival:
 
 
 class Kept(Scoring):
-    """Keeps its logits whole."""
+    """A scored text that keeps all its logits."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         super().__init__(np.array(prompt), self._keep)
@@ -86,7 +90,7 @@ def check_outputs(
     windows: Sequence[int] = WINDOWS,
     encoding: Encoding | None = None,
 ) -> None:
-    """Every request got what it gets without a cache, as far as it came."""
+    """Check that every request got the results that it gets without a cache, as far as it came."""
     for request, each in zip(requests, arrivals, strict=True):
         assert request.done.is_set()
         if isinstance(request, Generation):
@@ -113,7 +117,7 @@ def check_tiles(llm: LLM) -> None:
 
 
 def check_ownership(tables: TileTables) -> None:
-    """Every tile is free, or of one prefix, or of one row; and prefixes know the rows that use them."""
+    """Check that every tile is free, or belongs to one prefix or one row, and that prefixes know the rows that use them."""
     prefixes = tables._prefixes
     for index, group in enumerate(tables._groups):
         owned = [group._free[: group.free_count], *(p.tiles[index].ravel() for p in prefixes._known.values())]

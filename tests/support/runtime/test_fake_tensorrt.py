@@ -1,4 +1,4 @@
-"""The fakes are like what they stand for: their names and parameters are those of NVIDIA's modules, and misuse fails."""
+"""Tests that the fakes have the names and parameters of NVIDIA's modules, and that misuse of them fails."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ HEADS = (2, 1, 2, 2)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Which layers encode their tiles, and how many tokens of a prompt are computed in one step."""
+    """The layers that encode their tiles, and the number of prompt tokens in one step."""
 
     layers: tuple[bool, ...] = (True, True, True, True)
     tile_tokens: int = 4
     chunk: int = 8
 
     def seen(self, tokens: int, prompt: int) -> np.ndarray:
-        """How many tokens are encoded when each of `tokens` is computed, the first `prompt` of them in chunks."""
+        """The number of encoded tokens when each of `tokens` is computed, the first `prompt` of them in chunks."""
         positions = np.arange(tokens)
         step = np.where(positions < prompt, self.chunk, self.tile_tokens)
         return np.maximum(positions // step * step, self.tile_tokens)

@@ -1,4 +1,4 @@
-"""What runs the toy model: a Session over numpy pools that hold an entry for each token, in tiles or in exact buffers."""
+"""Runs the toy model: a Session over numpy pools with an entry for each token, in tiles or in exact buffers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ToySession:
         return Outputs(stacked, stacked.argmax(axis=1))
 
     def _check_encoded(self, step: PackedStep) -> np.ndarray:
-        """How many tokens of each row are encoded, its first tile counted, which is checked against what it holds."""
+        """The number of encoded tokens of each row, the first tile included, after a check against the row's contents."""
         tables, size = self._tables, self._cache.tile_tokens
         plain = [i for i in range(len(self._cache.layers)) if i not in self._encoding]
         assert not tables.encoded_lens[:, plain].any()
@@ -131,12 +131,12 @@ class ToySession:
 
 
 def entries(tokens: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """What is held of tokens that saw so many others encoded: like keys and values, it depends on what they saw."""
+    """The entries of tokens that saw so many others encoded; like keys and values, they depend on what the tokens saw."""
     return np.asarray(tokens + _SEEN * seen, np.int64)
 
 
 def as_encoded(held: np.ndarray) -> np.ndarray:
-    """What is left of entries whose tile has been encoded; no entry may be encoded twice."""
+    """The entries after their tile has been encoded; no entry may be encoded twice."""
     assert (held < _ENCODED).all()
     return held + _ENCODED
 

@@ -1,4 +1,4 @@
-"""A client of the served model: gRPC streams, and what comes back, response by response."""
+"""A client of the served model: gRPC streams with all their responses, and HTTP requests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Answer:
 
 
 def as_inputs(values: dict[str, Any]) -> list[grpcclient.InferInput]:
-    """Tensors of what the model's inputs are called; arrays go as they are."""
+    """Tensors for inputs by name; arrays are sent as they are."""
     tensors = []
     for name, value in values.items():
         array = value
@@ -119,11 +119,11 @@ class Stream:
                 return
 
     def answer(self, name: str, seconds: float = 60) -> Answer:
-        """Return everything that came for a request."""
+        """Return all responses to a request."""
         return Answer(list(self.responses(name, seconds)))
 
     def extra(self, name: str) -> int:
-        """How many responses came after those that were read."""
+        """The number of responses after those that were read."""
         return self._queues[name].qsize()
 
     def cancel(self) -> None:

@@ -1,8 +1,8 @@
-"""A real tritonserver on the loopback interface: its own environment, started with free ports, always ended.
+"""Installs and runs a real tritonserver on the loopback interface, in its own environment and with free ports.
 
     python tests/support/serving/tritonserver.py REPOSITORY --home DIR
 
-installs one from PyPI under DIR, where it is found the next time, and serves on Triton's usual ports until interrupted.
+This installs one from PyPI under DIR, where it is found the next time, and serves on Triton's usual ports until interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START_SECONDS = 60
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the server's parts are: binary, backends, interpreter, libraries."""
+    """The places of the server's parts: binary, backends, interpreter, libraries."""
 
     python: Path
     site: Path
@@ -47,7 +47,7 @@ class Installation:
 
 
 def missing() -> str | None:
-    """Why there can be no server here; None where it can be."""
+    """The reason why no server can run here; None if one can."""
     if (sys.platform, platform.machine()) not in {("linux", "x86_64"), ("linux", "aarch64")}:
         return f"{WHEEL} has no wheel for {sys.platform} on {platform.machine()}"
     if sys.version_info[:2] not in {(3, 11), (3, 12), (3, 13)}:
@@ -91,7 +91,7 @@ def find(environment: Path) -> Installation:
 
 
 def _package_links(package: Path) -> list[tuple[Path, Path]]:
-    """What the server imports of the package under test; an editable install keeps code and libraries apart."""
+    """The parts of the tested package that the server imports; an editable install keeps code and libraries apart."""
     plugins = Path(enginewright.plugins.__file__).parent
     sources = [
         (path, package / "plugins" / path.name) for path in plugins.iterdir() if path.name not in ("lib", "__pycache__")
@@ -131,7 +131,7 @@ class Server:
         return self.answers(f"/v2/models/{model}/ready" if model else "/v2/health/ready", self.http)
 
     def answers(self, path: str, port: str) -> bool:
-        """Whether something is there at a port."""
+        """Whether a program listens at the port."""
         try:
             self.read(path, port=port)
         except (urllib.error.URLError, ConnectionError):
@@ -139,7 +139,7 @@ class Server:
         return True
 
     def measure(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric's values over all instances, of those with these labels."""
+        """Return the sum of a metric's values with these labels over all instances."""
         total, wanted = 0.0, [f'{key}="{value}"' for key, value in labels.items()]
         for line in self.read("/metrics", port=self.metrics).decode().splitlines():
             head, _, value = line.rpartition(" ")

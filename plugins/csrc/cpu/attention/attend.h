@@ -1,4 +1,4 @@
-// Attention of one task's lanes over its tiles, and the join of tasks. Include a simd_*.h first.
+// Attention of one task's lanes over its tiles, and the merge of tasks' results. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/attention/microkernels.h"

@@ -1,5 +1,5 @@
-// The split of an attention call into tasks. It depends on a row's own lengths only, never on threads or on the
-// other rows, so a row's result is bitwise the same in any company.
+// The split of an attention call into tasks. It depends only on a row's own lengths, never on threads or on other
+// rows, so a row's result is bitwise the same whatever else the call contains.
 #pragma once
 
 #include <cstdint>

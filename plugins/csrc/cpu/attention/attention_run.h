@@ -1,4 +1,4 @@
-// Runs the tasks of an attention call on the host's threads; every attention op runs this way.
+// Runs the tasks of an attention call on the host's threads, for every attention op.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // The two matrix products of attention over one tile, register-blocked: lanes x tokens and lanes x value columns.
-// Include a simd_*.h first. Elem is float, or Half that converts as it is loaded.
+// Include a simd_*.h first. Elem is float, or Half, which is converted when it is loaded.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

@@ -1,7 +1,7 @@
 // The two matrix products of attention over one record, straight from its codes. Include a simd_*.h first.
 //
-// A byte holds 8 / kBits neighbouring codes; a vector of bytes gives as many vectors of codes, each `8 / kBits`
-// elements apart. They are put in order once per tile, after the products.
+// A byte holds 8 / kBits neighbouring codes, so a vector of bytes gives 8 / kBits vectors of codes, in each of which
+// neighbours are 8 / kBits elements apart. The results are put in order once per tile, after the products.
 #pragma once
 
 #include <utility>

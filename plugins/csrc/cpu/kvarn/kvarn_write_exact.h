@@ -1,4 +1,4 @@
-// Stores new keys and values, rotated, in the exact tiles of a KVarN cache. Include a simd_*.h first.
+// Rotates new keys and values and stores them in the exact tiles of a KVarN cache. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/attention/write_tokens.h"

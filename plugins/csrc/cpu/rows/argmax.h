@@ -1,4 +1,4 @@
-// Largest element of a row, and the plain read that benchmarks compare with. Include a simd_*.h first.
+// The largest element of a row, and the plain read with which benchmarks compare. Include a simd_*.h first.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// CLP's emission: the number of tokens to emit after the next one, and these tokens.
+// ClpEmit on the CPU: the number of tokens to emit after the next one, and these tokens.
 #pragma once
 
 #include <cstdint>

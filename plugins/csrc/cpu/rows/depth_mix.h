@@ -1,4 +1,4 @@
-// Mixes values over layers by a streaming softmax. Include a simd_*.h first.
+// Mixes values over layers by an online softmax. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

@@ -1,4 +1,4 @@
-// Products of a few rows with the rows of a large weight, read once. Include a simd_*.h first.
+// Products of a few rows with the rows of a large weight, which is read only once. Include a simd_*.h first.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

@@ -1,4 +1,4 @@
-// The ops that treat each token or row by itself, split among the host's threads.
+// The ops that treat each token or row by itself, divided among the host's threads.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

@@ -1,4 +1,5 @@
-// Vec over AVX2 + FMA + F16C. Only kernels_avx2.cpp includes this: internal linkage keeps its code in that object.
+// The vector type Vec in AVX2 + FMA + F16C. Only kernels_avx2.cpp includes this: internal linkage keeps its code in
+// that object.
 #pragma once
 
 #include <immintrin.h>

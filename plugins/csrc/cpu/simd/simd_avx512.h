@@ -1,4 +1,5 @@
-// Vec over AVX-512 F/BW/VL. Only kernels_avx512.cpp includes this: internal linkage keeps its code in that object.
+// The vector type Vec in AVX-512 F/BW/VL. Only kernels_avx512.cpp includes this: internal linkage keeps its code in
+// that object.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// exp and tanh on Vec. Include a simd_*.h first. Polynomials: minimax fits of our own, coefficients in float.
+// exp and tanh of a Vec, by our own minimax polynomials with float coefficients. Include a simd_*.h first.
 #pragma once
 
 namespace ew {

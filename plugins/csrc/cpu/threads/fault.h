@@ -1,4 +1,4 @@
-// The messages of checks of a call's contents: "name: got X, expected Y".
+// Messages of the checks of a call's contents: "name: got X, expected Y".
 #pragma once
 
 #include <cstdint>

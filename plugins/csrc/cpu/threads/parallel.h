@@ -1,4 +1,4 @@
-// The host's threads, as loops use them.
+// Loops that run on the host's threads.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Memory that outlives a call, so that steady-state calls allocate nothing.
+// Scratch memory that outlives a call, so that later calls of the same size allocate nothing.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The part of a call on the CPU that both attention ops fill in the same way, and their outputs that update an input.
+// The part of a CPU call that both attention ops fill in the same way, and the outputs that update an input in place.
 #pragma once
 
 #include <cstring>

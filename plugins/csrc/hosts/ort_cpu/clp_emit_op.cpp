@@ -1,4 +1,4 @@
-// ClpEmit for ONNX Runtime: tensors and attributes in, ClpEmitArgs out.
+// ClpEmit for ONNX Runtime on the CPU: turns a node's tensors and attributes into ClpEmitArgs.
 #include "cpu/rows/clp_emit.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"

@@ -1,4 +1,4 @@
-// DepthMix for ONNX Runtime: tensors and attributes in, DepthMixArgs out.
+// DepthMix for ONNX Runtime on the CPU: turns a node's tensors and attributes into DepthMixArgs.
 #include <vector>
 
 #include "cpu/rows/row_ops.h"

@@ -1,4 +1,4 @@
-// GreedySample for ONNX Runtime.
+// GreedySample for ONNX Runtime on the CPU.
 #include "cpu/rows/row_ops.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"

@@ -1,4 +1,4 @@
-// ONNX Runtime's calls for C++: statuses become exceptions inside the library, and statuses again at its edge.
+// ONNX Runtime's functions for C++: statuses become exceptions inside the library, and statuses again at its edge.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// KVarNAttention for ONNX Runtime: tensors and attributes in, KVarNArgs out.
+// KVarNAttention for ONNX Runtime on the CPU: turns a node's tensors and attributes into KVarNArgs.
 #include <string>
 
 #include "cpu/kvarn/kvarn_attention.h"

@@ -1,4 +1,4 @@
-// PagedAttention for ONNX Runtime: tensors and attributes in, AttentionArgs out.
+// PagedAttention for ONNX Runtime on the CPU: turns a node's tensors and attributes into AttentionArgs.
 #include <string>
 
 #include "cpu/attention/paged_attention.h"

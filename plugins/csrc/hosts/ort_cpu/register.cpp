@@ -1,4 +1,4 @@
-// The library's entry for ONNX Runtime, and its declarations as JSON, for tests.
+// The library's entry point for ONNX Runtime, and its declarations as JSON, for tests.
 #include <mutex>
 #include <string>
 

@@ -1,4 +1,4 @@
-// SplitQkv for ONNX Runtime: tensors and attributes in, SplitQkvArgs out.
+// SplitQkv for ONNX Runtime on the CPU: turns a node's tensors and attributes into SplitQkvArgs.
 #include "cpu/rows/row_ops.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"

@@ -1,4 +1,4 @@
-// The calls of the kernels' C functions by the adapters for devices: the host's stream, its memory for workspaces, its
+// Calls the kernels' C functions for the adapters of the CUDA provider, with the host's stream, workspace memory and
 // errors.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The workspace of both attention ops over a profile.
+// The largest workspace that an attention op needs within a profile.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Makes the plugins of one op, from a graph's node or from an engine.
+// Creates the plugins of one op, from a node of a graph or from an engine.
 #pragma once
 
 #include <NvInferRuntime.h>

@@ -1,7 +1,7 @@
-// The inputs of an op that a node lists, and the node's tensors in the places that the op declares.
+// Maps the inputs that a node lists to the inputs that its op declares.
 //
-// A network of TensorRT has no absent inputs: a node lists those that are given, one after another, and `present` says
-// which they are.
+// A network of TensorRT has no absent inputs: a node lists only those that are given, one after another, and `present`
+// says which ones they are.
 #pragma once
 
 #include <NvInferRuntime.h>

@@ -1,4 +1,4 @@
-// The library's exports: TensorRT's two entries, and C functions for the loader.
+// The exports of the library: TensorRT's two entry points, and the C functions that Python's loader calls.
 #include <NvInferRuntime.h>
 
 #include <cstring>

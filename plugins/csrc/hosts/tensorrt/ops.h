@@ -1,4 +1,4 @@
-// The library's ops, one adapter file each.
+// The ops of libenginewright_trt, each of which has an adapter file.
 #pragma once
 
 #include "hosts/tensorrt/operation.h"

@@ -1,4 +1,4 @@
-// The plugin of every op: TensorRT's interfaces of its core, for a builder and for running it.
+// The one plugin class of all ops, with TensorRT's three interfaces: core, build and runtime.
 #pragma once
 
 #include <NvInferRuntime.h>

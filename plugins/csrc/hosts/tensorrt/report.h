@@ -1,5 +1,5 @@
-// Messages on their way out of the library: to TensorRT's error recorder and logger, and to ew_trt_error. Exceptions
-// never leave it.
+// Sends messages out of the library: to TensorRT's error recorder and logger, and to ew_trt_error. Exceptions never
+// leave it.
 #pragma once
 
 #include <NvInferRuntime.h>

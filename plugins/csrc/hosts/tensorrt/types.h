@@ -1,4 +1,4 @@
-// Element types and formats of declarations, in TensorRT's terms.
+// Translates the element types and formats of declarations into TensorRT's.
 #pragma once
 
 #include <NvInferRuntime.h>

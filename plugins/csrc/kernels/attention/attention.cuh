@@ -3,15 +3,15 @@
 //
 //   prepare   queries become halves in the workspace, scaled (and rotated by Hadamard for KVarN); the new tokens'
 //             keys and values go into their tiles (PagedAttention) or, rotated, into the workspace (KVarN: the call's
-//             own tokens see each other exactly, and tiles are encoded when all have attended)
-//   decode    rows with few queries: the context is split, each part leaves sums with their maximum and denominator
-//   prefill   the other rows: straight to the output
-//   finish    merges the parts, turns KVarN's outputs back
-//   store     KVarN: the new tokens become exact tiles, and those that are complete and committed become records
+//             own tokens see each other exactly, and tiles are encoded after all tokens have attended)
+//   decode    rows with few queries: the context is split, and each part leaves sums with their maximum and denominator
+//   prefill   the other rows, which write straight to the output
+//   finish    merges the parts, and turns KVarN's outputs back
+//   store     KVarN: the new tokens become exact tiles, and tiles that are complete and committed become records
 //
-// A tile holds 128 tokens of one KV head, as halves (layout/tile.h) or as a record (layout/kvarn_record.h). So channels
-// of a key's 16 tokens and a value's channels are contiguous: what a lane reads is paired up to fragments of mma by
-// byte_permute, as codes are.
+// A tile holds 128 tokens of one KV head, as halves (layout/tile.h) or as a record (layout/kvarn_record.h). For each
+// channel of the keys 16 tokens are contiguous, and for each token of the values the channels are: byte_permute pairs
+// the numbers that a lane reads into fragments of mma, as it does with codes.
 #pragma once
 
 #include "kernels/device/device.cuh"

@@ -1,7 +1,7 @@
 // Stage `finish` of attention: merges the parts that decoding left, and turns KVarN's outputs back by Hadamard.
 //
-// A warp takes a query head of a token, lane l holding channels l, l + 32, ...: parts are read in full lines. Tokens of
-// prefilled rows have their output already; of these kRotate alone reads and writes it. Any architecture.
+// A warp takes a query head of a token, and lane l has channels l, l + 32, ..., so parts are read in full lines. Tokens
+// of prefilled rows already have their output, which is read and written again only with kRotate. Any architecture.
 #pragma once
 
 #include "kernels/attention/attention.cuh"

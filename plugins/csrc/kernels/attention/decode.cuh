@@ -1,15 +1,15 @@
 // Stage `decode` of attention: rows with few queries, their context split over blocks.
 //
-// Block (part, KV head, row), four warps: the part's tiles, of all of the row's columns (decode_columns.cuh), eight at
-// a time. Each warp takes pieces (decode_halves.cuh) or records (decode_records.cuh) on its own, through a ring of
-// stages in shared memory (decode_ring.cuh), and no barrier of the block stands between them; at the end the warps'
-// sums are merged and one part is left (DecodeParts). Keys and values are the A of mma, 16 tokens or channels by 16;
-// queries and weights the B: so the heads of a group share what is read, and no sum crosses lanes but for maxima and
-// denominators.
+// A block (part, KV head, row) has four warps and goes over the part's tiles for all columns of the row
+// (decode_columns.cuh), eight columns at a time. Each warp takes pieces (decode_halves.cuh) or records
+// (decode_records.cuh) on its own, through a ring of stages in shared memory (decode_ring.cuh), without a barrier of
+// the block in between; at the end the warps' sums are merged into one part (DecodeParts). Keys and values are the A of
+// mma, 16 tokens or channels by 16; queries and weights are the B. So the heads of a group share the numbers that are
+// read, and no sum crosses lanes except those for maxima and denominators.
 //
 // Head sizes: multiples of 16 whose 16-byte chunks fit a warp, 16 to 256; values have the size of keys. sm_80 and
-// later. A row's numbers depend on its own tokens and on the number of parts, which the sizes of the batch decide; not
-// on what other rows hold.
+// later. A row's results depend on its own tokens and on the number of parts, which the sizes of the batch decide, but
+// not on the contents of other rows.
 #pragma once
 
 #include "kernels/attention/decode_halves.cuh"

@@ -1,7 +1,7 @@
 // The eight columns of decoding's products: pairs of a new token and a query head of one KV head's group.
 //
-// A row's columns are counted query * group + head of the group; a block of threads takes eight of them at a time, the
-// N of mma. With g = lane / 4 and i = lane % 4 a lane holds, of every product, columns 2 i and 2 i + 1.
+// A column's number in its row is query * group + head of the group. A block of threads takes eight columns at a time,
+// the N of mma. With g = lane / 4 and i = lane % 4, a lane has columns 2 i and 2 i + 1 of every product.
 #pragma once
 
 #include "kernels/attention/attention.cuh"

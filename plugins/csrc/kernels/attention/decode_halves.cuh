@@ -1,14 +1,15 @@
 // Decoding over tiles of halves, and over a KVarN call's own tokens, in pieces of 32 tokens.
 //
-// A slab is 16 tokens: of keys, and later of values. A stage of the ring holds one:
+// A slab is 16 tokens of keys or of values. A stage of the ring holds one slab:
 //
 //   keys     [head_dim][16 tokens], the two 16-byte halves of a channel exchanged where channel & 4: matrices of 8 x 8
 //            are then read without bank conflicts; transposed, they are K[tokens, channels], the A of S^T = K Q^T
-//   values   [16 tokens][dim], rows 16 bytes longer than they are; transposed, V^T[channels, tokens], the A of O^T
-//   fresh    keys as values are; not transposed, K[tokens, channels]
+//   values   [16 tokens][dim], rows padded by 16 bytes; transposed, V^T[channels, tokens], the A of O^T
+//   fresh    the call's own keys, laid out like values; not transposed, K[tokens, channels]
 //
-// Row g + 8 r of slab m of tokens is token 16 m + g + 8 r of the piece; the same for channels of the output. Scores of
-// a piece take eight registers, and a tile's four pieces go to the four warps: one exact tile of KVarN is read by all.
+// Row g + 8 r of slab m of tokens is token 16 m + g + 8 r of the piece; the same holds for channels of the output. The
+// scores of a piece take eight registers, and a tile's four pieces go to the four warps, so all of them share the work
+// on one exact tile of KVarN.
 #pragma once
 
 #include "kernels/attention/decode_columns.cuh"

@@ -1,4 +1,4 @@
-// Decoding over KVarN's records: codes become fragments of mma in registers, and nowhere else.
+// Decoding over KVarN's records: codes become fragments of mma directly in registers.
 //
 // Stages of the ring, in the order of a tile:
 //
@@ -8,15 +8,16 @@
 //
 // A row of a fragment may stand for any token or channel, so each lane takes neighbours: with g = lane / 4,
 // tokens 16 g to 16 g + 15 of keys (row g + 8 r of slab m: token 16 g + 2 m + r), channels [g, g + 1) dim / 8 of
-// values. Lane i = lane % 4 has channels 2 i, 2 i + 1, 2 i + 8 and 2 i + 9 of a slab of keys, whose rows the copy
-// therefore puts where those of the four lanes do not share a bank; and tokens i, i + 4, i + 8 and i + 12 of a slab of
-// values, which lie so anyway. Weights are stored by the lanes with tokens 16 g + [0, 16), all of slab g of values, as
-// the B of those.
+// values. Lane i = lane % 4 has channels 2 i, 2 i + 1, 2 i + 8 and 2 i + 9 of a slab of keys; the copy therefore places
+// the rows so that those of the four lanes do not share a bank. It has tokens i, i + 4, i + 8 and i + 12 of a slab of
+// values, which do not share a bank anyway. Weights are stored by the lanes that have tokens 16 g + [0, 16), all of
+// slab g of values, as the B of these products.
 //
 // An element is (code * a[row] + b[row]) * c[column]; with codes less their middle, b is b + middle * a:
 //
-//   keys     a goes to the queries, q b is one more product, c to the scores
-//   values   a goes to the weights, sum(weight b) is what a tile's outputs start from, and c multiplies them at the end
+//   keys     the queries are multiplied by a, q b is one more product, and the scores are multiplied by c
+//   values   the weights are multiplied by a, a tile's outputs start from sum(weight b), and are multiplied by c at the
+//            end
 //
 // A tile with four bits of keys and two of values and 128 channels is 13824 bytes and, counted in PTX without moves and
 // with `and`, `or` as one, about 2600 instructions of a warp: 8 x 140 of keys (9 mma, 74 from codes to halves, 30 for
@@ -24,9 +25,9 @@
 // An H200's multiprocessor gets 13824 bytes in about 670 cycles, in which it starts at most 2680 instructions: at two
 // thirds of that rate, two thirds of the bandwidth.
 //
-// Registers are what is short, 128 for four blocks a multiprocessor: scores and outputs are 64 of them, hence copies
-// through shared memory, words of codes loaded one at a time, and no exact tile in a block with records. Nothing is
-// spilled.
+// Registers are scarce: there are 128 for four blocks a multiprocessor, and scores and outputs take 64 of them. Hence
+// the copies through shared memory, the words of codes loaded one at a time, and no exact tile in a block with records.
+// Nothing is spilled.
 #pragma once
 
 #include "kernels/attention/decode_codes.cuh"

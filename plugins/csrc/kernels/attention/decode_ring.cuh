@@ -1,8 +1,8 @@
-// A warp's ring of stages in shared memory, into which its cache is copied ahead of use.
+// A warp's ring of stages in shared memory, into which its part of the cache is copied ahead of use.
 //
-// A `source` fills stages: source.copy_next(stage) starts the copies of the next slab of its tiles, or of
-// nothing once there is none. All but one stage are in flight while one is used: copies need no registers, so that
-// enough of them are under way to keep the memory busy, with few warps.
+// A `source` fills stages: source.copy_next(stage) starts the copies of the next slab of its tiles, or none if there is
+// no slab left. While one stage is used, all others are in flight. Copies need no registers, so even few warps have
+// enough of them in flight to keep the memory busy.
 #pragma once
 
 #include "kernels/device/device.cuh"
@@ -26,7 +26,7 @@ class Ring {
   template <class Source>
   EW_DEVICE const unsigned char* take(Source& source) {
     copy_wait<kStages - 2>();
-    sync_warp();  // others' copies are there too, and nobody reads the predecessor any more
+    sync_warp();  // the other lanes' copies are there, too, and no lane still reads the stage before
     source.copy_next(memory_ + (next_ == 0 ? kStages - 1 : next_ - 1) * kStageBytes);
     copy_commit();
     const unsigned char* stage = memory_ + next_ * kStageBytes;

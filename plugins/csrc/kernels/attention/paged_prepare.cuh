@@ -1,7 +1,7 @@
-// Stage `prepare` of PagedAttention: queries as scaled halves, new keys and values into their tiles.
+// Stage `prepare` of PagedAttention: queries become scaled halves, and new keys and values go into their tiles.
 //
-// A block takes a token; its threads go over the elements of all heads. Bytes: every operand once in, and as halves
-// once out. Any architecture.
+// A block takes a token; its threads go over the elements of all heads. Bytes: every operand is read once, and written
+// once as halves. Any architecture.
 #pragma once
 
 #include "kernels/attention/attention_prepare.cuh"

@@ -1,14 +1,15 @@
-// Stage `prefill` of both attention ops: flash attention on tensor cores for rows with more than kDecodeLanes lanes, a
-// lane being query * group + head of the group, so that a group's heads share every key and value that is read.
+// Stage `prefill` of both attention ops: flash attention on tensor cores for rows with more than kDecodeLanes lanes.
+// A lane's number is query * group + head of the group, so a group's heads share every key and value that is read.
 //
-// Block x: 128 lanes of KV head x % heads, y: the row. Lanes that see most come first: blocks of the last queries,
-// which take longest, start together. A warp has 16 lanes, with their queries and sums in registers; the block goes
-// over the tokens that its lanes see in blocks of 64 (32 where heads are larger than 128), two of which are in shared
-// memory: one attended, one on its way (prefill_blocks.cuh), with one barrier a block. Warps that see nothing of a
-// block rest.
+// Block x takes 128 lanes of KV head x % heads; y is the row. Lanes that see most come first, so that the blocks of the
+// last queries, which take longest, start together. A warp has 16 lanes, with their queries and sums in registers. The
+// block goes over the tokens that its lanes see in blocks of 64 (32 if heads are larger than 128). Two of these are in
+// shared memory, one in use and one being copied (prefill_blocks.cuh), with one barrier for each. Warps that see
+// nothing of such a block skip it.
 //
 // Shared memory: 4 (dim + value_dim) tokens bytes, 64 KB for heads of 128 and of 256; with records also two stages of
-// codes, 32 KB at most: 96 KB, what sm_120 has. Any architecture from sm_80 on; head sizes are multiples of 16.
+// codes, 32 KB at most: 96 KB in all, the limit of sm_120. Any architecture from sm_80 on; head sizes are multiples of
+// 16.
 #pragma once
 
 #include "kernels/attention/prefill_products.cuh"
@@ -79,7 +80,7 @@ prefill_kernel(EW_CONSTANT PrefillArguments args) {
   EW_ROLLED
   for (int j = -1; j < list.total; ++j) {
     copy_wait<0>();
-    sync_block();  // block j is there, and nobody reads what is filled now
+    sync_block();  // block j is there, and no warp still reads the buffer that is filled now
     loader.start_codes(j + 2);
     loader.fill(j + 1);
     copy_commit();

@@ -1,9 +1,9 @@
-// The blocks of keys and values that a block of queries goes over, and their way into shared memory.
+// The blocks of keys and values that a block of queries goes over, and their copies into shared memory.
 //
-// First those of tiles, which begin at multiples of Shape::tokens, then KVarN's own new tokens, which begin at the
-// first of them. Block j is in buffer j % 2. When block j is attended, block j + 1 is on its way into the other buffer;
-// and of a record, whose codes need an instruction or two each, the codes of block j + 2 are on their way into stage j
-// % 2, while those of block j + 1 become halves.
+// First come the blocks of tiles, which begin at multiples of Shape::tokens, then those of KVarN's own new tokens,
+// which begin at the first new token. Block j is in buffer j % 2. While block j is in use, block j + 1 is being copied
+// into the other buffer. A record's codes need an instruction or two each; so while the codes of block j + 1 become
+// halves, those of block j + 2 are being copied into stage j % 2.
 #pragma once
 
 #include "kernels/attention/prefill_records.cuh"

@@ -1,9 +1,10 @@
-// The two products of prefill on tensor cores, and the softmax between them, of one warp: 16 (query, head) pairs by a
+// The two products of prefill on tensor cores and the softmax between them, for one warp: 16 (query, head) pairs by a
 // block of tokens.
 //
 // The warp's queries stay in registers as first operands, 16 channels each; keys and values are second operands from
-// shared memory (prefill_tile.cuh). With g = lane / 4 and i = lane % 4 a lane holds, of pairs g and g + 8: logits of
-// tokens 8 n + 2 i and the next, sums of channels 8 n + 2 i and the next. Weights become first operands where they are.
+// shared memory (prefill_tile.cuh). With g = lane / 4 and i = lane % 4, a lane has for the pairs g and g + 8: logits of
+// tokens 8 n + 2 i and 8 n + 2 i + 1, and sums of channels 8 n + 2 i and 8 n + 2 i + 1. Weights become first operands
+// in the registers where they are.
 #pragma once
 
 #include "kernels/attention/prefill_blocks.cuh"

@@ -1,12 +1,12 @@
-// A block of a KVarN record as halves in shared memory: its codes come by background copies into a stage of their own,
+// Puts a block of a KVarN record into shared memory as halves: background copies bring its codes into their own stage,
 // one block ahead; then the block's threads turn them into the chunks of prefill_tile.cuh.
 //
 // A code becomes a half exactly: 1024 + code has the bits 0x6400 + code. (code * a + b) * c is a fused product and a
-// product of halves, two at a time: each rounds by 2^-11 at most, as the result must anyhow, and as the weights that
-// values are multiplied by do. Scales are read where they lie: 128 tokens share them, so they are in the first cache.
+// product of halves, two at a time. Each rounds by 2^-11 at most, as the result would anyway, and as the weights of the
+// values do. Scales are read from the record itself: 128 tokens share them, so they are in the first cache.
 //
-//   stage   key codes [dim][pieces] and value codes [tokens][dim], in pieces of 16 bytes as in the record, but keys'
-//           pieces are swizzled: (1 to 4) a channel's piece is key_piece_tokens tokens, all the stage has at most 64
+//   stage   key codes [dim][pieces] and value codes [tokens][dim], in pieces of 16 bytes as in the record. The keys'
+//           pieces are swizzled: a channel has 1 to 4 of them, each with key_piece_tokens tokens, at most 64 in a stage
 #pragma once
 
 #include "kernels/attention/prefill_tile.cuh"

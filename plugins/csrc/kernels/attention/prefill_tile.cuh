@@ -1,11 +1,11 @@
-// The shared memory of prefill's block: keys and values of kTokens tokens, in chunks of 16 bytes that are
-// swizzled so that the eight rows of a matrix which a tensor core's operand is loaded from lie in different banks.
+// The shared memory of a prefill block: keys and values of kTokens tokens, in chunks of 16 bytes. The chunks are
+// swizzled so that the eight rows of a matrix, from which a tensor core's operand is loaded, lie in different banks.
 //
 //   keys    of tiles: [kTokens / 16][dim][16 tokens], as in a tile of halves; operands are its transpose
-//           of the call's own tokens: [kTokens][dim], as prepare leaves them
+//           of the call's own tokens: [kTokens][dim], as stage `prepare` leaves them
 //   values  [kTokens][dim]
 //
-// A copy is a chunk of 8 tokens of a channel, or of 8 channels of a token, whatever the source.
+// A copy moves a chunk of 8 tokens of a channel, or of 8 channels of a token, from every kind of source.
 #pragma once
 
 #include "kernels/attention/attention.cuh"

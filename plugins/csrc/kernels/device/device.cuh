@@ -1,13 +1,15 @@
 // The functions that kernels may use in addition to plain C++: threads, barriers, warp collectives, tensor-core
 // products and copies.
 //
-// Kernels include this header and no other of a host or a toolkit. With nvcc the functions are PTX (ptx.cuh); with a
-// C++ compiler and EW_EMULATED they run on the CPU (emulation/device.h), one fiber a thread, so that every kernel is
-// tested against its oracle where there is no GPU.
+// Kernels include this header and none of a host or a toolkit. With nvcc the functions are PTX (ptx.cuh). With a C++
+// compiler and EW_EMULATED they run on the CPU (emulation/device.h), each thread as a fiber, so that every kernel is
+// tested against its oracle even without a GPU.
 //
-// Rules that keep both the same: a kernel is `EW_KERNEL(threads, blocks) name(EW_CONSTANT Arguments args)`, with one
-// plain struct of arguments; shared memory comes from shared_memory() alone; all 32 lanes of a warp reach a collective
-// together; halves are held as bits, one in a std::uint16_t or two in a std::uint32_t, the first in the lower 16.
+// Rules that keep both the same:
+// - a kernel is `EW_KERNEL(threads, blocks) name(EW_CONSTANT Arguments args)`, with one plain struct of arguments
+// - shared memory comes from shared_memory() alone
+// - all 32 lanes of a warp reach a collective together
+// - halves are held as bits, one in a std::uint16_t or two in a std::uint32_t, the first in the lower 16
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
-// ClpEmit: a classifier says how many tokens after the next one to emit, and only the heads that are wanted run.
+// ClpEmit: a classifier decides how many tokens after the next one to emit, and only the heads that are needed run.
 //
-// Four launches whose sizes the host knows; lengths stay on the device, and a block of a head that no row wants
-// returns.
+// There are four launches, whose sizes the host knows. The lengths stay on the device, so a block of a head that no row
+// needs returns at once.
 //   classify  a block for each row: its class scores (float), its length L in the workspace, and an emission of one
 //             token.
 //   up        a block for each 16 outputs of a head's hidden layer; its 8 warps share the sum over `size`, 32 inputs at
@@ -11,22 +11,22 @@
 //   emit      a warp for each row: the best of the parts, head by head, up to the first that is not finite.
 //
 // Tile picture of up and out. Products are mma of 16 outputs x 16 inputs (weights, A) and 16 inputs x 8 rows (states,
-// B). With g = lane / 4, i = lane % 4 a lane loads 16 bytes of the weights of outputs g and g + 8 - run i of the 4 runs
-// of a step, 8 numbers or 16 codes each - and the same inputs of row g, so that which input is called which inside a
-// product does not matter. Four lanes read 64 bytes of a row; kBatch steps are loaded before the first is used. More
-// than 8 rows are taken 8 at a time; the weights come from the caches then. Rows that want a head stand in their order.
+// B). With g = lane / 4 and i = lane % 4, a lane loads 16 bytes of the weights of outputs g and g + 8 - run i of the 4
+// runs of a step, 8 numbers or 16 codes each - and the same inputs of row g; the order of inputs inside a product does
+// not matter. Four lanes read 64 bytes of a row; kBatch steps are loaded before the first is used. More than 8 rows are
+// taken 8 at a time, and then the weights come from the caches. The rows that need a head keep their order.
 //
-// A hidden layer's result z goes to the workspace as two numbers of `type`, z = high + low, where `out` reads them:
-// with float sums an error of 2^-22 (half) or 2^-17 (bfloat16) of z, far below that of a z rounded once. Half holds z
-// up to 131008, beyond it saturates. Weights enter products as they are, codes as the numbers they mean, exact in
-// either type; a row's scale multiplies its sum. The best of a row travels as a key of 64 bits whose order is that of
-// (logit, -token): a maximum over keys is the same in any order.
+// A hidden layer's result z goes to the workspace as two numbers of `type`, z = high + low, where `out` reads them.
+// With float sums this has an error of 2^-22 (half) or 2^-17 (bfloat16) of z, far below that of a z rounded once. Half
+// holds z up to 131008; larger z saturate. Weights enter products as they are, codes as the numbers they stand for,
+// exact in either type; a row's scale multiplies its sum. The best token of a row is passed on as a key of 64 bits
+// whose order is that of (logit, -token), so a maximum over keys is the same in any order.
 //
-// This file has the task and the launches of single rows, clp_heads.cuh the products. Any sizes; `size` and `inner`
-// that are multiples of 8 (inner of codes: 16) are read 16 bytes at a time, others one element at a time and slower. Up
-// to kMostRows rows. mma of bfloat16: 8.0 and later.
+// This file has the arguments and the launches of single rows; clp_heads.cuh has the products. Any sizes: `size` and
+// `inner` that are multiples of 8 (inner of codes: 16) are read 16 bytes at a time, others one element at a time, which
+// is slower. Up to kMostRows rows. mma of bfloat16: 8.0 and later.
 //
-// Bytes moved: 4 classes size + 2 rows size, and for each head that any row wants 2 inner (size + 1) +
+// Bytes moved: 4 classes size + 2 rows size, and for each head that any row needs 2 inner (size + 1) +
 // vocab (2 inner + 2), with codes vocab (inner + 6); the rest (z, keys) is small compared with it.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The heads of ClpEmit: their hidden layers and their best tokens; clp_emit.cuh has the picture.
+// The heads of ClpEmit: their hidden layers and their best tokens; clp_emit.cuh describes the layout of the work.
 #pragma once
 
 #include "kernels/emission/clp_emit.cuh"

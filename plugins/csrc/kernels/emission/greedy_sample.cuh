@@ -1,8 +1,8 @@
 // GreedySample: the index of each row's largest logit, the lowest among equals; -1 where a logit is NaN or the largest
 // is not finite.
 //
-// A block takes a row of logits [rows, vocab] float32; its threads go over it together, then the warps' finds
-// meet in shared memory (8 bytes a warp). Bytes: the logits once. Any architecture.
+// A block takes a row of logits [rows, vocab] float32. Its threads go over the row together, then the warps' best are
+// compared in shared memory (8 bytes a warp). Bytes: the logits once. Any architecture.
 #pragma once
 
 #include "kernels/device/device.cuh"

@@ -1,9 +1,9 @@
 // KVarN's normaliser: a tile of floats in the registers of a block, its scales in shared memory.
 //
-// Each thread holds 64 elements for all rounds: the warps share out the rows, lane l has columns l kEach, l kEach + 1,
-// ... of its warp's rows. So a row's sums are shuffles inside a warp, and a column's are one sum a warp, joined through
-// shared memory in the order of the warps: no atomics, the same bits every time. Shared memory: struct BalanceMemory,
-// 40 KB at most (head size 256). Any architecture.
+// Each thread holds 64 elements for all rounds: the rows are divided among the warps, and lane l has columns l kEach,
+// l kEach + 1, ... of its warp's rows. So a row's sums are shuffles inside a warp, and a column's sums are one sum for
+// each warp, added through shared memory in the order of the warps: without atomics, with the same bits every time.
+// Shared memory: struct BalanceMemory, 40 KB at most (head size 256). Any architecture.
 //
 // The algorithm and its numbers are those of csrc/cpu/kvarn/kvarn_balance.h: scales instead of their logarithms,
 // clipped; a row's deviation follows its own scale; the columns' means of the round before make one pass over them

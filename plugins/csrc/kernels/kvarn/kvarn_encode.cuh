@@ -1,7 +1,8 @@
-// A balanced tile into a side of a KVarN record: rounded, packed, with its scales.
+// Writes a balanced tile as a side (the keys or the values) of a KVarN record: rounds and packs it, and adds its
+// scales.
 //
-// kvarn_balance.cuh says which elements a thread holds. A lane's columns are neighbours, so it packs them by itself;
-// where they do not fill a byte (small heads in few bits) lanes join theirs by shuffles. Codes go out as bytes or
+// kvarn_balance.cuh says which elements a thread holds. A lane's columns are neighbours, so it packs them by itself; if
+// they do not fill a byte (small heads in few bits), lanes combine theirs by shuffles. Codes are written as bytes or
 // words, whole rows of a warp at a time.
 #pragma once
 

@@ -1,7 +1,8 @@
 // Stage `prepare` of KVarNAttention: queries, new keys and values as halves, rotated by Hadamard.
 //
-// A warp takes one head of one token, lane l holding channels l, l + 32, ...: the transform exchanges the upper bits of
-// a channel inside a lane and the lower ones by shuffles. Bytes: every operand once in and once out. Any architecture.
+// A warp takes one head of one token, and lane l has channels l, l + 32, ...: the transform exchanges the upper bits of
+// a channel inside a lane and the lower ones by shuffles. Bytes: every operand is read once and written once. Any
+// architecture.
 #pragma once
 
 #include "kernels/attention/attention_prepare.cuh"

@@ -1,14 +1,15 @@
-// Stage `store` of KVarNAttention: tiles that are complete and committed become records, the new tokens that stay exact
-// go into their exact tiles.
+// Stage `store` of KVarNAttention: tiles that are complete and committed become records, and the new tokens that stay
+// exact go into their exact tiles.
 //
-// Block x: one side of a tile and a place of the ring, of KV head (x / 2) % heads; y: the row. Block number i of a
-// row's head encodes tile first + i, where first is the first tile that is not encoded, if this call encodes that one;
-// and the first exact_tiles - 1 blocks write the new tokens of the ring's places, each of the place that it has read.
-// So what a new tile overwrites has been read, with one launch and no order between blocks. Tiles further on have no
-// token in the ring yet. Lengths are on the device: the grid is what sizes allow, and blocks without work end at once.
+// Block x takes one side of a tile (its keys or its values) and a place of the ring, for KV head (x / 2) % heads; y is
+// the row. Block number i of a row's head encodes tile first + i if this call encodes that tile; first is the first
+// tile that is not encoded. The first exact_tiles - 1 blocks also write the new tokens in the ring, each in the place
+// that it has read. So a place is always read before a new tile overwrites it, with one launch and no order between
+// blocks. Tiles further on have no token in the ring yet. Lengths are on the device, so the grid is as large as the
+// sizes allow, and blocks without work end at once.
 //
-// 2 kDim threads: each holds 64 elements of the tile in registers (kvarn_balance.cuh). Bytes: a tile's side in once and
-// out as codes. Any architecture; shared memory 40 KB at most.
+// 2 kDim threads: each holds 64 elements of the tile in registers (kvarn_balance.cuh). Bytes: a tile's side is read
+// once and written as codes. Any architecture; shared memory 40 KB at most.
 #pragma once
 
 #include "kernels/attention/attention.cuh"
@@ -117,8 +118,8 @@ EW_DEVICE void store_side(const StoreArguments& args, const StoredRow& row, int 
   if (number >= places) return;
   sync_block();  // all have read the tile in this place
   if (number == 0) store_tokens<kDim, kValues>(args.view, row.tokens, 0);
-  const int behind = row.end > tile ? (row.end - tile + places - 1) / places * places : 0;
-  for (int next = tile + behind; next * kTileTokens < row.tokens.total; next += places)
+  const int skipped = row.end > tile ? (row.end - tile + places - 1) / places * places : 0;
+  for (int next = tile + skipped; next * kTileTokens < row.tokens.total; next += places)
     store_tokens<kDim, kValues>(args.view, row.tokens, next);
 }
 

@@ -1,4 +1,4 @@
-// DepthMix: each token's value mixed with those of earlier layers, by a softmax of query . key over the layers.
+// DepthMix: mixes each token's value with those of earlier layers, by a softmax of query . key over the layers.
 //
 // Tile picture. One (token, KV head) belongs to kLanes neighbouring lanes of a warp: 8, 16 or 32. Piece p of a lane is
 // the 16 bytes (8 elements) from element 8 (lane + p kLanes) of a head; kPieces is 1, or 2 for heads of more than 256.

@@ -1,9 +1,10 @@
-// SplitQkv: a packed projection into heads; on the way query and key are normalised and rotated.
+// SplitQkv: splits a packed projection into heads; on the way query and key are normalised and rotated.
 //
-// A warp takes one head of one token: packed [tokens, width] of `type`, the heads of query, key and value one after
-// another. Lane l holds channels l, l + 32, ...; a channel's partner in the rotation, R channels away, is read again
-// (from the first cache) and normalised again instead of being passed around, so that any R and head size will do.
-// Bytes: the projection once in and once out, and cos, sin [tokens, R] once per token. Any architecture.
+// A warp takes one head of one token. packed [tokens, width] of `type` has the heads of query, key and value one after
+// another. Lane l has channels l, l + 32, ...; a channel's partner in the rotation, R channels away, is read again
+// (from the first cache) and normalised again instead of being exchanged between lanes, so that any R and head size
+// works. Bytes: the projection is read once and written once, and cos, sin [tokens, R] are read once per token. Any
+// architecture.
 #pragma once
 
 #include "kernels/device/device.cuh"

@@ -1,4 +1,4 @@
-"""CLP's sizes, labels and losses against the values of the paper."""
+"""Tests of CLP's sizes, labels and losses against the values of the paper."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ GREEDY = Sampling(max_tokens=LENGTH, ignore_eos=True)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A checkpoint, its plain engine, and what that answers to PROMPT."""
+    """A checkpoint, its plain engine, and that engine's answer to PROMPT."""
 
     model: Path
     engine: Path
@@ -43,7 +43,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Run:
-    """One answer; of each step that it took, how many tokens it brought, and how many the cache had before it."""
+    """One answer; for each of its steps, the number of tokens it brought and the number that the cache had before."""
 
     completion: Completion
     brought: list[int]
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def tokens(self) -> list[int]:
-        """Of the answer."""
+        """The tokens of the answer."""
         return list(self.completion.token_ids)
 
 
@@ -114,7 +114,7 @@ def engine_of(backbone: Backbone, path: Path, edit: Edit | None, **options: floa
 
 
 def answer(llm: LLM, sampling: Sampling = GREEDY) -> Run:
-    """What it says to PROMPT."""
+    """The engine's answer to PROMPT."""
     run_step, brought, held, pools = llm.loop.session.run, [], [], []
 
     def spy(step: PackedStep) -> Outputs:
@@ -180,7 +180,7 @@ def test_heads_that_are_wrong_stand_between_the_models_own_tokens(backbone: Back
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_the_cache_is_that_of_one_prefill(verify: bool, backbone: Backbone, tmp_path: Path) -> None:
-    """Whatever was guessed and taken back: keys and values are those of the tokens that stand."""
+    """Keys and values are those of the tokens that stand; guesses that were taken back leave nothing."""
     with load(engine_of(backbone, tmp_path, None, tau=0.01, verify=verify), threads=1) as llm:
         run = answer(llm)
     assert run.completion.guessed_tokens > run.completion.agreed_tokens  # some were wrong

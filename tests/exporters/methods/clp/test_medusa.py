@@ -1,4 +1,4 @@
-"""Medusa's heads as a set for the method clp."""
+"""Tests of reading Medusa's heads as a set for the method clp."""
 
 from __future__ import annotations
 

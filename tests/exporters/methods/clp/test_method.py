@@ -1,4 +1,4 @@
-"""The method clp end to end: what it refuses, what it writes, and its graphs against the oracle on PyTorch's states."""
+"""Tests of the method clp end to end: refusals, written files, and graphs against the oracle on PyTorch's states."""
 
 from __future__ import annotations
 

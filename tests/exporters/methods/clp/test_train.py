@@ -1,4 +1,4 @@
-"""`tune clp`: training on a frozen backbone, resumable, and what it refuses."""
+"""Tests of `tune clp`: training on a frozen backbone, resuming it, and refusals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.backbone_states import TokenSequence, compute_states
 from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
 from enginewright.exporters.methods.clp.heads import classifier_loss
-from enginewright.exporters.methods.clp.states import TokenSequence, compute_states
 from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError
@@ -36,7 +36,7 @@ def cycles(count: int) -> list[TokenSequence]:
 
 
 def tensors(root: Path) -> dict[str, np.ndarray]:
-    """What was trained."""
+    """The trained tensors."""
     found: dict[str, np.ndarray] = load_file(root / WEIGHTS)
     return found
 

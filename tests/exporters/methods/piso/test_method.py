@@ -1,4 +1,4 @@
-"""PiSO from checkpoint to engine: what is quantised, that engines hold it to the last code, and what is refused."""
+"""Tests of PiSO from checkpoint to engine: the quantised layers, their exact codes in engines, and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
 from enginewright.exporters.calibration import LinearGroup
-from enginewright.exporters.checkpoint_formats.writer import export_checkpoint
+from enginewright.exporters.checkpoint_export.writer import export_checkpoint
 from enginewright.exporters.methods.piso import method
 from enginewright.exporters.methods.piso.method import Config
 from enginewright.exporters.methods.piso.solver import int_grid, solve
@@ -272,7 +272,7 @@ def test_options_that_mean_nothing(options: str, message: str) -> None:
 def test_what_does_not_fit_the_model(
     changes: dict[str, Any], message: str, checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found before the model has written anything."""
+    """Options that do not fit the model are refused before anything is written."""
     monkeypatch.setattr(method, "tokens_from_model", None)
     with pytest.raises(ExportError, match=message):
         quantise(checkpoint("qwen2"), Config(**{**SMALL, **changes}))

@@ -1,4 +1,4 @@
-"""PiSO's solver against the specification's numbers, independent enumeration of all cells, and dense grids of scales."""
+"""Tests of PiSO's solver against an example's known numbers, an independent enumeration of all cells, and dense grids of scales."""
 
 from __future__ import annotations
 

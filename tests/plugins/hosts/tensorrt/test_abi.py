@@ -1,4 +1,4 @@
-"""Our declaration of TensorRT's interfaces is NVIDIA's, and the adapters compile against both without warnings."""
+"""Tests that our declaration of TensorRT's interfaces equals NVIDIA's, and that adapters compile with both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def nvidias() -> list[str]:
 
 
 def report(options: list[str], program: Path) -> list[str]:
-    """What abi_report.cpp prints, compiled against the headers that `options` name."""
+    """The output of abi_report.cpp, compiled against the headers that `options` name."""
     source = str(HERE / "host_program" / "abi_report.cpp")
     subprocess.run([compiler(), *STRICT, *options, source, "-o", str(program)], check=True)
     return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()

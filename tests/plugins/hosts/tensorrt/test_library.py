@@ -1,4 +1,4 @@
-"""The plugin library for TensorRT: what it declares, how Python reads it, and what builds it."""
+"""Tests of the plugin library for TensorRT: its declarations, their reading in Python, and its build."""
 
 from __future__ import annotations
 

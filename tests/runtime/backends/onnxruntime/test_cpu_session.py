@@ -1,4 +1,4 @@
-"""The real op under ONNX Runtime: batching, chunks, preemption and windows give what one request alone gives."""
+"""Tests of the real ops under ONNX Runtime: batching, chunks, preemption and windows never change a request's tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which memory is asked to lie in huge pages: what came new and is in use, and nothing else."""
+"""Tests that exactly the memory that is new and in use is requested to lie in huge pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of standard ops as TensorRT plans, run by a fake that executes them: tokens, rows, CUDA graphs."""
+"""Tests of graphs of standard ops as TensorRT plans that a fake executes: tokens, rows, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tokens_of(llm: LLM, prompts: list[list[int]], sampling: Sampling) -> list[tu
     ids=["greedy", "sampled"],
 )
 def test_tokens_are_those_of_the_cpu(sampling: Sampling, engine: Path, cuda: FakeCuda) -> None:
-    """More requests than rows, pieces of prompts longer than a run and of one token, rows that idle beside others."""
+    """More requests than rows, pieces of prompts longer than a run and of one token, rows that idle while others run."""
     prompts = prompts_of(*LENGTHS)
     with load(engine, 1, prefill_chunk=50, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)
@@ -116,7 +116,7 @@ def test_padding_lies_behind_what_a_row_holds(engine: Path, cuda: FakeCuda) -> N
 
 
 def test_the_last_place_of_a_row(engine: Path, cuda: FakeCuda) -> None:
-    """A request that fills its row to the end, beside one that goes on."""
+    """A request fills its row to the end while another one continues."""
     prompts = prompts_of(CONTEXT - 20, 9)
     samplings = [Sampling(max_tokens=20, ignore_eos=True), Sampling(max_tokens=60, ignore_eos=True)]
     with load(engine, 1, backend="onnxruntime") as llm:

@@ -1,4 +1,4 @@
-"""What keeps a TensorRT engine from running, said in words: packages, devices, versions, damaged plans, sizes."""
+"""Tests of the messages when a TensorRT engine cannot run: packages, devices, versions, damaged plans, sizes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_engine_for_this_gpu_among_others_is_taken(
 
 
 def test_a_plan_without_weights(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
-    """Its second file is the graph that has them."""
+    """The second file of such an engine is the graph that has the weights."""
     options = {"stripped": True, "weights": "graphs/decoder.onnx"}
     with load(add_plan(exported, tmp_path / "engine", **options)) as llm:
         assert llm.generate([1], Sampling(max_tokens=2, ignore_eos=True))[0].token_ids

@@ -1,4 +1,4 @@
-"""Packed graphs as TensorRT plans, run by a fake that executes them: tokens, padding, CUDA graphs, and what they leave."""
+"""Tests of packed graphs as TensorRT plans that a fake executes: tokens, padding, CUDA graphs, and freed memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginewright.runtime import Sampling, load
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.backends.tensorrt import packed_session
-from enginewright.runtime.backends.tensorrt.contexts import buckets
+from enginewright.runtime.backends.tensorrt.contexts import padded_sizes
 from enginewright.runtime.backends.tensorrt.packed_session import TensorRTSession
 from enginewright.runtime.llm import LLM
 from tests.support.runtime.fake_cuda import FakeCuda
@@ -117,7 +117,7 @@ def test_steps_are_filled_up_to_a_bucket(plain: Path, cuda: FakeCuda) -> None:
 
 
 def test_a_short_prompt_shares_its_graph_with_rows_that_decode(plain: Path, cuda: FakeCuda) -> None:
-    """Four tokens of one row want one prediction, of four rows as many."""
+    """Four tokens of one row need one prediction; those of four rows need four."""
     prompts, sampling = [[5, 6, 7, 8], *prompts_of(20, 30, 40)], Sampling(max_tokens=30, ignore_eos=True)
     with load(plain, 1, backend="onnxruntime") as llm:
         wanted = tokens_of(llm, prompts, sampling)
@@ -293,7 +293,7 @@ def test_everything_is_given_back(plain: Path, cuda: FakeCuda) -> None:
 
 
 def test_buckets() -> None:
-    assert [buckets(most) for most in (1, 2, 3, 8, 9, 32)] == [
+    assert [padded_sizes(most) for most in (1, 2, 3, 8, 9, 32)] == [
         [1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 9], [1, 2, 4, 8, 16, 32]
     ]  # fmt: skip
 

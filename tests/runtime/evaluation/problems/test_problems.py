@@ -1,4 +1,4 @@
-"""Generated problems: right by an independent reading of the question, repeatable, and never shared with training."""
+"""Tests of generated problems: right by an independent reading of the question, repeatable, never shared with training."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Bytes per token, counted by hand."""
+"""Tests of the bytes read per token, against numbers counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report says of answers and texts, from measurements made by hand."""
+"""Tests of the report on answers and texts, from measurements made by hand."""
 
 from __future__ import annotations
 

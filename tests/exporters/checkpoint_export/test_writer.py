@@ -1,4 +1,4 @@
-"""Exported checkpoints, read back by transformers with compressed-tensors, against the model with the restored weights."""
+"""Tests of exported checkpoints, read back by transformers, against the model with the restored weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from enginewright.exporters.checkpoint_formats import writer
+from enginewright.exporters.checkpoint_export import writer
 from enginewright.exporters.methods import registry
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
@@ -111,13 +111,13 @@ def restored(source: Path, config: Config, dtype: Any = torch.float32) -> PreTra
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
-    """Of one prompt."""
+    """The logits of one prompt."""
     with torch.no_grad():
         return model(TOKENS).logits.float()
 
 
 def assert_loads_as_restored(source: Path, output: Path, config: Config, dtype: Any = torch.float32) -> None:
-    """What comes back is bit-identical: the same codes times the same scales."""
+    """Check that the loaded weights are bit-identical: the same codes times the same scales."""
     expected = logits(restored(source, config, dtype))
     assert (expected - logits(load(source, dtype))).abs().max() > 1e-3, "rounding must matter"
     assert torch.equal(logits(load(output, dtype)), expected)
@@ -450,7 +450,7 @@ def test_nothing_but_an_exported_checkpoint_is_replaced(
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Writing JSON fails, the last thing that is done."""
+    """Make the writing of JSON fail, which is the last thing that an export does."""
 
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")

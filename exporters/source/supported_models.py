@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from enginewright.exporters.methods.depth_attention.rule import read_depth_attention
+from enginewright.exporters.features.registry import read_features
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -34,7 +34,7 @@ def check_supported(config: PreTrainedConfig) -> None:
     """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture.
 
     Raises:
-        ExportError: its depth_attention has a value that is missing, unknown or out of range.
+        ExportError: an attention feature that it asks for has a setting that is missing, unknown or out of range.
     """
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -50,7 +50,7 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise UnsupportedError(f"{family}: got {other[0]} layers, expected {' or '.join(sorted(LAYER_TYPES))}")
     if getattr(config, "attention_chunk_size", None):
         raise UnsupportedError(f"{family}: attention in chunks is not supported")
-    read_depth_attention(config)
+    read_features(config)
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if isinstance(found, tuple) or not found._supports_attention_backend:
         raise UnsupportedError(f"{family}: its attention cannot be replaced (state-space or its own attention code)")

@@ -1,4 +1,4 @@
-"""Extra heads on a backbone with Depth-Attention: trained on the states of its engines, and useless for the model without."""
+"""Tests of extra heads on a backbone with Depth-Attention: they learn from its engines' states and fit no other backbone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from enginewright.exporters.build import build
 from enginewright.exporters.methods.clp import train
+from enginewright.exporters.methods.clp.backbone_states import States, TokenSequence, compute_states
 from enginewright.exporters.methods.clp.head_set import read_head_set
 from enginewright.exporters.methods.clp.method import Config
-from enginewright.exporters.methods.clp.states import States, TokenSequence, compute_states
 from enginewright.exporters.methods.clp.train import Options, tune
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
@@ -30,7 +30,7 @@ FAST = Options(epochs=60, rate=5e-3, classifier_epochs=20, classifier_rate=0.02,
 
 
 def change_config(model: Path, output: Path, depth: dict[str, int] | None) -> Path:
-    """The same weights under another rule of sources, or none."""
+    """Give the checkpoint's weights another rule of sources, or none."""
     shutil.copytree(model, output)
     config = json.loads((output / "config.json").read_text())
     (output / "config.json").write_text(json.dumps({**config, "depth_attention": depth}))
@@ -47,13 +47,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Path:
-    """Its plain engine."""
+    """The model's plain engine."""
     build(str(model), model.parent / "engine", EXACT, "onnxruntime")
     return model.parent / "engine"
 
 
 def said(engine: Path, count: int) -> list[TokenSequence]:
-    """What an engine says to short prompts."""
+    """An engine's answers to short prompts."""
     prompts = np.random.default_rng(0).integers(3, 250, (count, 3)).tolist()
     with load(engine, threads=1) as llm:
         answers = llm.generate(prompts, Sampling(max_tokens=24, ignore_eos=True))
@@ -61,7 +61,7 @@ def said(engine: Path, count: int) -> list[TokenSequence]:
 
 
 def recorded(model: Path, texts: Sequence[TokenSequence], output: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The states that `tune` learns from, and what they say comes next."""
+    """The states from which `tune` learns, and the next tokens that they predict."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
 
     def record(*arguments: Any) -> States:

@@ -1,4 +1,4 @@
-"""Depth-Attention end to end: the config, the reference in PyTorch, and engines against it."""
+"""Tests of Depth-Attention end to end: the config, the reference in PyTorch, and engines against it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.build import build
-from enginewright.exporters.methods.depth_attention.reference import (
+from enginewright.exporters.features.depth_attention.reference import (
     Base,
     add_depth_attention,
     mix_by_softmax,
     mix_evenly,
 )
-from enginewright.exporters.methods.depth_attention.rule import DepthAttention, DepthMixer, Mix, read_depth_attention
+from enginewright.exporters.features.depth_attention.rule import DepthAttention, DepthMixer, Mix, read_depth_attention
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.parity import compare
@@ -213,7 +213,7 @@ class Built:
 
     @property
     def nodes(self) -> list[ir.Node]:
-        """Of the optimised graph."""
+        """The nodes of the optimised graph."""
         return list(ir.load(self.engine / self.manifest.graphs["decoder"].engines[0].files[0].path).graph)
 
 
@@ -225,7 +225,7 @@ def built(path: Path, recipe: Recipe = EXACT, **options: Any) -> Built:
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The usual one."""
+    """The engine that most tests use, of qwen2."""
     return built(tmp_path_factory.mktemp("qwen2"))
 
 
@@ -281,7 +281,7 @@ def test_the_graph_is_as_lean_as_without(qwen2: Built, checkpoint: CheckpointMak
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(150,), (1,) * 150, (128, 1, 21)], ids=["whole", "one_by_one", "uneven"])
 def test_the_cache_holds_mixed_values(chunks: tuple[int, ...], qwen2: Built) -> None:
-    """Whatever the chunks: logits, keys and values are those of the whole sequence without a cache."""
+    """With any chunks, logits, keys and values are those of the whole sequence without a cache."""
     tokens = np.random.default_rng(0).integers(3, 250, sum(chunks))
     keys, values, expected = full_recompute(str(qwen2.model), tokens)
     got, pools = run_decoder(qwen2.engine, qwen2.manifest, tokens, chunks)
@@ -294,7 +294,7 @@ def test_the_cache_holds_mixed_values(chunks: tuple[int, ...], qwen2: Built) -> 
 @pytest.mark.native
 @pytest.mark.slow
 def test_memory_is_that_of_a_model_without_it(qwen2: Built, tmp_path: Path) -> None:
-    """The same parameters and the same bytes of cache; up to the first mixed layer also the same keys and values."""
+    """The model has the same parameters and the same bytes of cache as one without; up to the first mixed layer also the same keys and values."""
     config = json.loads((qwen2.model / "config.json").read_text())
     assert config.pop("depth_attention") == DEPTH
     shutil.copytree(qwen2.model, tmp_path / "model")
@@ -316,7 +316,7 @@ def test_memory_is_that_of_a_model_without_it(qwen2: Built, tmp_path: Path) -> N
 
 
 def weights_of(root: Path, manifest: Manifest) -> dict[str, tuple[Any, ...]]:
-    """Type, shape and bytes of what the graph's initializers hold outside of the graph, which is every weight."""
+    """Type, shape and bytes of each initializer that lies outside of the graph file; every weight does."""
     found = ir.load(root / manifest.graphs["decoder"].files[0].path).graph.initializers.values()
     tensors = [(each.name, each.const_value) for each in found]
     return {name: (x.dtype, tuple(x.shape), x.tobytes()) for name, x in tensors if isinstance(x, ir.ExternalTensor)}

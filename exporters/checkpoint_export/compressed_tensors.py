@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.exporters.checkpoint_formats.packed_codes import pack_words
-from enginewright.exporters.checkpoint_formats.quantized_linear import (
+from enginewright.exporters.checkpoint_export.packed_codes import pack_words
+from enginewright.exporters.checkpoint_export.quantized_linear import (
     Description,
     LeftOut,
     QuantizedLinear,

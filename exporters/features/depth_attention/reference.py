@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from enginewright.exporters.methods.depth_attention.rule import DepthAttention, DepthMixer, Mix, Pair
+from enginewright.exporters.features.depth_attention.rule import DepthAttention, DepthMixer, Mix, Pair
 from enginewright.runtime.errors import UnsupportedError
 
 Base = Literal["eager", "sdpa"]

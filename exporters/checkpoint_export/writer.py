@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from enginewright.exporters.checkpoint_formats import compressed_tensors, modelopt
-from enginewright.exporters.checkpoint_formats.quantized_linear import (
+from enginewright.exporters.checkpoint_export import compressed_tensors, modelopt
+from enginewright.exporters.checkpoint_export.quantized_linear import (
     CheckpointFormat,
     Description,
     LeftOut,
@@ -27,7 +27,7 @@ from enginewright.exporters.checkpoint_formats.quantized_linear import (
     find_groups,
     to_tensor,
 )
-from enginewright.exporters.checkpoint_formats.safetensors_file import (
+from enginewright.exporters.checkpoint_export.safetensors_writer import (
     TensorEntry,
     TensorQueue,
     copy_span,

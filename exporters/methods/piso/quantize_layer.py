@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from enginewright.exporters.methods.piso.correction import correct
+from enginewright.exporters.methods.piso.error_correction import correct
 from enginewright.exporters.methods.piso.scales import ScaleFitter
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.methods.piso.solver import quadratic_errors

@@ -1,4 +1,4 @@
-"""Error correction against a greedy reference that solves for all remaining weights anew after each column, in float64."""
+"""Tests of error correction against a greedy float64 reference that solves for all remaining weights after each column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.exporters.methods.piso.solver import best_cells, int_grid
 
 pytestmark = pytest.mark.native

@@ -1,4 +1,4 @@
-"""Packed codes against compressed-tensors' own packing, and against the layouts' definitions."""
+"""Tests of packed codes against compressed-tensors' own packing, and against the layouts' definitions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors.torch import load_file
 
-from enginewright.exporters.checkpoint_formats.packed_codes import pack_output_pairs, pack_words
-from enginewright.exporters.checkpoint_formats.safetensors_file import (
+from enginewright.exporters.checkpoint_export.packed_codes import pack_output_pairs, pack_words
+from enginewright.exporters.checkpoint_export.safetensors_writer import (
     TensorEntry,
     TensorQueue,
     copy_span,

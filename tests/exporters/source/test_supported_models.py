@@ -15,7 +15,7 @@ from enginewright.exporters.capture.cache_formats import PagedCacheFormat
 from enginewright.exporters.capture.capture import capture
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.source.support import check_supported, check_supported_raw
+from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 
 SUPPORTED = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss"]

@@ -1,4 +1,4 @@
-"""Layers quantised whole: orderings that the method promises, and inputs that calibration may well give."""
+"""Tests of whole quantised layers: orderings that the method promises, and inputs that a calibration can give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from enginewright.exporters.methods.piso.layer import LayerResult, LayerSettings, quantize_layer
+from enginewright.exporters.methods.piso.quantize_layer import LayerResult, LayerSettings, quantize_layer
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.piso_reference import GROUPS_OF_4, example
 
@@ -66,7 +66,7 @@ def test_no_other_scale_of_a_row_is_better(bits: int, narrow: bool, is_cross: bo
 
 
 def mean_error(bits: int, seed: int, is_cross: bool = False, **settings: Any) -> float:
-    """Of the output's energy, the mean over rows; D = 256."""
+    """The mean error over rows as a share of the output's energy; D = 256."""
     w, x, rough = layer(24, 256, seed)
     rough = rough if is_cross else x
     found = run(w, rough.T @ rough, rough.T @ x if is_cross else None, bits=bits, **settings)
