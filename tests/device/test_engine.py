@@ -71,7 +71,7 @@ def on_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> Open:
 def prompts(llm: LLM) -> list[str | list[int]]:
     """The questions in the model's chat format, one of them long enough for several prefill blocks."""
     texts = [llm.apply_chat_template([{"role": "user", "content": question}]) for question in QUESTIONS]
-    long = [token for _ in range(5) for token in texts[0]]
+    long = [token for _ in range(8) for token in texts[0]]
     return [*texts, long]
 
 

@@ -27,7 +27,7 @@ QUESTIONS = ("What is 47 + 385?", "What is 12 * 9?", "Sort these numbers: 5 3 9 
 def prompts(llm: LLM) -> list[list[int]]:
     """The questions in the model's chat format, one of them long enough for several prefill blocks."""
     texts = [llm.apply_chat_template([{"role": "user", "content": question}]) for question in QUESTIONS]
-    return [*texts, [token for _ in range(5) for token in texts[0]]]
+    return [*texts, [token for _ in range(8) for token in texts[0]]]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_tokens_are_those_of_the_cpu(
     """Three requests decode in steps of four, with padding; half precision decides none of these tokens otherwise."""
     if device.name != "emulated":
         pytest.skip("the fake TensorRT works on memory of the host")
-    apply, sampling = (parse_method(method),) if method else (), Sampling(max_tokens=8)
+    apply, sampling = (parse_method(method),) if method else (), Sampling(max_tokens=24)
     for dtype in ("float32", "float16"):
         (tmp_path / dtype).mkdir()
         export(str(MODEL), tmp_path / dtype, Recipe(apply=apply, dtype=dtype, max_batch=4, max_context=1024))
