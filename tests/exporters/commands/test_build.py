@@ -17,7 +17,14 @@ import pytest
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
 from tests.support.exporters.families import make_model
+from tests.support.exporters.fixtures import checkpoint_once
 from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one layer, biases and a tied output projection."""
+    return checkpoint_once(tmp_path_factory, "qwen2", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
