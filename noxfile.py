@@ -91,7 +91,7 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation into site/; a broken link or an unknown name fails. `nox -s docs -- serve` shows it live."""
+    """The documentation into build/site/; a broken link or an unknown name fails. `nox -s docs -- serve` shows it live."""
     python = _prepare(session, "docs")
     _run(session, python, "-m", "mkdocs", *(session.posargs or ("build", "--strict")))
 

@@ -117,9 +117,20 @@ def _describe(job: CalibrationJob, layers: list[list[QuantizedLayer]]) -> dict[s
         "group_size": job.form.group_size,
         "exclude": list(job.form.exclude),
         "settings": dataclasses.asdict(job.settings),
-        "layers": hashlib.sha256(repr(layers).encode()).hexdigest(),
+        "layers": hash_layers(layers),
         "tokens": hashlib.sha256(repr(tokens.shape).encode() + tokens.astype("<i8").tobytes()).hexdigest(),
     }
+
+
+def hash_layers(layers: list[list[QuantizedLayer]]) -> str:
+    """The digest of every block's layers; folders keep it, so the text that it is made of stays as it is."""
+
+    def text(layer: QuantizedLayer) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(layer).items())
+        return f"Layer({fields})"
+
+    blocks = ", ".join(f"[{', '.join(map(text, block))}]" for block in layers)
+    return hashlib.sha256(f"[{blocks}]".encode()).hexdigest()
 
 
 def _check_tokens(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> None:

@@ -90,7 +90,7 @@ def _read_texts(arguments: argparse.Namespace) -> list[str]:
     """Return the prompts: those of the command line, then those of the files, in order."""
     texts = list(arguments.prompt)
     files = arguments.file or ([] if texts else [STANDARD_INPUT])
-    if not texts and not arguments.file and sys.stdin.isatty():
+    if not texts and not arguments.file and (sys.stdin is None or sys.stdin.isatty()):
         raise RequestError("run: got no prompt; pass --prompt TEXT, --file FILE, or text on standard input")
     if arguments.lines and not files:
         raise RequestError(
@@ -102,18 +102,25 @@ def _read_texts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _read_file(name: str, *, by_line: bool) -> list[str]:
-    """Return the prompts of one file; empty lines between prompts are none."""
+    """Return the prompts of one file, UTF-8 with or without a byte order mark; empty lines between prompts are none."""
     where = "standard input" if name == STANDARD_INPUT else name
     try:
-        content = sys.stdin.read() if name == STANDARD_INPUT else Path(name).read_text(encoding="utf-8")
+        content = _read_standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as e:
         raise RequestError(f"{where}: got bytes that are no UTF-8 ({e}); pass text") from e
     except OSError as e:
         raise RequestError(f"{where}: cannot be read ({e.strerror}); pass a file with a prompt") from e
-    texts = [line for line in content.splitlines() if line.strip()] if by_line else [content.removesuffix("\n")]
-    if not any(text.strip() for text in texts):
+    texts = [line for line in text.split("\n") if line.strip()] if by_line else [text.removesuffix("\n")]
+    if not any(each.strip() for each in texts):
         raise RequestError(f"{where}: got no text, expected a prompt; pass --prompt TEXT, or --file FILE")
     return texts
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise RequestError("standard input: is closed, expected a prompt; pass --prompt TEXT, or --file FILE")
+    return sys.stdin.buffer.read()
 
 
 def _make_prompt(llm: LLM, text: str, arguments: argparse.Namespace) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from enginewright.exporters.calibration import (
     atomic_files,
     block_walk,
 )
+from enginewright.exporters.calibration.block_results import QuantizedLayer
+from enginewright.exporters.calibration.calibrate import hash_layers
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.calibration_reference import draw_tokens, round_group, start
 from tests.support.exporters.fixtures import CheckpointMaker
@@ -265,3 +268,10 @@ def test_a_folder_in_use_is_refused(checkpoint: CheckpointMaker, tmp_path: Path)
     done = contents(tmp_path)
     run(checkpoint("qwen2"), tmp_path)
     assert contents(tmp_path) == done
+
+
+def test_folders_of_earlier_versions_are_found_again() -> None:
+    """The digest of the layers is what version 0.1.0 has always written."""
+    layers = [[QuantizedLayer(name="model.layers.0.q.weight", rows=4, columns=32, bits=3, group_size=16)], []]
+    written = "[[Layer(name='model.layers.0.q.weight', rows=4, columns=32, bits=3, group_size=16)], []]"
+    assert hash_layers(layers) == hashlib.sha256(written.encode()).hexdigest()

@@ -29,6 +29,11 @@ def error(capsys: Capture, *arguments: str) -> str:
     return captured.err
 
 
+def typed(text: str | bytes) -> io.TextIOWrapper:
+    """A standard input with this content."""
+    return io.TextIOWrapper(io.BytesIO(text.encode() if isinstance(text, str) else text), encoding="ascii")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -40,14 +45,26 @@ def test_prompts_of_every_kind_come_in_order(
     engine, file = str(tiny_engine), tmp_path / "prompt.txt"
     file.write_text("a hat\n")
     alone = [texts(capsys, engine, "--prompt", prompt)[0] for prompt in ("the cat", "a hat", "the mat")]
-    monkeypatch.setattr("sys.stdin", io.StringIO("the mat"))
+    monkeypatch.setattr("sys.stdin", typed("the mat"))
     assert texts(capsys, engine, "--prompt", "the cat", "--file", str(file), "--file", "-") == alone
 
 
 def test_lines_are_prompts(capsys: Capture, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = str(tiny_engine)
     alone = [texts(capsys, engine, "--prompt", prompt)[0] for prompt in ("the cat", "a hat")]
-    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n\na hat\n"))
+    monkeypatch.setattr("sys.stdin", typed("the cat\r\n\na hat\n"))
+    assert texts(capsys, engine, "--lines") == alone
+
+
+def test_files_are_utf8_whatever_the_locale(
+    capsys: Capture, tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte order mark is no part of a prompt, and only line feeds end a line."""
+    engine, file, prompt = str(tiny_engine), tmp_path / "prompt.txt", "caf\u00e9\u2028a hat"
+    alone = texts(capsys, engine, "--prompt", prompt)
+    file.write_bytes(b"\xef\xbb\xbf" + prompt.encode() + b"\n")
+    assert texts(capsys, engine, "--file", str(file), "--lines") == alone
+    monkeypatch.setattr("sys.stdin", typed(prompt))
     assert texts(capsys, engine, "--lines") == alone
 
 
@@ -68,8 +85,13 @@ def test_bad_prompts_are_named(
     assert f"{latin}: got bytes that are no UTF-8" in error(capsys, engine, "--file", str(latin))
     assert f"{empty}: got no text, expected a prompt" in error(capsys, engine, "--file", str(empty), "--lines")
     assert "--lines: got no file" in error(capsys, engine, "--lines", "--prompt", "x")
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", typed(""))
     assert "standard input: got no text" in error(capsys, engine)
+    monkeypatch.setattr("sys.stdin", typed(b"caf\xe9"))
+    assert "standard input: got bytes that are no UTF-8" in error(capsys, engine)
+    monkeypatch.setattr("sys.stdin", None)
+    assert "run: got no prompt; pass --prompt TEXT" in error(capsys, engine)
+    assert "standard input: is closed" in error(capsys, engine, "--file", "-")
     monkeypatch.setattr("sys.stdin", Terminal())
     assert "run: got no prompt; pass --prompt TEXT" in error(capsys, engine)
 

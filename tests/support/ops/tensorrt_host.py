@@ -1,4 +1,4 @@
-"""The plugins for TensorRT, called as TensorRT calls them (`tensorrt_plugins/run.cpp`), without it.
+"""The plugins for TensorRT, called as TensorRT calls them (`tests/plugins/hosts/tensorrt/host_program/run.cpp`), without it.
 
 kernels: what they start: "emulated", or "cuda" for those that a GPU runs.
 """

@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's C ABI that we use, declared by ourselves: its wheels carry no headers.
 //
 // The ABI only ever grows at the end, so an entry's index and a struct's prefix hold for every later release. The
-// OrtApi function table is addressed by index; tests/plugins/test_ort_abi.py compares EW_ORT_ENTRIES with the
+// OrtApi function table is addressed by index; tests/plugins/libraries/test_cpu.py compares EW_ORT_ENTRIES with the
 // official header where that is present.
 #pragma once
 
