@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 PACKAGES = ("exporters", "builders", "plugins", "runtime")
 FOLDERS = (*PACKAGES, "benchmarks", "examples", "tests")
 CXX = ("*.h", "*.cuh", "*.cpp", "*.cu")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 PACKAGES = ("exporters", "builders", "plugins", "runtime", "benchmarks")
 
 # Public classes that may share a name, and why: in each place the module or folder completes it.

@@ -12,15 +12,13 @@ import runpy
 import sys
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginewright import runtime
 from enginewright.runtime import cli
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
 
 RUNTIME_NAMES = {
     "ArtifactError",

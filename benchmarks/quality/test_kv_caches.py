@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import results_file
 from benchmarks.quality import kv_caches
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(ROOT / "examples/tiny-reasoner")
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]

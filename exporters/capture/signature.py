@@ -10,15 +10,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from enginewright.runtime.artifact.decoder_graph import Axis, Port, packed_inputs
+from enginewright.runtime.artifact.decoder_graph import PER_STEP, Axis, Port, packed_inputs
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 
 PREFIX = "model."  # of the wrapped model's parameters in the exported graph
 POOL_TILES = 128
 EXAMPLE = {"T": 7, "B": 2, "B1": 3, "N": 3, "M": 5, "slots": 6, "exact": 4}
 """Sizes of the example inputs; none is 0 or 1, which torch would take for a constant. B1 is B + 1."""
-ARGUMENTS = ("input_ids", "position_ids", "query_starts", "sample_rows")
-"""The inputs that `PackedDecoder.forward` takes one by one; the others come as two dictionaries, tables and pools."""
 
 
 def ports(layers: tuple[CacheLayer, ...]) -> tuple[Port, ...]:
@@ -63,10 +61,10 @@ def dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
 
 
 def _arguments(layers: tuple[CacheLayer, ...], made: dict[str, Any]) -> tuple[Any, ...]:
-    """Values by name as the arguments of `PackedDecoder.forward`."""
+    """Values by name as the arguments of `PackedDecoder.forward`: a step's one by one, then tables and pools."""
     tables = {port.name: made[port.name] for port in ports(layers) if port.lives == "table"}
     pools = {port.name: made[port.name] for port in ports(layers) if port.lives == "pool"}
-    return (*(made[name] for name in ARGUMENTS), tables, pools)
+    return (*(made[name] for name in PER_STEP), tables, pools)
 
 
 def _name_sizes(graph: ir.Graph, axes: dict[str, tuple[Axis, ...]]) -> None:
@@ -90,7 +88,7 @@ def name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[
     """
     graph = model.graph
     axes = {port.name: port.axes for port in ports(layers)}
-    for value, name in zip(graph.inputs[len(ARGUMENTS) :], names, strict=True):
+    for value, name in zip(graph.inputs[len(PER_STEP) :], names, strict=True):
         value.name = name
     _name_sizes(graph, axes)
     pools = [name for name in names if name.startswith("kv.")]

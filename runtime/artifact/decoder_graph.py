@@ -140,8 +140,8 @@ OUTPUTS = (
 DENSE_INPUTS = (
     Port(name="input_ids", dtype="int64", axes=("B", "T"), lives="step", doc="new tokens of each row"),
     Port(name="position_ids", dtype="int64", axes=("B", "T"), lives="step", doc="their positions in their requests"),
+    Port(name="past_lens", dtype="int64", axes=("B",), lives="step", doc="tokens stored before this step, per row"),
     Port(name="sample_rows", dtype="int64", axes=("N",), lives="step", doc="the tokens whose logits are wanted"),
-    Port(name="past_lens", dtype="int64", axes=("B",), lives="table", doc="tokens stored before this step, per row"),
 )
 """The inputs of a graph of standard ops; the cache's come after them."""
 DENSE_CACHE = Port(

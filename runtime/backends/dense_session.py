@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import DENSE_INPUTS
 from enginewright.runtime.artifact.manifest import Manifest, TensorSpec
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 
 Ints = NDArray[np.int64]
-PER_CALL = ("input_ids", "position_ids", "past_lens", "sample_rows")
+PER_CALL = tuple(port.name for port in DENSE_INPUTS)
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # of the caches; numpy has no bfloat16
 
 
