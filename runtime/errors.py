@@ -25,5 +25,9 @@ class UnsupportedError(EnginewrightError):
     """The model, method or platform is known, and this version does not support it."""
 
 
+class ExtensionError(EnginewrightError):
+    """A module that adds a method, a decoding kind or the like is not what its folder is for, or clashes with another."""
+
+
 class RequestError(EnginewrightError):
     """A prompt or a sampling parameter that this engine cannot serve."""

@@ -23,6 +23,7 @@ from tests.support.serving.tritonserver import Installation, Server
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 CLIENTS, REQUESTS, WARM_UP = 32, 1000, 2000
+ROUNDS = 4  # a leak grows in every one; an allocator's new arena comes once
 MALFORMED: tuple[dict[str, Any], ...] = (
     {"text_input": ""},
     {"text_input": np.array([b"\xff\xfe"], np.object_)},
@@ -104,10 +105,14 @@ def test_a_thousand_mixed_requests_leave_nothing_behind(small: Server) -> None:
     load(server, WARM_UP)
     before, memory = ended(server), resident(server)
     found = load(server, REQUESTS)
-    after, grown = ended(server), resident(server) / memory - 1
+    after, growths = ended(server), [resident(server) / memory - 1]
     expected = {"completed": 850, "cancelled": 100, "refused": 50}
     assert found == expected, "as the clients see it"
     assert {name: after[name] - before[name] for name in ENDINGS} == {**dict.fromkeys(ENDINGS, 0), **expected}
     assert server.measure("enginewright_cache_use_ratio") == 0
     assert server.measure("enginewright_cancel_steps_max") <= 1
-    assert abs(grown) < 0.02, f"resident memory changed by {grown:.2%}"
+    while abs(growths[-1]) >= 0.02 and len(growths) < ROUNDS:
+        memory = resident(server)
+        load(server, REQUESTS)
+        growths.append(resident(server) / memory - 1)
+    assert abs(growths[-1]) < 0.02, f"resident memory changed by {growths} in the rounds"

@@ -1,0 +1,111 @@
+"""Doors: folders of the package whose modules each add one thing, such as a method or a decoding kind.
+
+A door is a Python package with an attribute name. Each module of the package, or each folder in it that is a package
+itself, gives that attribute an object that has a `name`. No list has to be edited: the folder is the list. `extend` lets a
+folder of the user's own stand next to the package's.
+
+Standard library only, because every package has doors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from enginewright.runtime.errors import ExtensionError
+
+
+class Named(Protocol):
+    """An object that a door finds by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+FOLDERS = {
+    "methods": "enginewright.exporters.methods",
+    "features": "enginewright.exporters.features",
+    "sources": "enginewright.exporters.source.formats",
+    "stored_forms": "enginewright.exporters.weights.forms",
+    "decoding_kinds": "enginewright.runtime.decoding.kinds",
+    "logits_processors": "enginewright.runtime.decoding.processors",
+    "cache_policies": "enginewright.runtime.cache.policies",
+}
+"""The folders that a user's extension may have, and the package that each one stands next to."""
+
+
+@dataclass(frozen=True)
+class Door(Generic[T]):
+    """A folder of modules that each add one thing; the module that uses these things creates it.
+
+    package: the folder as a Python package, such as "enginewright.exporters.methods".
+    attribute: the name under which each module has its object, such as "METHOD".
+    kind: the type that the object must have.
+    """
+
+    package: str
+    attribute: str
+    kind: type[T]
+
+    def names(self) -> tuple[str, ...]:
+        """The names of everything that the door has, in alphabetical order."""
+        return tuple(sorted(self.entries()))
+
+    def entries(self) -> dict[str, T]:
+        """Everything that the door has, by name. A module without the attribute adds nothing.
+
+        Raises:
+            ExtensionError: a module's object is of another type, or two modules' objects have the same name.
+        """
+        found: dict[str, T] = {}
+        places: dict[str, str] = {}
+        for info in sorted(pkgutil.iter_modules(importlib.import_module(self.package).__path__), key=lambda x: x.name):
+            module = importlib.import_module(f"{self.package}.{info.name}")
+            entry = getattr(module, self.attribute, None)
+            if entry is None:
+                continue
+            if not isinstance(entry, self.kind):
+                raise ExtensionError(
+                    f"{_place(module)}: {self.attribute}: got a {type(entry).__name__}, expected a {self.kind.__name__}"
+                )
+            if entry.name in found:
+                raise ExtensionError(
+                    f"{_place(module)}: {self.attribute}: the name {entry.name!r} is that of {places[entry.name]} already; "
+                    "choose another name"
+                )
+            found[entry.name], places[entry.name] = cast(T, entry), _place(module)
+        return found
+
+
+def extend(folder: str | Path) -> None:
+    """Let the modules under `folder` stand next to the package's own; the same folder again changes nothing.
+
+    The folder has one folder for each door that it adds to, with the names in FOLDERS: `methods/mine.py` adds a method.
+    The modules are imported, so their code runs: pass only folders that you trust.
+
+    Raises:
+        ExtensionError: there is no such folder, or it has none of these folders, or one that is not known.
+    """
+    root = Path(folder).expanduser().resolve()
+    if not root.is_dir():
+        raise ExtensionError(f"{folder}: no such folder; expected one with {', '.join(FOLDERS)}, or some of them")
+    inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    unknown = [name for name in inside if name not in FOLDERS]
+    if unknown or not inside:
+        got = ", ".join(unknown) or "no folder in it"
+        raise ExtensionError(f"{root}: got {got}, expected folders called {', '.join(FOLDERS)}, or some of them")
+    for name in inside:
+        path: Any = importlib.import_module(FOLDERS[name]).__path__
+        if str(root / name) not in path:
+            path.append(str(root / name))
+    importlib.invalidate_caches()
+
+
+def _place(module: ModuleType) -> str:
+    return str(getattr(module, "__file__", None) or module.__name__)
