@@ -12,8 +12,9 @@ from enginewright.runtime.cache.capacity import (
     cache_bytes,
     plan_capacity,
 )
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.registry import open_decoder
+from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
@@ -55,7 +56,8 @@ def load(
     root = Path(path)
     manifest = directory.load(root, verify=verify)
     _check_manifest(root, manifest)
-    decoder = open_decoder(manifest)
+    kind = find_kind(manifest)
+    width = kind.width(manifest.decoding)
     tokenizer = Tokenizer.load(root, manifest)
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
@@ -68,7 +70,7 @@ def load(
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
         prefix_reuse=prefix_reuse,
-        width=decoder.width,
+        width=width,
     )
     tables = TileTables(manifest.cache, capacity)
     try:
@@ -76,7 +78,9 @@ def load(
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
-    return LLM(manifest, tokenizer, StepLoop(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
+    decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
+    loop = StepLoop(Scheduler(tables, capacity, decoder), session)
+    return LLM(manifest, tokenizer, loop, capacity, tables.longest)
 
 
 def _check_manifest(root: Path, manifest: Manifest) -> None:

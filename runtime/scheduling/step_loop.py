@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from enginewright.runtime.backends.session import Floats, Session
-from enginewright.runtime.decoding.decoder import Decoder, Emission
+from enginewright.runtime.backends.session import Session
+from enginewright.runtime.decoding.program import Emission, Program
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.scheduler import Scheduler
@@ -19,9 +19,9 @@ from enginewright.runtime.scheduling.step import Step
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A message to the loop: queue these requests, in order and for the same step."""
+    """A message to the loop: queue these programs, in order and for the same step."""
 
-    requests: tuple[Request, ...]
+    programs: tuple[Program, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,17 @@ class StepLoop:
     observer: called after each step, on the loop's thread; None, unless something that measures sets it.
     """
 
-    def __init__(self, scheduler: Scheduler, session: Session, decoder: Decoder) -> None:
+    def __init__(self, scheduler: Scheduler, session: Session) -> None:
         self.scheduler = scheduler
         self.session = session
-        self.decoder = decoder
         self.observer: Callable[[StepTiming], None] | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, *requests: Request) -> None:
-        """Queue `requests`, in order and for the same step; starts the thread on first use."""
+    def submit(self, *programs: Program) -> None:
+        """Queue `programs`, in order and for the same step; starts the thread on first use."""
         with self._lock:
             if self._closed:
                 raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
@@ -82,7 +81,7 @@ class StepLoop:
                 # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
                 self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
                 self._thread.start()
-            self._inbox.put(Submit(requests))
+            self._inbox.put(Submit(programs))
 
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; requests that have ended already stay as they are."""
@@ -99,27 +98,23 @@ class StepLoop:
     def step(self) -> tuple[Step, Emission]:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
-        outputs = self.session.run(step.packed)
-        decided = outputs if len(outputs.greedy) == step.decided_rows else outputs[: step.decided_rows]
-        emission = self.decoder.decode(decided, step.sampled, step.drafts)
+        emission = step.takes.take(self.session.run(step.packed))
         self.scheduler.commit(step, emission)
-        self._deliver(step, outputs.logits, emission)
+        self._deliver(emission)
         return step, emission
 
-    def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
-        """Hand tokens and logits to their requests, and remove the requests that have ended."""
-        if emission.continuations is None:
-            tokens = [[token] for token in emission.tokens.tolist()]
+    def _deliver(self, emission: Emission) -> None:
+        """Hand the tokens to their requests, and remove the requests that have ended."""
+        if emission.logprobs is None:
+            for request, tokens in zip(emission.requests, emission.tokens, strict=True):
+                if request.receive(tokens):
+                    self.scheduler.remove(request)
         else:
-            tokens = [each.tokens for each in emission.continuations]
-        for request, own, logprobs in zip(step.sampled, tokens, emission.logprobs, strict=True):
-            if request.receive(own, logprobs):
-                self.scheduler.remove(request)
-        row = step.decided_rows
-        for scoring, position, count in step.scored:
-            if scoring.receive(position, logits[row : row + count]):
-                self.scheduler.remove(scoring)
-            row += count
+            for request, tokens, logprobs in zip(emission.requests, emission.tokens, emission.logprobs, strict=True):
+                if request.receive(tokens, logprobs):
+                    self.scheduler.remove(request)
+        for ended in emission.ended:
+            self.scheduler.remove(ended)
 
     def _serve(self) -> None:
         """Step while there is work, wait while there is none, until closed."""
@@ -133,7 +128,9 @@ class StepLoop:
             if (observer := self.observer) is not None:
                 backend = self.session.run_seconds - spent
                 tokens = len(step.packed.input_ids)
-                observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled), emission.decided))
+                observer(
+                    StepTiming(start, time.perf_counter(), backend, tokens, len(emission.requests), emission.decided)
+                )
         for request in self.scheduler.live():
             request.cancel()
 
@@ -144,8 +141,8 @@ class StepLoop:
             if isinstance(message, Close):
                 return False
             if isinstance(message, Submit):
-                for request in message.requests:
-                    self.scheduler.submit(request)
+                for program in message.programs:
+                    self.scheduler.submit(program)
                 continue
             for request in message.requests:
                 if not request.done.is_set():
@@ -155,6 +152,6 @@ class StepLoop:
 
     def _fail(self, error: Exception) -> None:
         """End every request that the failed step may have touched; requests that still wait go on."""
-        for request in list(self.scheduler.running) or list(self.scheduler.waiting):
-            self.scheduler.remove(request)
-            request.fail(error)
+        for entry in list(self.scheduler.running) or list(self.scheduler.waiting):
+            self.scheduler.remove(entry.request)
+            entry.request.fail(error)

@@ -50,7 +50,9 @@ def test_preemption_changes_nothing(tiny_engine: Path) -> None:
     prompts, sampling = _prompts(120, 120, 120), Sampling(max_tokens=150, temperature=0.8, seed=1, ignore_eos=True)
     with load(tiny_engine, 1) as roomy, load(tiny_engine, 1, cache_tokens=640) as tight:
         scheduler, preempted = tight.loop.scheduler, []
-        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        tight.loop.observer = lambda _: preempted.extend(
+            each for each in scheduler.waiting if each.request.length > 120
+        )
         assert [c.token_ids for c in tight.generate(prompts, sampling)] == [
             c.token_ids for c in roomy.generate(prompts, sampling)
         ]

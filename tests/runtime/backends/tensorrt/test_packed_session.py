@@ -279,7 +279,9 @@ def test_preemption_changes_nothing(plain: Path, cuda: FakeCuda) -> None:
         wanted = tokens_of(llm, prompts, sampling)
     with load(plain, cache_tokens=640) as tight:
         scheduler, preempted = tight.loop.scheduler, []
-        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        tight.loop.observer = lambda _: preempted.extend(
+            each for each in scheduler.waiting if each.request.length > 120
+        )
         assert tokens_of(tight, prompts, sampling) == wanted
         assert preempted
 
