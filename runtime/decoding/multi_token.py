@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decoder import Continuation, Emission
 from enginewright.runtime.decoding.sampler import choose_tokens
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.request import Generation
+
+OUTPUTS = ("clp_tokens", "clp_counts")
+"""The graph's outputs that it reads: int64 [N, k], the greedy token and the heads' guesses at those after it; and int64
+[N], how many of them count, at least 1."""
 
 
 class MultiToken:
@@ -30,8 +34,8 @@ class MultiToken:
 
     def decode(self, outputs: Outputs, requests: Sequence[Generation], drafts: Sequence[list[int]]) -> Emission:
         """Return one or more tokens for each request."""
-        assert outputs.drafts is not None and outputs.draft_counts is not None
-        greedy, emitted, counts = outputs.greedy.tolist(), outputs.drafts.tolist(), outputs.draft_counts.tolist()
+        greedy = outputs.greedy.tolist()
+        emitted, counts = (outputs.extra[name].tolist() for name in OUTPUTS)
         continuations, start = list[Continuation](), 0
         for request, brought in zip(requests, drafts, strict=True):
             own = greedy[start : start + len(brought) + 1]
@@ -49,7 +53,7 @@ class MultiToken:
         logprobs: list[Logprobs | None] = [None] * len(requests)
         if not all(request.is_plain_greedy for request in requests):
             lasts = np.cumsum([1 + len(brought) for brought in drafts]) - 1
-            chosen, logprobs = choose_tokens(Outputs(outputs.logits[lasts], outputs.greedy[lasts]), requests)
+            chosen, logprobs = choose_tokens(outputs[lasts], requests)
             for i, request in enumerate(requests):
                 if not request.is_plain_greedy:
                     continuations[i] = Continuation([int(chosen[i])])
@@ -61,16 +65,23 @@ class MultiToken:
         return [*same, False].index(False) if self._verify else sum(same)
 
 
-def open_multi_token(decoding: Mapping[str, Any]) -> MultiToken:
+def open_multi_token(manifest: Manifest) -> MultiToken:
     """Return the decoder for the manifest's `decoding`: k, the tokens of a step at most, and verify.
 
     Raises:
-        ArtifactError: a setting has the wrong type, or k is below 2.
+        ArtifactError: a setting has the wrong type, or k is below 2, or the graph lacks the heads' outputs.
     """
-    width, verify = decoding.get("k"), decoding.get("verify", False)
+    width, verify = manifest.decoding.get("k"), manifest.decoding.get("verify", False)
     if type(width) is not int or width < 2 or type(verify) is not bool:
         raise ArtifactError(
             f"manifest.json: decoding: got k {width!r} and verify {verify!r}, expected a whole number from 2 up, and true or false; "
             "build the engine again"
         )
+    found = [spec.name for spec in manifest.graphs["decoder"].outputs]
+    for name in OUTPUTS:
+        if name not in found:
+            raise ArtifactError(
+                f"manifest.json: decoding: got the kind multi_token and a decoder graph with the outputs {', '.join(found)}, "
+                f"expected {name!r} among them; build the engine again"
+            )
     return MultiToken(width, verify=verify)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.decoding.autoregressive import Autoregressive
@@ -11,7 +10,7 @@ from enginewright.runtime.decoding.decoder import Decoder
 from enginewright.runtime.decoding.multi_token import open_multi_token
 from enginewright.runtime.errors import ArtifactError
 
-DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
+DECODERS: dict[str, Callable[[Manifest], Decoder]] = {
     "autoregressive": lambda _: Autoregressive(),
     "multi_token": open_multi_token,
 }
@@ -29,4 +28,4 @@ def open_decoder(manifest: Manifest) -> Decoder:
         raise ArtifactError(
             f"manifest.json: decoding.kind: got {kind!r}, expected one of {known}; upgrade enginewright"
         )
-    return DECODERS[kind](manifest.decoding)
+    return DECODERS[kind](manifest)

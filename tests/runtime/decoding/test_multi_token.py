@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
+from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.multi_token import MultiToken
+from enginewright.runtime.decoding.multi_token import OUTPUTS, MultiToken
 from enginewright.runtime.decoding.registry import open_decoder
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
@@ -29,6 +29,9 @@ from tests.support.runtime.toy_session import VOCAB, ToySession
 
 Guess = Callable[[list[int]], list[int]]  # from all tokens so far to those guessed behind the next one
 WIDTH = 3
+HEADS = tuple(
+    TensorSpec(name=name, dtype="int64", shape=("N", WIDTH)[:rank]) for name, rank in zip(OUTPUTS, (2, 1), strict=True)
+)
 
 
 def right(tokens: list[int]) -> list[int]:
@@ -74,7 +77,7 @@ class GuessingSession(ToySession):
             guesses = self.guess(self.brought[row][: int(step.position_ids[token]) + 1])
             drafts[i, : 1 + len(guesses)] = [outputs.greedy[i], *guesses]
             counts[i] = 1 + len(guesses)
-        return replace(outputs, drafts=drafts, draft_counts=counts)
+        return replace(outputs, extra=dict(zip(OUTPUTS, (drafts, counts), strict=True)))
 
 
 def guessing(
@@ -111,7 +114,7 @@ def guessing(
         model=model,
         limits=Limits(max_batch=rows, max_context=context),
         cache=cache,
-        graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
+        graphs={"decoder": Graph(files=(), inputs=(), outputs=HEADS)},
     )
     session = GuessingSession(cache, tables, capacity, guess)
     engine = StepLoop(Scheduler(tables, capacity), session, MultiToken(WIDTH, verify=verify))
@@ -310,3 +313,13 @@ def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
     with pytest.raises(ArtifactError, match=r"decoding: got k .*build the engine again"):
         open_decoder(replace(manifest, decoding={"kind": "multi_token", **settings}))
     assert open_decoder(replace(manifest, decoding={"kind": "multi_token", "k": 3})).width == 3
+
+
+def test_a_graph_without_heads_cannot_decide_several_tokens() -> None:
+    manifest = guessing(right, verify=True).manifest
+    graph = replace(manifest.graphs["decoder"], outputs=HEADS[:1])
+    several = replace(manifest, decoding={"kind": "multi_token", "k": 3}, graphs={"decoder": graph})
+    with pytest.raises(
+        ArtifactError, match="multi_token and a decoder graph with the outputs clp_tokens, expected 'clp_counts'"
+    ):
+        open_decoder(several)
