@@ -65,8 +65,11 @@ def fill_entries(root: Path, manifest: Manifest, session: Session) -> None:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
+    broken = f"{path}: no .npz archive of arrays"
+    if not zipfile.is_zipfile(path):
+        raise ArtifactError(f"{broken}; build the engine again")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as e:
-        raise ArtifactError(f"{path}: no .npz archive of arrays ({e}); build the engine again") from e
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise ArtifactError(f"{broken} ({e}); build the engine again") from e
