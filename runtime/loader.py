@@ -7,6 +7,7 @@ from pathlib import Path
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.conditions import fill_entries
 from enginewright.runtime.backends.registry import choose_backend
 from enginewright.runtime.cache.capacity import (
     cache_bytes,
@@ -75,6 +76,7 @@ def load(
     tables = TileTables(manifest.cache, capacity)
     try:
         session = chosen.open(root, manifest, tables, capacity)
+        fill_entries(root, manifest, session)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e

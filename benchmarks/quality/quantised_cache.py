@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,8 @@ class QuantisedSession:
     codec_seconds: time spent on completed tiles.
     """
 
+    offers: frozenset[str] = frozenset()
+
     def __init__(self, inner: CpuSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
         self.inner: Session = inner
         self.codec = codec
@@ -87,6 +90,10 @@ class QuantisedSession:
             self._quantise(held, held + np.diff(step.query_starts))
             self.codec_seconds += time.perf_counter() - start
         return outputs
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Pass the entry of a condition on."""
+        self.inner.fill(port, entry, values)
 
     def _quantise(self, before: Ints, after: Ints) -> None:
         """Quantise the tiles that the tokens before[row] .. after[row] - 1 completed."""

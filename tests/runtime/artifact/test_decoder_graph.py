@@ -60,7 +60,7 @@ def test_ops_read_tables_of_the_declared_types() -> None:
 
 
 def test_names_are_declared_once() -> None:
-    for ports in (packed_inputs(cache("kvarn", exact_bytes=8)), OUTPUTS, dense_inputs(cache("dense"))):
+    for ports in (packed_inputs(cache("kvarn", exact_bytes=8)), OUTPUTS, dense_inputs(cache("dense"), "float32")):
         names = [port.name for port in ports]
         assert len(names) == len(set(names))
     assert PER_STEP == ("input_ids", "position_ids", "query_starts", "sample_rows")
@@ -69,7 +69,7 @@ def test_names_are_declared_once() -> None:
 def test_every_layer_has_its_pools() -> None:
     names = [port.name for port in packed_inputs(cache("kvarn", exact_bytes=8))]
     assert names[len(INPUTS) :] == ["kv.0.tiles", "kv.1.tiles", "kv.0.exact", "kv.1.exact"]
-    assert [port.axes for port in dense_inputs(cache("dense"))][-1] == ("B", 2, 128, 64)
+    assert [port.axes for port in dense_inputs(cache("dense"), "float32")][-1] == ("B", 2, 128, 64)
 
 
 def strings(path: Path) -> set[str]:
