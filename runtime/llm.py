@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cache.capacity import Capacity
-from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.decoding.processor_kind import open_processors
-from enginewright.runtime.decoding.scoring import ScoringProgram
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
@@ -47,7 +45,6 @@ class LLM:
         self.loop = loop
         self.capacity = capacity
         self._longest = longest
-        self._pieces = Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens)
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
@@ -151,7 +148,7 @@ class LLM:
             RequestError: this engine cannot take a text; then none runs.
         """
         requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
-        self.loop.submit(*(ScoringProgram(request, self._pieces) for request in requests))
+        self.loop.submit(*(self.loop.scheduler.decoder.score(request) for request in requests))
         try:
             for request in requests:
                 _wait(request)

@@ -23,7 +23,9 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.backends.session import Outputs, PackedStep, Session
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
@@ -141,5 +143,6 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
-    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))
+    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=cache.tile_tokens))
+    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK), decoder)
     return llm

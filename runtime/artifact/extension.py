@@ -90,7 +90,7 @@ class Door(Generic[T]):
                     f"{_place(module)}: {self.attribute}: the name {entry.name!r} is that of {places[entry.name]} already; "
                     "choose another name"
                 )
-            found[entry.name], places[entry.name] = cast(T, entry), _place(module)
+            found[entry.name], places[entry.name] = entry, _place(module)
         return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.decode_layout import DecodeLayout
 from enginewright.runtime.requests.completion import Logprobs
-from enginewright.runtime.requests.request import Generation, Request
+from enginewright.runtime.requests.request import Generation, Request, Scoring
 
 Ints = NDArray[np.int64]
 
@@ -159,6 +159,14 @@ class Decoder(Protocol):
 
     def start(self, request: Generation) -> Program:
         """Return the program of a new request."""
+        ...
+
+    def score(self, request: Scoring) -> Program:
+        """Return the program of a text to score.
+
+        Raises:
+            RequestError: this kind has no logits of a next token.
+        """
         ...
 
     def warn_of(self, request: Generation) -> str | None:

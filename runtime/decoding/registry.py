@@ -16,7 +16,7 @@ def find_kind(manifest: Manifest) -> DecodingKind:
     Raises:
         ArtifactError: this version does not know the kind, or the decoder graph lacks an output that it reads.
     """
-    name, kinds = manifest.decoding.get("kind"), DECODING_KINDS.entries()
+    name, kinds = str(manifest.decoding.get("kind")), DECODING_KINDS.entries()
     if name not in kinds:
         known = ", ".join(sorted(kinds))
         raise ArtifactError(

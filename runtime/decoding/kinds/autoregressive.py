@@ -14,7 +14,8 @@ from enginewright.runtime.decoding.decode_layout import DecodeLayout, layout_of
 from enginewright.runtime.decoding.kind import DecodingKind
 from enginewright.runtime.decoding.program import Emission, Feed, Program, SteadyBatch, Taken
 from enginewright.runtime.decoding.sampler import choose_token, choose_tokens
-from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.decoding.scoring import ScoringProgram
+from enginewright.runtime.requests.request import Generation, Scoring
 
 Ints = NDArray[np.int64]
 
@@ -28,6 +29,10 @@ class Autoregressive:
     def start(self, request: Generation) -> Program:
         """Return the program of a new request."""
         return NextToken(request, self._pieces)
+
+    def score(self, request: Scoring) -> Program:
+        """Return the program of a text to score."""
+        return ScoringProgram(request, self._pieces)
 
     def warn_of(self, request: Generation) -> None:
         """All requests get one token a step."""
@@ -57,7 +62,7 @@ class NextTokens:
     def __init__(self, programs: Sequence[NextToken], rows: int) -> None:
         self._requests = [program.request for program in programs]
         new_tokens = np.zeros(rows, np.int64)
-        new_tokens[[request.row for request in self._requests]] = 1
+        new_tokens[[request.row or 0 for request in self._requests]] = 1
         self._layout = layout_of(new_tokens.tobytes())
         self._newest: Ints = np.array([request.tokens[request.length - 1] for request in self._requests], np.int64)
         self.reads_logits = not all(request.is_plain_greedy for request in self._requests)

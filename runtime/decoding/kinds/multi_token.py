@@ -16,9 +16,10 @@ from enginewright.runtime.decoding.decode_layout import DecodeLayout, layout_of
 from enginewright.runtime.decoding.kind import DecodingKind
 from enginewright.runtime.decoding.program import Emission, Feed, Program, SteadyBatch, Taken
 from enginewright.runtime.decoding.sampler import choose_token, judge_drafts
+from enginewright.runtime.decoding.scoring import ScoringProgram
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.requests.completion import Logprobs
-from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.request import Generation, Scoring
 
 Ints = NDArray[np.int64]
 
@@ -42,6 +43,10 @@ class MultiToken:
     def start(self, request: Generation) -> Program:
         """Return the program of a new request."""
         return NextAndGuesses(request, self)
+
+    def score(self, request: Scoring) -> Program:
+        """Return the program of a text to score."""
+        return ScoringProgram(request, self.pieces)
 
     def guesses_for(self, request: Generation) -> bool:
         """Whether the heads' guesses are of use to `request`."""

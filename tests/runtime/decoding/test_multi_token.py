@@ -344,5 +344,5 @@ def test_drafts_are_judged_through_the_processors_of_a_request() -> None:
         steps = steps_of(llm)
         got = llm.generate(asked, samplings)
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, samplings)]
-    assert all(c.guessed_tokens for c in got) and sum(c.agreed_tokens for c in got) > 100
+    assert all(c.guessed_tokens for c in got) and sum(c.agreed_tokens for c in got) > 80
     assert len(steps) < 2 * 24

@@ -9,7 +9,6 @@ import numpy as np
 
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.program import Program
-from enginewright.runtime.decoding.scoring import ScoringProgram
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.request import Generation, Scoring
 from enginewright.runtime.requests.sampling import Sampling
@@ -49,11 +48,8 @@ class Kept(Scoring):
 
 def program_of(llm: LLM, request: Generation | Scoring) -> Program:
     """The program that the LLM would submit for the request."""
-    return (
-        llm.loop.scheduler.decoder.start(request)
-        if isinstance(request, Generation)
-        else ScoringProgram(request, llm._pieces)
-    )
+    decoder = llm.loop.scheduler.decoder
+    return decoder.start(request) if isinstance(request, Generation) else decoder.score(request)
 
 
 def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
