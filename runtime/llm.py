@@ -11,11 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
+from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepLoop
@@ -45,6 +47,7 @@ class LLM:
         self.loop = loop
         self.capacity = capacity
         self._longest = longest
+        self._conditions = ConditionEntries(manifest.conditions)
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
@@ -159,6 +162,33 @@ class LLM:
         """Return the token ids of a conversation as a prompt; `variables` are passed to the chat template."""
         return self._need_tokenizer().chat(messages, variables or {})
 
+    def add_condition(self, condition: str, entry: str, values: Mapping[str, NDArray[Any]]) -> None:
+        """Add an entry that requests can name in `Sampling.conditions`, or replace its values.
+
+        Requests that run with the entry go on with the new values.
+
+        condition: one of `manifest.conditions`.
+        values: an array for each of the condition's tensors, by name, of the tensor's shape.
+
+        Raises:
+            RequestError: the engine has no such condition or no room for another entry, or the arrays are others.
+        """
+        if condition not in self.manifest.conditions:
+            known = ", ".join(self.manifest.conditions) or "none"
+            raise RequestError(f"add_condition: got {condition!r}, and the engine has the conditions {known}")
+        tensors = self.manifest.conditions[condition].tensors
+        if values.keys() != tensors.keys():
+            got = ", ".join(values) or "none"
+            raise RequestError(f"add_condition: {condition}: got the arrays {got}, expected {', '.join(tensors)}")
+        number = self._conditions.place(condition, entry)
+
+        def fill() -> None:
+            for tensor, array in values.items():
+                self.loop.session.fill(condition_tensor(condition, tensor), number, array)
+            self._conditions.add(condition, entry, number)
+
+        self.loop.between_steps(fill)
+
     def close(self) -> None:
         """Cancel all requests and stop; may be called again."""
         self._close()
@@ -201,6 +231,8 @@ class LLM:
             detokenizer=detokenizer,
             processors=open_processors(sampling, ids, vocab),
         )
+        if sampling.conditions:
+            self._conditions.apply(sampling.conditions, request)
         self._warn_of(request)
         return request
 

@@ -81,7 +81,7 @@ def load(
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
     decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
-    loop = StepLoop(Scheduler(tables, capacity, decoder), session)
+    loop = StepLoop(Scheduler(tables, capacity, decoder, manifest.conditions), session)
     return LLM(manifest, tokenizer, loop, capacity, tables.longest)
 
 

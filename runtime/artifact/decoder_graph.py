@@ -186,6 +186,16 @@ CONDITION_TENSOR = Port(
 )
 
 
+def condition_ports(condition: str) -> tuple[str, str]:
+    """Return the names of the ports of a condition's index and scale."""
+    return CONDITION_INDEX.name.replace("<name>", condition), CONDITION_SCALE.name.replace("<name>", condition)
+
+
+def condition_tensor(condition: str, tensor: str) -> str:
+    """Return the name of the port of a condition's tensor."""
+    return CONDITION_TENSOR.name.replace("<name>", condition).replace("<tensor>", tensor)
+
+
 def inputs(manifest: Manifest) -> tuple[Port, ...]:
     """Return every input of the decoder graph that the manifest's cache and conditions call for."""
     return (*_own_inputs(manifest), *condition_inputs(manifest))

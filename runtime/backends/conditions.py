@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import CONDITION_TENSOR, condition_inputs
+from enginewright.runtime.artifact.decoder_graph import condition_inputs, condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.errors import ArtifactError, RequestError
@@ -57,7 +57,7 @@ def fill_entries(root: Path, manifest: Manifest, session: Session) -> None:
                 got, expected = ", ".join(arrays) or "none", ", ".join(condition.tensors)
                 raise ArtifactError(f"{where}: got the arrays {got}, expected {expected}; build the engine again")
             for tensor, values in arrays.items():
-                port = CONDITION_TENSOR.name.replace("<name>", name).replace("<tensor>", tensor)
+                port = condition_tensor(name, tensor)
                 try:
                     session.fill(port, entry, values)
                 except RequestError as e:

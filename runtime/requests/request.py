@@ -32,6 +32,8 @@ class Request:
     row: its row, set by the scheduler; None while it waits.
     priority: of the requests that wait, those with lower numbers get rows first; set before submission.
     conditions: for each condition that the request chooses, the number of its entry, from 1, and the scale; set by the LLM.
+    prefix_salt: text that tells keys of its prompt's spans from those of the same tokens under other conditions.
+    shareable: how many of its prompt's tokens other requests may share; set by the LLM.
     reused: tokens that were in the cache when the request first got a row; None before; set by the scheduler.
     error: the error that ended the request, if one did.
     done: set when the request has ended, after `error` or the result is there.
@@ -45,6 +47,8 @@ class Request:
         self.reserve = reserve
         self.row: int | None = None
         self.conditions: Mapping[str, tuple[int, float]] = {}
+        self.prefix_salt = b""
+        self.shareable = len(prompt)
         self.reused: int | None = None
         self.error: Exception | None = None
         self.done = threading.Event()

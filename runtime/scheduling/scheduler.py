@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.prefix_cache import span_keys
@@ -15,6 +16,7 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.decode_layout import DecodeLayout
 from enginewright.runtime.decoding.program import Decoder, Emission, Feed, Program, Room, SteadyBatch
 from enginewright.runtime.requests.request import Request
+from enginewright.runtime.scheduling.row_conditions import RowConditions
 from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
 from enginewright.runtime.scheduling.step import Entry, FedRows, Step
 
@@ -37,7 +39,13 @@ class Scheduler:
     decoder: the engine's decoding kind.
     """
 
-    def __init__(self, tables: TileTables, capacity: Capacity, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        tables: TileTables,
+        capacity: Capacity,
+        decoder: Decoder,
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> None:
         self.waiting: deque[Entry] = deque()
         self.running: list[Entry] = []
         self.tables = tables
@@ -45,6 +53,7 @@ class Scheduler:
         self.decoder = decoder
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)  # known tokens of each row
         self._entries: list[Entry | None] = [None] * capacity.rows
+        self._conditions = RowConditions(conditions or {}, capacity.rows)
         self._batch: SteadyBatch | None = None  # where all rows of the last step are steady, and still run
         self._last: PackedStep | None = None  # the batch's last step
         self._batch_rows: Ints = np.zeros(0, np.int64)
@@ -79,7 +88,8 @@ class Scheduler:
         """Queue `program` after those of its priority; it has been checked that it fits into the cache on its own."""
         entry = Entry(program)
         if self._capacity.span and program.shares_prefix:
-            entry.spans = span_keys(program.request.tokens, self._capacity.span)
+            request = program.request
+            entry.spans = span_keys(request.tokens[: request.shareable], self._capacity.span, request.prefix_salt)
         place = len(self.waiting)
         while place and self.waiting[place - 1].request.priority > program.request.priority:
             place -= 1
@@ -142,6 +152,7 @@ class Scheduler:
                 if request.reused is None:  # a preempted request finds its own tokens later
                     request.reused = reused
             request.move_to(row, self._tokens[row])
+            self._conditions.enter(row, request)
             self._entries[row] = entry
             self.running.append(self.waiting.popleft())
             self._batch = None
@@ -183,7 +194,8 @@ class Scheduler:
             layout.query_starts,
             layout.sample_rows,
             self._take_sink_copies(),
-            reads_logits=batch.reads_logits,
+            batch.reads_logits,
+            self._conditions.arrays(positions, layout.query_starts, self._last),
         )
         return Step(self._last, batch)
 
@@ -226,13 +238,15 @@ class Scheduler:
         fed = list(self._fed(feeds))
         assert fed, "no program feeds anything, although each fits into a step on its own"
         wanted = [feed.wanted + starts[entry.row] for entry, feed in fed if len(feed.wanted)]
+        positions = np.concatenate([feed.positions for _, feed in fed])
         packed = PackedStep(
             np.concatenate([feed.tokens for _, feed in fed]),
-            np.concatenate([feed.positions for _, feed in fed]),
+            positions,
             starts,
             np.concatenate(wanted) if wanted else _NO_ROWS,
             self._take_sink_copies(),
-            reads_logits=any(feed.reads_logits for _, feed in fed),
+            any(feed.reads_logits for _, feed in fed),
+            {**self._conditions.arrays(positions, starts, None), **_own_ports([feed for _, feed in fed])},
         )
         reading = [entry for entry, _ in fed if entry.published < len(entry.spans)]
         return Step(packed, FedRows([(entry.program, feed) for entry, feed in fed], len(feeds)), reading)
@@ -259,10 +273,20 @@ class Scheduler:
         row = entry.row
         self.tables.release(row)
         entry.program.leave()
+        self._conditions.leave(row)
         self._entries[row] = None
         entry.request.move_out()
         self.running.remove(entry)
         self._batch = None
+
+
+def _own_ports(feeds: Sequence[Feed]) -> dict[str, Ints]:
+    """Return the values of the inputs that only a decoding kind has, 0 where a feed names none."""
+    names = {name for feed in feeds if feed.ports for name in feed.ports}
+    return {
+        name: np.concatenate([(feed.ports or {}).get(name, np.zeros(len(feed.tokens), np.int64)) for feed in feeds])
+        for name in names
+    }
 
 
 def _lengths(entries: Sequence[Entry | None]) -> Ints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -31,11 +32,19 @@ class Cancel:
     requests: tuple[Request, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Do:
+    """A message to the loop: call `action` between two steps, and fill `result`."""
+
+    action: Callable[[], None]
+    result: Future[None]
+
+
 class Close:
     """A message to the loop: end the thread after the current step."""
 
 
-Message: TypeAlias = Submit | Cancel | Close
+Message: TypeAlias = Submit | Cancel | Do | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +83,13 @@ class StepLoop:
 
     def submit(self, *programs: Program) -> None:
         """Queue `programs`, in order and for the same step; starts the thread on first use."""
-        with self._lock:
-            if self._closed:
-                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
-            if self._thread is None:
-                # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
-                self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
-                self._thread.start()
-            self._inbox.put(Submit(programs))
+        self._send(Submit(programs))
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Call `action` on the loop's thread, before the next step, and wait for it; raises what it raises."""
+        result: Future[None] = Future()
+        self._send(Do(action, result))
+        result.result()
 
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; requests that have ended already stay as they are."""
@@ -102,6 +110,16 @@ class StepLoop:
         self.scheduler.commit(step, emission)
         self._deliver(emission)
         return step, emission
+
+    def _send(self, message: Message) -> None:
+        with self._lock:
+            if self._closed:
+                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
+            if self._thread is None:
+                # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
+                self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
+                self._thread.start()
+            self._inbox.put(message)
 
     def _deliver(self, emission: Emission) -> None:
         """Hand the tokens to their requests, and remove the requests that have ended."""
@@ -144,6 +162,9 @@ class StepLoop:
                 for program in message.programs:
                     self.scheduler.submit(program)
                 continue
+            if isinstance(message, Do):
+                _do(message)
+                continue
             for request in message.requests:
                 if not request.done.is_set():
                     self.scheduler.remove(request)
@@ -155,3 +176,13 @@ class StepLoop:
         for entry in list(self.scheduler.running) or list(self.scheduler.waiting):
             self.scheduler.remove(entry.request)
             entry.request.fail(error)
+
+
+def _do(message: Do) -> None:
+    """Call the message's action, and hand over what it raises to the thread that waits for it."""
+    try:
+        message.action()
+    except Exception as error:  # of any kind: it is raised where the caller waits
+        message.result.set_exception(error)
+    else:
+        message.result.set_result(None)
