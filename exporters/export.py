@@ -36,6 +36,7 @@ from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.decoder_graph import POOL
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -174,7 +175,7 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     assert value.name is not None and value.dtype is not None and value.shape is not None
     dtype = next((name for name, dtype in DTYPES.items() if dtype is value.dtype), value.dtype.name.lower())
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
+    alias = value.name.removesuffix(".out") if value.name.startswith(POOL) and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 

@@ -133,10 +133,13 @@ EXACT = Port(
     optional=True,
 )
 
+PAST_LENS = Port(
+    name="past_lens", dtype="int64", axes=("B",), lives="step", doc="tokens stored before this step, per row"
+)
 DENSE_INPUTS = (
     replace(INPUT_IDS, axes=("B", "T"), doc="new tokens of each row"),
     replace(POSITION_IDS, axes=("B", "T")),
-    Port(name="past_lens", dtype="int64", axes=("B",), lives="step", doc="tokens stored before this step, per row"),
+    PAST_LENS,
     SAMPLE_ROWS,
 )
 """The inputs of a graph of standard ops; the cache's come after them."""

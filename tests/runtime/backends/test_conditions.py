@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
-from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE
-from enginewright.plugins.libraries.locate import ort_library
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import BuiltGraph, ConditionTensor, TensorSpec
+from enginewright.runtime.artifact.manifest import ConditionTensor, TensorSpec
 from enginewright.runtime.backends.conditions import condition_bytes
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers
-from enginewright.runtime.backends.onnxruntime import cuda_session
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
 from tests.support.runtime.conditioned_engines import NamingSession, add_conditions, add_entries, bake, steering
-from tests.support.runtime.fake_cuda import FakeCuda
-from tests.support.runtime.host_library import HostLibrary
-from tests.support.runtime.tensorrt_engines import add_plan, install
+from tests.support.runtime.fake_backends import PACKED_BACKENDS, build_for_all, fake_devices
 
 HIDDEN = 64  # of the tiny engines
+CHUNK = 16
 CONDITIONS = {"steer": steering(HIDDEN, scaled=True), "tone": steering(HIDDEN, per="row", capacity=2)}
 VECTOR, OTHER, SHIFT = np.random.default_rng(5).standard_normal((3, HIDDEN), np.float32)
 PROMPTS = [[5, 9, 4], [7, *range(20, 60)], [11], [13, 1, 2, 3, 4]]  # first tokens differ
@@ -67,13 +62,7 @@ def plain(make_engine: Callable[..., Path]) -> Path:
 def steered(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny engine with conditions, and built for every backend."""
     folder = tmp_path_factory.mktemp("steered")
-    root = add_plan(add_conditions(plain, folder / "graph", CONDITIONS), folder / "plan", chunk=16)
-    manifest = directory.load(root)
-    graph = manifest.graphs["decoder"]
-    built = BuiltGraph(backend=ORT_BACKEND, version=ort.__version__, compute=ORT_COMPUTE, files=graph.files[:1])
-    graph = dataclasses.replace(graph, engines=(*graph.engines, built))
-    directory.save(dataclasses.replace(manifest, graphs={"decoder": graph}), root)
-    return root
+    return build_for_all(add_conditions(plain, folder / "graph", CONDITIONS), folder / "built", chunk=CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +82,11 @@ def baked_tokens(root: Path, folder: Path) -> list[tuple[int, ...]]:
     return found
 
 
-@pytest.fixture(params=["onnxruntime", ORT_BACKEND, "tensorrt"])
-def open_steered(request: pytest.FixtureRequest, steered: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+@pytest.fixture(params=PACKED_BACKENDS)
+def open_steered(request: pytest.FixtureRequest, steered: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens the engine on one of the backends, the devices being fakes."""
-    if request.param == "tensorrt":
-        install(monkeypatch, FakeCuda(), ort_library())
-    if request.param == ORT_BACKEND:
-        monkeypatch.setattr(cuda_session, "open_library", lambda: HostLibrary(ort_library()))
-        on_cpu = partial(cuda_session.CudaSession, provider="CPUExecutionProvider", device="cpu")
-        monkeypatch.setattr(cuda_session, "CudaSession", on_cpu)
-    yield partial(load, steered, 1, backend=request.param, prefill_chunk=16, prefix_reuse=False)
+    fake_devices(monkeypatch)
+    return partial(load, steered, 1, backend=request.param, prefill_chunk=CHUNK, prefix_reuse=False)
 
 
 @pytest.mark.native
@@ -130,8 +114,8 @@ def test_padded_steps_name_nothing_for_what_fills_them_up(
     steered: Path, wanted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rows run as four."""
-    install(monkeypatch, FakeCuda(), ort_library())
-    with load(steered, backend="tensorrt", prefill_chunk=16, prefix_reuse=False) as llm:
+    fake_devices(monkeypatch)
+    with load(steered, backend="tensorrt", prefill_chunk=CHUNK, prefix_reuse=False) as llm:
         assert isinstance(llm.loop.session._buffers, PaddedBuffers)
         give(llm)
         assert tokens_of(llm, PROMPTS[:3]) == wanted[:3]

@@ -236,3 +236,10 @@ def test_a_cache_that_is_not_the_graphs_is_refused(
     directory.save(dataclasses.replace(manifest, cache=dataclasses.replace(manifest.cache, layers=changed)), root)
     with pytest.raises(ArtifactError, match=message):
         load(root, 1)
+
+
+def test_what_sessions_offer_to_cache_policies(make_engine: Callable[..., Path]) -> None:
+    encoded = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
+    for root, offered in ((make_engine(), {"tiles"}), (encoded, set())):
+        with load(root, 1) as llm:
+            assert llm.loop.session.offers == offered
