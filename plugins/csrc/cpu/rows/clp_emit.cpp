@@ -22,7 +22,7 @@ std::int64_t extra_tokens(const float* scores, const ClpEmitArgs& args) {
   }
   float total = 0.0f;
   for (std::int64_t c = 0; c < args.classes; ++c) total += std::exp(scores[c] - scores[top]);
-  return 1.0f / total < args.tau ? 0 : std::min(top, args.extra);
+  return 1.0f / total < args.tau ? 0 : std::min(top, args.extra());
 }
 
 float activate(float x, bool silu) {
@@ -37,9 +37,9 @@ class Emission {
   void run() {
     choose_lengths();
     for (std::int64_t row = 0; row < args_.rows; ++row) {
-      std::int64_t* tokens = args_.tokens + row * (args_.extra + 1);
+      std::int64_t* tokens = args_.tokens + row * (args_.extra() + 1);
       tokens[0] = args_.greedy[row];
-      std::fill_n(tokens + 1, args_.extra, -1);
+      std::fill_n(tokens + 1, args_.extra(), -1);
       args_.counts[row] = 1;
     }
     if (order_rows() == 0) return;
@@ -69,13 +69,13 @@ class Emission {
   // The rows that emit, the longest first, so that head j is needed by the first needs(j) of them.
   std::int64_t order_rows() {
     scratch_.order.clear();
-    scratch_.counts.assign(static_cast<std::size_t>(args_.extra), 0);
-    for (std::int64_t wanted = args_.extra; wanted >= 1; --wanted) {
+    scratch_.counts.assign(static_cast<std::size_t>(args_.extra()), 0);
+    for (std::int64_t wanted = args_.extra(); wanted >= 1; --wanted) {
       for (std::int64_t row = 0; row < args_.rows; ++row)
         if (length(row) == wanted) scratch_.order.push_back(row);
       scratch_.counts[static_cast<std::size_t>(wanted - 1)] = emitting();
     }
-    while (heads_ < args_.extra && needs(heads_) > 0) ++heads_;
+    while (heads_ < args_.extra() && needs(heads_) > 0) ++heads_;
     float* states = scratch_.states.reserve(static_cast<std::size_t>(emitting() * args_.size));
     for (std::int64_t i = 0; i < emitting(); ++i)
       std::memcpy(states + i * args_.size, args_.hidden + row_of(i) * args_.size,
@@ -103,7 +103,7 @@ class Emission {
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t o = 0; o < end - begin; ++o) {
           float& x = out[r * args_.inner + o];
-          x = activate(x, args_.silu) + (args_.residual ? states_[r * args_.size + begin + o] : 0.0f);
+          x = activate(x, args_.activation != 0) + (args_.residual ? states_[r * args_.size + begin + o] : 0.0f);
         }
     };
     for_each(parallel_, heads_ * args_.inner * args_.size > kWorthwhile, static_cast<std::size_t>(heads_ * blocks),
@@ -165,7 +165,7 @@ class Emission {
       for (std::int64_t head = 0; head < length(row); ++head) {
         const std::int64_t found = token(head, i);
         if (found < 0) break;
-        args_.tokens[row * (args_.extra + 1) + 1 + head] = found;
+        args_.tokens[row * (args_.extra() + 1) + 1 + head] = found;
         args_.counts[row] = 2 + head;
       }
     }

@@ -5,29 +5,29 @@
 
 #include "cpu/attention/attention_args.h"
 #include "cpu/kvarn/kvarn_args.h"
+#include "generated/attributes/depth_mix.h"
+#include "generated/attributes/split_qkv.h"
 #include "layout/tile.h"
 
 namespace ew {
 
-// One call of SplitQkv, as raw pointers; shapes and meaning as plugins/ops declares them.
-struct SplitQkvArgs {
-  const float* packed;                 // [tokens, width()]
-  const float *cos, *sin;              // [tokens, half]; null when half is 0
-  const float *query_norm, *key_norm;  // [head_dim], or both null
-  float *query, *key, *value;
-  std::int64_t tokens, query_heads, kv_heads, head_dim, value_dim, half;
-  float epsilon;
+// One call of SplitQkv: its attributes, and raw pointers; shapes and meaning as plugins/ops declares them.
+struct SplitQkvArgs : declared::split_qkv::AttributeValues {
+  const float* packed = nullptr;                           // [tokens, width()]
+  const float *cos = nullptr, *sin = nullptr;              // [tokens, half]; null when half is 0
+  const float *query_norm = nullptr, *key_norm = nullptr;  // [head_dim], or both null
+  float *query = nullptr, *key = nullptr, *value = nullptr;
+  std::int64_t tokens = 0, half = 0;
 
   std::int64_t width() const { return (query_heads + kv_heads) * head_dim + kv_heads * value_dim; }
 };
 
 // One call of DepthMix. Source i has its key at sources[2 i] and its mixed value after it.
-struct DepthMixArgs {
-  const float *query, *key, *value;
-  const float* const* sources;
-  float* mixed;
-  std::int64_t tokens, query_heads, kv_heads, head_dim, value_dim, source_count;
-  float scale;
+struct DepthMixArgs : declared::depth_mix::AttributeValues {
+  const float *query = nullptr, *key = nullptr, *value = nullptr;
+  const float* const* sources = nullptr;
+  float* mixed = nullptr;
+  std::int64_t tokens = 0, query_heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0, source_count = 0;
 };
 
 // A matrix product with the rows of a weight: x[rows, size], weight[outputs, size] in floats or in codes with a scale
