@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/simd/isa.h"
+#include "cpu/rows/argmax.h"
+#include "cpu/rows/linear.h"
 
 namespace ew {
 namespace {
@@ -32,7 +33,7 @@ float activate(float x, bool silu) {
 class Emission {
  public:
   Emission(const ClpEmitArgs& args, ClpScratch& scratch, const Parallel& parallel)
-      : args_(args), scratch_(scratch), parallel_(parallel), kernels_(ew::kernels()) {}
+      : args_(args), scratch_(scratch), parallel_(parallel), linear_(linear_kernel()), argmax_(argmax_kernel()) {}
 
   void run() {
     choose_lengths();
@@ -53,7 +54,7 @@ class Emission {
     float* scores = scratch_.scores.reserve(static_cast<std::size_t>(args_.rows * args_.classes));
     const LinearArgs classifier = {args_.hidden, args_.rows, args_.size,           args_.classifier_weight,
                                    nullptr,      nullptr,    args_.classifier_bias};
-    kernels_.linear(classifier, 0, args_.classes, scores, args_.classes);
+    linear_(classifier, 0, args_.classes, scores, args_.classes);
     scratch_.lengths.resize(static_cast<std::size_t>(args_.rows));
     for (std::int64_t row = 0; row < args_.rows; ++row)
       length(row) = may_emit(row) ? extra_tokens(scores + row * args_.classes, args_) : 0;
@@ -99,7 +100,7 @@ class Emission {
                              nullptr,
                              args_.up_bias + head * args_.inner};
       float* out = inner_ + head * emitting() * args_.inner + begin;
-      kernels_.linear(up, begin, end, out, args_.inner);
+      linear_(up, begin, end, out, args_.inner);
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t o = 0; o < end - begin; ++o) {
           float& x = out[r * args_.inner + o];
@@ -128,10 +129,10 @@ class Emission {
     const std::int64_t begin = block * kBlock, end = std::min(begin + kBlock, args_.vocab), rows = needs(head);
     for (std::int64_t first = 0; first < rows; first += kGroup) {
       const std::int64_t count = std::min(kGroup, rows - first);
-      kernels_.linear(projection(head, first, count), begin, end, logits, kBlock);
+      linear_(projection(head, first, count), begin, end, logits, kBlock);
       for (std::int64_t r = 0; r < count; ++r) {
         const std::size_t at = slot(head, block, first + r);
-        kernels_.argmax(logits + r * kBlock, end - begin, &scratch_.best_at[at], &best_[at]);
+        argmax_(logits + r * kBlock, end - begin, &scratch_.best_at[at], &best_[at]);
       }
     }
   }
@@ -182,7 +183,8 @@ class Emission {
   const ClpEmitArgs& args_;
   ClpScratch& scratch_;
   const Parallel& parallel_;
-  const Kernels& kernels_;
+  decltype(linear_kernel()) linear_;
+  decltype(argmax_kernel()) argmax_;
   const float* states_ = nullptr;
   float *inner_ = nullptr, *best_ = nullptr;
   std::int64_t heads_ = 0, blocks_ = 0;  // heads that any row needs; blocks of the vocabulary

@@ -1,7 +1,7 @@
 // DepthMix for ONNX Runtime on the CPU: turns a node's tensors and attributes into DepthMixArgs.
 #include <vector>
 
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/depth_mix.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/depth_mix.h"

@@ -1,5 +1,5 @@
 // GreedySample for ONNX Runtime on the CPU.
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/greedy_sample.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/greedy_sample.h"

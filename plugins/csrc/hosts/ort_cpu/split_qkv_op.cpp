@@ -1,5 +1,5 @@
 // SplitQkv for ONNX Runtime on the CPU: turns a node's tensors and attributes into SplitQkvArgs.
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/split_qkv.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/split_qkv.h"
