@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "generated/tile_tokens.h"
 #include "ops/tensor.h"
 
 namespace ew::ops {
