@@ -14,7 +14,7 @@ class Attention(ctypes.Structure):
         *((name, _pointer) for name in ("query", "key", "value", "output")),
         *((name, _pointer) for name in ("query_starts", "kv_lens", "table", "sinks")),
         *((name, _int64) for name in ("tokens", "rows", "query_heads", "kv_heads", "head_dim", "value_dim")),
-        *((name, _int64) for name in ("table_width", "window", "longest")),
+        *((name, _int64) for name in ("table_heads", "table_width", "window", "longest")),
         *((name, _float) for name in ("scale", "softcap")),
         *((name, _int32) for name in ("type", "reserved")),
     )

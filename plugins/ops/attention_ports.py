@@ -10,8 +10,9 @@ QUERY_STARTS = Tensor(
 KV_LENS = Tensor(
     "kv_lens",
     ("int32",),
-    ("L", "B", "Hkv"),
-    "number of tokens in the cache before this call, for each layer, row and KV head",
+    ("L", "B", "H"),
+    "number of tokens in the cache before this call, for each layer, row and KV head; a layer that has fewer than H heads "
+    "reads the first ones",
 )
 SINKS = Tensor(
     "sinks",

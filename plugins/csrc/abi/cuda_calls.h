@@ -18,18 +18,18 @@ extern "C" {
 #define EW_EXPORT __attribute__((visibility("default")))
 
 // Raised with every change of a struct or a function below; a loader compares it.
-#define EW_CUDA_ABI 1
+#define EW_CUDA_ABI 2
 
 enum { EW_HALF = 0, EW_BFLOAT16 = 1 };
 
-// The arguments that both attention ops share. kv_lens and table point at the node's layer; query, key, value and
-// output are of `type`.
+// The arguments that both attention ops share. kv_lens [rows, table_heads] and table [rows, table_heads, table_width]
+// point at the node's layer, of which the first kv_heads heads count; query, key, value and output are of `type`.
 typedef struct EwAttention {
   const void *query, *key, *value;
   void* output;
   const int32_t *query_starts, *kv_lens, *table;
   const float* sinks;  // or null
-  int64_t tokens, rows, query_heads, kv_heads, head_dim, value_dim, table_width, window;
+  int64_t tokens, rows, query_heads, kv_heads, head_dim, value_dim, table_heads, table_width, window;
   int64_t longest;  // no row brings more new tokens; `tokens` where the host does not know better
   float scale, softcap;
   int32_t type;
@@ -43,7 +43,7 @@ typedef struct EwPagedAttention {
   int64_t kv_bits;
 } EwPagedAttention;
 
-// encoded_before and encoded_after point at the node's layer.
+// encoded_before and encoded_after [rows, table_heads] point at the node's layer.
 typedef struct EwKVarNAttention {
   EwAttention attention;
   void *tiles, *exact;
