@@ -12,7 +12,8 @@ from enginewright.runtime.cache.capacity import (
     cache_bytes,
     plan_capacity,
 )
-from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.cache.policy import check_policy
+from enginewright.runtime.cache.policy_tables import open_tables
 from enginewright.runtime.decoding.registry import open_decoder
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
@@ -70,12 +71,13 @@ def load(
         prefix_reuse=prefix_reuse,
         width=decoder.width,
     )
-    tables = TileTables(manifest.cache, capacity)
+    tables = open_tables(manifest.cache, capacity)
     try:
         session = chosen.open(root, manifest, tables, capacity)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
+    check_policy(manifest.cache, getattr(session, "offers", frozenset({"tiles"})), tokens_a_step=capacity.width)
     return LLM(manifest, tokenizer, StepLoop(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
 
 

@@ -150,7 +150,7 @@ class Scheduler:
                 keys = request.spans[: (request.length - 1) // self._capacity.span]
             row = self.tables.pick_row([i for i, holder in enumerate(self._requests) if holder is None], keys)
             self._known[row] = request.length
-            reused = self.tables.admit(row, keys, self._known)
+            reused = self.tables.admit(row, keys, self._known, _prompt_of(request))
             if reused is None:
                 self._known[row] = 0
                 return
@@ -194,7 +194,8 @@ class Scheduler:
         preemption, are cut at whole tiles, so that each token sees what it sees when tokens come one by one.
         """
         if not self._capacity.chunk:
-            return min(pending, limit)
+            assert request.row is not None
+            return min(pending, limit, self.tables.tokens_before_due(request.row))
         held, size = int(self.tables.held[request.row]), self.tables.tile_tokens
         if isinstance(request, Generation) and held < request.prompt_tokens:
             size, pending = self._capacity.chunk, request.prompt_tokens - held
@@ -324,3 +325,8 @@ class Scheduler:
         request.move_out()
         self.running.remove(request)
         self._repeatable = None
+
+
+def _prompt_of(request: Request) -> int:
+    """The tokens of a request's prompt, as cache policies count them: a text that is scored counts as generated."""
+    return request.prompt_tokens if isinstance(request, Generation) else 0

@@ -104,6 +104,7 @@ class StepLoop:
         emission = self.decoder.decode(decided, step.sampled, step.drafts)
         self.scheduler.commit(step, emission)
         self._deliver(step, outputs.logits, emission)
+        self.scheduler.tables.evict_due(self.session)
         return step, emission
 
     def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
