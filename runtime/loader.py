@@ -14,7 +14,8 @@ from enginewright.runtime.cache.capacity import (
     plan_capacity,
 )
 from enginewright.runtime.cache.pieces import Pieces
-from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.cache.policy import check_policy
+from enginewright.runtime.cache.policy_tables import open_tables
 from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
@@ -73,13 +74,14 @@ def load(
         prefix_reuse=prefix_reuse,
         width=width,
     )
-    tables = TileTables(manifest.cache, capacity)
+    tables = open_tables(manifest.cache, capacity)
     try:
         session = chosen.open(root, manifest, tables, capacity)
         fill_entries(root, manifest, session)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
+    check_policy(manifest.cache, session.offers, tokens_a_step=capacity.width)
     decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
     loop = StepLoop(Scheduler(tables, capacity, decoder, manifest.conditions), session)
     return LLM(manifest, tokenizer, loop, capacity, tables.longest)

@@ -15,7 +15,7 @@ from typing import Any
 from enginewright.plugins.libraries.cuda_calls import CallStructure, function_of
 from enginewright.plugins.libraries.locate import CUDA_LIBRARY, LibraryError, library_path
 
-ABI = 1
+ABI = 2
 # The manifest's names for engines of ONNX Runtime's CUDA provider, and for the GPUs that they run on.
 ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1

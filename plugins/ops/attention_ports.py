@@ -11,8 +11,9 @@ QUERY_STARTS = Tensor(
 KV_LENS = Tensor(
     "kv_lens",
     ("int32",),
-    ("L", "B", "Hkv"),
-    "number of tokens in the cache before this call, for each layer, row and KV head",
+    ("L", "B", "H"),
+    "number of tokens in the cache before this call, for each layer, row and KV head; a layer that has fewer than H heads "
+    "reads the first ones",
 )
 SINKS = Tensor(
     "sinks",
@@ -41,7 +42,16 @@ ATTENTION_FIELDS = Structure(
         *fields("const int32_t*", "query_starts", "kv_lens", "table"),
         Field("sinks", "const float*", "or null"),
         *fields(
-            "int64_t", "tokens", "rows", "query_heads", "kv_heads", "head_dim", "value_dim", "table_width", "window"
+            "int64_t",
+            "tokens",
+            "rows",
+            "query_heads",
+            "kv_heads",
+            "head_dim",
+            "value_dim",
+            "table_heads",
+            "table_width",
+            "window",
         ),
         Field("longest", "int64_t", "no row brings more new tokens; `tokens` where the host does not know better"),
         *fields("float", "scale", "softcap"),

@@ -47,13 +47,13 @@ KVARN_ATTENTION = Op(
         QUERY_STARTS,
         KV_LENS,
         Tensor(
-            "tile_table", ("int32",), ("L", "B", "Hkv", "M"), "ids of the records in token order; entry 0 is not read"
+            "tile_table", ("int32",), ("L", "B", "H", "M"), "ids of the records in token order; entry 0 is not read"
         ),
         Tensor("slots", ("int32",), ("B",), "index of each row in `exact`"),
         Tensor(
             "encoded_lens",
             ("int32",),
-            ("two", "L", "B", "Hkv"),
+            ("two", "L", "B", "H"),
             "number of tokens that are encoded, before the call and after it; multiples of TILE_TOKENS, the first tile included",
         ),
         SINKS,

@@ -33,7 +33,7 @@ PAGED_ATTENTION = Op(
         Tensor(
             "tile_table",
             ("int32",),
-            ("L", "B", "Hkv", "M"),
+            ("L", "B", "H", "M"),
             "ids of the tiles in token order; only ids in use are read",
         ),
         SINKS,

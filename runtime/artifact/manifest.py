@@ -107,12 +107,14 @@ class Cache:
     tile_tokens: tokens of one KV head that a tile holds.
     kv_bits: width of an element that is not encoded.
     layers: one entry for each attention layer.
+    policy: {"kind": ..., its options}: which tokens of a request stay; empty: all of them.
     """
 
     kind: str
     tile_tokens: int
     kv_bits: int
     layers: tuple[CacheLayer, ...]
+    policy: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:

@@ -74,6 +74,7 @@ def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
     )
     return {
         "kind": cache.kind,
+        "policy": cache.policy,
         "kv_bits": cache.kv_bits,
         "layers": len(cache.layers),
         "windowed_layers": len(windowed),
@@ -144,6 +145,9 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
     if cache["bytes_per_token"]:
         ratio = f" ({cache['times_under_16_bits']} times fewer than 16-bit ones)" if cache["encoded_layers"] else ""
         yield f"            {cache['bytes_per_token']} bytes per token{ratio}, {cache['tokens_per_gib']} tokens per GiB"
+    if cache["policy"]:
+        policy = dict(cache["policy"])
+        yield f"            policy {policy.pop('kind', '?')}{''.join(f', {key} {value}' for key, value in policy.items())}"
     if cache["exact_bytes_per_request"]:
         exact = _bytes(cache["exact_bytes_per_request"])
         yield f"            {exact} per request for the first and the newest tokens, which are not encoded"

@@ -58,6 +58,11 @@ class Request:
         """Number of known tokens, prompt and output."""
         return self.prompt_tokens
 
+    @property
+    def policy_prompt(self) -> int:
+        """Number of tokens in the prompt, as cache policies count it: 0 where a text is scored."""
+        return self.prompt_tokens
+
     def move_to(self, row: int, buffer: Ints) -> None:
         """Move into `row`: copy the known tokens to the start of `buffer`, and keep the tokens there from now on.
 
@@ -92,6 +97,10 @@ class Scoring(Request):
         super().__init__(prompt, reserve=len(prompt))
         self._take = take
         self._taken = 0
+
+    @property
+    def policy_prompt(self) -> int:
+        return 0
 
     def receive(self, position: int, logits: NDArray[np.float32]) -> bool:
         """Take the logits from `position` on; return True when these are the last."""

@@ -23,7 +23,6 @@ from enginewright.runtime.scheduling.step import Entry, FedRows, Step
 Ints = NDArray[np.int64]
 
 _NO_ROWS = np.zeros(1, np.int64)  # no logits are wanted; a graph need not accept zero rows
-_UNCUT = np.iinfo(np.int64).max
 
 
 class Scheduler:
@@ -144,7 +143,7 @@ class Scheduler:
             row = self.tables.pick_row([i for i, holder in enumerate(self._entries) if holder is None], keys)
             lengths = _lengths(self._entries)
             lengths[row] = request.length
-            reused = self.tables.admit(row, keys, lengths)
+            reused = self.tables.admit(row, keys, lengths, request.policy_prompt)
             if reused is None:
                 return
             if entry.spans:
@@ -220,7 +219,7 @@ class Scheduler:
         return feeds
 
     def _room(self, entry: Entry, tokens: int, wanted: int) -> Room:
-        return Room(tokens, wanted, _UNCUT)
+        return Room(tokens, wanted, self.tables.tokens_before_due(entry.row))
 
     def _extents(self, feeds: Sequence[Feed | None]) -> Ints:
         """Return for how many tokens each row needs tiles in the next step, int64 [rows]."""

@@ -117,6 +117,7 @@ def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[CallStru
         kv_heads=shape.kv_heads,
         head_dim=shape.dim,
         value_dim=shape.dim,
+        table_heads=shape.kv_heads,
         table_width=tiles,
         longest=shape.new,
         scale=shape.dim**-0.5,

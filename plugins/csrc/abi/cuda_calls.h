@@ -15,7 +15,7 @@
 #define EW_EXPORT __attribute__((visibility("default")))
 
 // Raised with every change of a function below or of the struct of a call; a loader compares it.
-#define EW_CUDA_ABI 1
+#define EW_CUDA_ABI 2
 
 enum { EW_HALF = 0, EW_BFLOAT16 = 1 };
 

@@ -51,6 +51,7 @@ class _Call:
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
+            table_heads=arrays["kv_lens"].shape[-1],
             table_width=arrays["tile_table"].shape[-1],
             window=attributes.get("window", 0),
             softcap=attributes.get("softcap", 0.0),

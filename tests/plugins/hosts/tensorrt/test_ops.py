@@ -73,6 +73,7 @@ def paged_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     PAGED_CASES,
     "everything",
     "one_layer",
+    "fewer_heads_than_other_layers",
     "mixed",
     "no_rows",
     "softcap_small_logits",
@@ -105,6 +106,7 @@ def kvarn_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     KVARN_CASES,
     "everything",
     "one_layer",
+    "fewer_heads_than_other_layers",
     "bits_4_4",
     "no_rows",
     "verify_draft",
@@ -226,7 +228,7 @@ def planned(tokens: int, rows: int, width: int, heads: tuple[int, int], dim: int
     return Attention(
         **dict.fromkeys(names, ANYWHERE),
         **{"tokens": tokens, "longest": tokens, "rows": rows, "table_width": width, "scale": 1.0},
-        **{"query_heads": heads[0], "kv_heads": heads[1], "head_dim": dim, "value_dim": dim},
+        **{"query_heads": heads[0], "kv_heads": heads[1], "table_heads": heads[1], "head_dim": dim, "value_dim": dim},
     )
 
 
