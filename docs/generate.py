@@ -267,7 +267,7 @@ def _json_like(value: Any) -> str:
 
 def method_options(name: str) -> str:
     """The options of one method, from its config."""
-    config = _methods().find_method(name).Config
+    config = _methods().find_method(name).config
     return _field_table(config, "option")
 
 
