@@ -26,6 +26,7 @@ class LowerToStandardPass(ir.passes.InPlacePass):
            past_lens                       int64 [B], the number of tokens that each row holds
            sample_rows                     int64 [N], indices into the flattened tokens
            kv.<layer>.key, kv.<layer>.value  [B, Hkv, length, D] of the graph's type
+       Any other input [T], such as a condition's index, becomes [B, T], too.
     2. PagedAttention becomes TensorScatter of keys and values, then Attention, causal and bounded by each row's length. With
        a window it gets a mask. With a softcap or sinks, which no fused kernel takes, it is written as products.
     3. GreedySample becomes ArgMax, and -1 where the largest logit is not finite.
@@ -33,7 +34,8 @@ class LowerToStandardPass(ir.passes.InPlacePass):
     length: of the caches, in tokens.
 
     Raises:
-        UnsupportedError: the graph has any other op of ours; raised by the call.
+        UnsupportedError: the graph has any other op of ours, or anything else reads the tables of packed rows; raised by the
+            call.
     """
 
     def __init__(self, length: int) -> None:
@@ -63,7 +65,8 @@ class _Lowering:
         self._masks: dict[int, ir.Value] = {}
 
     def run(self) -> None:
-        self._flatten("input_ids")
+        for name in [name for name, value in self._inputs.items() if name != "position_ids" and _is_per_token(value)]:
+            self._flatten(str(name))
         positions = self._flatten("position_ids")
         self._positions = positions
         self._past = self._add_input("past_lens", ir.DataType.INT64, ("B",))
@@ -76,6 +79,11 @@ class _Lowering:
             else:
                 self._sample(node)
         for name in ("query_starts", "kv_lens", "tile_table"):
+            if readers := {node.op_type for node, _ in self._inputs[name].uses()}:
+                raise UnsupportedError(
+                    f"plugins none: got {', '.join(sorted(readers))}, which reads {name}, expected nodes that know tokens "
+                    "alone; build without what adds it, or with plugins all"
+                )
             self._graph.inputs.remove(self._inputs[name])
 
     def _flatten(self, name: str) -> ir.Value:
@@ -172,3 +180,8 @@ class _Lowering:
         self._graph.outputs[self._graph.outputs.index(tokens)] = sampled
         tokens.name, sampled.name = None, tokens.name
         self._graph.remove(node, safe=True)
+
+
+def _is_per_token(value: ir.Value) -> bool:
+    """Whether an input has one number for each token of the step."""
+    return value.shape is not None and [str(getattr(size, "value", size)) for size in value.shape] == ["T"]
