@@ -9,6 +9,7 @@ import textwrap
 from typing import Any
 
 from enginewright.exporters.config_text import describe_fields
+from enginewright.exporters.features.registry import find_features
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.registry import find_methods
 from enginewright.runtime.errors import ExportError
@@ -40,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(map(len, described))
         print("\n".join(f"{name:{width}}  {each['gives']}" for name, each in described.items()))
         print(
-            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options.\n"
-            "Depth-Attention needs no option: a checkpoint's config asks for it (docs/methods/depth_attention.md)."
+            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options."
         )
+        for feature in find_features().values():
+            print(f"{feature.title} needs no option: a checkpoint's config asks for it ({PAGES}/{feature.name}.md).")
     return 0
 
 
