@@ -16,13 +16,8 @@ from tqdm import tqdm
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
 from enginewright.exporters.capture.capture import Captured, capture
-from enginewright.exporters.methods.registry import (
-    check_model,
-    choose_cache,
-    choose_decoding,
-    extend_graph,
-    transform_weights,
-)
+from enginewright.exporters.methods import registry
+from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
 from enginewright.exporters.passes.pipeline import attach_weights, rewrite
@@ -55,17 +50,19 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
     cache = _choose_cache(recipe)
-    decoding = choose_decoding(recipe.apply)
+    decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
-    check_model(recipe.apply, checkpoint)
+    registry.check_model(recipe.apply, checkpoint)
+    conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
-    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
+    weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)
-    rewrite(captured.model)
-    extend_graph(recipe.apply, captured.model.graph)
+    rewrite(captured.model, registry.passes(recipe.apply))
+    anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
+    registry.extend_graph(recipe.apply, anchors)
     QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
     described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
@@ -83,6 +80,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
         weights=_describe_weights(recipe),
+        conditions=conditions,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
@@ -91,7 +89,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
 
 
 def _choose_cache(recipe: Recipe) -> CacheFormat:
-    cache = choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
+    cache = registry.choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
     if recipe.plugins == "all":
         return cache
     if cache.kind != "paged":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.exporters.config_text import make_config, split_spec
-from enginewright.exporters.methods.registry import Applied, find_method
+from enginewright.exporters.methods.registry import Applied, apply_method, check_together
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.weights.precision import Precision
 from enginewright.runtime.errors import ExportError
@@ -59,6 +59,7 @@ class Recipe:
             raise ExportError(f"max_batch: got {self.max_batch}, expected at least 1")
         if self.max_context is not None and self.max_context < 1:
             raise ExportError(f"max_context: got {self.max_context}, expected at least 1")
+        check_together(self.apply)
 
     @property
     def cache_bits(self) -> int:
@@ -72,13 +73,13 @@ def parse_method(spec: str | dict[str, Any]) -> Applied:
     """Read a method from `lora:path=DIR,weight=0.5`, or from a mapping {lora: {path: DIR, weight: 0.5}}."""
     if isinstance(spec, str):
         name, options = split_spec(spec)
-        return Applied(name, make_config(find_method(name).Config, options, name))
+        return apply_method(name, options)
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ExportError(f"apply: got {spec!r}, expected NAME:key=value,... or one mapping NAME: {{key: value}}")
     ((name, mapping),) = spec.items()
     if mapping is not None and not isinstance(mapping, dict):
         raise ExportError(f"apply: {name}: got {mapping!r}, expected a mapping of keys to values")
-    return Applied(name, make_config(find_method(name).Config, mapping or {}, name))
+    return apply_method(name, mapping or {})
 
 
 def parse_weights(spec: str | dict[str, Any]) -> Precision:

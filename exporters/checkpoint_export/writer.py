@@ -34,7 +34,14 @@ from enginewright.exporters.checkpoint_export.safetensors_writer import (
     read_spans,
     write_safetensors,
 )
-from enginewright.exporters.methods.registry import METHODS, Applied, check_model, find_method, transform_weights
+from enginewright.exporters.methods.registry import (
+    Applied,
+    check_model,
+    check_together,
+    find_method,
+    find_options,
+    transform_weights,
+)
 from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import build_skeleton
@@ -96,16 +103,17 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
 
 
 def check_methods(applied: tuple[Applied, ...]) -> None:
-    """Raise unless `applied` has at least one method, and all its methods change weights."""
-    known = ", ".join(name for name in METHODS if hasattr(find_method(name), "transform_weights"))
+    """Raise unless `applied` has at least one method, all its methods change weights, and none excludes another."""
+    known = ", ".join(name for name, method in find_options().items() if method.transform_weights is not None)
     if not applied:
         raise ExportError(f"apply: got no method, expected at least one of {known}")
     for method in applied:
-        if not hasattr(find_method(method.name), "transform_weights"):
+        if find_method(method.name).transform_weights is None:
             raise UnsupportedError(
                 f"apply: {method.name} changes engines, not weights, so a checkpoint cannot hold it; expected one of "
                 f"{known}; `enginewright build` writes engines with it"
             )
+    check_together(applied)
 
 
 def open_source(model: str, output: Path) -> Checkpoint:

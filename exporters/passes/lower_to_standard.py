@@ -12,8 +12,6 @@ from enginewright.exporters.passes.decomposed_attention import decomposed_attent
 from enginewright.exporters.passes.graph_writer import GraphWriter
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.runtime.artifact.decoder_graph import (
-    CONDITION,
-    INPUT_IDS,
     KV_LENS,
     PAST_LENS,
     POSITION_IDS,
@@ -34,8 +32,8 @@ class LowerToStandardPass(ir.passes.InPlacePass):
            input_ids, position_ids         int64 [B, T]
            past_lens                       int64 [B], the number of tokens that each row holds
            sample_rows                     int64 [N], indices into the flattened tokens
-           cond.<name>.index and .scale    [B, T] where they are per token
            kv.<layer>.key, kv.<layer>.value  [B, Hkv, length, D] of the graph's type
+       Any other input [T], such as a condition's index, becomes [B, T], too.
     2. PagedAttention becomes TensorScatter of keys and values, then Attention, causal and bounded by each row's length. With
        a window it gets a mask. With a softcap or sinks, which no fused kernel takes, it is written as products.
     3. GreedySample becomes ArgMax, and -1 where the largest logit is not finite.
@@ -73,12 +71,10 @@ class _Lowering:
         self._masks: dict[int, ir.Value] = {}
 
     def run(self) -> None:
-        self._flatten(INPUT_IDS.name)
+        for name in [name for name, value in self._inputs.items() if name != POSITION_IDS.name and _is_per_token(value)]:
+            self._flatten(str(name))
         positions = self._flatten(POSITION_IDS.name)
         self._positions = positions
-        for value in list(self._graph.inputs):
-            if value.name is not None and value.name.startswith(CONDITION) and value.shape == ("T",):
-                self._flatten(value.name)
         self._past = self._add_input(PAST_LENS.name, ir.DataType.INT64, ("B",))
         tokens = self._shared("Shape", positions, start=1, end=2)
         self._rows = self._shared("Shape", positions)
@@ -191,3 +187,8 @@ class _Lowering:
         self._graph.outputs[self._graph.outputs.index(tokens)] = sampled
         tokens.name, sampled.name = None, tokens.name
         self._graph.remove(node, safe=True)
+
+
+def _is_per_token(value: ir.Value) -> bool:
+    """Whether an input has one number for each token of the step."""
+    return value.shape is not None and [str(getattr(size, "value", size)) for size in value.shape] == ["T"]

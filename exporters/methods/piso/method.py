@@ -30,6 +30,7 @@ from enginewright.exporters.calibration.atomic_files import disk_errors, replace
 from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate, check_layers
 from enginewright.exporters.calibration.linear_group import Calibration, Compute, LinearGroup, Objective
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
+from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
@@ -221,3 +222,12 @@ def _digest(path: Path) -> bytes:
             return hashlib.file_digest(f, "sha256").digest()
     except OSError as e:
         raise ExportError(f"piso: {path}: cannot be read ({e.strerror})") from e
+
+
+METHOD = Method(
+    name="piso",
+    summary="linear layers in 2, 3, 4 or 8 bits, calibrated",
+    paper="2606.10890",
+    config=Config,
+    transform_weights=transform_weights,
+)

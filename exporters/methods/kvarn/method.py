@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import onnx_ir as ir
 import torch
 
 from enginewright.exporters.capture.cache_formats import (
@@ -18,6 +19,9 @@ from enginewright.exporters.capture.cache_formats import (
     PagedCacheFormat,
     Tensors,
 )
+from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.methods.kvarn.fold_value_rotation import FoldValueRotationPass
+from enginewright.exporters.methods.tolerance import INT4, Tolerance
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
@@ -140,15 +144,30 @@ class KVarNCacheFormat:
 
 
 def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
-    """Return the KVarN cache in place of the paged one.
-
-    Raises:
-        ExportError: another method has chosen a cache already, or exact elements are to have 32 bits.
-    """
-    if cache.kind != "paged":
-        raise ExportError(f"kvarn: the cache is {cache.kind} already; apply kvarn once")
+    """Return the KVarN cache in place of the paged one; ExportError where exact elements are to have 32 bits."""
     if cache.bits != KVarNCacheFormat.bits:
         raise ExportError(
             f"kvarn: got --kv-bits {cache.bits}, expected {KVarNCacheFormat.bits}: tiles that are not encoded are halves"
         )
     return KVarNCacheFormat(config)
+
+
+def passes(config: Config) -> tuple[ir.passes.PassBase, ...]:
+    """Return the pass that moves the rotation of values into the weights."""
+    return (FoldValueRotationPass(),)
+
+
+def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
+    """Return the tolerance of int4: codes of a few bits change the model on purpose."""
+    return INT4
+
+
+METHOD = Method(
+    name="kvarn",
+    summary="a cache of 2, 4 or 8 bits",
+    paper="2606.03458",
+    config=Config,
+    choose_cache=choose_cache,
+    passes=passes,
+    tolerance=tolerance,
+)

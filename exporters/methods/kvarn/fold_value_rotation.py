@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from enginewright.exporters.capture.layer_values import OTHER_BASIS
 from enginewright.exporters.weights.graph_weights import add_weight, find_bias, weight_of
 from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
@@ -57,6 +58,7 @@ def _fold(graph: ir.Graph, attention: ir.Node) -> bool:
     if uses.bias is not None:
         _rotate(graph, *uses.bias, dim, axis=0)
     attention.attributes["rotate_values"] = ir.AttrInt64("rotate_values", 0)
+    attention.outputs[0].meta[OTHER_BASIS] = "rotated as KVarN stores values"
     return True
 
 
