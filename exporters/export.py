@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -185,8 +184,8 @@ def _describe_weights(recipe: Recipe) -> dict[str, Any]:
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
-    for source in checkpoint.tokenizer_files():
-        target = root / "tokenizer" / source.name
+    for name, content in checkpoint.tokenizer_files().items():
+        target = root / "tokenizer" / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_bytes(content)
         yield directory.describe_file(root, target)

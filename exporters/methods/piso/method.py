@@ -206,7 +206,9 @@ def _fingerprint(config: Config, weights: dict[str, Weight], checkpoint: Checkpo
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
     hashed = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     texts = [Path(config.text).expanduser()] if config.text else []
-    for path in [checkpoint.path / "config.json", *checkpoint.tokenizer_files(), *texts]:
+    for content in [checkpoint.read_file("config.json"), *checkpoint.tokenizer_files().values()]:
+        hashed.update(hashlib.sha256(content).digest())
+    for path in texts:
         hashed.update(_digest(path))
     for name in sorted(weights):
         hashed.update(f"{name} {weights[name].shape}".encode())
