@@ -80,7 +80,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         cache=described,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
-        weights=_describe_weights(recipe),
+        weights=recipe.weights.describe(recipe.dtype),
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
@@ -175,12 +175,6 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
-
-
-def _describe_weights(recipe: Recipe) -> dict[str, Any]:
-    if recipe.weights.kind == "float32":
-        return {"kind": recipe.dtype}
-    return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:

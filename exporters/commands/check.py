@@ -51,11 +51,11 @@ class Tolerance:
         return found
 
 
-# Cached halves carry 2^-11 of relative error through every layer; blocks of 4 or 8 bits change the model on purpose,
-# so only their KL is bounded, by what would show in answers.
+# Cached halves carry 2^-11 of relative error through every layer; codes of few bits change the model on purpose, so only
+# their KL is bounded, by what would show in answers.
 EXACT = Tolerance(error=2e-4, kl=1e-6, greedy=True)
 HALF_CACHE = Tolerance(error=5e-3, kl=1e-4, greedy=True)
-QUANTIZED = {"int8": Tolerance(error=1.0, kl=1e-2, greedy=False), "int4": Tolerance(error=1.0, kl=0.5, greedy=False)}
+QUANTIZED = Tolerance(error=1.0, kl=0.5, greedy=False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,11 +119,10 @@ def _tolerance(manifest: Manifest) -> Tolerance:
 
 
 def _tolerance_of_numbers(manifest: Manifest) -> Tolerance:
-    kind = str(manifest.weights.get("kind", "float32"))
     if manifest.cache.kind == "kvarn":
-        return QUANTIZED["int4"]
-    if kind in QUANTIZED:
-        return QUANTIZED[kind]
+        return QUANTIZED
+    if "max_kl" in manifest.weights:  # of a stored form that changes weights
+        return dataclasses.replace(QUANTIZED, kl=float(manifest.weights["max_kl"]))
     return EXACT if manifest.cache.kv_bits == 32 else HALF_CACHE
 
 

@@ -33,7 +33,7 @@ from enginewright.exporters.calibration.texts import tokens_from_file, tokens_fr
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.block_codes import stored_form
+from enginewright.exporters.weights.block_codes import block_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
@@ -82,7 +82,7 @@ class Config(LayerSettings):
             raise ExportError(f"piso: got bits={self.bits}, expected one of {', '.join(map(str, BITS))}")
         super().__post_init__()
         if self.group_size:
-            stored_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
+            block_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
         if self.objective not in ("auto", *get_args(Objective)):
             raise ExportError(f"piso: got objective={self.objective!r}, expected auto, self, cross or float")
         if self.correction == "gptq" and self.objective == "cross":
