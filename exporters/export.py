@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,7 +78,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         cache=described,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
-        weights=_describe_weights(recipe),
+        weights=recipe.weights.describe(recipe.dtype),
         conditions=conditions,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
@@ -177,15 +176,9 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 
-def _describe_weights(recipe: Recipe) -> dict[str, Any]:
-    if recipe.weights.kind == "float32":
-        return {"kind": recipe.dtype}
-    return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
-
-
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
-    for source in checkpoint.tokenizer_files():
-        target = root / "tokenizer" / source.name
+    for name, content in checkpoint.tokenizer_files().items():
+        target = root / "tokenizer" / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_bytes(content)
         yield directory.describe_file(root, target)

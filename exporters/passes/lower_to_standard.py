@@ -71,7 +71,9 @@ class _Lowering:
         self._masks: dict[int, ir.Value] = {}
 
     def run(self) -> None:
-        for name in [name for name, value in self._inputs.items() if name != POSITION_IDS.name and _is_per_token(value)]:
+        for name in [
+            name for name, value in self._inputs.items() if name != POSITION_IDS.name and _is_per_token(value)
+        ]:
             self._flatten(str(name))
         positions = self._flatten(POSITION_IDS.name)
         self._positions = positions

@@ -39,7 +39,7 @@ class HeadPool(TilePool):
     def longest(self) -> int:
         """The most tokens that a row can process when no other row holds any."""
         tiles, whole = len(self._free), self._ids.shape[2]
-        return (whole if tiles >= self.most.sum() else min(whole, tiles // self.heads)) * self._size
+        return int(whole if tiles >= self.most.sum() else min(whole, tiles // self.heads)) * self._size
 
     @property
     def idle_tiles(self) -> int:
