@@ -137,7 +137,7 @@ def test_what_is_held_stays_within_the_budget() -> None:
 def test_layers_and_heads_hold_what_each_is_given() -> None:
     llm = _engine("budgets")
     tables = llm.loop.scheduler.tables
-    llm.loop.scheduler.submit(llm._generation(A[:30], None))
+    llm.loop.scheduler.submit(llm.loop.scheduler.decoder.start(llm._generation(A[:30], None)))
     while tables.held[0] < 50:
         llm.loop.step()
     assert tables.held[0] == 50
