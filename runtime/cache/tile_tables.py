@@ -101,6 +101,10 @@ class TileTables:
         """Return how many tokens `row` can take before it evicts: here as many as it may ever have."""
         return NEVER
 
+    def crosses_due(self, new_tokens: Ints) -> bool:
+        """Whether a row would go past the place where it evicts with `new_tokens[row]` more tokens: here never."""
+        return False
+
     def evict_due(self, session: CacheSession) -> None:
         """Let the rows that are due evict tokens: here none ever is."""
 
@@ -179,7 +183,7 @@ class TileTables:
         return self._pools_of(cache, capacity, range(len(cache.layers)))
 
     def _pools_of(self, cache: Cache, capacity: Capacity, layers: Iterable[int]) -> list[TilePool]:
-        """Return one pool for all those of `layers` that are described alike."""
+        """Return one pool for all those of `layers` that have the same description and number of tiles."""
         members: dict[tuple[CacheLayer, int], list[int]] = {}
         for index in layers:
             members.setdefault((cache.layers[index], capacity.tiles[index]), []).append(index)

@@ -77,9 +77,7 @@ def check(root: Path, prompt: list[int], tokens: tuple[int, ...], seen: Seen) ->
 @pytest.mark.native
 @pytest.mark.parametrize("name", POLICIES)
 class TestEngines:
-    def test_attention_sees_what_the_policy_keeps(
-        self, name: str, engine: Callable[[dict[str, Any]], Path]
-    ) -> None:
+    def test_attention_sees_what_the_policy_keeps(self, name: str, engine: Callable[[dict[str, Any]], Path]) -> None:
         policy, seen = POLICIES[name]
         prompts = prompts_of(500, 3, 128, 270)
         with load(engine(policy), 1, max_batch=3, prefill_chunk=96) as llm:
@@ -106,9 +104,7 @@ class TestEngines:
         if name == "budgets":  # one of its heads keeps 9 tiles, so that tiles run out late
             assert preempted
 
-    def test_within_the_budget_nothing_changes(
-        self, name: str, engine: Callable[[dict[str, Any]], Path]
-    ) -> None:
+    def test_within_the_budget_nothing_changes(self, name: str, engine: Callable[[dict[str, Any]], Path]) -> None:
         prompts, sampling = prompts_of(5, 60), Sampling(max_tokens=60, ignore_eos=True)
         with load(engine(POLICIES[name][0]), 1) as llm, load(engine({}), 1) as plain:
             assert [c.token_ids for c in llm.generate(prompts, sampling)] == [
@@ -139,7 +135,9 @@ def test_pools_are_as_small_as_the_policy_allows(engine: Callable[[dict[str, Any
 
 
 def test_a_budget_per_head_counts_in_pools_and_requests() -> None:
-    cache = dataclasses.replace(make_cache(4, (0, 0, 0, 0)), policy=budget_per_head(4, [[0, 2], [1], [3, 3], [0, 0]])[0])
+    cache = dataclasses.replace(
+        make_cache(4, (0, 0, 0, 0)), policy=budget_per_head(4, [[0, 2], [1], [3, 3], [0, 0]])[0]
+    )
     plain = dataclasses.replace(cache, policy={})
     sizes = {"rows": 2, "context": 40, "step_tokens": 8, "cache_tokens": 80}
     # a prompt may be as long as the context, and is held whole
@@ -150,9 +148,7 @@ def test_a_budget_per_head_counts_in_pools_and_requests() -> None:
     assert request_bytes(cache, 40) == cache_bytes(cache, (6, 3, 6, 6), 1) < request_bytes(plain, 40)
 
 
-def test_inspect_names_the_policy(
-    engine: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_names_the_policy(engine: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]) -> None:
     root = engine(POLICIES["first and newest"][0])
     assert main(["inspect", str(root)]) == 0
     assert "policy first_and_newest, first 1, newest 1" in capsys.readouterr().out
@@ -167,8 +163,14 @@ def test_inspect_names_the_policy(
     [
         ({"kind": "newest"}, "cache.policy.kind: got 'newest', expected one of budget_per_head, first_and_newest"),
         ({"first": 1}, "cache.policy.kind: got None, expected one of"),
-        ({"kind": "first_and_newest", "last": 1}, "policy 'first_and_newest': cache.policy: unknown key 'last'; known: first"),
-        ({"kind": "first_and_newest", "first": "1"}, "policy 'first_and_newest': cache.policy.first: got '1', expected int"),
+        (
+            {"kind": "first_and_newest", "last": 1},
+            "policy 'first_and_newest': cache.policy: unknown key 'last'; known: first",
+        ),
+        (
+            {"kind": "first_and_newest", "first": "1"},
+            "policy 'first_and_newest': cache.policy.first: got '1', expected int",
+        ),
         ({"kind": "first_and_newest", "first": -1}, "policy 'first_and_newest': first: got -1, expected 0 or more"),
         ({"kind": "budget_per_head"}, "policy 'budget_per_head': cache.policy: key 'budgets' is missing"),
     ],
@@ -207,7 +209,9 @@ class TestAbilities:
     CACHE = dataclasses.replace(make_cache(windows=(0, 0, 0, 0)), policy=POLICIES["first and newest"][0])
 
     def test_missing_ones_are_named(self) -> None:
-        with pytest.raises(UnsupportedError, match="'first_and_newest': needs tiles, but the backend's session offers nothing"):
+        with pytest.raises(
+            UnsupportedError, match="'first_and_newest': needs tiles, but the backend's session offers nothing"
+        ):
             check_policy(self.CACHE, frozenset(), tokens_a_step=1)
         with pytest.raises(UnsupportedError, match="needs tiles, but the backend's session offers compact, scores;"):
             check_policy(self.CACHE, frozenset({"scores", "compact"}), tokens_a_step=1)

@@ -101,7 +101,14 @@ arrivals_ = st.lists(
 )
 
 
-@given(arrivals_, st.sampled_from(sorted(CASES)), st.integers(1, 3), st.integers(3, 20), st.integers(80, 240), st.booleans())
+@given(
+    arrivals_,
+    st.sampled_from(sorted(CASES)),
+    st.integers(1, 3),
+    st.integers(3, 20),
+    st.integers(80, 240),
+    st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_random_arrivals_get_what_they_get_alone(
     arrivals: list[Arrival], case: str, rows: int, step_tokens: int, cache_tokens: int, shares: bool
@@ -182,7 +189,11 @@ class TestPrefixes:
     def test_a_row_that_evicts_leaves_shared_tiles_to_the_others(self) -> None:
         case = "budgets"
         llm = _engine(case, span=8, rows=3)
-        arrivals = [Arrival(prompt=A[:24], new=2), Arrival(prompt=A[:25], new=30, at=4), Arrival(prompt=A[:40], new=30, at=5)]
+        arrivals = [
+            Arrival(prompt=A[:24], new=2),
+            Arrival(prompt=A[:25], new=30, at=4),
+            Arrival(prompt=A[:40], new=30, at=5),
+        ]
         assert self._reused(llm, *arrivals, case=case) == [0, 24, 24]
         _check_empty(llm)
 

@@ -46,9 +46,7 @@ class BudgetPerHead:
 
     def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> list[Mask]:
         """Keep each head's newest tiles."""
-        return [
-            np.arange(row.whole_tiles.max()) >= (row.whole_tiles - self._budgets)[..., None] for row in rows
-        ]
+        return [np.arange(row.whole_tiles.max()) >= (row.whole_tiles - self._budgets)[..., None] for row in rows]
 
 
 POLICY = PolicyKind(name="budget_per_head", config=BudgetPerHeadConfig, open=BudgetPerHead)
