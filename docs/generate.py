@@ -163,6 +163,8 @@ def port_reference() -> str:
             "## Outputs\n",
             _port_table(graph.OUTPUTS),
             "Each pool comes out as `NAME.out`, in the same buffer as the input.\n",
+            "## Inputs of a condition\n",
+            _port_table((graph.CONDITION_INDEX, graph.CONDITION_SCALE, graph.CONDITION_TENSOR)),
             "## Inputs of a graph of standard ops\n",
             _port_table((*graph.DENSE_INPUTS, graph.DENSE_CACHE)),
         )
@@ -178,8 +180,7 @@ def _port_table(ports: Iterable[Any]) -> str:
 
 
 def _port_doc(port: Any) -> str:
-    only = {"kvarn": "KVarN caches alone", "multi_token": "several tokens a step alone"}
-    return f"{port.doc}; {only[port.only]}" if port.only else str(port.doc)
+    return f"{port.doc}; KVarN caches alone" if port.optional else str(port.doc)
 
 
 # ---- the manifest --------------------------------------------------------------------------
@@ -267,8 +268,24 @@ def _json_like(value: Any) -> str:
 
 def method_options(name: str) -> str:
     """The options of one method, from its config."""
-    config = _methods().find_method(name).Config
+    config = _methods().find_method(name).config
     return _field_table(config, "option")
+
+
+def method_table(pages: str = "") -> str:
+    """Every method with what it gives, its paper and its page, then the features that a config asks for.
+
+    pages: the folder of the pages, as links reach it.
+    """
+    methods = _methods().find_methods().values()
+    features = importlib.import_module("enginewright.exporters.features.registry").find_features().values()
+    named = [(_code(each.name), each) for each in methods] + [(each.title, each) for each in features]
+    rows = [(name, each.summary, _paper(each.paper), f"[{each.name}]({pages}{each.name}.md)") for name, each in named]
+    return _table(("name", "what it gives", "paper", "page"), rows)
+
+
+def _paper(number: str) -> str:
+    return f"[{number}](https://arxiv.org/abs/{number})" if number else ""
 
 
 def _methods() -> Any:
@@ -289,7 +306,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoder-graph": port_reference,
     "manifest": manifest_reference,
     "changelog": changelog,
-    **{f"method-{name}": lambda name=name: method_options(name) for name in ("clp", "kvarn", "lora", "piso")},  # type: ignore[misc]
+    "methods": lambda: method_table("methods/"),
+    **{f"method-{name}": lambda name=name: method_options(name) for name in _methods().find_methods()},  # type: ignore[misc]
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,13 +15,8 @@ from tqdm import tqdm
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
 from enginewright.exporters.capture.capture import Captured, capture
-from enginewright.exporters.methods.registry import (
-    check_model,
-    choose_cache,
-    choose_decoding,
-    extend_graph,
-    transform_weights,
-)
+from enginewright.exporters.methods import registry
+from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.passes.narrow_activations import DTYPES, NarrowActivationsPass
 from enginewright.exporters.passes.pipeline import attach_weights, rewrite
@@ -36,6 +30,7 @@ from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.decoder_graph import POOL
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -54,17 +49,19 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
     cache = _choose_cache(recipe)
-    decoding = choose_decoding(recipe.apply)
+    decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
-    check_model(recipe.apply, checkpoint)
+    registry.check_model(recipe.apply, checkpoint)
+    conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
-    weights = transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
+    weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)
-    rewrite(captured.model)
-    extend_graph(recipe.apply, captured.model.graph)
+    rewrite(captured.model, registry.passes(recipe.apply))
+    anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
+    registry.extend_graph(recipe.apply, anchors)
     QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
     described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
@@ -81,7 +78,8 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         cache=described,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
-        weights=_describe_weights(recipe),
+        weights=recipe.weights.describe(recipe.dtype),
+        conditions=conditions,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
@@ -90,7 +88,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
 
 
 def _choose_cache(recipe: Recipe) -> CacheFormat:
-    cache = choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
+    cache = registry.choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
     if recipe.plugins == "all":
         return cache
     if cache.kind != "paged":
@@ -174,19 +172,13 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     assert value.name is not None and value.dtype is not None and value.shape is not None
     dtype = next((name for name, dtype in DTYPES.items() if dtype is value.dtype), value.dtype.name.lower())
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
+    alias = value.name.removesuffix(".out") if value.name.startswith(POOL) and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 
-def _describe_weights(recipe: Recipe) -> dict[str, Any]:
-    if recipe.weights.kind == "float32":
-        return {"kind": recipe.dtype}
-    return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
-
-
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
-    for source in checkpoint.tokenizer_files():
-        target = root / "tokenizer" / source.name
+    for name, content in checkpoint.tokenizer_files().items():
+        target = root / "tokenizer" / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_bytes(content)
         yield directory.describe_file(root, target)

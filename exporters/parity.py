@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.sampling import Sampling
 
@@ -127,6 +128,16 @@ def _log_softmax(logits: Floats) -> NDArray[np.float64]:
     return result
 
 
-def is_finite(parity: Parity) -> bool:
-    """Whether every figure is a number."""
-    return all(map(math.isfinite, (parity.max_error, parity.mean_kl, parity.logit_range)))
+def failures_of(parity: Parity, tolerance: Tolerance) -> list[str]:
+    """The figures that are beyond `tolerance`, in words."""
+    found = []
+    if not all(map(math.isfinite, (parity.max_error, parity.mean_kl, parity.logit_range))):
+        found.append("logits are not finite")
+    if parity.max_error > tolerance.error * max(1.0, parity.logit_range):
+        found.append(f"max error {parity.max_error:.2e} > {tolerance.error:.0e} x logit range {parity.logit_range:.2f}")
+    if parity.mean_kl > tolerance.kl:
+        found.append(f"mean KL {parity.mean_kl:.2e} > {tolerance.kl:.0e}")
+    if tolerance.greedy and parity.unexplained:
+        first = parity.unexplained[0]
+        found.append(f"greedy tokens part after {first.matched} tokens by a margin of {first.margin:.2e}, no tie")
+    return found

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginewright.exporters.config_text import make_config, split_spec
-from enginewright.exporters.methods.registry import Applied, find_method
+from enginewright.exporters.config_text import split_spec
+from enginewright.exporters.methods.registry import Applied, apply_method, check_together
 from enginewright.exporters.passes.narrow_activations import DTYPES
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import DEFAULT, FORMS, Storage, choose_storage
 from enginewright.runtime.errors import ExportError
 
 PLUGINS = ("all", "none")
@@ -34,7 +34,7 @@ class Recipe:
     """
 
     apply: tuple[Applied, ...] = ()
-    weights: Precision = dataclasses.field(default_factory=Precision)
+    weights: Storage = dataclasses.field(default_factory=choose_storage)
     dtype: str = "float32"
     plugins: str = "all"
     kv_bits: int | None = None
@@ -59,6 +59,7 @@ class Recipe:
             raise ExportError(f"max_batch: got {self.max_batch}, expected at least 1")
         if self.max_context is not None and self.max_context < 1:
             raise ExportError(f"max_context: got {self.max_context}, expected at least 1")
+        check_together(self.apply)
 
     @property
     def cache_bits(self) -> int:
@@ -72,25 +73,28 @@ def parse_method(spec: str | dict[str, Any]) -> Applied:
     """Read a method from `lora:path=DIR,weight=0.5`, or from a mapping {lora: {path: DIR, weight: 0.5}}."""
     if isinstance(spec, str):
         name, options = split_spec(spec)
-        return Applied(name, make_config(find_method(name).Config, options, name))
+        return apply_method(name, options)
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ExportError(f"apply: got {spec!r}, expected NAME:key=value,... or one mapping NAME: {{key: value}}")
     ((name, mapping),) = spec.items()
     if mapping is not None and not isinstance(mapping, dict):
         raise ExportError(f"apply: {name}: got {mapping!r}, expected a mapping of keys to values")
-    return Applied(name, make_config(find_method(name).Config, mapping or {}, name))
+    return apply_method(name, mapping or {})
 
 
-def parse_weights(spec: str | dict[str, Any]) -> Precision:
-    """Read a precision from `int4:block_size=32,lm_head=false`, or from a mapping with the key `kind`."""
+def parse_weights(spec: str | dict[str, Any]) -> Storage:
+    """Read a stored form from `int4:block_size=32,lm_head=false`, or from a mapping with the key `kind`."""
     if isinstance(spec, dict):
-        return make_config(Precision, spec, "weights")
+        kind = spec.get("kind", DEFAULT)
+        if not isinstance(kind, str):
+            raise ExportError(f"weights: kind: got {kind!r}, expected one of {', '.join(FORMS.names())}")
+        return choose_storage(kind, {key: value for key, value in spec.items() if key != "kind"})
     if not isinstance(spec, str):
         raise ExportError(f"weights: got {spec!r}, expected KIND:key=value,... or a mapping")
     kind, options = split_spec(spec)
     if "kind" in options:
         raise ExportError(f"{spec!r}: key 'kind' stands twice")
-    return make_config(Precision, {"kind": kind, **options}, "weights")
+    return choose_storage(kind, options)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

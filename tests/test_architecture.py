@@ -78,7 +78,7 @@ COLUMNS = {
         ("passes", "options", "supported_kernels"),
     ),
     "plugins": (
-        ("build", "generate", "oracles"),
+        ("build", "generate", "new_op", "oracles"),
         ("libraries",),
         ("ops",),
     ),

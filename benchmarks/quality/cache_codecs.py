@@ -25,7 +25,7 @@ GROUP = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class CodecMethod:
     """A way to round a tile.
 
     doc: a short description.
@@ -41,14 +41,14 @@ class Method:
 
 
 METHODS = {
-    "kvarn": Method(doc="KVarN as released", keys="channel", rotated=True, balanced="release"),
-    "kvarn-robust": Method(
+    "kvarn": CodecMethod(doc="KVarN as released", keys="channel", rotated=True, balanced="release"),
+    "kvarn-robust": CodecMethod(
         doc="KVarN, tile first divided by its size", keys="channel", rotated=True, balanced="robust"
     ),
-    "kivi": Method(doc="KIVI: keys per channel, values per token", keys="channel"),
-    "hadamard-token": Method(doc="QuaRot: rotated, both per token", keys="token", rotated=True),
-    "hadamard-channel": Method(doc="rotated, then KIVI's axes: KVarN unbalanced", keys="channel", rotated=True),
-    "rtn": Method(doc="both per token, not rotated", keys="token"),
+    "kivi": CodecMethod(doc="KIVI: keys per channel, values per token", keys="channel"),
+    "hadamard-token": CodecMethod(doc="QuaRot: rotated, both per token", keys="token", rotated=True),
+    "hadamard-channel": CodecMethod(doc="rotated, then KIVI's axes: KVarN unbalanced", keys="channel", rotated=True),
+    "rtn": CodecMethod(doc="both per token, not rotated", keys="token"),
 }
 
 
@@ -131,7 +131,7 @@ def round_groups(x: Floats, bits: int, axis: int) -> Doubles:
     return np.moveaxis(restored, -1, axis)
 
 
-def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
+def _restored(x: Floats, bits: int, per: Axis, method: CodecMethod) -> Doubles:
     """Store and read back x [..., tokens, D].
 
     per: whether each channel or each token has its own scale.
@@ -147,7 +147,7 @@ def _restored(x: Floats, bits: int, per: Axis, method: Method) -> Doubles:
     return restored if turn is None else restored @ turn
 
 
-def _overhead(tokens: int, dim: int, per: Axis, method: Method) -> float:
+def _overhead(tokens: int, dim: int, per: Axis, method: CodecMethod) -> float:
     """Bits per element for a tile's scales and offsets, which have 16 bits each."""
     rows, length = (tokens, dim) if per == "token" else (dim, tokens)
     if method.balanced is not None:

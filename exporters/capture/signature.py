@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from enginewright.runtime.artifact.decoder_graph import PER_STEP, Axis, Port, packed_inputs
+from enginewright.runtime.artifact.decoder_graph import OUTPUTS, PER_STEP, POOL, Axis, Port, packed_inputs
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 
 PREFIX = "model."  # of the wrapped model's parameters in the exported graph
@@ -22,8 +22,7 @@ EXAMPLE = {"T": 7, "B": 2, "B1": 3, "N": 3, "M": 5, "slots": 6, "exact": 4}
 def ports(layers: tuple[CacheLayer, ...]) -> tuple[Port, ...]:
     """The inputs of a graph whose layers have these caches."""
     cache = Cache(kind="", tile_tokens=0, kv_bits=0, layers=layers)
-    encodes = any(layer.exact_bytes for layer in layers)
-    return tuple(port for port in packed_inputs(cache) if encodes or port.only != "kvarn")
+    return packed_inputs(cache)
 
 
 def example_inputs(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
@@ -91,12 +90,13 @@ def name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[
     for value, name in zip(graph.inputs[len(PER_STEP) :], names, strict=True):
         value.name = name
     _name_sizes(graph, axes)
-    pools = [name for name in names if name.startswith("kv.")]
-    for name, read, written in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):
+    pools = [name for name in names if name.startswith(POOL)]
+    for name, read, written in zip(pools, graph.inputs[-len(pools) :], graph.outputs[len(OUTPUTS) :], strict=True):
         written.name = f"{name}.out"
         for value in (read, written):
             value.shape = ir.Shape(axes[name])
-    graph.outputs[0].name, graph.outputs[1].name = "logits", "greedy_tokens"
+    for value, port in zip(graph.outputs, OUTPUTS, strict=False):
+        value.name = port.name
     for value in list(graph.initializers.values()):
         assert value.name is not None
         value.name = value.name.removeprefix(PREFIX)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from enginewright.exporters.source.checkpoint import DTYPES
+from enginewright.exporters.source.formats.safetensors import DTYPES
 from enginewright.exporters.weights.block_codes import stored_bits
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from enginewright import builders
 from enginewright.builders import options
 from enginewright.exporters.build import build
-from enginewright.exporters.methods.registry import METHODS
+from enginewright.exporters.methods.registry import find_options
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
+from enginewright.exporters.weights.registry import list_forms
 
 DEFAULTS = Recipe()
 
@@ -30,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--apply",
         action="append",
         metavar="NAME:k=v,...",
-        help=f"inference method, repeatable, in order; known: {', '.join(METHODS)}",
+        help=f"inference method, repeatable, in order; known: {', '.join(find_options())}",
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE.yaml", help="the options below and methods from a file")
     parser.add_argument("--backend", default="onnxruntime", help=f"one of {', '.join(builders.BACKENDS)}")
     parser.add_argument(
         "--weights",
         metavar="KIND[:k=v,...]",
-        help="float32, int8 or int4, e.g. int4:block_size=32,compute=int8,embedding=true,lm_head=true",
+        help=f"stored form of the weights, with defaults of its options: {list_forms()}",
     )
     parser.add_argument(
         "--dtype",

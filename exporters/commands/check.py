@@ -5,57 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginewright.builders.layer_check.compare import compare_layers
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.loader import load
 
 if TYPE_CHECKING:  # --layers needs neither torch nor the checkpoint
-    from enginewright.exporters.methods.registry import Applied
     from enginewright.exporters.parity import Parity
 
 REPORT = Path("reports/parity.json")
 LAYERS_REPORT = Path("reports/layers.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """The largest differences with which an engine still counts as the same model.
-
-    The error of a logit is relative to the largest logit; the mean KL is in nats.
-    """
-
-    error: float
-    kl: float
-    greedy: bool
-
-    def failures(self, parity: Parity) -> list[str]:
-        """The figures beyond tolerance, in words."""
-        from enginewright.exporters.parity import is_finite
-
-        found = []
-        if not is_finite(parity):
-            found.append("logits are not finite")
-        if parity.max_error > self.error * max(1.0, parity.logit_range):
-            found.append(f"max error {parity.max_error:.2e} > {self.error:.0e} x logit range {parity.logit_range:.2f}")
-        if parity.mean_kl > self.kl:
-            found.append(f"mean KL {parity.mean_kl:.2e} > {self.kl:.0e}")
-        if self.greedy and parity.unexplained:
-            first = parity.unexplained[0]
-            found.append(f"greedy tokens part after {first.matched} tokens by a margin of {first.margin:.2e}, no tie")
-        return found
-
-
-# Cached halves carry 2^-11 of relative error through every layer; blocks of 4 or 8 bits change the model on purpose,
-# so only their KL is bounded, by what would show in answers.
-EXACT = Tolerance(error=2e-4, kl=1e-6, greedy=True)
-HALF_CACHE = Tolerance(error=5e-3, kl=1e-4, greedy=True)
-QUANTIZED = {"int8": Tolerance(error=1.0, kl=1e-2, greedy=False), "int4": Tolerance(error=1.0, kl=0.5, greedy=False)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,14 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise RequestError(
             "check: got neither --model nor --layers, expected the checkpoint that the engine was built from"
         )
-    from enginewright.exporters.parity import compare
+    from enginewright.exporters.methods import registry
+    from enginewright.exporters.methods.tolerance import tolerance_of_numbers
+    from enginewright.exporters.parity import compare, failures_of
     from enginewright.exporters.source.reference import load_reference
 
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
-        tolerance = _tolerance(llm.manifest)
-        reference = load_reference(arguments.model, _applied(llm.manifest))
+        applied = registry.applied_methods(llm.manifest)
+        tolerance = registry.tolerance(applied, tolerance_of_numbers(llm.manifest))
+        reference = load_reference(arguments.model, applied)
         parity = compare(llm, reference, new_tokens=arguments.new_tokens)
-    failures = tolerance.failures(parity)
+    failures = failures_of(parity, tolerance)
     report = {**dataclasses.asdict(parity), "tolerance": dataclasses.asdict(tolerance), "failures": failures}
     path = arguments.engine / REPORT
     path.parent.mkdir(exist_ok=True)
@@ -110,34 +75,6 @@ def _run_layers(arguments: argparse.Namespace) -> int:
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found) if arguments.json else report.table(arguments.layer_tolerance))
     return 0 if first is None else 1
-
-
-def _tolerance(manifest: Manifest) -> Tolerance:
-    tolerance = _tolerance_of_numbers(manifest)
-    guesses = manifest.decoding.get("kind") == "multi_token" and not manifest.decoding.get("verify")
-    return dataclasses.replace(tolerance, greedy=False) if guesses else tolerance  # some tokens are other heads'
-
-
-def _tolerance_of_numbers(manifest: Manifest) -> Tolerance:
-    kind = str(manifest.weights.get("kind", "float32"))
-    if manifest.cache.kind == "kvarn":
-        return QUANTIZED["int4"]
-    if kind in QUANTIZED:
-        return QUANTIZED[kind]
-    return EXACT if manifest.cache.kv_bits == 32 else HALF_CACHE
-
-
-def _applied(manifest: Manifest) -> list[Applied]:
-    from enginewright.exporters.config_text import make_config
-    from enginewright.exporters.methods.registry import Applied, find_method
-
-    methods = []
-    for record in manifest.applied:
-        options = {key: value for key, value in record.items() if key != "name"}
-        methods.append(
-            Applied(record["name"], make_config(find_method(record["name"]).Config, options, record["name"]))
-        )
-    return methods
 
 
 def _table(parity: Parity, failures: list[str]) -> str:

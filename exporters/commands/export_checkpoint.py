@@ -15,7 +15,7 @@ from enginewright.exporters.checkpoint_export.writer import (
     export_checkpoint,
     open_source,
 )
-from enginewright.exporters.methods.registry import METHODS, Applied
+from enginewright.exporters.methods.registry import Applied, find_options
 from enginewright.exporters.recipe import parse_method, read_recipe
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import ExportError
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:k=v,...",
-        help=f"method that changes weights, repeatable, in order; known: {', '.join(METHODS)}",
+        help=f"method that changes weights, repeatable, in order; known: {', '.join(find_options())}",
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE.yaml", help="methods from a file, before those of --apply")
     parser.add_argument(

@@ -9,7 +9,9 @@ import textwrap
 from typing import Any
 
 from enginewright.exporters.config_text import describe_fields
-from enginewright.exporters.methods.registry import METHODS, find_method
+from enginewright.exporters.features.registry import find_features
+from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.methods.registry import find_methods
 from enginewright.runtime.errors import ExportError
 
 PAGES = "docs/methods"
@@ -26,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the methods."""
+    methods = find_methods()
     for name in arguments.names:
-        if name not in METHODS:
-            raise ExportError(f"methods: got {name!r}, expected one of {', '.join(METHODS)}")
-    described = {name: describe(name) for name in arguments.names or METHODS}
+        if name not in methods:
+            raise ExportError(f"methods: got {name!r}, expected one of {', '.join(methods)}")
+    described = {name: describe(methods[name]) for name in arguments.names or methods}
     if arguments.json:
         print(json.dumps(described, indent=2))
     elif arguments.names:
@@ -38,38 +41,58 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(map(len, described))
         print("\n".join(f"{name:{width}}  {each['gives']}" for name, each in described.items()))
         print(
-            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options.\n"
-            "Depth-Attention needs no option: a checkpoint's config asks for it (docs/methods/depth_attention.md)."
+            "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options."
         )
+        for feature in find_features().values():
+            print(f"{feature.title} needs no option: a checkpoint's config asks for it ({PAGES}/{feature.name}.md).")
     return 0
 
 
-def describe(name: str) -> dict[str, Any]:
-    """Return what a method gives, its page, and its options with type, default and meaning, as plain JSON values."""
-    method = find_method(name)
-    _, told = describe_fields(method.Config)
-    options = {
+def describe(method: Method[Any]) -> dict[str, Any]:
+    """Return what a method gives, its page, its tuners, and its options, as plain JSON values.
+
+    Options have their type, default and meaning; `other_options` are those of further names of `--apply`.
+    """
+    return {
+        "gives": method.summary,
+        "page": f"{PAGES}/{method.name}.md",
+        "options": {} if method.config is None else _describe_options(method.config),
+        "other_options": {name: _describe_options(config) for name, config in method.other_options.items()},
+        "tuners": {tuner.name: tuner.summary for tuner in method.tuners},
+    }
+
+
+def _describe_options(config: type) -> dict[str, Any]:
+    _, told = describe_fields(config)
+    return {
         field.name: {
             "type": str(field.type),
             "default": None if field.default is dataclasses.MISSING else field.default,
             "required": field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             "meaning": told.get(field.name, ""),
         }
-        for field in dataclasses.fields(method.Config)
+        for field in dataclasses.fields(config)
     }
-    gives = (method.__doc__ or "").partition("\n")[0].partition(": ")[2]
-    return {"gives": gives, "page": f"{PAGES}/{name}.md", "options": options}
 
 
 def _details(name: str, described: dict[str, Any]) -> str:
     lines = textwrap.wrap(f"{name}: {described['gives']}", WIDTH)
     lines.append(f"page: {described['page']}")
-    for option, each in described["options"].items():
+    lines += _option_lines(described["options"])
+    for other, options in described["other_options"].items():
+        lines += [f"--apply {other}:", *_option_lines(options)]
+    lines += [f"enginewright tune {tuner}: {summary}" for tuner, summary in described["tuners"].items()]
+    return "\n".join(lines)
+
+
+def _option_lines(options: dict[str, Any]) -> list[str]:
+    lines = []
+    for option, each in options.items():
         default = "required" if each["required"] else f"default {_as_option(each['default'])}"
         lines += textwrap.wrap(
             f"{option} ({default}): {each['meaning']}", WIDTH, initial_indent="  ", subsequent_indent="      "
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _as_option(value: Any) -> str:

@@ -1,150 +1,40 @@
-"""`enginewright tune`: trains the extra weights that a method needs, on a frozen checkpoint.
+"""`enginewright tune`: trains or converts what a method needs, such as extra heads, on a frozen checkpoint.
 
-A command composes packages, so it may read texts with the runtime's readers.
+Each method brings its own tuners. A command composes packages, so this one hands them the runtime's readers of data.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoTokenizer
-
-from enginewright.exporters.methods.clp import medusa, train
-from enginewright.exporters.methods.clp.backbone_states import TokenSequence
-from enginewright.exporters.methods.clp.report import HeadsReport
-from enginewright.runtime.errors import ExportError
-from enginewright.runtime.evaluation.documents import Document, read_documents
+from enginewright.exporters.methods.registry import find_tuners
+from enginewright.exporters.methods.tuner import TuningProblem, TuningText
+from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.problems import training_problems
-from enginewright.runtime.machine import physical_cores
-
-PROBLEMS = "reasoning"
-TEXT_LENGTH, PROBLEM_LENGTH = 128, 1536
-DEFAULTS = train.Options()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD", help="clp or medusa")
-    _add_clp(methods.add_parser("clp", description="Train CLP's extra heads and length classifier."))
-    medusa_heads = methods.add_parser("medusa", description="Turn trained Medusa heads into a set for the method clp.")
-    medusa_heads.add_argument(
-        "--heads", required=True, type=Path, metavar="DIR", help="with medusa_lm_head.safetensors"
-    )
-    medusa_heads.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the backbone they were made for")
-    medusa_heads.add_argument("--output", required=True, type=Path, metavar="DIR", help="set of heads to write")
-    medusa_heads.add_argument("--k", type=int, metavar="N", help="tokens of one emission (one more than the heads)")
-
-
-def _add_clp(heads: argparse.ArgumentParser) -> None:
-    heads.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="the backbone, which stays as it is")
-    heads.add_argument(
-        "--data", required=True, metavar="FILE", help=f"a text, a .jsonl of texts, or `{PROBLEMS}`: generated problems"
-    )
-    heads.add_argument("--output", required=True, type=Path, metavar="DIR", help="set of heads to write")
-    heads.add_argument("--k", type=int, default=DEFAULTS.k, metavar="N", help="tokens of one emission (3)")
-    heads.add_argument(
-        "--label-source",
-        default=DEFAULTS.label_source,
-        metavar="NAME",
-        help="a head is right when it says what stands in the text (data) or what the backbone says (backbone)",
-    )
-    heads.add_argument("--length", type=int, metavar="N", help=f"tokens of a text ({TEXT_LENGTH}; {PROBLEM_LENGTH})")
-    heads.add_argument("--samples", type=int, default=20_000, metavar="N", help="texts at most (20000)")
-    heads.add_argument("--head-hidden", type=int, metavar="N", help="width of a head (half the backbone's)")
-    heads.add_argument("--epochs", type=int, default=DEFAULTS.epochs, metavar="N", help="of the heads (15)")
-    heads.add_argument("--rate", type=float, default=DEFAULTS.rate, metavar="X", help="learning rate of the heads")
-    heads.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="N", help="texts in a step (8)")
-    heads.add_argument(
-        "--held-out", type=float, default=DEFAULTS.held_out, metavar="X", help="share kept from the heads (0.2)"
-    )
-    heads.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N")
-    heads.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
-    heads.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    """Declare the command's arguments: a subcommand for each tuner that a method has."""
+    tuners = find_tuners()
+    subcommands = parser.add_subparsers(dest="tuner", required=True, metavar="NAME", help=f"one of {', '.join(tuners)}")
+    for name, tuner in tuners.items():
+        tuner.add_arguments(subcommands.add_parser(name, description=tuner.summary))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train or convert, as the method asks."""
-    return _convert(arguments) if arguments.method == "medusa" else _train(arguments)
+    """Run the tuner that was named."""
+    return find_tuners()[arguments.tuner].run(arguments, RuntimeData())
 
 
-def _convert(arguments: argparse.Namespace) -> int:
-    """Write Medusa's heads as a set, and tell how to use it."""
-    if arguments.k is not None and arguments.k < 2:
-        raise ExportError(f"--k: got {arguments.k}, expected 2 or more")
-    count = None if arguments.k is None else arguments.k - 1
-    made = medusa.convert(arguments.heads, arguments.model, arguments.output, count)
-    print(f"{made.shape.extra} heads; build with --apply clp:heads={arguments.output},verify=true")
-    return 0
+class RuntimeData:
+    """The data of tuners, read by the runtime; `run` creates it."""
 
+    def read_texts(self, path: Path) -> Sequence[TuningText]:
+        """Return the texts of a file; RequestError for one that cannot be read."""
+        return read_documents(path)
 
-def _train(arguments: argparse.Namespace) -> int:
-    """Train, and print how good the heads are."""
-    for name in ("samples", "length", "head_hidden", "threads"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ExportError(f"--{name.replace('_', '-')}: got {value}, expected 1 or more")
-    torch.set_num_threads(arguments.threads or physical_cores())
-    names = {field.name for field in dataclasses.fields(train.Options)} & vars(arguments).keys()
-    options = train.Options(**{name: getattr(arguments, name) for name in names})
-    texts = list(islice(_texts(arguments), arguments.samples))
-    report = train.tune(arguments.model, texts, arguments.output, options)
-    print(json.dumps(dataclasses.asdict(report), indent=2) if arguments.json else _table(report))
-    return 0
-
-
-def _texts(arguments: argparse.Namespace) -> Iterator[TokenSequence]:
-    """Token sequences of the data, none longer than --length."""
-    is_problems = arguments.data == PROBLEMS and not Path(arguments.data).exists()
-    length = arguments.length or (PROBLEM_LENGTH if is_problems else TEXT_LENGTH)
-    documents = [] if is_problems else read_documents(Path(arguments.data))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise ExportError(f"{arguments.model}: got no tokenizer that transformers can read ({e})") from e
-    for document in _problems(tokenizer, arguments.seed) if is_problems else documents:
-        yield from _sequences(tokenizer, document, length)
-
-
-def _sequences(tokenizer: Any, document: Document, length: int) -> Iterator[TokenSequence]:
-    """A completion after its prompt, or a text in windows."""
-    given = len(tokenizer.encode(document.prompt)) if document.prompt else 0
-    ids = tokenizer.encode(document.prompt + document.text)
-    for begin in range(0, 1 if given else len(ids), length):
-        window = TokenSequence(ids=tuple(ids[begin : begin + length]), given=given)
-        if window.positions > 1:
-            yield window
-
-
-def _problems(tokenizer: Any, seed: int) -> Iterator[Document]:
-    """Endless problems with their solutions, as the chat template writes them."""
-    if not tokenizer.chat_template:
-        raise ExportError(f"--data {PROBLEMS}: got a tokenizer without a chat template, expected one")
-    for problem in training_problems(f"heads {seed}"):
-        asked = [{"role": "user", "content": problem.question}]
-        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        yield Document(text=problem.solution + tokenizer.eos_token, prompt=prompt)
-
-
-def _table(report: HeadsReport) -> str:
-    heads = [
-        f"head {j}: right {100 * right:.1f} %, as the backbone {100 * agreed:.1f} %"
-        for j, (right, agreed) in enumerate(zip(report.accuracy, report.agreement, strict=True), start=1)
-    ]
-    lines = [
-        f"{report.positions} positions that neither heads nor classifier learned from",
-        *heads,
-        f"classifier: cross-entropy {report.classifier_loss:.3f}, of the lengths' frequencies {report.prior_loss:.3f}",
-        f"tokens a step with the right length every time: {report.longest:.3f}",
-        "tau   tokens a step   verified   agreement",
-        *(
-            f"{t.tau:.1f}   {t.emitted:13.3f}   {t.verified:8.3f}   {100 * t.agreement:7.1f} %"
-            for t in report.thresholds
-        ),
-    ]
-    return "\n".join(lines)
+    def make_problems(self, name: str) -> Iterator[TuningProblem]:
+        """Yield the generated problems of a name without end."""
+        return training_problems(name)

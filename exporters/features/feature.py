@@ -1,11 +1,13 @@
-"""The interface of an attention feature: everything that generic code asks of one."""
+"""The type of an attention feature, and its interface: everything that generic code asks of one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class ValueMixer(Protocol):
@@ -19,7 +21,7 @@ class ValueMixer(Protocol):
 
 
 class AttentionFeature(Protocol):
-    """A feature that a config asks for; its `read` function in the registry creates it."""
+    """A feature with the settings that a config asks for; `Feature.read` creates it."""
 
     def graph_mixer(self) -> ValueMixer:
         """Return a mixer whose work is nodes of the decoder graph."""
@@ -36,3 +38,22 @@ class AttentionFeature(Protocol):
     def describe(self) -> str:
         """Return text that differs where the feature's settings do."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A kind of feature; its module in `exporters/features/` has one as FEATURE.
+
+    name: that of the page in docs/methods/.
+    title: the name in running text.
+    summary: what it gives, as a phrase without a full stop.
+    paper: its number on arXiv; empty where there is none.
+    read: returns the feature with a config's settings; None where the config does not ask for it. It raises ExportError for
+        settings that are missing, unknown or out of range, and UnsupportedError for a form that is not supported.
+    """
+
+    name: str
+    title: str
+    summary: str
+    read: Callable[[PreTrainedConfig], AttentionFeature | None]
+    paper: str = ""

@@ -1,22 +1,29 @@
-"""The attention features by the functions that read them from a config."""
+"""The door of the attention features, and the reading of them from a model's config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from transformers import PreTrainedConfig
 
-from enginewright.exporters.features.depth_attention import feature as depth_attention
-from enginewright.exporters.features.feature import AttentionFeature
+from enginewright.exporters.features.feature import AttentionFeature, Feature
+from enginewright.runtime.artifact.extension import Door
 
-READERS: tuple[Callable[[PreTrainedConfig], AttentionFeature | None], ...] = (depth_attention.read,)
+DOOR = Door("enginewright.exporters.features", "FEATURE", Feature)
+
+
+def find_features() -> dict[str, Feature]:
+    """Every kind of feature by name, in alphabetical order.
+
+    Raises:
+        ExtensionError: a module of the folder has a FEATURE that is none, or two have one name.
+    """
+    return dict(sorted(DOOR.entries().items()))
 
 
 def read_features(config: PreTrainedConfig) -> tuple[AttentionFeature, ...]:
-    """Return the features that `config` asks for.
+    """Return the features that `config` asks for, in the order of their names.
 
     Raises:
         ExportError: a setting of a feature is missing, unknown or out of range.
         UnsupportedError: the config asks for a form of a feature that is not supported.
     """
-    return tuple(found for read in READERS if (found := read(config)) is not None)
+    return tuple(found for kind in find_features().values() if (found := kind.read(config)) is not None)

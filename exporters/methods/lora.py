@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.source.checkpoint import Checkpoint, read_json
+from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.json_file import read_json
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -142,3 +144,13 @@ def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if len(found) != 2:
             raise ExportError(f"{path}: {module!r} has lora_{next(iter(found))} alone, expected lora_A and lora_B")
     return {module: (found["A"], found["B"]) for module, found in sides.items()}
+
+
+METHOD = Method(
+    name="lora",
+    summary="adapters merged while the weights are written",
+    paper="2106.09685",
+    config=Config,
+    repeatable=True,
+    transform_weights=transform_weights,
+)

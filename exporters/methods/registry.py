@@ -1,51 +1,35 @@
-"""The registry of inference methods: finds a method by name and calls its hooks.
-
-A method is a module with a frozen dataclass `Config`, which holds its options and which the command line and recipes read.
-It also has those of the following hooks that it needs, as functions of the module. An export calls them in this order:
-
-    choose_cache(config, cache) -> cache                        replaces the format of the cache, a `CacheFormat`
-    choose_decoding(config, decoding) -> decoding               changes the manifest's `decoding`, which tells the runtime
-                                                                how to make tokens of the graph's outputs
-    check_model(config, checkpoint)                             refuses a checkpoint that the method does not fit
-    transform_weights(config, weights, checkpoint) -> weights   changes weights, before the graph is captured
-    extend_graph(config, graph)                                 adds nodes and outputs to the decoder graph, whose weights
-                                                                are still recipes
-
-`transform_weights` takes and returns {parameter name: Weight}. A `Weight` is a recipe, and the hook computes no more than it
-must. A method that quantises a weight sets `Weight.quantized`, and no method after it may change that weight.
-"""
+"""The door of the inference methods, and the order in which an export calls the hooks of those that it applies."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import onnx_ir as ir
 
 from enginewright.exporters.capture.cache_formats import CacheFormat
+from enginewright.exporters.config_text import make_config
+from enginewright.exporters.methods.anchors import Anchors
+from enginewright.exporters.methods.hooks import Method, check_functions
+from enginewright.exporters.methods.tolerance import Tolerance
+from enginewright.exporters.methods.tuner import Tuner
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.weight import Weight
-from enginewright.runtime.errors import ExportError
+from enginewright.runtime.artifact.extension import Door
+from enginewright.runtime.artifact.manifest import Condition, Manifest
+from enginewright.runtime.errors import ExportError, ExtensionError
 
-METHODS = {  # name -> the module with its Config and hooks
-    "clp": "enginewright.exporters.methods.clp.method",
-    "kvarn": "enginewright.exporters.methods.kvarn",
-    "lora": "enginewright.exporters.methods.lora",
-    "piso": "enginewright.exporters.methods.piso.method",
-}
-HOOKS = ("choose_cache", "choose_decoding", "check_model", "transform_weights", "extend_graph")
+DOOR: Door[Method[Any]] = Door("enginewright.exporters.methods", "METHOD", Method)
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A method with its config, as one export applies it; `parse_method` creates it from a recipe, `check` from a manifest.
+    """A method with its config, as one export applies it; `apply_method` creates it.
 
-    name: in METHODS.
-    config: an instance of the method's `Config`.
+    name: of the option, one of `find_options`.
+    config: an instance of the config that belongs to this name.
     """
 
     name: str
@@ -60,52 +44,156 @@ class Applied:
         return transform_weights((self,), weights, checkpoint)
 
 
-def find_method(name: str) -> ModuleType:
-    """Import the method `name`; an ExportError about an unknown name lists the known ones."""
-    if name not in METHODS:
-        raise ExportError(f"apply: unknown method {name!r}; known: {', '.join(sorted(METHODS))}")
-    return importlib.import_module(METHODS[name])
+def find_methods() -> dict[str, Method[Any]]:
+    """Every method by name, in alphabetical order.
+
+    Raises:
+        ExtensionError: a module of the folder has a METHOD that is none or misspells a hook, or two have one name.
+    """
+    found = dict(sorted(DOOR.entries().items()))
+    check_functions(found.values())
+    _refuse_shared("--apply", [(name, method) for method in found.values() for name in method.options])
+    _refuse_shared("tune", [(tuner.name, method) for method in found.values() for tuner in method.tuners])
+    return found
 
 
-def _hooks(applied: tuple[Applied, ...], name: str) -> Iterator[tuple[Callable[..., Any], Any]]:
-    """The hook `name` of every method that has it, with that method's config, in order."""
+def _refuse_shared(where: str, names: list[tuple[str, Method[Any]]]) -> None:
+    """Raise ExtensionError where two methods give one name to the commands."""
+    owners: dict[str, str] = {}
+    for name, method in names:
+        if name in owners:
+            raise ExtensionError(
+                f"{where} {name}: got it from the methods {owners[name]} and {method.name}, expected one method for each "
+                "name; rename one"
+            )
+        owners[name] = method.name
+
+
+def find_options() -> dict[str, Method[Any]]:
+    """Each name that `--apply` takes, with its method, in alphabetical order."""
+    return dict(sorted((name, method) for method in find_methods().values() for name in method.options))
+
+
+def find_tuners() -> dict[str, Tuner]:
+    """Each command of `enginewright tune` by name."""
+    return {tuner.name: tuner for method in find_methods().values() for tuner in method.tuners}
+
+
+def find_method(name: object) -> Method[Any]:
+    """The method that the name of an option enters; an ExportError about an unknown name lists the known ones."""
+    known = find_options()
+    if not isinstance(name, str) or name not in known:
+        raise ExportError(f"apply: unknown method {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def apply_method(name: str, options: dict[str, Any]) -> Applied:
+    """Return the method `name` with a config of options, whose values may be text.
+
+    Raises:
+        ExportError: an unknown name or option, or a value that the config refuses.
+    """
+    return Applied(name, make_config(find_method(name).options[name], options, name))
+
+
+def applied_methods(manifest: Manifest) -> tuple[Applied, ...]:
+    """The methods that an engine was built with, in order."""
+    records = [dict(record) for record in manifest.applied]
+    return tuple(apply_method(record.pop("name"), record) for record in records)
+
+
+def check_together(applied: Sequence[Applied]) -> None:
+    """Raise ExportError where methods exclude each other: the same one twice, or two that choose the same thing."""
+    methods = [(each.name, find_method(each.name)) for each in applied]
+    for index, (name, method) in enumerate(methods):
+        earlier = next((other for other, found in methods[:index] if found.name == method.name), None)
+        if earlier is not None and not method.repeatable:
+            both = name if earlier == name else f"{earlier} and {name}"
+            raise ExportError(f"apply: got {both} twice, expected it once; apply {method.name} once")
+    for hook, what in (("choose_cache", "the cache"), ("choose_decoding", "the decoding")):
+        names = [name for name, method in methods if getattr(method, hook) is not None]
+        if len(names) > 1:
+            raise ExportError(
+                f"apply: got {names[0]} and {names[1]}, which both choose {what}, expected one of them; build without the "
+                "other"
+            )
+
+
+def _hooks(applied: Sequence[Applied], name: str) -> Iterator[tuple[Applied, Callable[..., Any]]]:
+    """The hook `name` of every method that has it, in order."""
     for method in applied:
-        hook = getattr(find_method(method.name), name, None)
+        hook = getattr(find_method(method.name), name)
         if hook is not None:
-            yield hook, method.config
+            yield method, hook
 
 
 def transform_weights(
-    applied: tuple[Applied, ...], weights: dict[str, Weight], checkpoint: Checkpoint
+    applied: Sequence[Applied], weights: dict[str, Weight], checkpoint: Checkpoint
 ) -> dict[str, Weight]:
     """Pass the weights of `checkpoint`'s model through every method that changes them, in order."""
-    for hook, config in _hooks(applied, "transform_weights"):
-        weights = hook(config, weights, checkpoint)
+    for method, hook in _hooks(applied, "transform_weights"):
+        weights = hook(method.config, weights, checkpoint)
     return weights
 
 
-def choose_cache(applied: tuple[Applied, ...], cache: CacheFormat) -> CacheFormat:
-    """Pass the format of the cache through every method that chooses one, in order."""
-    for hook, config in _hooks(applied, "choose_cache"):
-        cache = hook(config, cache)
+def choose_cache(applied: Sequence[Applied], cache: CacheFormat) -> CacheFormat:
+    """Return the format of the cache, `cache` unless a method chooses another."""
+    for method, hook in _hooks(applied, "choose_cache"):
+        cache = hook(method.config, cache)
     return cache
 
 
-def choose_decoding(applied: tuple[Applied, ...]) -> dict[str, Any]:
+def choose_decoding(applied: Sequence[Applied]) -> dict[str, Any]:
     """Return the manifest's decoding, autoregressive unless a method chooses another."""
     decoding: dict[str, Any] = {"kind": "autoregressive"}
-    for hook, config in _hooks(applied, "choose_decoding"):
-        decoding = hook(config, decoding)
+    for method, hook in _hooks(applied, "choose_decoding"):
+        decoding = hook(method.config, decoding)
     return decoding
 
 
-def check_model(applied: tuple[Applied, ...], checkpoint: Checkpoint) -> None:
+def check_model(applied: Sequence[Applied], checkpoint: Checkpoint) -> None:
     """Let every method look at the checkpoint, and refuse it by raising."""
-    for hook, config in _hooks(applied, "check_model"):
-        hook(config, checkpoint)
+    for method, hook in _hooks(applied, "check_model"):
+        hook(method.config, checkpoint)
 
 
-def extend_graph(applied: tuple[Applied, ...], graph: ir.Graph) -> None:
-    """Let every method add to the decoder graph, in order."""
-    for hook, config in _hooks(applied, "extend_graph"):
-        hook(config, graph)
+def conditions(applied: Sequence[Applied], checkpoint: Checkpoint) -> dict[str, Condition]:
+    """Return every condition of a request that the methods declare, by name.
+
+    Raises:
+        ExportError: two methods declare the same name.
+    """
+    found: dict[str, Condition] = {}
+    owners: dict[str, str] = {}
+    for method, hook in _hooks(applied, "conditions"):
+        for name, condition in hook(method.config, checkpoint).items():
+            if name in found:
+                raise ExportError(
+                    f"apply: got {owners[name]} and {method.name}, which both declare the condition {name!r}, expected one "
+                    "of them; build without the other"
+                )
+            found[name], owners[name] = condition, method.name
+    return found
+
+
+def passes(applied: Sequence[Applied]) -> list[ir.passes.PassBase]:
+    """Return the graph passes of every method, in order."""
+    return [each for method, hook in _hooks(applied, "passes") for each in hook(method.config)]
+
+
+def extend_graph(applied: Sequence[Applied], anchors: Anchors) -> None:
+    """Let every method add to the decoder graph, in order.
+
+    Raises:
+        ExtensionError: a method has declared a condition that no method reads.
+    """
+    for method, hook in _hooks(applied, "extend_graph"):
+        hook(method.config, anchors)
+    anchors.finish()
+
+
+def tolerance(applied: Sequence[Applied], allowed: Tolerance) -> Tolerance:
+    """Return what is allowed with the methods, from what is allowed without them."""
+    for method, hook in _hooks(applied, "tolerance"):
+        allowed = hook(method.config, allowed)
+    return allowed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from enginewright.exporters.capture.capture import Captured
-from enginewright.exporters.passes.fold_value_rotation import FoldValueRotationPass
 from enginewright.exporters.passes.fold_weights import FoldWeightsPass
 from enginewright.exporters.passes.fuse_standard import FuseStandardOpsPass
 from enginewright.exporters.passes.gather_sample_rows import GatherSampleRowsPass
@@ -44,8 +45,11 @@ def attach_weights(captured: Captured, weights: dict[str, Weight]) -> None:
             raise UnsupportedError(f"{family}: the graph reads a constant {name!r} that is no parameter or buffer")
 
 
-def rewrite(model: ir.Model) -> None:
-    """Optimise `model` in place without reading a weight."""
+def rewrite(model: ir.Model, own: Sequence[ir.passes.PassBase] = ()) -> None:
+    """Optimise `model` in place without reading a weight.
+
+    own: passes of the methods; they see each projection as a product of its own, with its weight after the norm's scale.
+    """
     passes: list[ir.passes.PassBase] = [
         SimplifyPass(),
         FuseStandardOpsPass(),
@@ -55,7 +59,7 @@ def rewrite(model: ir.Model) -> None:
         RotateTokenMajorPass(),
         TieEmbeddingPass(),
         FoldWeightsPass(),
-        FoldValueRotationPass(),
+        *own,
         PackProjectionsPass(),
         SimplifyPass(),  # merges the reshapes that RotateTokenMajorPass leaves
         common.RemoveUnusedNodesPass(),

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.attention_ports import KV_LENS, QUERY_STARTS, SCALE, SINKS, SOFTCAP, WINDOW
+from enginewright.plugins.ops.attention_ports import (
+    ATTENTION_FIELDS,
+    KV_LENS,
+    QUERY_STARTS,
+    SCALE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+)
+from enginewright.plugins.ops.call import Call, Field, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 KVARN_ATTENTION = Op(
@@ -81,4 +90,16 @@ KVARN_ATTENTION = Op(
         ),
     ),
     oracle="enginewright.plugins.oracles.kvarn_attention:kvarn_attention",
+)
+
+KVARN_ATTENTION_CALL = Call(
+    name="KVarNAttention",
+    doc="encoded_before and encoded_after point at the node's layer.",
+    fields=(
+        Field("attention", ATTENTION_FIELDS),
+        *fields("void*", "tiles", "exact"),
+        *fields("const int32_t*", "slots", "encoded_before", "encoded_after"),
+        *fields("int64_t", "record_count", "slot_count", "exact_tiles", "iterations"),
+        *fields("int32_t", "k_bits", "v_bits", "robust", "rotate_values"),
+    ),
 )

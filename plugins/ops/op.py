@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from enginewright.plugins.ops.call import snake_case
+
 DOMAIN = "enginewright"
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -65,8 +67,7 @@ class Op:
     @property
     def torch_name(self) -> str:
         """The name in `torch.ops.enginewright`: PagedAttention -> paged_attention."""
-        words = self.name.replace("KVarN", "Kvarn")  # one word, in spite of its capitals
-        return "".join("_" + c.lower() if c.isupper() else c for c in words).lstrip("_")
+        return snake_case(self.name)
 
     def load_oracle(self) -> Callable[..., Any]:
         """Import and return the op's numpy definition."""

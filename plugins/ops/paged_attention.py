@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.attention_ports import KV_LENS, QUERY_STARTS, SCALE, SINKS, SOFTCAP, WINDOW
+from enginewright.plugins.ops.attention_ports import (
+    ATTENTION_FIELDS,
+    KV_LENS,
+    QUERY_STARTS,
+    SCALE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+)
+from enginewright.plugins.ops.call import Call, Field, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 PAGED_ATTENTION = Op(
@@ -41,4 +50,14 @@ PAGED_ATTENTION = Op(
         Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
+)
+
+PAGED_ATTENTION_CALL = Call(
+    name="PagedAttention",
+    doc="",
+    fields=(
+        Field("attention", ATTENTION_FIELDS),
+        Field("tiles", "void*"),
+        *fields("int64_t", "tile_count", "kv_bits"),
+    ),
 )

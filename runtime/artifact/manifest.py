@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 FORMAT = 1
+CONDITION_TYPES = ("float32", "float16", "int64", "int32", "int8")
+"""The types that a condition's tensor may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,55 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionTensor:
+    """A tensor of which each entry of a condition has its own values.
+
+    dtype: ONNX's name in lower case: one of CONDITION_TYPES.
+    shape: of one entry's values.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in CONDITION_TYPES:
+            raise ValueError(f"dtype: got {self.dtype!r}, expected one of {', '.join(CONDITION_TYPES)}")
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"shape: got {list(self.shape)}, expected sizes of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Something that a request may name, such as a steering vector or an adapter, and that the decoder graph applies.
+
+    The graph of a condition NAME has the inputs `cond.NAME.index`, `cond.NAME.scale` if it is scaled, and
+    `cond.NAME.<tensor>` for each of its tensors; `decoder_graph.py` has their shapes.
+
+    capacity: the most entries that a loaded engine holds at once.
+    tensors: by name, the values that an entry has.
+    per: whether the graph is told the entry of each token, or of each row.
+    applies: "all": to every token of the request; "decoded": to those after its prompt, and to the prompt's last.
+    scaled: whether a request also gives a factor.
+    entries: by name, files with the values of the entries that every loaded engine has: arrays by the names of the tensors,
+        as numpy's .npz.
+    """
+
+    capacity: int
+    tensors: dict[str, ConditionTensor]
+    per: Literal["token", "row"] = "token"
+    applies: Literal["all", "decoded"] = "all"
+    scaled: bool = False
+    entries: dict[str, File] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.capacity < max(len(self.entries), 1):
+            raise ValueError(f"capacity: got {self.capacity}, expected at least {max(len(self.entries), 1)}")
+        if not self.tensors or {"index", "scale"} & self.tensors.keys():
+            got = ", ".join(self.tensors) or "none"
+            raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """The facts about the model itself that the runtime needs.
 
@@ -162,8 +213,10 @@ class Manifest:
     created_by: the package and version that wrote it.
     model, limits, cache: what is served, how much of it at once, and the buffers for it.
     graphs: by name; "decoder" is the one that generates.
-    decoding: {"kind": "autoregressive"}, or another kind with keys of its own.
+    decoding: {"kind": "autoregressive"}, or another kind with keys of its own; `k`, in every kind, is the most tokens that
+        a row brings into a step, 1 where it is missing.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
+    conditions: by name, what a request may name so that the graph applies it.
     applied: the methods in order, each {"name": ..., its config}; provenance, not behaviour.
     tokenizer: files under tokenizer/; empty where the checkpoint has none.
     format: version of this record.
@@ -177,6 +230,7 @@ class Manifest:
     graphs: dict[str, Graph]
     decoding: dict[str, Any] = field(default_factory=lambda: {"kind": "autoregressive"})
     weights: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Condition] = field(default_factory=dict)
     applied: tuple[dict[str, Any], ...] = ()
     tokenizer: tuple[File, ...] = ()
     format: int = FORMAT
@@ -187,10 +241,17 @@ class Manifest:
         found = self.weights.get("dtype", self.weights.get("kind"))
         return found if found in ("float16", "bfloat16") else "float32"
 
+    @property
+    def tokens_per_row(self) -> int:
+        """The most tokens that a decoding row brings into a step."""
+        return int(self.decoding.get("k", 1))
+
     def files(self) -> Iterator[File]:
         """Every file the manifest names."""
         for graph in self.graphs.values():
             yield from graph.files
             for engine in graph.engines:
                 yield from engine.files
+        for condition in self.conditions.values():
+            yield from condition.entries.values()
         yield from self.tokenizer

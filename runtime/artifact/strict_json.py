@@ -27,7 +27,10 @@ def parse(cls: type[R], raw: Any, where: str) -> R:
             values[name] = _convert(hints[name], raw[name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: key {name!r} is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as e:  # of a check of the class itself, which names the field
+        raise ValueError(f"{where}.{e}") from e
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

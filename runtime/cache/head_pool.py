@@ -38,8 +38,8 @@ class HeadPool(TilePool):
     @property
     def longest(self) -> int:
         """The most tokens that a row can process when no other row holds any."""
-        tiles, whole = len(self._free), int(self._ids.shape[2])
-        return (whole if tiles >= int(self.most.sum()) else min(whole, tiles // self.heads)) * self._size
+        tiles, whole = len(self._free), self._ids.shape[2]
+        return int(whole if tiles >= self.most.sum() else min(whole, tiles // self.heads)) * self._size
 
     @property
     def idle_tiles(self) -> int:

@@ -147,7 +147,7 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         return None
     options: Mapping[str, Any] = cache.policy
     known = POLICIES.entries()
-    name = options.get("kind")
+    name = str(options.get("kind"))
     if name not in known:
         names = ", ".join(known) or "none"
         raise ArtifactError(

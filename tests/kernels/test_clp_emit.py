@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import ClpEmit
-from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.clp_emit import CLP_EMIT, CLP_EMIT_CALL
 from tests.support.kernels.device import TYPES, Device, download, rounded, run, to_bits
 from tests.support.kernels.guard_pages import stays_within_buffers
 from tests.support.ops.clp_cases import CASES, Case, always, make_inputs
+
+ClpEmit = structure_of(CLP_EMIT_CALL)
 
 TYPED = ("hidden", "up_weight", "up_bias", "out_bias", "out_weight")
 """Inputs of the graph's type; the others are what they are."""

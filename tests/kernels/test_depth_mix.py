@@ -8,10 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import DepthMix
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.depth_mix import DEPTH_MIX_CALL
 from tests.support.kernels.device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tests.support.kernels.guard_pages import stays_within_buffers
 from tests.support.ops.depth_mix_cases import CASES, Case, expected, make_inputs
+
+DepthMix = structure_of(DEPTH_MIX_CALL)
 
 STEP, MOST = 8, 512
 MOST_SOURCES = 64

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from enginewright.exporters.features.depth_attention.reference import add_depth_attention
 from enginewright.exporters.features.depth_attention.rule import DepthAttention, DepthMixer, Pair, read_depth_attention
-from enginewright.exporters.features.feature import ValueMixer
+from enginewright.exporters.features.feature import Feature, ValueMixer
 
 
 class DepthAttentionFeature:
@@ -50,3 +50,12 @@ def mix_over_depth(
     flat = [tensor for pair in sources for tensor in pair]
     mixed: torch.Tensor = torch.ops.enginewright.depth_mix(query, key, value, flat, scale)
     return mixed
+
+
+FEATURE = Feature(
+    name="depth_attention",
+    title="Depth-Attention",
+    summary="values mixed over layers, where the config asks for it",
+    paper="2606.05014",
+    read=read,
+)

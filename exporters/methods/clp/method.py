@@ -21,6 +21,7 @@ Source: Collocation-Length Prediction, arXiv 2606.10935; `plugins/oracles/clp_em
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,17 +29,19 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.clp.head_set import HeadSet, hash_of, load_tensor, read_head_set
-from enginewright.exporters.passes.quantize_weights import output_projection
+from enginewright.exporters.methods.clp.tuners import TUNERS
+from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import quantize_rows
-from enginewright.exporters.weights.graph_weights import add_weight
 from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops.clp_emit import CLP_EMIT
-from enginewright.plugins.ops.op import DOMAIN
-from enginewright.runtime.errors import ExportError, UnsupportedError
+from enginewright.runtime.errors import ExportError
 
 KIND = "multi_token"
+OUTPUTS = ("clp_tokens", "clp_counts")
 ACTIVATIONS = {"gelu": 0, "silu": 1}
 
 
@@ -97,40 +100,35 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
 
 
 def choose_decoding(config: Config, decoding: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest's decoding.
-
-    Raises:
-        ExportError: another method has chosen a decoding already, or the heads cannot be read or are too few for k.
-    """
-    if decoding["kind"] != "autoregressive":
-        raise ExportError(f"clp: decoding is {decoding['kind']} already; apply clp once")
+    """Return the manifest's decoding; ExportError where the heads cannot be read or are too few for k."""
     return {"kind": KIND, "k": _tokens(config, _read(config)), "tau": config.tau, "verify": config.verify}
 
 
-def extend_graph(config: Config, graph: ir.Graph) -> None:
+def extend_graph(config: Config, anchors: Anchors) -> None:
     """Add ClpEmit with the heads' weights. It reads the states of the sampled rows, which the output projection reads, too."""
     heads = _read(config)
     k = _tokens(config, heads)
-    values = {name: add_weight(graph, f"clp.{name}", weight) for name, weight in _weights(config, heads, k).items()}
-    values["hidden"] = _hidden_states(graph)
-    values["greedy"] = next(value for value in graph.outputs if value.name == "greedy_tokens")
+    values = {name: anchors.add_weight(f"clp.{name}", weight) for name, weight in _weights(config, heads, k).items()}
+    values["hidden"] = anchors.sampled_states()
+    values["greedy"] = anchors.greedy_tokens()
     if not config.verify:  # extra tokens are kept, so only the guesses after a row's last token are needed
-        values |= {v.name: v for v in graph.inputs if v.name in ("sample_rows", "query_starts")}
-    last = max(i for i, port in enumerate(CLP_EMIT.inputs) if port.name in values)
+        values |= {name: anchors.input(name) for name in ("sample_rows", "query_starts")}
     attributes = {
         "k": k,
         "tau": config.tau,
         "activation": ACTIVATIONS[heads.activation],
         "residual": int(heads.residual),
     }
-    inputs = [values.get(port.name) for port in CLP_EMIT.inputs[: last + 1]]
-    node = ir.node(CLP_EMIT.name, inputs, domain=DOMAIN, attributes=attributes, num_outputs=len(CLP_EMIT.outputs))
+    tokens, counts = anchors.add_op(CLP_EMIT, values, attributes, OUTPUTS)
     rows = values["greedy"].shape
     assert rows is not None
-    for value, name, shape in zip(node.outputs, ("clp_tokens", "clp_counts"), ((rows[0], k), (rows[0],)), strict=True):
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.INT64)
-    graph.append(node)
-    graph.outputs.extend(node.outputs)
+    anchors.add_output(OUTPUTS[0], tokens, ir.DataType.INT64, (rows[0], k))
+    anchors.add_output(OUTPUTS[1], counts, ir.DataType.INT64, (rows[0],))
+
+
+def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
+    """Return a tolerance without greedy tokens where the runtime keeps guesses that the model would not have chosen."""
+    return allowed if config.verify else dataclasses.replace(allowed, greedy=False)
 
 
 def _read(config: Config) -> HeadSet:
@@ -174,16 +172,14 @@ def _weights(config: Config, heads: HeadSet, k: int) -> dict[str, Weight]:
     return weights | {"out_codes": codes, "out_scales": scales}
 
 
-def _hidden_states(graph: ir.Graph) -> ir.Value:
-    """The states [N, d] that the output projection reads."""
-    projection = output_projection(graph)
-    hidden = None if projection is None else projection.inputs[0]
-    if projection is None or hidden is None:
-        raise UnsupportedError("clp: the graph has no product that makes the logits; build without --apply clp")
-    if projection.op_type == "Gemm":  # of a tied embedding, which reads [N, d] already
-        return hidden
-    axis = ir.node("Constant", [], attributes={"value": ir.tensor([0])})
-    rows = ir.node("Squeeze", [hidden, axis.outputs[0]])
-    rows.outputs[0].type = hidden.type
-    graph.extend([axis, rows])
-    return rows.outputs[0]
+METHOD = Method(
+    name="clp",
+    summary="several tokens a step from extra heads",
+    paper="2606.10935",
+    config=Config,
+    choose_decoding=choose_decoding,
+    check_model=check_model,
+    extend_graph=extend_graph,
+    tolerance=tolerance,
+    tuners=TUNERS,
+)

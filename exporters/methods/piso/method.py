@@ -30,10 +30,11 @@ from enginewright.exporters.calibration.atomic_files import disk_errors, replace
 from enginewright.exporters.calibration.calibrate import CalibrationJob, QuantizedForm, calibrate, check_layers
 from enginewright.exporters.calibration.linear_group import Calibration, Compute, LinearGroup, Objective
 from enginewright.exporters.calibration.texts import tokens_from_file, tokens_from_model
+from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.block_codes import stored_form
+from enginewright.exporters.weights.block_codes import block_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
@@ -82,7 +83,7 @@ class Config(LayerSettings):
             raise ExportError(f"piso: got bits={self.bits}, expected one of {', '.join(map(str, BITS))}")
         super().__post_init__()
         if self.group_size:
-            stored_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
+            block_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
         if self.objective not in ("auto", *get_args(Objective)):
             raise ExportError(f"piso: got objective={self.objective!r}, expected auto, self, cross or float")
         if self.correction == "gptq" and self.objective == "cross":
@@ -206,7 +207,9 @@ def _fingerprint(config: Config, weights: dict[str, Weight], checkpoint: Checkpo
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
     hashed = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     texts = [Path(config.text).expanduser()] if config.text else []
-    for path in [checkpoint.path / "config.json", *checkpoint.tokenizer_files(), *texts]:
+    for content in [checkpoint.read_file("config.json"), *checkpoint.tokenizer_files().values()]:
+        hashed.update(hashlib.sha256(content).digest())
+    for path in texts:
         hashed.update(_digest(path))
     for name in sorted(weights):
         hashed.update(f"{name} {weights[name].shape}".encode())
@@ -221,3 +224,12 @@ def _digest(path: Path) -> bytes:
             return hashlib.file_digest(f, "sha256").digest()
     except OSError as e:
         raise ExportError(f"piso: {path}: cannot be read ({e.strerror})") from e
+
+
+METHOD = Method(
+    name="piso",
+    summary="linear layers in 2, 3, 4 or 8 bits, calibrated",
+    paper="2606.10890",
+    config=Config,
+    transform_weights=transform_weights,
+)

@@ -3,7 +3,7 @@
 #include <limits>
 #include <string>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/clp_emit.h"
 #include "kernels/emission/clp_emit.cuh"
 #include "kernels/emission/clp_heads.cuh"
 #include "launchers/configurations.h"

@@ -25,6 +25,7 @@
 // Head sizes of DepthMix: multiples of the one up to the other.
 #define EW_DEPTH_MIX_DIM_STEP 8
 #define EW_DEPTH_MIX_MOST_DIM 512
+#define EW_DEPTH_MIX_MOST_SOURCES 64
 
 // The most rows, classes and heads that ClpEmit takes; any size of states, hidden layers and vocabularies.
 #define EW_CLP_MOST_ROWS 1024

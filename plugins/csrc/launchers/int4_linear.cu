@@ -2,7 +2,7 @@
 #include <limits>
 #include <string>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/int4_linear.h"
 #include "kernels/rows/int4_linear.cuh"
 #include "launchers/configurations.h"
 #include "launchers/refuse.h"

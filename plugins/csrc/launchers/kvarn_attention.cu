@@ -1,4 +1,5 @@
 // ew_cuda_kvarn_attention: checks a call, lays out its workspace and starts its stages.
+#include "generated/calls/kvarn_attention.h"
 #include "kernels/kvarn/kvarn_prepare.cuh"
 #include "launchers/attention_stages.h"
 #include "launchers/configurations.h"

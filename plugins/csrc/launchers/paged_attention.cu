@@ -1,4 +1,5 @@
 // ew_cuda_paged_attention: checks a call, lays out its workspace and starts its stages.
+#include "generated/calls/paged_attention.h"
 #include "kernels/attention/paged_prepare.cuh"
 #include "launchers/attention_stages.h"
 #include "launchers/configurations.h"

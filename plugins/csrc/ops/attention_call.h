@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/attention.h"
 #include "ops/attention_tensors.h"
 
 namespace ew::ops {

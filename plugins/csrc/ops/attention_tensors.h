@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "generated/tile_tokens.h"
 #include "ops/tensor.h"
 
 namespace ew::ops {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "generated/declarations.h"
+#include "generated/declarations/kvarn_attention.h"
 #include "layout/kvarn_record.h"
 #include "ops/attention_tensors.h"
 #include "ops/tensor.h"

@@ -1,6 +1,7 @@
 // Fills in a call of the KVarNAttention kernels, except the outputs.
 #pragma once
 
+#include "generated/calls/kvarn_attention.h"
 #include "ops/attention_call.h"
 #include "ops/kvarn_attention.h"
 

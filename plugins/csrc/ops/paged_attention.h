@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "generated/declarations.h"
+#include "generated/declarations/paged_attention.h"
 #include "layout/tile.h"
 #include "ops/attention_tensors.h"
 #include "ops/tensor.h"

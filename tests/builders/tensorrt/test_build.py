@@ -24,9 +24,9 @@ from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
 from enginewright.plugins.ops.registry import OPS, op_versions
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.decoder_graph import SPARE
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.device.padded_buffers import with_spares
-from enginewright.runtime.backends.graph_check import input_shapes
+from enginewright.runtime.backends.port_shapes import input_shapes
 from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import BuildError, TargetError
@@ -391,7 +391,7 @@ def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request
     manifest = directory.load(request.getfixturevalue(source))
     options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
     capacity = plan_capacity(manifest, 1 << 40, **options)
-    shapes = with_spares(input_shapes(manifest, TileTables(manifest.cache, capacity), capacity))
+    shapes = input_shapes(manifest, TileTables(manifest.cache, capacity), capacity, spare=SPARE)
     profile = builder.plan_profiles(manifest, manifest.graphs["decoder"], chunk)[1].shapes
     for name, (_, _, most) in profile.items():
         wanted = shapes[name][0]

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginewright.exporters.checkpoint_export import writer
 from enginewright.exporters.methods import registry
+from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
@@ -77,10 +76,9 @@ def round_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkp
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes `--apply rounding:...` known."""
-    module = types.ModuleType("rounding_method")
-    module.Config, module.transform_weights = Config, round_weights  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rounding_method", module)
-    monkeypatch.setitem(registry.METHODS, "rounding", "rounding_method")
+    method = Method(name="rounding", summary="rounded weights", config=Config, transform_weights=round_weights)
+    known = {**registry.find_methods(), "rounding": method}
+    monkeypatch.setattr(registry, "find_methods", lambda: known)
 
 
 def export(source: Path, output: Path, *options: str, config: Config | None = None) -> int:
@@ -411,7 +409,8 @@ def test_a_changed_part_is_refused(
         name = "model.layers.1.mlp.experts.down_proj"
         return {**weights, name: weights[name].derive(weights[name].shape, lambda x: x * 2)}
 
-    monkeypatch.setattr(sys.modules["rounding_method"], "transform_weights", change)
+    method = dataclasses.replace(registry.find_methods()["rounding"], transform_weights=change)
+    monkeypatch.setattr(registry, "find_methods", lambda: {"rounding": method})
     assert export(checkpoint("mixtral"), tmp_path / "out", config=Config()) == 2
     assert "'model.layers.1.mlp.experts.down_proj' is changed, but the checkpoint has it in" in capsys.readouterr().err
 

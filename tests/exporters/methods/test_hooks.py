@@ -1,72 +1,177 @@
-"""Hooks of methods: no function of a method is a hook with a misspelt name, which the registry would ignore."""
+"""Methods: unknown and misspelt hooks, methods that exclude each other, and names that two of them claim are refused."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginewright.exporters import methods
 from enginewright.exporters.methods import registry
-from enginewright.exporters.methods.registry import HOOKS, METHODS, find_method
+from enginewright.exporters.methods.hooks import HOOKS, Method, check_functions
+from enginewright.exporters.methods.registry import Applied, check_together, find_method, find_methods, find_options
+from enginewright.exporters.methods.tuner import Tuner
+from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.runtime.artifact.extension import extend
+from enginewright.runtime.artifact.manifest import Condition, ConditionTensor
+from enginewright.runtime.errors import ExportError, ExtensionError
 
-MODULES = sorted(
-    found.name for found in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.") if not found.ispkg
-)
+HEAD = """
+from dataclasses import dataclass
+from enginewright.exporters.methods.hooks import Method
 
-
-def edits(name: str, hook: str) -> int:
-    """How many letters are to be removed, added or replaced to make `hook` of `name`, at most."""
-    changes = difflib.SequenceMatcher(None, name, hook, autojunk=False).get_opcodes()
-    return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != "equal")
-
-
-def misspelt(module: ModuleType | SimpleNamespace) -> Iterator[str]:
-    """Each function of a module whose name is one or two letters away from a hook's, with that hook."""
-    for name, value in vars(module).items():
-        own = inspect.isfunction(value) and value.__module__ == module.__name__
-        if own and not name.startswith("_") and name not in HOOKS:
-            yield from (f"{name}, expected {hook}" for hook in HOOKS if edits(name, hook) <= 2)
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    \"\"\"share: of something.\"\"\"
+    share: float = 0.5
+"""
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_hook_is_misspelt(name: str) -> None:
-    assert not list(misspelt(importlib.import_module(name)))
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the methods of these tests."""
+
+    size: int = 1
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_hooks_take_the_config_first(name: str) -> None:
-    module = find_method(name)
-    hooks = [getattr(module, hook) for hook in HOOKS if hasattr(module, hook)]
-    assert hooks, f"{name} has none of {', '.join(HOOKS)}"
-    assert all(next(iter(inspect.signature(hook).parameters)) == "config" for hook in hooks)
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of methods next to the package's own; it is forgotten after the test."""
+    monkeypatch.setattr(methods, "__path__", list(methods.__path__))
+    before = set(sys.modules)
+    (tmp_path / "methods").mkdir()
+    extend(tmp_path)
+    yield tmp_path / "methods"
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+            vars(methods).pop(name.rpartition(".")[2], None)
 
 
-def test_the_registry_calls_every_hook() -> None:
-    assert all(inspect.isfunction(getattr(registry, hook)) for hook in HOOKS)
-    assert all(hook in (registry.__doc__ or "") for hook in HOOKS)
+def known(monkeypatch: pytest.MonkeyPatch, *more: Method[Any]) -> None:
+    """Let the registry know these methods alone."""
+    monkeypatch.setattr(registry, "find_methods", lambda: {method.name: method for method in more})
+
+
+def test_the_packages_methods() -> None:
+    assert list(find_methods()) == ["clp", "kvarn", "lora", "piso"]
+    assert list(find_options()) == ["clp", "kvarn", "lora", "piso"]
+    for method in find_methods().values():
+        assert method.paper and method.summary and not method.summary.endswith(".")
+        assert any(getattr(method, hook) is not None for hook in HOOKS)
+
+
+def test_a_file_is_a_method(folder: Path) -> None:
+    (folder / "halve.py").write_text(HEAD + 'METHOD = Method(name="halve", summary="half of it", config=Config)\n')
+    assert parse_method("halve:share=0.25").describe() == {"name": "halve", "share": 0.25}
+    with pytest.raises(ExportError, match="halve: unknown key 'shore'; known: share"):
+        parse_method("halve:shore=1")
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("hook", "hint"),
     [
-        ("chose_cache", ["choose_cache"]),
-        ("transform_weight", ["transform_weights"]),
-        ("extend_graphs", ["extend_graph"]),
-        ("check_modle", ["check_model"]),
-        ("choose_cache", []),
-        ("check_layers", []),
+        ("transform_weight", "; do you mean transform_weights?"),
+        ("on_load", ""),
+        ("chose_cache", "do you mean choose_cache"),
     ],
 )
-def test_the_check_sees_and_spares(name: str, expected: list[str]) -> None:
-    def function() -> None: ...
+def test_an_unknown_hook_is_named_with_its_module(hook: str, hint: str, folder: Path) -> None:
+    given = f'METHOD = Method(name="bad", summary="x", config=Config, {hook}=lambda *_: None)\n'
+    (folder / "bad_hook.py").write_text(HEAD + given)
+    with pytest.raises(
+        ExtensionError, match=rf"bad_hook\.py: METHOD: got '{hook}', expected hooks among .*{hint}"
+    ) as e:
+        find_methods()
+    assert all(name in str(e.value) for name in HOOKS)
 
-    functions: dict[str, Callable[..., Any]] = {name: function}
-    found = list(misspelt(SimpleNamespace(__name__=__name__, **functions)))
-    assert found == [f"{name}, expected {hook}" for hook in expected]
+
+@pytest.mark.parametrize(
+    ("name", "hook"), [("transform_weights", "transform_weights"), ("extend_graphs", "extend_graph")]
+)
+def test_a_function_that_METHOD_does_not_name(name: str, hook: str, folder: Path) -> None:
+    text = HEAD + f'def {name}(*_):\n    ...\nMETHOD = Method(name="lost", summary="x", config=Config)\n'
+    (folder / "lost.py").write_text(text)
+    with pytest.raises(
+        ExtensionError, match=rf"lost\.py: got a function {name}, which no METHOD names; do: .* as {hook}"
+    ):
+        find_methods()
+
+
+@pytest.mark.parametrize("name", ["check_layers", "_transform_weight", "quantize"])
+def test_other_functions_are_spared(name: str, folder: Path) -> None:
+    text = HEAD + f'def {name}(*_):\n    ...\nMETHOD = Method(name="fine", summary="x", config=Config)\n'
+    (folder / "fine.py").write_text(text)
+    assert "fine" in find_methods()
+
+
+def test_a_hook_under_another_name_and_in_another_module() -> None:
+    def spread(config: Options, decoding: dict[str, Any]) -> dict[str, Any]:
+        return decoding
+
+    check_functions([Method(name="spread", summary="x", config=Options, choose_decoding=spread)])
+
+
+def test_an_object_that_is_no_method(folder: Path) -> None:
+    (folder / "wrong.py").write_text("METHOD = 3\n")
+    with pytest.raises(ExtensionError, match=r"wrong\.py: METHOD: got a int, expected a Method"):
+        find_methods()
+
+
+def test_several_options_and_tuners_enter_one_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Wide(Options):
+        width: int = 2
+
+    tuner = Tuner(name="fit", summary="Fits it.", add_arguments=lambda _: None, run=lambda *_: 0)
+    method = Method(name="one", summary="x", config=Options, other_options={"two": Wide}, tuners=(tuner,))
+    alone = Method[Options](name="tuned", summary="y", tuners=(Tuner(**{**vars(tuner), "name": "fit-more"}),))
+    known(monkeypatch, method, alone)
+    assert find_method("two") is method and parse_method("two:width=3").config == Wide(width=3)
+    assert list(find_options()) == ["one", "two"] and list(registry.find_tuners()) == ["fit", "fit-more"]
+    with pytest.raises(ExportError, match="unknown method 'tuned'; known: one, two"):
+        parse_method("tuned")
+    with pytest.raises(ExportError, match="got one and two twice, expected it once; apply one once"):
+        Recipe(apply=(Applied("one", Options()), Applied("two", Wide())))
+
+
+def test_names_that_two_methods_claim(folder: Path) -> None:
+    (folder / "other_lora.py").write_text(
+        HEAD + 'METHOD = Method(name="other", summary="x", config=Config, other_options={"lora": Config})\n'
+    )
+    with pytest.raises(ExtensionError, match="--apply lora: got it from the methods lora and other"):
+        find_methods()
+
+
+@pytest.mark.parametrize(("hook", "what"), [("choose_cache", "the cache"), ("choose_decoding", "the decoding")])
+def test_two_at_one_door_are_both_named(hook: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks: dict[str, Any] = {hook: lambda config, given: given}
+    known(monkeypatch, *(Method(name=name, summary="x", config=Options, **hooks) for name in ("first", "second")))
+    with pytest.raises(
+        ExportError, match=f"apply: got first and second, which both choose {what}, expected one of them"
+    ):
+        check_together([Applied("first", Options()), Applied("second", Options())])
+
+
+def test_two_that_declare_one_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def declare(config: Options, checkpoint: Any) -> dict[str, Condition]:
+        return {"mood": Condition(capacity=1, tensors={"vectors": ConditionTensor(dtype="float32", shape=(4,))})}
+
+    known(monkeypatch, *(Method(name=n, summary="x", config=Options, conditions=declare) for n in ("first", "second")))
+    with pytest.raises(ExportError, match="got first and second, which both declare the condition 'mood'"):
+        registry.conditions([Applied("first", Options()), Applied("second", Options())], None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", ["kvarn", "piso", "clp:heads=x"])
+def test_the_same_method_twice(spec: str) -> None:
+    name = spec.partition(":")[0]
+    with pytest.raises(ExportError, match=f"apply: got {name} twice, expected it once; apply {name} once"):
+        Recipe(apply=(parse_method(spec), parse_method(spec)))
+
+
+def test_adapters_may_be_many() -> None:
+    assert len(Recipe(apply=(parse_method("lora:path=a"), parse_method("lora:path=b"))).apply) == 2

@@ -12,8 +12,8 @@ import pytest
 
 from enginewright.exporters.build import build
 from enginewright.exporters.methods.kvarn import Config
+from enginewright.exporters.methods.kvarn.fold_value_rotation import transform
 from enginewright.exporters.methods.registry import Applied
-from enginewright.exporters.passes.fold_value_rotation import transform
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.plugins.oracles.kvarn import hadamard, record_bytes
@@ -56,7 +56,6 @@ def test_options_that_are_not_offered(spec: str, message: str) -> None:
         ("llama", {}, kvarn(), "llama: layer 0: got head_dim 10, expected a power of two from 16 to 512"),
         ("mistral", {}, kvarn(), r"mistral: layer 0: got a window of 20 tokens, expected at least 128.*windowed=false"),
         ("qwen2", {}, dataclasses.replace(kvarn(), kv_bits=32), "got --kv-bits 32, expected 16"),
-        ("qwen2", {}, Recipe(apply=kvarn().apply * 2), "the cache is kvarn already; apply kvarn once"),
     ],
 )
 def test_models_that_it_cannot_hold(

@@ -152,7 +152,7 @@ def test_preempted_requests_find_what_they_had_computed(case: str) -> None:
     returned: set[int] = set()
 
     def look(scheduler: Scheduler, _: Step) -> None:
-        held = [(request, int(scheduler.tables.held[request.row])) for request in scheduler.running]
+        held = [(entry.request, int(scheduler.tables.held[entry.row])) for entry in scheduler.running]
         returned.update(tokens for request, tokens in held if tokens < 17 < request.length)
 
     watch(llm, look)

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention/attention_args.h"
-#include "generated/attributes.h"
+#include "generated/attributes/kvarn_attention.h"
 #include "layout/kvarn_record.h"
 
 namespace ew {

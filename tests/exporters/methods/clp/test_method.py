@@ -131,7 +131,7 @@ def test_heads_that_hold_no_numbers(
 def test_the_method_is_applied_once(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     model = checkpoint("qwen2")
     applied = clp(random_set(model, tmp_path / "heads")).apply
-    with pytest.raises(ExportError, match="decoding is multi_token already; apply clp once"):
+    with pytest.raises(ExportError, match="got clp twice, expected it once; apply clp once"):
         build(str(model), tmp_path / "engine", Recipe(apply=applied * 2), "onnxruntime")
 
 
