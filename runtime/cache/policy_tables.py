@@ -58,10 +58,6 @@ class PolicyTables(TileTables):
         """Return how many tokens `row` can take before it evicts; a step brings it no more."""
         return int(self._due[row] - self.held[row])
 
-    def crosses_due(self, new_tokens: Ints) -> bool:
-        """Whether a row would go past the place where it evicts with `new_tokens[row]` more tokens."""
-        return bool((self.held + new_tokens > self._due).any())
-
     def admit(self, row: int, keys: list[bytes], lengths: Ints, prompt_tokens: int) -> int | None:
         """Give the empty `row` the known tiles of a prompt, as far as they lie before its first eviction."""
         self._prompts[row] = prompt_tokens

@@ -101,10 +101,6 @@ class TileTables:
         """Return how many tokens `row` can take before it evicts: here as many as it may ever have."""
         return NEVER
 
-    def crosses_due(self, new_tokens: Ints) -> bool:
-        """Whether a row would go past the place where it evicts with `new_tokens[row]` more tokens: here never."""
-        return False
-
     def evict_due(self, session: CacheSession) -> None:
         """Let the rows that are due evict tokens: here none ever is."""
 

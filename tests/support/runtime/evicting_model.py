@@ -15,9 +15,10 @@ import numpy as np
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.autoregressive import Autoregressive
+from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step_loop import StepLoop
@@ -126,7 +127,8 @@ def make_llm(
         cache=cache,
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
-    loop = StepLoop(Scheduler(tables, capacity), EvictingSession(cache, tables, capacity), Autoregressive())
+    decoder = Autoregressive(Pieces(chunk=0, tile_tokens=cache.tile_tokens))
+    loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity))
     return LLM(manifest, None, loop, capacity, tables.longest)
 
 
