@@ -147,8 +147,8 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         return None
     options: Mapping[str, Any] = cache.policy
     known = POLICIES.entries()
-    name = str(options.get("kind"))
-    if name not in known:
+    name = options.get("kind")
+    if not isinstance(name, str) or name not in known:
         names = ", ".join(known) or "none"
         raise ArtifactError(
             f"manifest.json: cache.policy.kind: got {name!r}, expected one of {names}; add the policy by `extend`, or "

@@ -179,7 +179,7 @@ class TileTables:
         return self._pools_of(cache, capacity, range(len(cache.layers)))
 
     def _pools_of(self, cache: Cache, capacity: Capacity, layers: Iterable[int]) -> list[TilePool]:
-        """Return one pool for all those of `layers` that are described alike."""
+        """Return one pool for all those of `layers` that have the same description and number of tiles."""
         members: dict[tuple[CacheLayer, int], list[int]] = {}
         for index in layers:
             members.setdefault((cache.layers[index], capacity.tiles[index]), []).append(index)

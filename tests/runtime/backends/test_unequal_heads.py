@@ -32,7 +32,7 @@ def plain(make_engine: Callable[..., Path]) -> Path:
 
 
 def check_busy(llm: LLM, root: Path) -> None:
-    """Requests beside each other, in chunks, preempted, and with a shared beginning, get what each gets alone."""
+    """Requests next to each other, in chunks, preempted, and with a shared beginning, get what each gets alone."""
     (start,) = prompts_of(140)
     prompts = [start, [*start[:129], 7], *prompts_of(1, 127, 200)]
     sampling = Sampling(max_tokens=40, ignore_eos=True)

@@ -98,7 +98,7 @@ class TestEngines:
             preempted: list[int] = []
             scheduler = tight.loop.scheduler
             tight.loop.observer = lambda _: preempted.extend(
-                r.length for r in scheduler.waiting if r.length > r.prompt_tokens
+                each.request.length for each in scheduler.waiting if each.request.length > each.request.prompt_tokens
             )
             assert [each.token_ids for each in tight.generate(prompts, sampling)] == wanted
         if name == "budgets":  # one of its heads keeps 9 tiles, so that tiles run out late
@@ -171,7 +171,10 @@ def test_inspect_names_the_policy(engine: Callable[[dict[str, Any]], Path], caps
             {"kind": "first_and_newest", "first": "1"},
             "policy 'first_and_newest': cache.policy.first: got '1', expected int",
         ),
-        ({"kind": "first_and_newest", "first": -1}, "policy 'first_and_newest': first: got -1, expected 0 or more"),
+        (
+            {"kind": "first_and_newest", "first": -1},
+            "policy 'first_and_newest': cache.policy.first: got -1, expected 0 or more",
+        ),
         ({"kind": "budget_per_head"}, "policy 'budget_per_head': cache.policy: key 'budgets' is missing"),
     ],
 )

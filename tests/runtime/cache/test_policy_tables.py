@@ -158,7 +158,7 @@ def test_a_preempted_row_evicts_the_same_again() -> None:
     case = "budgets"  # one of its heads keeps everything, so that tiles run out late
     llm = _engine(case, rows=3, cache_tokens=80)
     waited, arrivals = set[int](), [Arrival(prompt=[i + 1] * 9, new=60) for i in range(3)]
-    watch(llm, lambda scheduler, _: waited.update(r.length for r in scheduler.waiting if r.length > 9))
+    watch(llm, lambda scheduler, _: waited.update(r.request.length for r in scheduler.waiting if r.request.length > 9))
     _check(case, serve(llm, arrivals), arrivals)
     assert any(length > 20 for length in waited), "after its first eviction"
     _check_empty(llm)

@@ -31,7 +31,7 @@ _HEAD, _PLACE = 10**7, 10**3
 
 
 class EvictingSession:
-    """A Session over numpy pools of entries; checksums of prefix tiles show that nobody writes to them."""
+    """A Session over numpy pools of entries, which never writes to a tile that a prefix has."""
 
     offers = frozenset({"tiles"})
 
@@ -40,6 +40,8 @@ class EvictingSession:
         self.steps: list[PackedStep] = []
         self._cache, self._tables = cache, tables
         self._tiles = [np.full((tiles, cache.tile_tokens), -1, np.int64) for tiles in capacity.tiles]
+        pools = zip(tables._governed, tables._pools, strict=True) if isinstance(tables, PolicyTables) else ()
+        self._pools = dict(pools)
 
     def run(self, step: PackedStep) -> Outputs:
         """Write the new entries, then hash what each sampled token sees."""
@@ -62,7 +64,9 @@ class EvictingSession:
         for layer, spec in enumerate(self._cache.layers):
             for head in range(spec.kv_heads):
                 index = int(self._tables.kv_lens[layer, row, head]) + ahead
-                self._tiles[layer][self._place(layer, row, head, index)] = entry + _HEAD * head
+                tile, slot = self._place(layer, row, head, index)
+                assert layer not in self._pools or not self._pools[layer]._of_prefix[tile], "shared tiles stay whole"
+                self._tiles[layer][tile, slot] = entry + _HEAD * head
 
     def _logits(self, row: int, ahead: int) -> np.ndarray:
         state = np.uint64(0)

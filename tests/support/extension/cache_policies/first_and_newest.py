@@ -29,7 +29,7 @@ class FirstAndNewestConfig:
 
 
 class FirstAndNewest:
-    """Evicts whenever a tile more than `first` and `newest` is full, in all layers and heads alike."""
+    """Evicts whenever a tile more than `first` and `newest` is full, the same in all layers and heads."""
 
     needs = frozenset({TILES})
 
