@@ -78,7 +78,7 @@ def fields(type: str, *names: str) -> tuple[Field, ...]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class KernelSizes:
     """Sizes that a kernel is compiled for, or limits of them; C++ has them as a macro, EW_DEPTH_MIX_MOST_DIM of most_dim.
 
     values: one number, which the macro is; or a tuple of numbers or of pairs, each of which EW_..._DIMS(X) hands to X.
@@ -99,4 +99,4 @@ class Call(Structure):
     When its fields change, count up EW_CUDA_ABI of `csrc/abi/cuda_calls.h` and ABI of `libraries/cuda.py`.
     """
 
-    sizes: tuple[Sizes, ...] = ()
+    sizes: tuple[KernelSizes, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.call import Call, Field, Sizes, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 CLP_EMIT = Op(
@@ -112,8 +112,8 @@ CLP_EMIT_CALL = Call(
         *fields("int32_t", "activation", "residual", "type"),
     ),
     sizes=(
-        Sizes("most_rows", 1024, "The most rows of a call."),
-        Sizes("most_classes", 256, "The most classes."),
-        Sizes("most_extra", 15, "The most heads; states, hidden layers and vocabularies may have any size."),
+        KernelSizes("most_rows", 1024, "The most rows of a call."),
+        KernelSizes("most_classes", 256, "The most classes."),
+        KernelSizes("most_extra", 15, "The most heads; states, hidden layers and vocabularies may have any size."),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enginewright.plugins.ops.attention_ports import SCALE
-from enginewright.plugins.ops.call import Call, Field, Sizes, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Op, Tensor
 
 DEPTH_MIX = Op(
@@ -48,8 +48,8 @@ DEPTH_MIX_CALL = Call(
         Field("type", "int32_t"),
     ),
     sizes=(
-        Sizes("dim_step", 8, "Head sizes: multiples of it, up to most_dim."),
-        Sizes("most_dim", 512, "The largest head size."),
-        Sizes("most_sources", 64, "The most earlier layers."),
+        KernelSizes("dim_step", 8, "Head sizes: multiples of it, up to most_dim."),
+        KernelSizes("most_dim", 512, "The largest head size."),
+        KernelSizes("most_sources", 64, "The most earlier layers."),
     ),
 )

@@ -13,7 +13,7 @@ from enginewright.plugins.ops.attention_ports import (
     SOFTCAP,
     WINDOW,
 )
-from enginewright.plugins.ops.call import Call, Field, Sizes, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Shapes, Tensor
 
 HEAD_DIMS = (32, 64, 128, 256)
@@ -125,7 +125,7 @@ KVARN_ATTENTION_CALL = Call(
         *fields("int32_t", "k_bits", "v_bits", "robust", "rotate_values"),
     ),
     sizes=(
-        Sizes("dims", HEAD_DIMS, "Head sizes."),
-        Sizes("bits", BITS, "Bits of the codes of keys and values."),
+        KernelSizes("dims", HEAD_DIMS, "Head sizes."),
+        KernelSizes("bits", BITS, "Bits of the codes of keys and values."),
     ),
 )

@@ -13,7 +13,7 @@ from enginewright.plugins.ops.attention_ports import (
     SOFTCAP,
     WINDOW,
 )
-from enginewright.plugins.ops.call import Call, Field, Sizes, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Shapes, Tensor
 
 HEAD_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
@@ -78,5 +78,5 @@ PAGED_ATTENTION_CALL = Call(
         Field("tiles", "void*"),
         *fields("int64_t", "tile_count", "kv_bits"),
     ),
-    sizes=(Sizes("dims", HEAD_DIMS, "Head sizes: of queries and keys; of values."),),
+    sizes=(KernelSizes("dims", HEAD_DIMS, "Head sizes: of queries and keys; of values."),),
 )
