@@ -7,7 +7,7 @@ defaults of an op, and the fields of a call, are written only once, in Python. C
 
     attributes/scale_rows.h    the op's attributes as plain data
     declarations/scale_rows.h  its inputs as an enum, its declaration for hosts, and the reader of its attributes
-    calls/scale_rows.h         the structure of its kernel's call, and the two C functions that take it
+    calls/scale_rows.h         the structure of its kernel's call, the C functions that take it, and the kernel's sizes
     tile_tokens.h              the check that Python's TILE_TOKENS is that of C++
 
 Each op has headers of its own, so that a new op compiles no other one again. The checks of values and shapes are written by
@@ -146,10 +146,24 @@ def functions(call: Call) -> str:
     )
 
 
-def call_header(described: Structure, functions: str = "") -> str:
-    """The text of the header of a call's structure and functions, or of a structure that is a part of calls."""
+def size_macros(call: Call) -> str:
+    """The macros of the sizes that a kernel is compiled for."""
+    made = []
+    for sizes in call.sizes:
+        name = f"EW_{call.file_stem}_{sizes.name}".upper()
+        if isinstance(sizes.values, int):
+            made.append(f"// {sizes.doc}\n#define {name} {sizes.values}\n")
+            continue
+        each = [value if isinstance(value, tuple) else (value,) for value in sizes.values]
+        listed = " ".join(f"X({', '.join(map(str, value))})" for value in each)
+        made.append(f"// {sizes.doc}\n#define {name}(X) {listed}\n")
+    return "".join(made)
+
+
+def call_header(described: Structure, rest: str = "") -> str:
+    """The text of the header of a structure that is a part of calls; or of a call's, then with the rest of the call."""
     included = "".join(f'#include "generated/calls/{part.file_stem}.h"\n' for part in described.parts)
-    return f'{_NOTE}\n#pragma once\n\n#include "abi/cuda_calls.h"\n{included}\n{structure(described)}\n{functions}'
+    return f'{_NOTE}\n#pragma once\n\n#include "abi/cuda_calls.h"\n{included}\n{structure(described)}\n{rest}'
 
 
 def _listed(items: list[str]) -> str:
@@ -177,7 +191,7 @@ def headers(ops: Mapping[str, Op], calls: Mapping[str, Call], tile_tokens: int) 
         made[f"declarations/{op.torch_name}.h"] = header([f'"generated/{attributes}"', *needed], declaration(op))
     for call in calls.values():
         made |= {f"calls/{part.file_stem}.h": call_header(part) for part in call.parts}
-        made[f"calls/{call.file_stem}.h"] = call_header(call, functions(call))
+        made[f"calls/{call.file_stem}.h"] = call_header(call, f"{functions(call)}\n{size_macros(call)}")
     return made
 
 

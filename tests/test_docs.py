@@ -42,6 +42,7 @@ PAGES = sorted(DOCS.rglob("*.md")) + [ROOT / name for name in OTHERS if (ROOT / 
 PRESENT = [page for page in PAGES if page not in HISTORY]
 FOLDERS = ("exporters", "builders", "plugins", "runtime", "benchmarks", "tests", "examples", "docs", ".ci")
 INVENTED = {
+    "plugins/ops/scale_rows.py",
     "plugins/oracles/scale_rows.py",
     "plugins/oracles/scale_rows",
     "exporters/methods/prune",

@@ -7,7 +7,6 @@ reach them through their host's adapter. Standard library only.
 from __future__ import annotations
 
 import ctypes
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,6 @@ ABI = 2
 # The manifest's names for engines of ONNX Runtime's CUDA provider, and for the GPUs that they run on.
 ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1
-# The sizes with an instantiated kernel, as csrc/launchers/configurations.h lists them; a test compares the two.
-PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
-KVARN_DIMS = (32, 64, 128, 256)
-KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
 
 _pointer, _int64 = ctypes.c_void_p, ctypes.c_int64
 _MEMORY_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
@@ -51,7 +46,7 @@ class CudaLibrary:
         except OSError as error:
             raise LibraryError(f"plugins: {path.name} does not load: {error}") from error
         self.path = path
-        for name in ("error", "version", "configurations"):
+        for name in ("error", "version"):
             self._function(name).restype = ctypes.c_char_p
         for name, (result, arguments) in _MEMORY_FUNCTIONS.items():
             self._function(name).restype, self._function(name).argtypes = result, arguments
@@ -69,11 +64,6 @@ class CudaLibrary:
     def version(self) -> str:
         """Version of the package that the library was built from."""
         return str(self._function("version")().decode())
-
-    def configurations(self) -> dict[str, Any]:
-        """The sizes with an instantiated kernel: op -> its lists of sizes."""
-        found: dict[str, Any] = json.loads(self._function("configurations")())
-        return found
 
     def check_device(self) -> None:
         """Raise LibraryError if the driver or the device cannot run the library."""

@@ -78,8 +78,25 @@ def fields(type: str, *names: str) -> tuple[Field, ...]:
 
 
 @dataclass(frozen=True)
+class KernelSizes:
+    """Sizes that a kernel is compiled for, or limits of them; C++ has them as a macro, EW_DEPTH_MIX_MOST_DIM of most_dim.
+
+    values: one number, which the macro is; or a tuple of numbers or of pairs, each of which EW_..._DIMS(X) hands to X.
+    doc: the comment before the macro.
+    """
+
+    name: str
+    values: int | tuple[int, ...] | tuple[tuple[int, int], ...]
+    doc: str
+
+
+@dataclass(frozen=True)
 class Call(Structure):
     """The structure that the two C functions of a kernel take.
 
+    sizes: the sizes that the kernel is compiled for; its launcher refuses others.
+
     When its fields change, count up EW_CUDA_ABI of `csrc/abi/cuda_calls.h` and ABI of `libraries/cuda.py`.
     """
+
+    sizes: tuple[KernelSizes, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.call import Call, Field, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 CLP_EMIT = Op(
@@ -110,5 +110,10 @@ CLP_EMIT_CALL = Call(
         *fields("int64_t", "rows", "size", "classes", "extra", "inner", "vocab", "sequences"),
         Field("tau", "float"),
         *fields("int32_t", "activation", "residual", "type"),
+    ),
+    sizes=(
+        KernelSizes("most_rows", 1024, "The most rows of a call."),
+        KernelSizes("most_classes", 256, "The most classes."),
+        KernelSizes("most_extra", 15, "The most heads; states, hidden layers and vocabularies may have any size."),
     ),
 )

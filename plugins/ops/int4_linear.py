@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.call import Call, Field, fields
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 
 INT4_LINEAR_CALL = Call(
     name="Int4Linear",
@@ -17,4 +17,5 @@ INT4_LINEAR_CALL = Call(
         *fields("int64_t", "rows", "outputs", "size", "block"),
         *fields("int32_t", "type", "reserved"),
     ),
+    sizes=(KernelSizes("blocks", (16, 32, 64, 128), "Inputs of one scale."),),
 )

@@ -146,7 +146,6 @@ def test_the_library_loads_without_a_driver_and_says_so(library: Path) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU")
     opened = CudaLibrary(library)
-    assert {"PagedAttention", "KVarNAttention", "DepthMix", "ClpEmit", "Int4Linear"} <= opened.configurations().keys()
     with pytest.raises(LibraryError, match="device: driver: got none, expected an NVIDIA driver for CUDA 13"):
         opened.check_device()
 

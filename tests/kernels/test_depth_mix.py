@@ -172,7 +172,3 @@ def test_a_null_source_is_refused(device: Device) -> None:
     array[3] = None
     with pytest.raises(ValueError, match=r"DepthMix: sources\[3\]: got a null pointer"):
         device.library.start(call, None, 0)
-
-
-def test_the_sizes_are_listed(device: Device) -> None:
-    assert device.library.configurations()["DepthMix"] == {"dim_step": STEP, "most_dim": MOST}

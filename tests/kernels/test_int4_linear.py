@@ -216,7 +216,3 @@ def test_bad_call_is_refused(message: str, device: Device) -> None:
         device.library.start(call, None, 0)
     device.synchronize()
     assert (result() == 65504).all(), "a refused call wrote"
-
-
-def test_the_blocks_are_listed(device: Device) -> None:
-    assert device.library.configurations()["Int4Linear"] == {"blocks": list(BLOCKS)}

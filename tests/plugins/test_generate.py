@@ -89,3 +89,11 @@ def test_the_headers_compile(tmp_path: Path) -> None:
     )
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", str(CSRC), "-I", str(tmp_path)]
     subprocess.run([compiler, *options, str(source)], check=True)
+
+
+def test_sizes_become_macros() -> None:
+    paged = generate.size_macros(CALLS["PagedAttention"])
+    assert "#define EW_PAGED_ATTENTION_DIMS(X) X(32, 32) X(64, 64)" in paged
+    kvarn, mix = generate.size_macros(CALLS["KVarNAttention"]), generate.size_macros(CALLS["DepthMix"])
+    assert "#define EW_KVARN_ATTENTION_DIMS(X) X(32) X(64) X(128) X(256)\n" in kvarn
+    assert "#define EW_DEPTH_MIX_MOST_DIM 512\n" in mix and generate.size_macros(CALLS["SplitQkv"]) == ""

@@ -27,8 +27,6 @@ EW_EXPORT int ew_cuda_abi(void);
 EW_EXPORT const char* ew_cuda_version(void);
 // Why the last call of this thread was refused.
 EW_EXPORT const char* ew_cuda_error(void);
-// The instantiated configurations as JSON: op -> list of configurations.
-EW_EXPORT const char* ew_cuda_configurations(void);
 // 0, or a negative number and an error where this machine's driver or device cannot run the library.
 EW_EXPORT int ew_cuda_check_device(void);
 // The current device's multiprocessors, or a negative number and an error; workspaces grow with it.

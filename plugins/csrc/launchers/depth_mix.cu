@@ -4,7 +4,6 @@
 
 #include "generated/calls/depth_mix.h"
 #include "kernels/rows/depth_mix.cuh"
-#include "launchers/configurations.h"
 #include "launchers/refuse.h"
 
 namespace ew::cuda {

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS, CudaLibrary
+from enginewright.plugins.libraries.cuda import CudaLibrary
 from enginewright.plugins.libraries.cuda_calls import CallStructure, structure_of
 from enginewright.plugins.libraries.locate import file_name
 from enginewright.plugins.ops.attention_ports import ATTENTION_FIELDS
 from enginewright.plugins.ops.clp_emit import CLP_EMIT, CLP_EMIT_CALL
 from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
+from enginewright.plugins.ops.kvarn_attention import BITS as KVARN_BITS
+from enginewright.plugins.ops.kvarn_attention import HEAD_DIMS as KVARN_DIMS
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION, KVARN_ATTENTION_CALL
+from enginewright.plugins.ops.paged_attention import HEAD_DIMS as PAGED_ATTENTION_DIMS
 from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION_CALL
 from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 from enginewright.plugins.ops.tiles import kvarn_tile_bytes, tile_bytes
