@@ -26,7 +26,7 @@ from enginewright.exporters.methods import registry
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime import cli
 from enginewright.runtime.loader import load as load_engine
@@ -281,7 +281,9 @@ def test_transformers_computes_what_the_engine_does(
     source, config = checkpoint("mistral"), Config(bits=bits)
     assert export(source, tmp_path / "out", config=config) == 0
     applied = registry.Applied("rounding", config)
-    root, _ = engine(source, Recipe(kv_bits=32, apply=(applied,), weights=Precision(compute="float32")))
+    root, _ = engine(
+        source, Recipe(kv_bits=32, apply=(applied,), weights=choose_storage("float32", {"compute": "float32"}))
+    )
     with load_engine(root, threads=1) as llm:
         got = llm.logits(TOKENS[0].tolist())
     assert np.abs(got - logits(load(tmp_path / "out"))[0].numpy()).max() < 1e-5
