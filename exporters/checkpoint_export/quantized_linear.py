@@ -39,6 +39,11 @@ class QuantizedLinear:
         """Bits of a code as stored, 4 or 8."""
         return stored_bits(self.rows.bits)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether there are no zero points."""
+        return self.rows.zero_points is None
+
 
 def find_groups(weights: Iterable[tuple[tuple[int, int], QuantizedRows]]) -> set[int]:
     """The group sizes of which some row has several groups.

@@ -186,6 +186,10 @@ def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weig
         raise UnsupportedError(
             f"{name!r} is quantised, expected the weight of a Linear layer; a checkpoint holds no other"
         )
+    if weight.quantized is not None and weight.quantized.minima is not None:
+        raise UnsupportedError(
+            f"{name!r} got codes with a minimum a group, expected zero points or none; no format of checkpoints here holds it"
+        )
     return source.removesuffix(".weight")
 
 

@@ -46,7 +46,10 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
     def _store(self, use: WeightUse, stored: dict[str, Stored]) -> None:
         """Write the use in the form that takes it, if one does."""
-        storage = self._choose(use)
+        storage = self._keeper(use) if use.rows.quantized is not None else None
+        if storage is None:
+            use = dataclasses.replace(use, rows=dataclasses.replace(use.rows, quantized=None))
+            storage = self._storage if self._storage.form.takes(self._storage.options, use) else None
         matrix = use.node.inputs[1 if use.is_product else 0]
         if storage is None or matrix is None or matrix.name is None:
             return
@@ -60,14 +63,10 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         storage, encoding, values = stored[name]
         storage.form.write(storage.options, use, encoding, values)
 
-    def _choose(self, use: WeightUse) -> Storage | None:
-        """The form for the use; None where it stays as it is."""
-        if self._storage.form.takes(self._storage.options, use):
-            return self._storage
-        if use.rows.quantized is None:
-            return None
+    def _keeper(self, use: WeightUse) -> Storage | None:
+        """The form that keeps the codes of the use, the chosen one before all others; None where no form does."""
         others = (choose_storage(kind) for kind in FORMS.names() if kind != self._storage.kind)
-        return next((other for other in others if other.form.takes(other.options, use)), None)
+        return next((found for found in (self._storage, *others) if found.form.keeps(use)), None)
 
 
 def _find_use(graph: ir.Graph, node: ir.Node, *, is_head: bool, for_cpu: bool) -> WeightUse | None:

@@ -83,6 +83,7 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
         summary=f"codes of {bits} bits in blocks that share a scale",
         options=BlockOptions,
         takes=_takes,
+        keeps=keeps,
         encode=partial(_quantize, bits),
         write=lambda options, use, encoding, values: write(options.compute, use, encoding, values),
         opsets={MICROSOFT: 1},
@@ -127,8 +128,6 @@ def write(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) 
 
 
 def _takes(options: BlockOptions, use: WeightUse) -> bool:
-    if keeps(use):
-        return True
     if use.is_product:
         return options.lm_head or not use.is_head
     return options.embedding and use.rows.shape[1] % options.block_size == 0  # a lookup has no padded last block
@@ -136,7 +135,7 @@ def _takes(options: BlockOptions, use: WeightUse) -> bool:
 
 def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
     rows, size = use.rows, options.block_size
-    if rows.quantized is not None and keeps(use):
+    if rows.quantized is not None:
         return encode_chosen(options.compute, use, rows.quantized)
 
     def make() -> tuple[np.ndarray, ...]:

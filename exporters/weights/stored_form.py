@@ -103,9 +103,11 @@ class StoredForm(Generic[C]):
     name: of the form, KIND of `--weights KIND`.
     summary: a line about it.
     options: a frozen dataclass; its fields are the keys of `--weights KIND:key=value`, its defaults the form's.
-    takes: whether the form stores the matrix of this use. A matrix whose codes a method or a checkpoint has chosen is
-        `use.rows.quantized`; a form that cannot keep such codes may say no, and another form that can is asked.
-    encode: the matrix as recipes; nothing is computed yet. Uses of one matrix share the encoding of the first.
+    takes: whether the form stores the matrix of this use, which is one of numbers.
+    keeps: whether the form stores the codes that a method or a checkpoint has chosen, `use.rows.quantized`, as they are. If
+        it does not, another form that does is asked; without one the matrix counts as numbers.
+    encode: the matrix as recipes; nothing is computed yet. Uses of one matrix share the encoding of the first. It has
+        `use.rows.quantized` only if the form keeps it.
     write: replaces the use's node by nodes that read the encoding.
     describe: the manifest's record, from the form's name, the options and the graph's type.
     opsets: versions of the domains besides the standard one that its nodes are of.
@@ -120,6 +122,7 @@ class StoredForm(Generic[C]):
     takes: Callable[[C, WeightUse], bool]
     encode: Callable[[C, WeightUse], Encoding]
     write: Callable[[C, WeightUse, Encoding, Values], None]
+    keeps: Callable[[WeightUse], bool] = lambda use: False
     describe: Callable[[str, C, str], dict[str, Any]] = describe_options
     opsets: dict[str, int] = field(default_factory=dict)
     products: tuple[str, ...] = ()

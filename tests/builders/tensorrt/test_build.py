@@ -100,6 +100,13 @@ class TestPacked:
         assert (root / PLAN).read_bytes() == b"plan of an engine"
         assert listing(root) - listing(packed) == {PLAN, "engines/tensorrt.timing"}
 
+    def test_zero_points_are_refused_before_tensorrt_is_asked(
+        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    ) -> None:
+        source = make("qwen3", tmp_path_factory, dtype="float16", weights=parse_weights("int4:symmetric=false"))
+        with pytest.raises(BuildError, match="--backend tensorrt: got weights with zero points"):
+            build(source, tmp_path)
+
     def test_in_this_order(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         build(packed, tmp_path)
         strongly_typed = 1 << int(fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

@@ -16,7 +16,7 @@ from enginewright.exporters.parity import compare
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.plugins.oracles.greedy_sample import greedy_sample
 from enginewright.runtime import Sampling, UnsupportedError, load
 from tests.support.exporters.families import FAMILIES, save_checkpoint
@@ -67,9 +67,9 @@ def test_tokens_are_the_packed_engine_s(sampling: Sampling, checkpoint: Checkpoi
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_quantised_weights(weights: str, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
     ids = np.random.default_rng(2).integers(3, 250, 70).tolist()
-    precision = Precision(kind=weights, compute="float32")  # type: ignore[arg-type]
-    packed, _ = engine(checkpoint("llama"), Recipe(kv_bits=32, weights=precision))
-    standard, _ = engine(checkpoint("llama"), Recipe(plugins="none", weights=precision))
+    storage = choose_storage(weights, {"compute": "float32"})
+    packed, _ = engine(checkpoint("llama"), Recipe(kv_bits=32, weights=storage))
+    standard, _ = engine(checkpoint("llama"), Recipe(plugins="none", weights=storage))
     with load(packed, threads=1) as one, load(standard, threads=1) as other:
         np.testing.assert_allclose(other.logits(ids), one.logits(ids), atol=1e-5)
 
