@@ -18,7 +18,7 @@ from enginewright.runtime.decoding.program import Decoder, Emission, Feed, Progr
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.row_conditions import RowConditions
 from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
-from enginewright.runtime.scheduling.step import Entry, FedRows, Step
+from enginewright.runtime.scheduling.step import QueuedProgram, FedRows, Step
 
 Ints = NDArray[np.int64]
 
@@ -45,13 +45,13 @@ class Scheduler:
         decoder: Decoder,
         conditions: Mapping[str, Condition] | None = None,
     ) -> None:
-        self.waiting: deque[Entry] = deque()
-        self.running: list[Entry] = []
+        self.waiting: deque[QueuedProgram] = deque()
+        self.running: list[QueuedProgram] = []
         self.tables = tables
         self._capacity = capacity
         self.decoder = decoder
         self._tokens: Ints = np.zeros((capacity.rows, capacity.context), np.int64)  # known tokens of each row
-        self._entries: list[Entry | None] = [None] * capacity.rows
+        self._entries: list[QueuedProgram | None] = [None] * capacity.rows
         self._conditions = RowConditions(conditions or {}, capacity.rows)
         self._batch: SteadyBatch | None = None  # where all rows of the last step are steady, and still run
         self._last: PackedStep | None = None  # the batch's last step
@@ -85,7 +85,7 @@ class Scheduler:
 
     def submit(self, program: Program) -> None:
         """Queue `program` after those of its priority; it has been checked that it fits into the cache on its own."""
-        entry = Entry(program)
+        entry = QueuedProgram(program)
         if self._capacity.span and program.shares_prefix:
             request = program.request
             entry.spans = span_keys(request.tokens[: request.shareable], self._capacity.span, request.prefix_salt)
@@ -156,7 +156,7 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             self._batch = None
 
-    def _publish(self, entry: Entry) -> None:
+    def _publish(self, entry: QueuedProgram) -> None:
         """Let other requests find the spans of the prompt that have been computed by now."""
         computed = int(self.tables.held[entry.row]) // self._capacity.span
         while entry.published < min(computed, len(entry.spans)):
@@ -218,7 +218,7 @@ class Scheduler:
                 wanted -= len(feed.wanted) if len(feed.wanted) > width else 0
         return feeds
 
-    def _room(self, entry: Entry, tokens: int, wanted: int) -> Room:
+    def _room(self, entry: QueuedProgram, tokens: int, wanted: int) -> Room:
         return Room(tokens, wanted, self.tables.tokens_before_due(entry.row))
 
     def _extents(self, feeds: Sequence[Feed | None]) -> Ints:
@@ -250,7 +250,7 @@ class Scheduler:
         reading = [entry for entry, _ in fed if entry.published < len(entry.spans)]
         return Step(packed, FedRows([(entry.program, feed) for entry, feed in fed], len(feeds)), reading)
 
-    def _fed(self, feeds: Sequence[Feed | None]) -> Iterator[tuple[Entry, Feed]]:
+    def _fed(self, feeds: Sequence[Feed | None]) -> Iterator[tuple[QueuedProgram, Feed]]:
         """The rows that bring something, in order."""
         for entry, feed in zip(self._entries, feeds, strict=True):
             if entry is not None and feed is not None:
@@ -263,12 +263,12 @@ class Scheduler:
         self.tables.sink_copies.clear()
         return copies
 
-    def _preempt(self, entry: Entry) -> None:
+    def _preempt(self, entry: QueuedProgram) -> None:
         """Take row and tiles from `entry`; it is the next to get a row, and computes prompt and output again."""
         self._vacate(entry)
         self.waiting.appendleft(entry)
 
-    def _vacate(self, entry: Entry) -> None:
+    def _vacate(self, entry: QueuedProgram) -> None:
         row = entry.row
         self.tables.release(row)
         entry.program.leave()
@@ -288,6 +288,6 @@ def _own_ports(feeds: Sequence[Feed]) -> dict[str, Ints]:
     }
 
 
-def _lengths(entries: Sequence[Entry | None]) -> Ints:
+def _lengths(entries: Sequence[QueuedProgram | None]) -> Ints:
     """Return the number of known tokens of each row, 0 for a free one."""
     return np.array([0 if entry is None else entry.request.length for entry in entries], np.int64)

@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
+class QueuedProgram:
     """A program in the queue or in a row; `Scheduler.submit` creates it.
 
     spans: keys of the prompt's spans that the prefix cache may know.
@@ -61,7 +61,7 @@ class Step:
 
     packed: PackedStep
     takes: Takes
-    reading: Sequence[Entry] = ()
+    reading: Sequence[QueuedProgram] = ()
 
 
 class FedRows:

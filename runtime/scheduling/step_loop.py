@@ -136,7 +136,30 @@ class StepLoop:
             self.scheduler.remove(ended)
 
     def _serve(self) -> None:
-        """Step while there is work, wait while there is none, until closed."""
+        """Serve until closed. An error outside of a step ends every request, and later ones are refused."""
+        try:
+            self._step_until_closed()
+        except Exception as error:  # of any kind: without this, all owners would wait for ever
+            with self._lock:
+                self._closed = True
+            self._end_all(error)
+            raise
+
+    def _end_all(self, error: Exception) -> None:
+        """End all requests, those in the inbox among them, with `error`."""
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, Submit):
+                for program in message.programs:
+                    program.request.fail(error)
+            elif isinstance(message, Do):
+                message.result.set_exception(error)
+        for request in self.scheduler.live():
+            if not request.done.is_set():
+                request.fail(error)
+
+    def _step_until_closed(self) -> None:
+        """Step while there is work, wait while there is none."""
         while self._read_inbox():
             start, spent = time.perf_counter(), self.session.run_seconds
             try:

@@ -27,4 +27,4 @@ def _open(sampling: Sampling, prompt: Ints) -> LogitsProcessor | None:
     return OccurrencePenalty(len(prompt), sampling.presence_penalty, sampling.frequency_penalty)
 
 
-PROCESSOR = ProcessorKind(name="occurrence", order=2, from_sampling=_open)
+PROCESSOR = ProcessorKind(name="occurrence_penalty", order=2, from_sampling=_open)

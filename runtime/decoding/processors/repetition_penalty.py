@@ -25,4 +25,4 @@ def _open(sampling: Sampling, _: Ints) -> LogitsProcessor | None:
     return RepetitionPenalty(sampling.repetition_penalty) if sampling.repetition_penalty != 1.0 else None
 
 
-PROCESSOR = ProcessorKind(name="repetition", order=1, from_sampling=_open)
+PROCESSOR = ProcessorKind(name="repetition_penalty", order=1, from_sampling=_open)
