@@ -25,12 +25,17 @@ class StepArrays:
         self._zeros: dict[tuple[str, int], NDArray[Any]] = {}
 
     def of(self, step: PackedStep) -> dict[str, NDArray[Any]]:
-        """Return the arrays of `names`; each one that the step does not change is the same object each time."""
+        """Return the arrays of `names`."""
         arrays: dict[str, NDArray[Any]] = {name: getattr(step, name) for name in PER_STEP}
-        return arrays | self.conditions(step) if self._ports else arrays
+        return arrays | self.conditions(step)
 
     def conditions(self, step: PackedStep) -> dict[str, NDArray[Any]]:
-        """Return the arrays of conditions alone: those of the step, and zeros where it has none."""
+        """Return the arrays of conditions alone: those of the step, and zeros where it has none.
+
+        Zeros of one length are the same object each time, so that they need not be written again.
+        """
+        if not self._ports:
+            return {}
         return {port.name: step.conditions.get(port.name, self._none(port, step)) for port in self._ports}
 
     def _none(self, port: Port, step: PackedStep) -> NDArray[Any]:

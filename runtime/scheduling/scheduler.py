@@ -18,7 +18,7 @@ from enginewright.runtime.decoding.program import Decoder, Emission, Feed, Progr
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.row_conditions import RowConditions
 from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
-from enginewright.runtime.scheduling.step import QueuedProgram, FedRows, Step
+from enginewright.runtime.scheduling.step import FedRows, QueuedProgram, Step
 
 Ints = NDArray[np.int64]
 

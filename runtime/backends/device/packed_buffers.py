@@ -48,6 +48,7 @@ class PackedBuffers:
     ) -> None:
         self._memory = memory
         self._tables = tables
+        self._written: dict[str, NDArray[Any]] = {}
         self._uploaded_changes = -1  # the tables' tile_changes when the tile table was last uploaded
         try:
             self.inputs = {name: memory.buffer(*spec) for name, spec in taken.items()}
@@ -71,7 +72,9 @@ class PackedBuffers:
             for exact in self._exact:
                 self._copy_sink(exact, source, target)
         for name, array in self._arrays.of(step).items():
-            self.upload(name, array)
+            if self._written.get(name) is not array:  # a step that repeats the last one brings the same arrays
+                self._written[name] = array
+                self.upload(name, array)
         for name in self._lengths:
             self.upload(name, getattr(self._tables, name))
         self._upload_tiles()

@@ -12,7 +12,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
-from enginewright.runtime.artifact.decoder_graph import SLOTS, condition_inputs, exact_pools, inputs
+from enginewright.runtime.artifact.decoder_graph import PER_STEP, SLOTS, condition_inputs, exact_pools, inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
@@ -66,7 +66,9 @@ class CpuSession:
         for source, target in step.sink_copies:
             for exact in self._exact:
                 exact[target, :, 0] = exact[source, :, 0]
-        for name, array in self._arrays.of(step).items():
+        for name in PER_STEP:
+            self._write(name, getattr(step, name))
+        for name, array in self._arrays.conditions(step).items():
             self._write(name, array)
         outputs = self._expect(len(step.sample_rows))
         start = time.perf_counter()
