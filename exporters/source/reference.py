@@ -46,10 +46,10 @@ def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrained
 
 def _load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model as transformers loads it, or with random weights where transformers does not read the format."""
-    settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, "trust_remote_code": False}
+    settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     model: PreTrainedModel
     if checkpoint.format.in_transformers:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, **settings)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, trust_remote_code=False, **settings)
     else:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config), **settings)  # type: ignore[no-untyped-call]
     return model
