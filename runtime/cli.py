@@ -80,7 +80,7 @@ def _split_extensions(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the arguments from the command's name on, and the folders that `--extensions` before it gives."""
     folders = []
     while arguments and arguments[0].partition("=")[0] == EXTENSIONS:
-        option, equals, folder = arguments.pop(0).partition("=")
+        _, equals, folder = arguments.pop(0).partition("=")
         if not equals:
             folder = arguments.pop(0) if arguments else ""
         folders.append(folder)
