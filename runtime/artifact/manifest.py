@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +123,12 @@ class Cache:
         return self.kind == "dense"
 
 
+def _check_names(where: str, names: Iterable[str]) -> None:
+    """Raise ValueError where a name cannot be a part of a port's name, whose parts are separated by dots."""
+    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
+        raise ValueError(f"{where}: got the name {wrong[0]!r}, expected letters, digits, _ and - alone")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConditionTensor:
     """A tensor of which each entry of a condition has its own values.
@@ -169,6 +176,7 @@ class Condition:
         if not self.tensors or {"index", "scale"} & self.tensors.keys():
             got = ", ".join(self.tensors) or "none"
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
+        _check_names("tensors", self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +242,9 @@ class Manifest:
     applied: tuple[dict[str, Any], ...] = ()
     tokenizer: tuple[File, ...] = ()
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        _check_names("conditions", self.conditions)
 
     @property
     def dtype(self) -> str:

@@ -157,6 +157,14 @@ class TestLoad:
                 "conditions.steer.per: got 'layer', expected one",
             ),
             (
+                lambda raw: raw["conditions"].update({"a.b": raw["conditions"]["steer"]}),
+                "manifest.json.conditions: got the name 'a.b', expected letters, digits, _ and - alone; build the engine",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"]["tensors"].update({"": {"dtype": "float32", "shape": []}}),
+                "conditions.steer.tensors: got the name '', expected letters",
+            ),
+            (
                 lambda raw: raw["conditions"]["steer"].update(capacity=0),
                 "conditions.steer.capacity: got 0, expected at least 1; build the engine again",
             ),
