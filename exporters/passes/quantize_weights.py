@@ -28,6 +28,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
     def __init__(self, storage: Storage, *, for_cpu: bool = False) -> None:
         self._storage = storage
+        self._others = tuple(choose_storage(kind) for kind in FORMS.names() if kind != storage.kind)
         self._for_cpu = for_cpu
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -65,8 +66,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
     def _keeper(self, use: WeightUse) -> Storage | None:
         """The form that keeps the codes of the use, the chosen one before all others; None where no form does."""
-        others = (choose_storage(kind) for kind in FORMS.names() if kind != self._storage.kind)
-        return next((found for found in (self._storage, *others) if found.form.keeps(use)), None)
+        return next((found for found in (self._storage, *self._others) if found.form.keeps(use)), None)
 
 
 def _find_use(graph: ir.Graph, node: ir.Node, *, is_head: bool, for_cpu: bool) -> WeightUse | None:

@@ -127,12 +127,17 @@ def open_checkpoint(model: str) -> Checkpoint:
     source.tensors  # noqa: B018 (reads and checks the headers)
     generation = parse_json(source.read_file(GENERATION), path / GENERATION) if GENERATION in names else {}
     return Checkpoint(
-        name=path.resolve().name if Path(model).expanduser().exists() else model.split("/")[-1],
+        name=_name(path) if Path(model).expanduser().exists() else model.split("/")[-1],
         format=found,
         source=source,
         config=config,
         generation=generation,
     )
+
+
+def _name(path: Path) -> str:
+    place = path.resolve()
+    return place.stem if place.is_file() else place.name
 
 
 def _make_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:

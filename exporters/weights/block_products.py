@@ -85,7 +85,7 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
         takes=_takes,
         keeps=keeps,
         encode=partial(_quantize, bits),
-        write=lambda options, use, encoding, values: write(options.compute, use, encoding, values),
+        write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
         opsets={MICROSOFT: 1},
         products=(PRODUCT,),
         max_kl=max_kl,
@@ -119,7 +119,7 @@ def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> En
     return _encoding(use.rows.shape, bits, size, make, symmetric=symmetric)
 
 
-def write(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) -> None:
+def write_blocks(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) -> None:
     """Replace the use's node by MatMulNBits, with the bias in it, or by GatherBlockQuantized."""
     if use.is_product:
         _write_product(ACCURACY[compute], use, encoding.layout, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Storage:
     kind: str
     options: Any
 
-    @property
+    @functools.cached_property
     def form(self) -> StoredForm[Any]:
         """The form itself."""
         return find_form(self.kind)

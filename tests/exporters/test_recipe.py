@@ -205,8 +205,8 @@ def test_harmless_files(text: str, tmp_path: Path) -> None:
         (b"apply: {lora: {path: a}}", r"r.yaml: apply: got .*, expected a list"),
         (b"apply: [lroa]", r"unknown method 'lroa'; known: clp, kvarn, lora"),
         (b"weights: 4", r"weights: got 4, expected"),
-        (b"weights: {bits: 4}", r"weights: unknown key 'bits'; known: kind"),
-        (b"weights: {1: 4}", r"weights: unknown key 1; known: kind"),
+        (b"weights: {bits: 4}", r"weights: unknown key 'bits'; known: compute"),
+        (b"weights: {1: 4}", r"weights: unknown key 1; known: compute"),
     ],
 )
 def test_bad_files(text: bytes, message: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from enginewright.exporters.weights.block_products import (
     check_compute,
     encode_chosen,
     keeps,
-    write,
+    write_blocks,
 )
 from enginewright.exporters.weights.stored_form import Encoding, StoredForm, WeightUse
 
@@ -49,7 +49,7 @@ FORM = StoredForm(
     takes=lambda options, use: False,
     keeps=keeps,
     encode=_encode,
-    write=lambda options, use, encoding, values: write(options.compute, use, encoding, values),
+    write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
     describe=_describe,
     opsets={MICROSOFT: 1},
     products=(PRODUCT,),

@@ -142,6 +142,60 @@ def test_a_source_of_an_extension_builds_the_same_engine(tmp_path: Path) -> None
         assert llm.generate(["12 + 7 ="], Sampling(max_tokens=4))[0].token_ids
 
 
+SINGLE = """
+import io
+import numpy as np
+import torch
+from enginewright.exporters.source.tensor_source import SourceFormat, StoredTensor
+
+class Archive:
+    def __init__(self, path):
+        self.path, self._content = path, np.load(path)
+
+    @property
+    def tensors(self):
+        return {
+            name: StoredTensor(file=self.path, dtype="F32", shape=self._content[name].shape, size=self._content[name].nbytes)
+            for name in self._content.files if not name.endswith(".json")
+        }
+
+    def read(self, name, part=None):
+        values = self._content[name]
+        return torch.from_numpy(values if part is None else values[part : part + 1])
+
+    def content(self, name):
+        yield self._content[name].tobytes()
+
+    def codes(self, name):
+        return None
+
+    def file_names(self):
+        return tuple(name for name in self._content.files if name.endswith(".json"))
+
+    def read_file(self, name):
+        return self._content[name].tobytes()
+
+SOURCE = SourceFormat(name="archive", expects="one .npz file", recognise=lambda p: p.suffix == ".npz", open=Archive)
+"""
+
+
+def test_a_source_may_be_a_single_file(tmp_path: Path) -> None:
+    (tmp_path / "more/sources").mkdir(parents=True)
+    (tmp_path / "more/sources/archive.py").write_text(SINGLE)
+    content = {name: tensor.float().numpy() for name, tensor in load_file(TINY / WEIGHTS).items()}
+    for name in ("config.json", "tokenizer.json"):
+        content[name] = np.frombuffer((TINY / name).read_bytes(), np.uint8)
+    np.savez(tmp_path / "tiny.npz", **content)
+    with extended(tmp_path / "more"):
+        opened = open_checkpoint(str(tmp_path / "tiny.npz"))
+        assert opened.name == "tiny" and opened.generation == {}
+        assert opened.tokenizer_files() == {"tokenizer.json": (TINY / "tokenizer.json").read_bytes()}
+        skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
+        weights = bind_parameters(opened, skeleton.model)
+    assert {name for name, _ in skeleton.model.named_parameters()} <= weights.keys()
+    np.testing.assert_array_equal(weights["model.norm.weight"].load(), content["model.norm.weight"])
+
+
 @pytest.mark.usefixtures("sample")
 def test_the_reference_is_filled_from_a_source_that_transformers_does_not_read(tmp_path: Path) -> None:
     ids = torch.arange(7)[None]
