@@ -200,8 +200,8 @@ def condition_tensor(condition: str, tensor: str) -> str:
 
 
 def inputs(manifest: Manifest) -> tuple[Port, ...]:
-    """Return every input of the decoder graph that the manifest's cache and conditions call for."""
-    return (*_own_inputs(manifest), *condition_inputs(manifest))
+    """Return every input of the decoder graph that the manifest's cache, conditions and decoding kind call for."""
+    return (*_own_inputs(manifest), *added_inputs(manifest))
 
 
 def outputs(manifest: Manifest) -> tuple[Port, ...]:
@@ -217,10 +217,16 @@ def outputs(manifest: Manifest) -> tuple[Port, ...]:
     return (*OUTPUTS, *(_added_output(spec) for spec in specs if spec.alias is None and spec.name not in fixed))
 
 
-def condition_inputs(manifest: Manifest) -> tuple[Port, ...]:
-    """Return the inputs of all conditions: of each, index, scale and tensors."""
-    ports = (port for name, each in manifest.conditions.items() for port in _of_condition(name, each, manifest.cache))
-    return tuple(ports)
+def added_inputs(manifest: Manifest) -> tuple[Port, ...]:
+    """Return the inputs that only this graph has: index, scale and tensors of each condition, then `token_inputs`."""
+    cache = manifest.cache
+    conditions = (port for name, each in manifest.conditions.items() for port in _of_condition(name, each, cache))
+    axes: tuple[Axis, ...] = ("B", "T") if cache.is_dense else ("T",)
+    doc = "filled by the decoding kind; 0 where it names nothing"
+    own = (
+        Port(name=name, dtype=dtype, axes=axes, lives="step", doc=doc) for name, dtype in manifest.token_inputs.items()
+    )
+    return (*conditions, *own)
 
 
 def packed_inputs(cache: Cache) -> tuple[Port, ...]:

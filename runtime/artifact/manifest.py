@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FORMAT = 1
+TOKEN_INPUT_TYPES = ("int32", "int64", "float32")
 CONDITION_TYPES = ("float32", "float16", "int64", "int32", "int8")
 """The types that a condition's tensor may have."""
 
@@ -225,6 +226,8 @@ class Manifest:
         a row brings into a step, 1 where it is missing.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
     conditions: by name, what a request may name so that the graph applies it.
+    token_inputs: by name, the types of further inputs of the graph that the decoding kind fills for each token, out of
+        TOKEN_INPUT_TYPES.
     applied: the methods in order, each {"name": ..., its config}; provenance, not behaviour.
     tokenizer: files under tokenizer/; empty where the checkpoint has none.
     format: version of this record.
@@ -239,12 +242,16 @@ class Manifest:
     decoding: dict[str, Any] = field(default_factory=lambda: {"kind": "autoregressive"})
     weights: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Condition] = field(default_factory=dict)
+    token_inputs: dict[str, str] = field(default_factory=dict)
     applied: tuple[dict[str, Any], ...] = ()
     tokenizer: tuple[File, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         _check_names("conditions", self.conditions)
+        for name, dtype in self.token_inputs.items():
+            if dtype not in TOKEN_INPUT_TYPES:
+                raise ValueError(f"token_inputs: {name}: got {dtype!r}, expected one of {', '.join(TOKEN_INPUT_TYPES)}")
 
     @property
     def dtype(self) -> str:

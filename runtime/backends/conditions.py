@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import condition_inputs, condition_tensor
+from enginewright.runtime.artifact.decoder_graph import added_inputs, condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.errors import ArtifactError, RequestError
@@ -20,7 +20,7 @@ def condition_bytes(manifest: Manifest) -> int:
     """Return the bytes of the tensors of all conditions, with every entry."""
     return sum(
         math.prod(port.shape({})) * np.dtype(port.dtype).itemsize
-        for port in condition_inputs(manifest)
+        for port in added_inputs(manifest)
         if port.lives == "condition"
     )
 
@@ -31,7 +31,7 @@ def entry_values(manifest: Manifest, port: str, entry: int, values: NDArray[Any]
     Raises:
         RequestError: there is no such port or entry, or the values have another shape.
     """
-    found = {each.name: each for each in condition_inputs(manifest) if each.lives == "condition"}
+    found = {each.name: each for each in added_inputs(manifest) if each.lives == "condition"}
     if port not in found:
         known = ", ".join(found) or "none"
         raise RequestError(f"fill: port: got {port!r}, expected one of the engine's tensors of conditions: {known}")

@@ -25,9 +25,11 @@ class DecodingKind:
     open: called as open(decoding, pieces); returns the decoder of one engine.
     width: the most tokens that a steady row brings into a step; it gets as many rows of logits.
     outputs: the outputs of the decoder graph that the kind reads, in addition to `logits` and `greedy_tokens`.
+    inputs: the inputs of the decoder graph that its feeds fill (`Feed.ports`), out of the manifest's `token_inputs`.
     """
 
     name: str
     open: Callable[[Mapping[str, Any], Pieces], Decoder]
     width: Callable[[Mapping[str, Any]], int] = _one
     outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()

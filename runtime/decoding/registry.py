@@ -14,7 +14,8 @@ def find_kind(manifest: Manifest) -> DecodingKind:
     """Return the kind that the manifest's `decoding` names.
 
     Raises:
-        ArtifactError: this version does not know the kind, or the decoder graph lacks an output that it reads.
+        ArtifactError: this version does not know the kind, or the decoder graph lacks an output that it reads or an input
+            that it fills.
     """
     name, kinds = str(manifest.decoding.get("kind")), DECODING_KINDS.entries()
     if name not in kinds:
@@ -28,5 +29,11 @@ def find_kind(manifest: Manifest) -> DecodingKind:
         raise ArtifactError(
             f"manifest.json: decoding.kind {name!r} reads the outputs {', '.join(missing)}, and the decoder graph has "
             f"{', '.join(sorted(has))}; build the engine again"
+        )
+    if set(kind.inputs) != set(manifest.token_inputs):
+        filled, has_inputs = ", ".join(kind.inputs) or "none", ", ".join(manifest.token_inputs) or "none"
+        raise ArtifactError(
+            f"manifest.json: decoding.kind {name!r} fills the inputs {filled}, and the decoder graph has {has_inputs} for "
+            "decoding kinds; build the engine again"
         )
     return kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,7 +280,7 @@ class Scheduler:
         self._batch = None
 
 
-def _own_ports(feeds: Sequence[Feed]) -> dict[str, Ints]:
+def _own_ports(feeds: Sequence[Feed]) -> dict[str, NDArray[Any]]:
     """Return the values of the inputs that only a decoding kind has, 0 where a feed names none."""
     names = {name for feed in feeds if feed.ports for name in feed.ports}
     return {

@@ -77,6 +77,7 @@ class StepLoop:
         self.session = session
         self.observer: Callable[[StepTiming], None] | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._acted_on: Message | None = None  # the message that was read last
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -147,14 +148,16 @@ class StepLoop:
 
     def _end_all(self, error: Exception) -> None:
         """End all requests, those in the inbox among them, with `error`."""
+        unread = [] if self._acted_on is None else [self._acted_on]
         while not self._inbox.empty():
-            message = self._inbox.get()
+            unread.append(self._inbox.get())
+        requests = self.scheduler.live()
+        for message in unread:
             if isinstance(message, Submit):
-                for program in message.programs:
-                    program.request.fail(error)
-            elif isinstance(message, Do):
+                requests += [program.request for program in message.programs]
+            elif isinstance(message, Do) and not message.result.done():
                 message.result.set_exception(error)
-        for request in self.scheduler.live():
+        for request in requests:
             if not request.done.is_set():
                 request.fail(error)
 
@@ -179,7 +182,7 @@ class StepLoop:
     def _read_inbox(self) -> bool:
         """Act on the messages that have arrived, and wait for one only when there is nothing to run; False once closed."""
         while self.scheduler.is_idle or not self._inbox.empty():
-            message = self._inbox.get()
+            message = self._acted_on = self._inbox.get()
             if isinstance(message, Close):
                 return False
             if isinstance(message, Submit):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import condition_inputs
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
@@ -23,7 +23,7 @@ class ConditionBuffers:
     def __init__(self, memory: DeviceMemory, manifest: Manifest, buffers: Mapping[str, DeviceBuffer]) -> None:
         self._memory = memory
         self._manifest = manifest
-        tensors = [port.name for port in condition_inputs(manifest) if port.lives == "condition"]
+        tensors = [port.name for port in added_inputs(manifest) if port.lives == "condition"]
         self._buffers = {name: buffers[name] for name in tensors}
         sizes = [buffer.nbytes // buffer.shape[0] for buffer in self._buffers.values()]
         self._staged = memory.pinned((max(sizes),), np.uint8) if sizes else np.zeros(0, np.uint8)

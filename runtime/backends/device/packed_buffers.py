@@ -12,7 +12,7 @@ from enginewright.runtime.artifact.decoder_graph import (
     LOGITS,
     SLOTS,
     TILE_TABLE,
-    condition_inputs,
+    added_inputs,
     exact_pools,
     inputs,
 )
@@ -56,7 +56,7 @@ class PackedBuffers:
         except MemoryError as e:
             needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in [*taken.values(), *results.values()])
             raise RequestError(f"load: {e}; cache and buffers take {needed / 2**20:.0f} MiB in all") from e
-        self._arrays = StepArrays(condition_inputs(manifest))
+        self._arrays = StepArrays(added_inputs(manifest))
         held = [port.name for port in inputs(manifest) if port.lives == "table"]
         self._lengths = [name for name in held if name not in (TILE_TABLE.name, SLOTS.name)]  # they change in each step
         self._staged = {name: memory.pinned(*taken[name]) for name in (*self._arrays.names, *held)}

@@ -15,7 +15,7 @@ from enginewright.runtime.artifact.decoder_graph import (
     PER_STEP,
     TILE_TABLE,
     Port,
-    condition_inputs,
+    added_inputs,
 )
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.device.memory import DeviceMemory
@@ -45,7 +45,7 @@ class PaddedBuffers(PackedBuffers):
         capacity: Capacity,
     ) -> None:
         super().__init__(memory, manifest, tables, taken, results)
-        self._per_step = tuple(port for port in (*INPUTS, *condition_inputs(manifest)) if port.lives == "step")
+        self._per_step = tuple(port for port in (*INPUTS, *added_inputs(manifest)) if port.lives == "step")
         self._spare_tiles = np.array(capacity.tiles, np.int32)
         self._spare_row = capacity.rows
         self._idle = self._parked = np.zeros(capacity.rows, np.bool_)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from enginewright.runtime.artifact.decoder_graph import condition_inputs
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.backend import weight_bytes
 from enginewright.runtime.backends.conditions import condition_bytes
@@ -34,7 +34,7 @@ class CpuBackend:
             from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import CpuDenseGraph
 
             graph = CpuDenseGraph(root, manifest, capacity, threads=self._threads)
-            return DenseSession(graph, tables, capacity, condition_inputs(manifest))
+            return DenseSession(graph, tables, capacity, added_inputs(manifest))
         from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 
         return CpuSession(root, manifest, tables, capacity, threads=self._threads)

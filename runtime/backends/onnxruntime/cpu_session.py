@@ -12,7 +12,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
-from enginewright.runtime.artifact.decoder_graph import PER_STEP, SLOTS, condition_inputs, exact_pools, inputs
+from enginewright.runtime.artifact.decoder_graph import PER_STEP, SLOTS, added_inputs, exact_pools, inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
@@ -50,7 +50,7 @@ class CpuSession:
         self._session = open_on_cpu(root, graph, threads)
         check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()
-        self._arrays = StepArrays(condition_inputs(manifest))
+        self._arrays = StepArrays(added_inputs(manifest))
         self._buffers = _allocate(manifest, tables, capacity)
         self._exact = [self._buffers[name] for name in exact_pools(manifest.cache)]
         self._outputs = {name: np.zeros(*spec) for name, spec in output_shapes(manifest, capacity).items()}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.libraries.locate import LibraryError
-from enginewright.runtime.artifact.decoder_graph import condition_inputs
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
@@ -62,7 +62,7 @@ class CudaSession:
         self._memory = memory  # after the session, so that it outlives the session, which works on its stream
         inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
         self._buffers = PackedBuffers(memory, manifest, tables, inputs, results)
-        self._arrays = StepArrays(condition_inputs(manifest))
+        self._arrays = StepArrays(added_inputs(manifest))
         self._bound: dict[str, int] = {}  # name of an array -> its length as it is bound
         self._bound_rows = 0  # of the outputs
         self._bind_all(graph)

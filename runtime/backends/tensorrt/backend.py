@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginewright.plugins.libraries.tensorrt import EXTRAS
-from enginewright.runtime.artifact.decoder_graph import condition_inputs
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest
 from enginewright.runtime.backends.conditions import condition_bytes
 from enginewright.runtime.backends.dense_session import DenseSession
@@ -46,7 +46,7 @@ class TensorRTBackend:
         if not manifest.cache.is_dense:
             return TensorRTSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         graph = TensorRTDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
-        return DenseSession(graph, tables, capacity, condition_inputs(manifest))
+        return DenseSession(graph, tables, capacity, added_inputs(manifest))
 
     def _engine(self, manifest: Manifest) -> BuiltGraph:
         return next(engine for engine in manifest.graphs["decoder"].engines if engine.backend == self._name)

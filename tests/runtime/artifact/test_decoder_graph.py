@@ -18,7 +18,7 @@ from enginewright.runtime.artifact.decoder_graph import (
     OUTPUTS,
     PER_STEP,
     Port,
-    condition_inputs,
+    added_inputs,
     dense_inputs,
     exact_pools,
     inputs,
@@ -161,7 +161,7 @@ def test_conditions_bring_inputs() -> None:
         "adapter": Condition(capacity=1, per="row", tensors=tensors),
     }
     manifest = manifest_of(conditions=conditions)
-    assert [(port.name, port.dtype, port.axes, port.lives) for port in condition_inputs(manifest)] == [
+    assert [(port.name, port.dtype, port.axes, port.lives) for port in added_inputs(manifest)] == [
         ("cond.vector.index", "int32", ("T",), "step"),
         ("cond.vector.scale", "float32", ("T",), "step"),
         ("cond.vector.v", "float32", (4, 4), "condition"),
@@ -169,9 +169,9 @@ def test_conditions_bring_inputs() -> None:
         ("cond.adapter.down", "float16", (2, 8, 2), "condition"),
         ("cond.adapter.gain", "float32", (2,), "condition"),
     ]
-    assert inputs(manifest) == (*packed_inputs(manifest.cache), *condition_inputs(manifest))
+    assert inputs(manifest) == (*packed_inputs(manifest.cache), *added_inputs(manifest))
     dense = replace(manifest, cache=cache("dense"))
-    assert [port.axes for port in condition_inputs(dense) if port.lives == "step"] == [("B", "T"), ("B", "T"), ("B",)]
+    assert [port.axes for port in added_inputs(dense) if port.lives == "step"] == [("B", "T"), ("B", "T"), ("B",)]
 
 
 def test_only_encoded_caches_have_their_tables() -> None:

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.decoder_graph import condition_inputs
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Condition, ConditionTensor, File, Manifest, TensorSpec
 from enginewright.runtime.backends.session import Outputs, PackedStep, Session
 
@@ -32,7 +32,7 @@ def add_conditions(root: Path, target: Path, conditions: dict[str, Condition]) -
     manifest = dataclasses.replace(directory.load(target), conditions=conditions)
     path = target / manifest.graphs["decoder"].files[0].path
     model = onnx.load(path, load_external_data=False)
-    added = [TensorSpec(name=port.name, dtype=port.dtype, shape=port.axes) for port in condition_inputs(manifest)]
+    added = [TensorSpec(name=port.name, dtype=port.dtype, shape=port.axes) for port in added_inputs(manifest)]
     _rewire(model.graph, manifest, added)
     onnx.save(model, path)
     graph = manifest.graphs["decoder"]

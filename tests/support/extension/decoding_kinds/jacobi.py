@@ -77,6 +77,4 @@ def _block(decoding: Mapping[str, Any]) -> int:
     return block
 
 
-KIND = DecodingKind(
-    name="jacobi", open=lambda decoding, pieces: Jacobi(pieces, _block(decoding)), width=_block
-)
+KIND = DecodingKind(name="jacobi", open=lambda decoding, pieces: Jacobi(pieces, _block(decoding)), width=_block)
