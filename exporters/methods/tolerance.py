@@ -28,6 +28,10 @@ HALF_CACHE = Tolerance(error=5e-3, kl=1e-4, greedy=True)
 INT8 = Tolerance(error=1.0, kl=1e-2, greedy=False)
 INT4 = Tolerance(error=1.0, kl=0.5, greedy=False)
 OF_WEIGHTS = {"int8": INT8, "int4": INT4}
+OF_TYPES = {  # 11 and 8 bits of precision in every product
+    "float16": Tolerance(error=5e-2, kl=1e-3, greedy=True),
+    "bfloat16": Tolerance(error=0.4, kl=5e-2, greedy=False),
+}
 
 
 def tolerance_of_numbers(manifest: Manifest) -> Tolerance:
@@ -35,4 +39,6 @@ def tolerance_of_numbers(manifest: Manifest) -> Tolerance:
     kind = str(manifest.weights.get("kind", "float32"))
     if kind in OF_WEIGHTS:
         return OF_WEIGHTS[kind]
+    if manifest.dtype in OF_TYPES:
+        return OF_TYPES[manifest.dtype]
     return EXACT if manifest.cache.kv_bits == 32 else HALF_CACHE
