@@ -1,4 +1,4 @@
-"""Builds an engine directory from a checkpoint: the export and the backend's build in one call.
+"""Builds an engine directory from a checkpoint: the export, the backend's build and the engine's trial in one call.
 
 It combines the exporters and the builders, so it may import both.
 """
@@ -13,6 +13,7 @@ from enginewright.builders import options
 from enginewright.builders.options import BackendOptions
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.trial import Kind, Trial, check_kind, try_engine
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ExportError, TargetError
@@ -26,15 +27,21 @@ def build(
     chosen: BackendOptions | None = None,
     *,
     overwrite: bool = False,
+    trial: Kind = "logits",
 ) -> Manifest:
     """Write the engine of `model` to `output` and return its manifest.
+
+    trial: the most that is tried before the engine is published: none; step: a few steps are run; logits: they are also
+        compared with the PyTorch model, if its float weights take no more than half of the memory that is free. The
+        engine's reports/trial.json says what was done.
 
     Some engines can be built only on the machine that runs them. The directory then has everything but that engine, and a
     message on standard error gives the command to run there.
 
     Raises:
-        EnginewrightError: with the reason; `output` is then as it was before.
+        EnginewrightError: with the reason; `output` is then as it was before. A BuildError, if the engine fails its trial.
     """
+    check_kind(trial)
     builders.check_backend(backend, chosen)
     builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
     directory.check_output(output, overwrite=overwrite)
@@ -42,10 +49,13 @@ def build(
         with directory.staged(output, overwrite=overwrite) as root:
             manifest = export(model, root, recipe)
             try:
-                return builders.build(root, manifest, backend, chosen)
+                manifest = builders.build(root, manifest, backend, chosen)
+                outcome = try_engine(root, manifest, model, recipe, backend, trial)
             except TargetError as e:
                 print(_advise(e, output, backend, chosen), file=sys.stderr)
-                return manifest
+                outcome = Trial(kind="none", told="not tried, because it is to be compiled on another machine")
+            outcome.save(root)
+            return manifest
     except OSError as e:
         raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
 

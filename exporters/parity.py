@@ -45,6 +45,7 @@ class Parity:
     mean_kl: KL(model || engine) in nats per token.
     top1_agreement: share of positions with the same most probable token.
     logit_range: largest absolute logit of the model.
+    correlation: of a position's logits from engine and model, the mean over positions.
     greedy: the greedy tokens of each prompt.
     """
 
@@ -53,6 +54,7 @@ class Parity:
     mean_kl: float
     top1_agreement: float
     logit_range: float
+    correlation: float
     greedy: tuple[GreedyMatch, ...]
 
     @property
@@ -61,12 +63,23 @@ class Parity:
         return tuple(g for g in self.greedy if g.margin is not None and g.margin > 2 * self.max_error)
 
 
-def compare(llm: LLM, reference: PreTrainedModel, *, new_tokens: int, seed: int = 0) -> Parity:
-    """Compare logits over given tokens, and greedy continuations, for random prompts of uneven lengths, all at once."""
+def compare(
+    llm: LLM,
+    reference: PreTrainedModel,
+    *,
+    new_tokens: int,
+    seed: int = 0,
+    prompt_lengths: Sequence[int] = PROMPT_LENGTHS,
+) -> Parity:
+    """Compare logits over given tokens, and greedy continuations, for random prompts of uneven lengths, all at once.
+
+    new_tokens: greedy tokens of each prompt, at most half of the engine's context.
+    prompt_lengths: tokens of each prompt; shortened to what the context has room for.
+    """
     vocab, limit = llm.manifest.model.vocab_size, llm.manifest.limits.max_context
     new_tokens = min(new_tokens, max(1, limit // 2))
     rng = np.random.default_rng(seed)
-    lengths = sorted({min(length, limit - new_tokens) for length in PROMPT_LENGTHS})
+    lengths = sorted({min(length, limit - new_tokens) for length in prompt_lengths})
     prompts = [rng.integers(0, vocab, length).tolist() for length in lengths]
     greedy = Sampling(max_tokens=new_tokens, ignore_eos=True)
     completions = llm.generate(prompts, greedy)
@@ -84,13 +97,14 @@ class _Totals:
     """Sums over positions; `compare` creates it and adds each prompt."""
 
     def __init__(self) -> None:
-        self.tokens, self.agreed, self.kl, self.error, self.range = 0, 0, 0.0, 0.0, 0.0
+        self.tokens, self.agreed, self.kl, self.error, self.range, self.correlation = 0, 0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, expected: Floats, got: Floats) -> None:
         self.tokens += len(expected)
         self.agreed += int((expected.argmax(-1) == got.argmax(-1)).sum())
         p, q = _log_softmax(expected), _log_softmax(got)
         self.kl += float((np.exp(p) * (p - q)).sum())
+        self.correlation += float(_correlations(expected, got).sum())
         self.error = max(self.error, float(np.abs(expected - got).max(initial=0.0)))
         self.range = max(self.range, float(np.abs(expected).max(initial=0.0)))
 
@@ -101,6 +115,7 @@ class _Totals:
             mean_kl=max(0.0, self.kl / max(1, self.tokens)),
             top1_agreement=self.agreed / max(1, self.tokens),
             logit_range=self.range,
+            correlation=self.correlation / max(1, self.tokens),
             greedy=greedy,
         )
 
@@ -125,6 +140,14 @@ def _reference_logits(reference: PreTrainedModel, tokens: Sequence[int]) -> Floa
 def _log_softmax(logits: Floats) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def _correlations(expected: Floats, got: Floats) -> NDArray[np.float64]:
+    """The correlation of each row of logits; 0 where all logits of a row are equal."""
+    x, y = (rows.astype(np.float64) - rows.mean(-1, keepdims=True, dtype=np.float64) for rows in (expected, got))
+    sizes = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    result: NDArray[np.float64] = (x * y).sum(-1) / np.where(sizes > 0, sizes, 1.0)
     return result
 
 

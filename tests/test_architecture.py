@@ -40,8 +40,9 @@ ARROWS = {
     "runtime": {"plugins.libraries", "plugins.ops"},
     "plugins": set[str](),
 }
-# Commands compose packages; `build` an export and a backend's build; parity compares an engine with its model.
-COMPOSITION = ("exporters/build.py", "exporters/parity.py")
+# Commands compose packages; `build` an export and a backend's build; parity compares an engine with its model, for `check`
+# and for the trial of a new engine.
+COMPOSITION = ("exporters/build.py", "exporters/parity.py", "exporters/trial.py")
 
 # Each package as a column of floors, the highest first. A folder, or a module at the package's root, may import from
 # lower floors alone: not from its own floor, and never upward.
@@ -62,6 +63,7 @@ COLUMNS = {
     "exporters": (
         ("commands",),
         ("build",),
+        ("trial",),
         ("export", "parity", "checkpoint_export"),
         ("recipe",),
         ("methods",),

@@ -6,6 +6,7 @@ A command composes packages, so it may import the builders.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from enginewright.exporters.build import build
 from enginewright.exporters.methods.registry import find_options
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
+from enginewright.exporters.trial import KINDS, REPORT
 from enginewright.exporters.weights.registry import list_forms
 
 DEFAULTS = Recipe()
@@ -53,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-bits", type=int, metavar="16|32", help=f"cached element (default {DEFAULTS.cache_bits})")
     parser.add_argument("--max-batch", type=int, metavar="N", help=f"rows in a step (default {DEFAULTS.max_batch})")
     parser.add_argument("--max-context", type=int, metavar="N", help="tokens of a request (default: the model's)")
+    parser.add_argument(
+        "--trial",
+        choices=KINDS,
+        default="logits",
+        help="run the engine before it is published: none; step: its first steps; logits: and compare it with the model, "
+        "if that fits into half of the free memory (default logits)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the engine at --output")
     options.add_arguments(parser)
 
@@ -61,10 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the engine; on failure --output is what it was."""
     begin = time.perf_counter()
     recipe = _recipe(arguments)
-    chosen, overwrite = options.from_arguments(arguments), arguments.overwrite
-    manifest = build(arguments.model, arguments.output, recipe, arguments.backend, chosen, overwrite=overwrite)
+    manifest = build(
+        arguments.model,
+        arguments.output,
+        recipe,
+        arguments.backend,
+        options.from_arguments(arguments),
+        overwrite=arguments.overwrite,
+        trial=arguments.trial,
+    )
     size = sum(file.size for file in manifest.files())
-    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s")
+    told = json.loads((arguments.output / REPORT).read_text())["told"]
+    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s; {told}")
     return 0
 
 

@@ -33,6 +33,7 @@ from enginewright.exporters.calibration.texts import tokens_from_file, tokens_fr
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
+from enginewright.exporters.methods.tolerance import INT8, Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import block_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
@@ -226,10 +227,16 @@ def _digest(path: Path) -> bytes:
         raise ExportError(f"piso: {path}: cannot be read ({e.strerror})") from e
 
 
+def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
+    """Return at least that of int8: the model has the same codes, but products round their activations to 8 bits."""
+    return allowed if allowed.kl > INT8.kl else INT8
+
+
 METHOD = Method(
     name="piso",
     summary="linear layers in 2, 3, 4 or 8 bits, calibrated",
     paper="2606.10890",
     config=Config,
     transform_weights=transform_weights,
+    tolerance=tolerance,
 )

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from enginewright.exporters import methods
+from enginewright.exporters.export import DECODER, export
 from enginewright.exporters.methods import registry
 from enginewright.exporters.methods.hooks import HOOKS, Method, check_functions
 from enginewright.exporters.methods.registry import Applied, check_together, find_method, find_methods, find_options
 from enginewright.exporters.methods.tuner import Tuner
 from enginewright.exporters.recipe import Recipe, parse_method
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.extension import extend
 from enginewright.runtime.artifact.manifest import Condition, ConditionTensor
 from enginewright.runtime.errors import ExportError, ExtensionError
+from tests.support.exporters.fixtures import CheckpointMaker
+from tests.support.paths import ROOT
 
 HEAD = """
 from dataclasses import dataclass
@@ -175,3 +180,27 @@ def test_the_same_method_twice(spec: str) -> None:
 
 def test_adapters_may_be_many() -> None:
     assert len(Recipe(apply=(parse_method("lora:path=a"), parse_method("lora:path=b"))).apply) == 2
+
+
+@pytest.mark.parametrize("plugins", ["all", "none"])
+def test_a_file_with_a_condition_goes_into_the_engine(
+    plugins: str, folder: Path, checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    """The sample method: its record in the manifest, its inputs in the graph, and its nodes at the anchors."""
+    (folder / "nudge.py").write_text((ROOT / "tests/support/extension/methods/nudge.py").read_text())
+    (tmp_path / "engine").mkdir()
+    recipe = Recipe(apply=(parse_method("nudge:layers=0+1,capacity=3"),), plugins=plugins)
+    export(str(checkpoint("qwen2")), tmp_path / "engine", recipe)
+    manifest = directory.load(tmp_path / "engine")
+    vectors = ConditionTensor(dtype="float32", shape=(2, 64))
+    assert manifest.conditions == {
+        "nudge": Condition(capacity=3, applies="decoded", scaled=True, tensors={"vectors": vectors})
+    }
+    inputs = {spec.name: (spec.dtype, spec.shape) for spec in manifest.graphs["decoder"].inputs}
+    tokens = ("T",) if plugins == "all" else ("B", "T")
+    assert inputs["cond.nudge.index"] == ("int32", tokens) and inputs["cond.nudge.scale"] == ("float32", tokens)
+    assert inputs["cond.nudge.vectors"] == ("float32", (4, 2, 64))
+    graph = ir.load(tmp_path / "engine" / DECODER).graph
+    assert sum(node.op_type == "Gather" for node in graph) == 2 + 2 * 2
+    with pytest.raises(ExportError, match="nudge: got layer 2, expected 0 to 1"):
+        export(str(checkpoint("qwen2")), tmp_path / "other", Recipe(apply=(parse_method("nudge:layers=2"),)))
