@@ -229,7 +229,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         (["--backend", "tensorflow"], "--backend: unknown backend 'tensorflow'; known: onnxruntime"),
         (["--recipe", "/no/where.yaml"], "/no/where.yaml: cannot be read"),
         (["--kv-bits", "7"], "kv_bits: got 7, expected 16 or 32"),
-        ([], "got no directory, expected a checkpoint directory or a hub id"),
+        ([], "got no file or directory, expected a checkpoint or a hub id"),
     ],
 )
 def test_the_command_reports_each_with_exit_code_2(
