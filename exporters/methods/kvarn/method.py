@@ -21,7 +21,7 @@ from enginewright.exporters.capture.cache_formats import (
 )
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.kvarn.fold_value_rotation import FoldValueRotationPass
-from enginewright.exporters.methods.tolerance import QUANTIZED, Tolerance
+from enginewright.exporters.methods.tolerance import COARSE_CODES, Tolerance
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
@@ -159,7 +159,7 @@ def passes(config: Config) -> tuple[ir.passes.PassBase, ...]:
 
 def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
     """Return the tolerance of int4: codes of a few bits change the model on purpose."""
-    return QUANTIZED
+    return COARSE_CODES
 
 
 METHOD = Method(

@@ -33,7 +33,7 @@ from enginewright.exporters.calibration.texts import tokens_from_file, tokens_fr
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
-from enginewright.exporters.methods.tolerance import INT8, Tolerance
+from enginewright.exporters.methods.tolerance import FINE_CODES, Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import block_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
@@ -229,7 +229,7 @@ def _digest(path: Path) -> bytes:
 
 def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
     """Return at least that of int8: the model has the same codes, but products round their activations to 8 bits."""
-    return allowed if allowed.kl > INT8.kl else INT8
+    return allowed if allowed.kl > FINE_CODES.kl else FINE_CODES
 
 
 METHOD = Method(
