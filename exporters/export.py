@@ -64,7 +64,9 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     registry.extend_graph(recipe.apply, anchors)
     QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
-    described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
+    described = Cache(
+        kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers, policy=cache.policy
+    )
     if recipe.plugins == "none":
         LowerToStandardPass(limits.max_context)(captured.model)
         described = _to_dense(described, limits.max_context)
@@ -80,6 +82,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         decoding=decoding,
         weights=recipe.weights.describe(recipe.dtype),
         conditions=conditions,
+        token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
@@ -95,6 +98,12 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
         raise UnsupportedError(
             f"plugins none: got a {cache.kind} cache, which standard ops do not express; build without what adds it, or with "
             "plugins all"
+        )
+    if cache.policy or cache.token_inputs:
+        got = f"the cache policy {cache.policy.get('kind')}" if cache.policy else ", ".join(cache.token_inputs)
+        raise UnsupportedError(
+            f"plugins none: got {got}, and a dense cache keeps every token of one row after another; build without what adds "
+            "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
 

@@ -221,12 +221,14 @@ def added_inputs(manifest: Manifest) -> tuple[Port, ...]:
     """Return the inputs that only this graph has: index, scale and tensors of each condition, then `token_inputs`."""
     cache = manifest.cache
     conditions = (port for name, each in manifest.conditions.items() for port in _of_condition(name, each, cache))
-    axes: tuple[Axis, ...] = ("B", "T") if cache.is_dense else ("T",)
+    own = token_ports(manifest.token_inputs)
+    return (*conditions, *((replace(port, axes=("B", "T")) for port in own) if cache.is_dense else own))
+
+
+def token_ports(token_inputs: Mapping[str, str]) -> tuple[Port, ...]:
+    """Return the ports of the manifest's `token_inputs`."""
     doc = "filled by the decoding kind; 0 where it names nothing"
-    own = (
-        Port(name=name, dtype=dtype, axes=axes, lives="step", doc=doc) for name, dtype in manifest.token_inputs.items()
-    )
-    return (*conditions, *own)
+    return tuple(Port(name=n, dtype=dtype, axes=("T",), lives="step", doc=doc) for n, dtype in token_inputs.items())
 
 
 def packed_inputs(cache: Cache) -> tuple[Port, ...]:

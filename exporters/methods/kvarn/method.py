@@ -6,8 +6,8 @@ Source: arXiv 2606.03458 (KVarN) and its released code; `plugins/oracles/kvarn.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
@@ -82,6 +82,9 @@ class KVarNCacheFormat:
     config: Config
     kind: str = "kvarn"
     bits: int = 16
+    policy: dict[str, Any] = field(default_factory=dict)
+    token_inputs: dict[str, str] = field(default_factory=dict)
+    sees_later: bool = False
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """Size the records and exact tiles of an encoded layer; any other layer has paged tiles."""
