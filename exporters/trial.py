@@ -38,6 +38,8 @@ ENCODED_LENGTHS = 7, 300  # enough for a tile between the first and the newest, 
 NEW_TOKENS = 3
 LEAST_CONTEXT = 2 * NEW_TOKENS
 ROWS, CACHE_TOKENS = 2, 1024
+OPEN_ERRORS: tuple[type[Exception], ...] = (EnginewrightError, *LOAD_ERRORS)
+STEP_ERRORS: tuple[type[Exception], ...] = (*OPEN_ERRORS, RuntimeError, ValueError)
 SLACK = 10
 """The factor on what `check` allows: a trial looks for engines that are broken, not for rounding."""
 TIE = 0.05
@@ -96,7 +98,7 @@ def try_engine(root: Path, manifest: Manifest, model: str, recipe: Recipe, backe
         )
     except UnsupportedError as e:
         return Trial(kind="none", told=f"not tried, because this machine cannot run it: {e}")
-    except (EnginewrightError, *LOAD_ERRORS) as e:
+    except OPEN_ERRORS as e:
         raise BuildError(f"trial: got an engine for {backend} that does not open ({e}); {_ADVICE}") from e
     with llm:
         _run_steps(llm, backend)
@@ -129,7 +131,7 @@ def _run_steps(llm: LLM, backend: str) -> None:
         completions = llm.generate(prompts, Sampling(max_tokens=NEW_TOKENS, ignore_eos=True))
         texts = [(prompt, list(each.token_ids)) for prompt, each in zip(prompts, completions, strict=True)]
         logits = [llm.logits([*prompt, *tokens])[len(prompt) - 1 :] for prompt, tokens in texts]
-    except (EnginewrightError, RuntimeError, ValueError, *LOAD_ERRORS) as e:
+    except STEP_ERRORS as e:
         raise BuildError(f"trial: got an engine for {backend} whose first steps fail ({e}); {_ADVICE}") from e
     if not all(np.isfinite(each).all() for each in logits):
         raise BuildError(

@@ -83,7 +83,7 @@ def test_build_writes_an_engine(built: Path) -> None:
     assert [e.backend for e in manifest.graphs["decoder"].engines] == ["onnxruntime"]
     assert manifest.model.family == "qwen2" and manifest.model.eos_token_ids == (2,)
     assert os.listdir(built.parent) == ["engine"]
-    assert {p.name for p in built.iterdir()} == {"manifest.json", "graphs", "engines"}
+    assert {p.name for p in built.iterdir()} == {"manifest.json", "graphs", "engines", "reports"}
 
 
 @pytest.mark.native
