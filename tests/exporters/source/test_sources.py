@@ -29,8 +29,8 @@ from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load
 from enginewright.runtime.requests.sampling import Sampling
-from tests.support.exporters.extensions import SAMPLES, extended
 from tests.support.exporters.families import save_checkpoint
+from tests.support.extensions import SAMPLES, extended
 from tests.support.paths import ROOT
 
 TINY = ROOT / "examples/tiny-reasoner"

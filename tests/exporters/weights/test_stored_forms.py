@@ -30,7 +30,6 @@ from enginewright.runtime import cli
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load
 from enginewright.runtime.requests.sampling import Sampling
-from tests.support.exporters.extensions import SAMPLES, extended
 from tests.support.exporters.small_graphs import (
     Arrays,
     evaluate,
@@ -39,6 +38,7 @@ from tests.support.exporters.small_graphs import (
     quantized,
     random_arrays,
 )
+from tests.support.extensions import SAMPLES, extended
 from tests.support.paths import ROOT
 
 TINY = ROOT / "examples/tiny-reasoner"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.runtime.artifact.extension import FOLDERS, extend
+from tests.support.paths import SUPPORT
 
-SAMPLES = Path(__file__).parents[1] / "extension"
-"""One module for each door of the exporters' sources and weights."""
+SAMPLES = SUPPORT / "extension"
+"""A folder for each door, with one or two modules in it."""
 
 
 @contextmanager
