@@ -105,6 +105,12 @@ def bench(session: nox.Session) -> None:
     _run(session, _prepare(session, "test"), "-m", f"benchmarks.{name}", *options)
 
 
+@nox.session(name="new-op")
+def new_op(session: nox.Session) -> None:
+    """The files of a new op, which compile and pass their tests: `nox -s new-op -- ScaleRows`; then edit them."""
+    _run(session, _prepare(session), "-m", "enginewright.plugins.new_op", *session.posargs)
+
+
 @nox.session
 def readme(session: nox.Session) -> None:
     """README's commands as they stand there, each in a fresh clone and a fresh environment (downloads torch)."""

@@ -163,6 +163,8 @@ def port_reference() -> str:
             "## Outputs\n",
             _port_table(graph.OUTPUTS),
             "Each pool comes out as `NAME.out`, in the same buffer as the input.\n",
+            "## Inputs of a condition\n",
+            _port_table((graph.CONDITION_INDEX, graph.CONDITION_SCALE, graph.CONDITION_TENSOR)),
             "## Inputs of a graph of standard ops\n",
             _port_table((*graph.DENSE_INPUTS, graph.DENSE_CACHE)),
         )
@@ -178,8 +180,7 @@ def _port_table(ports: Iterable[Any]) -> str:
 
 
 def _port_doc(port: Any) -> str:
-    only = {"kvarn": "KVarN caches alone", "multi_token": "several tokens a step alone"}
-    return f"{port.doc}; {only[port.only]}" if port.only else str(port.doc)
+    return f"{port.doc}; KVarN caches alone" if port.optional else str(port.doc)
 
 
 # ---- the manifest --------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +30,7 @@ from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.decoder_graph import POOL
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -64,7 +64,9 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     registry.extend_graph(recipe.apply, anchors)
     QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
-    described = Cache(kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers)
+    described = Cache(
+        kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers, policy=cache.policy
+    )
     if recipe.plugins == "none":
         LowerToStandardPass(limits.max_context)(captured.model)
         described = _to_dense(described, limits.max_context)
@@ -78,8 +80,9 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         cache=described,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
-        weights=_describe_weights(recipe),
+        weights=recipe.weights.describe(recipe.dtype),
         conditions=conditions,
+        token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
     )
@@ -95,6 +98,12 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
         raise UnsupportedError(
             f"plugins none: got a {cache.kind} cache, which standard ops do not express; build without what adds it, or with "
             "plugins all"
+        )
+    if cache.policy or cache.token_inputs:
+        got = f"the cache policy {cache.policy.get('kind')}" if cache.policy else ", ".join(cache.token_inputs)
+        raise UnsupportedError(
+            f"plugins none: got {got}, and a dense cache keeps every token of one row after another; build without what adds "
+            "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
 
@@ -172,19 +181,13 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     assert value.name is not None and value.dtype is not None and value.shape is not None
     dtype = next((name for name, dtype in DTYPES.items() if dtype is value.dtype), value.dtype.name.lower())
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    alias = value.name.removesuffix(".out") if value.name.startswith("kv.") and value.name.endswith(".out") else None
+    alias = value.name.removesuffix(".out") if value.name.startswith(POOL) and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 
-def _describe_weights(recipe: Recipe) -> dict[str, Any]:
-    if recipe.weights.kind == "float32":
-        return {"kind": recipe.dtype}
-    return {**dataclasses.asdict(recipe.weights), "dtype": recipe.dtype}
-
-
 def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
-    for source in checkpoint.tokenizer_files():
-        target = root / "tokenizer" / source.name
+    for name, content in checkpoint.tokenizer_files().items():
+        target = root / "tokenizer" / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_bytes(content)
         yield directory.describe_file(root, target)

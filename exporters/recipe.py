@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginewright.exporters.config_text import make_config, split_spec
+from enginewright.exporters.config_text import split_spec
 from enginewright.exporters.methods.registry import Applied, apply_method, check_together
 from enginewright.exporters.passes.narrow_activations import DTYPES
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import DEFAULT, FORMS, Storage, choose_storage
 from enginewright.runtime.errors import ExportError
 
 PLUGINS = ("all", "none")
@@ -34,7 +34,7 @@ class Recipe:
     """
 
     apply: tuple[Applied, ...] = ()
-    weights: Precision = dataclasses.field(default_factory=Precision)
+    weights: Storage = dataclasses.field(default_factory=choose_storage)
     dtype: str = "float32"
     plugins: str = "all"
     kv_bits: int | None = None
@@ -82,16 +82,19 @@ def parse_method(spec: str | dict[str, Any]) -> Applied:
     return apply_method(name, mapping or {})
 
 
-def parse_weights(spec: str | dict[str, Any]) -> Precision:
-    """Read a precision from `int4:block_size=32,lm_head=false`, or from a mapping with the key `kind`."""
+def parse_weights(spec: str | dict[str, Any]) -> Storage:
+    """Read a stored form from `int4:block_size=32,lm_head=false`, or from a mapping with the key `kind`."""
     if isinstance(spec, dict):
-        return make_config(Precision, spec, "weights")
+        kind = spec.get("kind", DEFAULT)
+        if not isinstance(kind, str):
+            raise ExportError(f"weights: kind: got {kind!r}, expected one of {', '.join(FORMS.names())}")
+        return choose_storage(kind, {key: value for key, value in spec.items() if key != "kind"})
     if not isinstance(spec, str):
         raise ExportError(f"weights: got {spec!r}, expected KIND:key=value,... or a mapping")
     kind, options = split_spec(spec)
     if "kind" in options:
         raise ExportError(f"{spec!r}: key 'kind' stands twice")
-    return make_config(Precision, {"kind": kind, **options}, "weights")
+    return choose_storage(kind, options)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from enginewright.exporters.methods import registry
-from enginewright.exporters.methods.tolerance import INT8, Tolerance, tolerance_of_numbers
+from enginewright.exporters.methods.tolerance import FINE_CODES, Tolerance, tolerance_of_numbers
 from enginewright.exporters.parity import Parity, compare, failures_of
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.reference import load_reference
@@ -178,7 +178,7 @@ def _compare(llm: LLM, model: str, recipe: Recipe) -> Trial:
 
 def _failures(parity: Parity, tolerance: Tolerance) -> list[str]:
     """The figures beyond SLACK times the tolerance; of a coarse engine, whose error is meant, the correlation alone."""
-    if tolerance.kl < INT8.kl:
+    if tolerance.kl < FINE_CODES.kl:
         loose = Tolerance(error=SLACK * tolerance.error, kl=SLACK * tolerance.kl, greedy=False)
         found = failures_of(parity, loose)
         margin = max((match.margin or 0.0 for match in parity.greedy), default=0.0)

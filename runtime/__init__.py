@@ -14,24 +14,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from enginewright.runtime.errors import ArtifactError, EnginewrightError, RequestError, UnsupportedError
+    from enginewright.runtime.artifact.extension import extend
+    from enginewright.runtime.errors import (
+        ArtifactError,
+        EnginewrightError,
+        ExtensionError,
+        RequestError,
+        UnsupportedError,
+    )
     from enginewright.runtime.llm import LLM, Handle, Prompt
     from enginewright.runtime.loader import load
     from enginewright.runtime.requests.completion import Completion, Logprobs, Token
+    from enginewright.runtime.requests.logits_processor import LogitsProcessor
     from enginewright.runtime.requests.sampling import Sampling
 
 _HOMES = {
     "ArtifactError": "errors",
     "Completion": "requests.completion",
     "EnginewrightError": "errors",
+    "ExtensionError": "errors",
     "Handle": "llm",
     "LLM": "llm",
+    "LogitsProcessor": "requests.logits_processor",
     "Logprobs": "requests.completion",
     "Prompt": "llm",
     "RequestError": "errors",
     "Sampling": "requests.sampling",
     "Token": "requests.completion",
     "UnsupportedError": "errors",
+    "extend": "artifact.extension",
     "load": "loader",
 }
 
@@ -40,13 +51,16 @@ __all__ = [
     "ArtifactError",
     "Completion",
     "EnginewrightError",
+    "ExtensionError",
     "Handle",
+    "LogitsProcessor",
     "Logprobs",
     "Prompt",
     "RequestError",
     "Sampling",
     "Token",
     "UnsupportedError",
+    "extend",
     "load",
 ]
 

@@ -15,8 +15,11 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from enginewright.runtime.artifact.extension import extend
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import EnginewrightError, UnsupportedError
+
+EXTENSIONS = "--extensions"
 
 
 class Command(Protocol):
@@ -51,10 +54,12 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of this process) and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, folders = _split_extensions(list(sys.argv[1:] if argv is None else argv))
     name = _parse_name(arguments[:1])
     _clean_up_on_sigterm()
     try:
+        for folder in folders:
+            extend(folder)
         command = _open(name)
         parser = argparse.ArgumentParser(prog=f"enginewright {name}", description=_sentence(COMMANDS[name][1]))
         command.add_arguments(parser)
@@ -69,6 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EnginewrightError, OSError) as error:
         print(f"enginewright {name}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _split_extensions(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments from the command's name on, and the folders that `--extensions` before it gives."""
+    folders = []
+    while arguments and arguments[0].partition("=")[0] == EXTENSIONS:
+        _, equals, folder = arguments.pop(0).partition("=")
+        if not equals:
+            folder = arguments.pop(0) if arguments else ""
+        folders.append(folder)
+    return arguments, folders
 
 
 def _clean_up_on_sigterm() -> None:
@@ -86,6 +102,9 @@ def _parse_name(arguments: Sequence[str]) -> str:
         description="Build and run LLM inference engines.",
         epilog=f"commands:\n{listing}\n\n`enginewright COMMAND --help` shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        EXTENSIONS, metavar="DIR", help="folder of modules of your own that add methods and the like; comes first"
     )
     parser.add_argument("--version", action="version", version=f"enginewright {package_version()}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")

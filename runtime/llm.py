@@ -11,10 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
+from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepLoop
@@ -44,6 +47,7 @@ class LLM:
         self.loop = loop
         self.capacity = capacity
         self._longest = longest
+        self._conditions = ConditionEntries(manifest.conditions)
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
@@ -104,7 +108,7 @@ class LLM:
         if on_event is not None:
             request.deliver = on_event
             request.events.put(RequestError("Handle: got an iteration, but the tokens go to on_event; use either"))
-        self.loop.submit(request)
+        self.loop.submit(self.loop.scheduler.decoder.start(request))
         return Handle(self, request)
 
     def submit_all(
@@ -118,7 +122,7 @@ class LLM:
                 f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
             )
         requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
-        self.loop.submit(*requests)
+        self.loop.submit(*map(self.loop.scheduler.decoder.start, requests))
         return [Handle(self, request) for request in requests]
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -147,7 +151,7 @@ class LLM:
             RequestError: this engine cannot take a text; then none runs.
         """
         requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
-        self.loop.submit(*requests)
+        self.loop.submit(*(self.loop.scheduler.decoder.score(request) for request in requests))
         try:
             for request in requests:
                 _wait(request)
@@ -157,6 +161,33 @@ class LLM:
     def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Return the token ids of a conversation as a prompt; `variables` are passed to the chat template."""
         return self._need_tokenizer().chat(messages, variables or {})
+
+    def add_condition(self, condition: str, entry: str, values: Mapping[str, NDArray[Any]]) -> None:
+        """Add an entry that requests can name in `Sampling.conditions`, or replace its values.
+
+        Requests that run with the entry go on with the new values.
+
+        condition: one of `manifest.conditions`.
+        values: an array for each of the condition's tensors, by name, of the tensor's shape.
+
+        Raises:
+            RequestError: the engine has no such condition or no room for another entry, or the arrays are others.
+        """
+        if condition not in self.manifest.conditions:
+            known = ", ".join(self.manifest.conditions) or "none"
+            raise RequestError(f"add_condition: got {condition!r}, and the engine has the conditions {known}")
+        tensors = self.manifest.conditions[condition].tensors
+        if values.keys() != tensors.keys():
+            got = ", ".join(values) or "none"
+            raise RequestError(f"add_condition: {condition}: got the arrays {got}, expected {', '.join(tensors)}")
+        number = self._conditions.place(condition, entry)
+
+        def fill() -> None:
+            for tensor, array in values.items():
+                self.loop.session.fill(condition_tensor(condition, tensor), number, array)
+            self._conditions.add(condition, entry, number)
+
+        self.loop.between_steps(fill)
 
     def close(self) -> None:
         """Cancel all requests and stop; may be called again."""
@@ -187,25 +218,29 @@ class LLM:
                 raise RequestError(f"Sampling.{name}: got token id {outside[0]}, expected ids below {vocab}")
         if sampling.stop and self.tokenizer is None:
             raise RequestError("Sampling.stop: the engine has no tokenizer; use stop_token_ids instead")
-        self._warn_of_one_token_steps(sampling)
         ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
         detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
         limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
-        return Generation(ids, sampling, limit=limit, ends=ends, detokenizer=detokenizer)
-
-    def _warn_of_one_token_steps(self, sampling: Sampling) -> None:
-        """Warn once that a request gets one token a step from an engine that can give more."""
-        if self._has_warned or self.capacity.width == 1 or sampling.is_plain_greedy:
-            return
-        self._has_warned = True
-        fields = ", ".join(f"{name}={getattr(sampling, name)!r}" for name in sampling.beyond_greedy)
-        warnings.warn(
-            f"{self.manifest.name}: Sampling with {fields}: extra heads guess what greedy decoding gives, so such requests "
-            "get one token a step; this is said once",
-            stacklevel=4,
+        request = Generation(
+            ids,
+            sampling,
+            limit=limit,
+            ends=ends,
+            detokenizer=detokenizer,
+            processors=open_processors(sampling, ids, vocab),
         )
+        if sampling.conditions:
+            self._conditions.apply(sampling.conditions, request)
+        self._warn_of(request)
+        return request
+
+    def _warn_of(self, request: Generation) -> None:
+        """Warn once of a request that this engine's decoding kind serves more slowly than others."""
+        if not self._has_warned and (reason := self.loop.scheduler.decoder.warn_of(request)) is not None:
+            self._has_warned = True
+            warnings.warn(f"{self.manifest.name}: {reason}; this is said once", stacklevel=4)
 
     def _limit_new_tokens(self, prompt: int, wanted: int | None) -> int:
         """Return how many tokens may follow a prompt of `prompt` tokens; `wanted` where given.

@@ -7,13 +7,15 @@ from pathlib import Path
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.backend import Backend
+from enginewright.runtime.backends.conditions import fill_entries
 from enginewright.runtime.backends.registry import choose_backend
-from enginewright.runtime.cache.capacity import (
-    cache_bytes,
-    plan_capacity,
-)
-from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.registry import open_decoder
+from enginewright.runtime.cache.capacity import Capacity, cache_bytes, plan_capacity
+from enginewright.runtime.cache.pieces import Pieces
+from enginewright.runtime.cache.policy import check_policy
+from enginewright.runtime.cache.policy_tables import open_tables
+from enginewright.runtime.decoding.kind import DecodingKind
+from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
@@ -55,7 +57,7 @@ def load(
     root = Path(path)
     manifest = directory.load(root, verify=verify)
     _check_manifest(root, manifest)
-    decoder = open_decoder(manifest)
+    kind = find_kind(manifest)
     tokenizer = Tokenizer.load(root, manifest)
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
         if value is not None and value < 1:
@@ -68,15 +70,24 @@ def load(
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
         prefix_reuse=prefix_reuse,
-        width=decoder.width,
+        width=kind.width(manifest.decoding),
     )
-    tables = TileTables(manifest.cache, capacity)
+    loop = _open_loop(root, manifest, chosen, capacity, kind)
+    return LLM(manifest, tokenizer, loop, capacity, loop.scheduler.tables.longest)
+
+
+def _open_loop(root: Path, manifest: Manifest, backend: Backend, capacity: Capacity, kind: DecodingKind) -> StepLoop:
+    """Open the graph with its cache, and return the loop that serves requests with it."""
+    tables = open_tables(manifest.cache, capacity)
     try:
-        session = chosen.open(root, manifest, tables, capacity)
+        session = backend.open(root, manifest, tables, capacity)
+        fill_entries(root, manifest, session)
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
-    return LLM(manifest, tokenizer, StepLoop(Scheduler(tables, capacity), session, decoder), capacity, tables.longest)
+    check_policy(manifest.cache, session.offers, tokens_a_step=capacity.width)
+    decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
+    return StepLoop(Scheduler(tables, capacity, decoder, manifest.conditions), session)
 
 
 def _check_manifest(root: Path, manifest: Manifest) -> None:

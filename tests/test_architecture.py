@@ -80,7 +80,7 @@ COLUMNS = {
         ("passes", "options", "supported_kernels"),
     ),
     "plugins": (
-        ("build", "generate", "oracles"),
+        ("build", "generate", "new_op", "oracles"),
         ("libraries",),
         ("ops",),
     ),

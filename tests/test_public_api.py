@@ -24,18 +24,22 @@ RUNTIME_NAMES = {
     "ArtifactError",
     "Completion",
     "EnginewrightError",
+    "ExtensionError",
     "Handle",
     "LLM",
+    "LogitsProcessor",
     "Logprobs",
     "Prompt",
     "RequestError",
     "Sampling",
     "Token",
     "UnsupportedError",
+    "extend",
     "load",
 }
 
 SIGNATURES = {  # parameters as a caller sees them, without types
+    "extend": "(folder)",
     "load": "(path, threads=None, *, max_batch=None, cache_tokens=None, prefill_chunk=512, prefix_reuse=True, "
     "verify=True, backend=None)",
     "LLM.generate": "(self, prompts, sampling=None)",
@@ -46,13 +50,14 @@ SIGNATURES = {  # parameters as a caller sees them, without types
     "LLM.logits": "(self, token_ids)",
     "LLM.score": "(self, texts, takes)",
     "LLM.apply_chat_template": "(self, messages, variables=None)",
+    "LLM.add_condition": "(self, condition, entry, values)",
     "LLM.close": "(self)",
     "Handle.result": "(self)",
     "Handle.cancel": "(self)",
 }
 
 PROTOCOLS = {"LLM": {"__enter__", "__exit__"}, "Handle": {"__iter__"}}
-PROPERTIES = {"Handle": {"done"}, "Sampling": {"has_penalties", "beyond_greedy", "is_plain_greedy"}}
+PROPERTIES = {"Handle": {"done"}, "Sampling": {"changes_logits", "beyond_greedy", "is_plain_greedy"}}
 
 REQUIRED = "required"
 FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with their defaults
@@ -71,6 +76,8 @@ FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with t
         "logprobs": None,
         "logit_bias": {},
         "ignore_eos": False,
+        "logits_processors": {},
+        "conditions": {},
     },
     "Completion": {
         "text": REQUIRED,
@@ -87,7 +94,12 @@ FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with t
 }
 KEYWORD_ONLY = {"Sampling", "Completion"}
 
-ERRORS = {"ArtifactError", "RequestError", "UnsupportedError"}  # what `except EnginewrightError` catches
+ERRORS = {
+    "ArtifactError",
+    "ExtensionError",
+    "RequestError",
+    "UnsupportedError",
+}  # what `except EnginewrightError` catches
 
 STABLE = {  # modules outside the runtime whose names are imported by other programs
     "plugins.oracles.kvarn": {"balance", "encode", "decode", "pack", "unpack", "hadamard", "to_record", "from_record"},

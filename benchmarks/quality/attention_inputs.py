@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,6 +75,8 @@ class TappedSession:
     taken: the [layer][tap] arrays of every step since the list was last emptied; the measuring code empties it.
     """
 
+    offers: frozenset[str] = frozenset()
+
     def __init__(self, inner: CpuSession, capacity: int) -> None:
         self.run_seconds = 0.0
         self.taken: list[list[list[NDArray[np.float32]]]] = []
@@ -99,6 +102,10 @@ class TappedSession:
         self.run_seconds = self._inner.run_seconds
         self.taken.append([[view.copy() for view in own.values()] for own in views])
         return outputs
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Pass the entry of a condition on."""
+        self._inner.fill(port, entry, values)
 
 
 def write_tapped_engine(engine: Path, copy: Path) -> tuple[float, ...]:

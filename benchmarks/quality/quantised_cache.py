@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.backends.session import Outputs, PackedStep, Session
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
@@ -62,6 +65,8 @@ class QuantisedSession:
     codec_seconds: time spent on completed tiles.
     """
 
+    offers: frozenset[str] = frozenset()
+
     def __init__(self, inner: CpuSession, manifest: Manifest, tables: TileTables, codec: Codec | None) -> None:
         self.inner: Session = inner
         self.codec = codec
@@ -87,6 +92,10 @@ class QuantisedSession:
             self._quantise(held, held + np.diff(step.query_starts))
             self.codec_seconds += time.perf_counter() - start
         return outputs
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Pass the entry of a condition on."""
+        self.inner.fill(port, entry, values)
 
     def _quantise(self, before: Ints, after: Ints) -> None:
         """Quantise the tiles that the tokens before[row] .. after[row] - 1 completed."""
@@ -134,5 +143,6 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
-    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK))
+    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=cache.tile_tokens))
+    engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK), decoder)
     return llm

@@ -25,7 +25,7 @@ from enginewright.exporters.build import build
 from enginewright.exporters.methods.piso.method import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.score import prepare, run
 from enginewright.runtime.evaluation.suites import Task
@@ -107,7 +107,7 @@ def settings(args: argparse.Namespace, method: str, bits: int, group_size: int) 
 
 def perplexity(args: argparse.Namespace, config: Config | None) -> float:
     """Build an engine, score the data with it, and return its perplexity."""
-    exact = Precision(compute="float32")
+    exact = choose_storage("float32", {"compute": "float32"})
     with tempfile.TemporaryDirectory() as folder:
         work = f"{folder}/work"
         applied = () if config is None else (Applied("piso", Config(**{**vars(config), "work": work})),)

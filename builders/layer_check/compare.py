@@ -25,13 +25,12 @@ from enginewright.builders.tensorrt.build import rewrite
 from enginewright.builders.tensorrt.graph_file import data_path, save_rewritten
 from enginewright.builders.tensorrt.network import PlanBuilder
 from enginewright.builders.tensorrt.python_module import device_compute, open_module
-from enginewright.runtime.artifact.decoder_graph import dense_inputs
+from enginewright.runtime.artifact.decoder_graph import INPUT_IDS, POSITION_IDS, SAMPLE_ROWS, inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import BuildError, TargetError, UnsupportedError
 
 TOKENS = 24
-TYPES = {"int64": np.int64, "float16": np.float16, "float32": np.float32}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -113,10 +112,10 @@ def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
     tokens = min(TOKENS, manifest.limits.max_context)
     rng = np.random.default_rng(0)
     sizes = {"B": 1, "T": tokens, "N": tokens}
-    axes = {port.name: port.axes for port in dense_inputs(manifest.cache)}
+    axes = {port.name: port.axes for port in inputs(manifest)}
     feeds = {}
     for spec in graph.inputs:
-        if spec.dtype not in TYPES:
+        if spec.dtype == "bfloat16":
             raise UnsupportedError(
                 f"check --layers: got {spec.dtype}, expected float16 or float32, which ONNX Runtime runs on a CPU"
             )
@@ -124,9 +123,9 @@ def _make_feeds(manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
             size if isinstance(size, int) else sizes[str(axis)]
             for size, axis in zip(spec.shape, axes[spec.name], strict=True)
         ]
-        feeds[spec.name] = np.zeros(shape, TYPES[spec.dtype])
-    feeds["input_ids"][:] = rng.integers(0, manifest.model.vocab_size, (1, tokens))
-    feeds["position_ids"][:] = feeds["sample_rows"][:] = np.arange(tokens)
+        feeds[spec.name] = np.zeros(shape, spec.dtype)
+    feeds[INPUT_IDS.name][:] = rng.integers(0, manifest.model.vocab_size, (1, tokens))
+    feeds[POSITION_IDS.name][:] = feeds[SAMPLE_ROWS.name][:] = np.arange(tokens)
     return feeds
 
 

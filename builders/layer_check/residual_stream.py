@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from enginewright.runtime.artifact.decoder_graph import INPUT_IDS
 from enginewright.runtime.errors import BuildError
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
@@ -18,7 +19,7 @@ def find_residual_stream(graph: ir.Graph, layers: int) -> list[ir.Value]:
     Raises:
         BuildError: the graph has another structure.
     """
-    value = next((n.outputs[0] for n in graph if n.op_type in LOOKUPS and _reads(n.inputs[1], "input_ids")), None)
+    value = next((n.outputs[0] for n in graph if n.op_type in LOOKUPS and _reads(n.inputs[1], INPUT_IDS.name)), None)
     if value is None:
         raise BuildError(
             "decoder: got no lookup of input_ids, expected an embedding; compare it with its model instead"

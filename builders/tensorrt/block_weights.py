@@ -6,10 +6,24 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.builders.tensorrt.graph_file import RowsTensor
+from enginewright.runtime.errors import BuildError
 
 MICROSOFT = "com.microsoft"
 STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 SIGN = {4: 0x88, 8: 0x80}  # an exclusive or with it turns a byte of codes with an offset into two's complement
+
+
+def check_blocks(graph: ir.Graph, backend: str) -> None:
+    """Raise BuildError where a product or a lookup of codes has zero points, which its blocks do not take."""
+    for node in graph:
+        zeros = (
+            node.inputs[3] if node.op_type in ("MatMulNBits", "GatherBlockQuantized") and len(node.inputs) > 3 else None
+        )
+        if node.domain == MICROSOFT and zeros is not None:
+            raise BuildError(
+                f"--backend {backend}: got weights with zero points ({zeros.name}), expected codes around 0; build with "
+                "--weights KIND:symmetric=true"
+            )
 
 
 class BlockWeightsPass(ir.passes.InPlacePass):
@@ -24,6 +38,7 @@ class BlockWeightsPass(ir.passes.InPlacePass):
        stored twice: as codes for case 1 and as a table.
     5. Codes of 2 bits become codes of 4 bits.
     6. A MatMulNBits with zero points or an order of groups stays, and so does a GatherBlockQuantized along other axes.
+       `check_blocks` refuses zero points before.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

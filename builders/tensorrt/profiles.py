@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from enginewright.runtime.artifact.decoder_graph import dense_inputs, packed_inputs
-from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest, TensorSpec
+from enginewright.runtime.artifact.decoder_graph import SPARE, Axis, inputs
+from enginewright.runtime.artifact.manifest import Graph, Manifest, TensorSpec
 from enginewright.runtime.cache.capacity import EXACT_TILES, plan_step, plan_tiles
 from enginewright.runtime.errors import BuildError
 
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]
-SPARE = 1
-"""One tile and one slot more than the rows have: padding rows write there when the runtime pads a step to a captured size."""
+Corners = tuple[Shape, Shape, Shape]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class ProfileShapes:
     """
 
     name: str
-    shapes: dict[str, tuple[Shape, Shape, Shape]]
+    shapes: dict[str, Corners]
 
 
 def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[ProfileShapes, ...]:
@@ -37,8 +36,9 @@ def plan_profiles(manifest: Manifest, graph: Graph, chunk: int) -> tuple[Profile
         BuildError: the graph has an input that no session feeds, or an axis whose size nothing bounds.
     """
     sizes = _dense_sizes(manifest, chunk) if manifest.cache.is_dense else _packed_sizes(manifest, chunk)
+    axes = {port.name: port.axes for port in inputs(manifest)}
     return tuple(
-        ProfileShapes(name=name, shapes={spec.name: _shapes(spec, ranges, manifest.cache) for spec in graph.inputs})
+        ProfileShapes(name=name, shapes={spec.name: _shapes(spec, ranges, axes) for spec in graph.inputs})
         for name, ranges in sizes.items()
     )
 
@@ -56,7 +56,7 @@ def _dense_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
 def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]:
     """The sizes of a packed graph, where decoding rows and pieces of prompts share a step, as the runtime plans it."""
     cache, rows, context = manifest.cache, manifest.limits.max_batch, manifest.limits.max_context
-    width = int(manifest.decoding.get("k", 1))
+    width = manifest.tokens_per_row
     step = plan_step(cache, rows=rows, width=width, prefill_chunk=chunk, vocab_size=manifest.model.vocab_size)
     longest = step.tokens
     blocks = -(-context // cache.tile_tokens)
@@ -80,8 +80,8 @@ def _packed_sizes(manifest: Manifest, chunk: int) -> dict[str, dict[str, Range]]
     }
 
 
-def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tuple[Shape, Shape, Shape]:
-    axes = _axes(spec, cache)
+def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], known: Mapping[str, tuple[Axis, ...]]) -> Corners:
+    axes = _axes(spec, known)
     corners = []
     for which in range(3):
         shape = []
@@ -98,13 +98,12 @@ def _shapes(spec: TensorSpec, ranges: Mapping[str, Range], cache: Cache) -> tupl
     return corners[0], corners[1], corners[2]
 
 
-def _axes(spec: TensorSpec, cache: Cache) -> dict[int, str]:
+def _axes(spec: TensorSpec, known: Mapping[str, tuple[Axis, ...]]) -> dict[int, str]:
     """The name of the size of each varying axis of an input.
 
     Raises:
         BuildError: the input is unknown.
     """
-    known = {port.name: port.axes for port in (dense_inputs(cache) if cache.is_dense else packed_inputs(cache))}
     if spec.name not in known:
         raise BuildError(
             f"decoder input {spec.name!r}: got a name unknown to this builder, expected one of {', '.join(known)}; "

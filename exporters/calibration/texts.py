@@ -120,10 +120,10 @@ def _check_sizes(checkpoint: Checkpoint, sequences: int, length: int) -> None:
 
 def _open_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
     path = checkpoint.path / TOKENIZER
-    if not path.is_file():
+    if TOKENIZER not in checkpoint.file_names():
         raise ExportError(f"{path}: not found; expected the model's tokenizer, to calibrate with a text file")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_buffer(checkpoint.read_file(TOKENIZER))
     except Exception as e:  # tokenizers raises nothing narrower
         raise ExportError(f"{path}: cannot be read ({e}); download it again") from e
     tokenizer.no_truncation()  # a stored limit would cut the text off

@@ -144,6 +144,6 @@ def note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer) -> 
     """
     if found.index in trace.layers:
         raise UnsupportedError(f"{found.family}: layer {found.index} attends twice in one pass")
-    if getattr(module, "is_causal", True) is False:
+    if getattr(module, "is_causal", True) is False and not trace.cache.sees_later:
         raise UnsupportedError(f"{found.family}: layer {found.index} attends to later tokens; expected a decoder")
     trace.layers[found.index] = trace.cache.describe(found)

@@ -5,8 +5,8 @@ A method may replace the default format by its own (`choose_cache` in `methods/r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
@@ -65,6 +65,10 @@ class CacheFormat(Protocol):
 
     kind: its name in the manifest.
     bits: the width of an element that is not encoded; goes to the manifest, too.
+    policy: the manifest's `cache.policy`, {"kind": name, options}; empty: every token stays.
+    token_inputs: further inputs [T] of the graph that the format's op reads and a decoding kind fills: name and type, as the
+        manifest has them. `attend` finds them among its tables.
+    sees_later: whether a layer may attend to later tokens, as those of diffusion models do.
     """
 
     @property
@@ -72,6 +76,15 @@ class CacheFormat(Protocol):
 
     @property
     def bits(self) -> int: ...
+
+    @property
+    def policy(self) -> dict[str, Any]: ...
+
+    @property
+    def token_inputs(self) -> dict[str, str]: ...
+
+    @property
+    def sees_later(self) -> bool: ...
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """Return the cache that the runtime allocates for `layer`; UnsupportedError when the format cannot hold it."""
@@ -91,6 +104,9 @@ class PagedCacheFormat:
 
     bits: int
     kind: str = "paged"
+    policy: dict[str, Any] = field(default_factory=dict)
+    token_inputs: dict[str, str] = field(default_factory=dict)
+    sees_later: bool = False
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """Size the tiles for keys and values of `bits` bits; every layer fits."""

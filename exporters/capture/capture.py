@@ -18,6 +18,7 @@ from enginewright.exporters.capture.attention_hook import Trace, tracing
 from enginewright.exporters.capture.cache_formats import CacheFormat, Tensors
 from enginewright.exporters.capture.signature import (
     EXAMPLE,
+    Signature,
     dynamic_shapes,
     example_inputs,
     name_signature,
@@ -58,13 +59,14 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
     try:
         with torch.no_grad():
             layers = _read_layers(decoder)
-            example = example_inputs(layers)
-            model = export_module(decoder, example, dynamic_shapes(layers), translations)
+            signature = Signature(layers, cache.token_inputs)
+            example = example_inputs(signature)
+            model = export_module(decoder, example, dynamic_shapes(signature), translations)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own errors are RuntimeErrors
         reason = str(e).strip().partition("\n")[0]
         family = skeleton.model.config.model_type
         raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
-    name_signature(model, layers, [*example[4], *example[5]])
+    name_signature(model, signature, [*example[4], *example[5]])
     return Captured(model=model, skeleton=skeleton, layers=layers)
 
 

@@ -34,7 +34,7 @@ def onnx_schema(op: Op) -> onnx.defs.OpSchema:
         many = option.Variadic if tensor.variadic else option.Single
         return parameter(tensor.name, kind, tensor.doc, param_option=option.Optional if tensor.optional else many)
 
-    types = next(t.types for t in op.inputs if len(t.types) > 1)
+    types = next((t.types for t in op.inputs if len(t.types) > 1), ())
     kinds = {"int": schema.AttrType.INT, "float": schema.AttrType.FLOAT}
     return schema(
         op.name,
@@ -43,7 +43,7 @@ def onnx_schema(op: Op) -> onnx.defs.OpSchema:
         doc=op.doc,
         inputs=[formal(t) for t in op.inputs],
         outputs=[formal(t) for t in op.outputs],
-        type_constraints=[("T", [_onnx_type(t) for t in types], "")],
+        type_constraints=[("T", [_onnx_type(t) for t in types], "")] if types else [],
         attributes=[
             schema.Attribute(a.name, kinds[a.type], a.doc, required=a.default is None)
             if a.default is None

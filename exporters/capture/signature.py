@@ -5,12 +5,14 @@ Everything follows from the ports that `runtime/artifact/decoder_graph.py` decla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from enginewright.runtime.artifact.decoder_graph import PER_STEP, Axis, Port, packed_inputs
+from enginewright.runtime.artifact.decoder_graph import OUTPUTS, PER_STEP, POOL, Axis, Port, packed_inputs, token_ports
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 
 PREFIX = "model."  # of the wrapped model's parameters in the exported graph
@@ -19,26 +21,36 @@ EXAMPLE = {"T": 7, "B": 2, "B1": 3, "N": 3, "M": 5, "slots": 6, "exact": 4}
 """Sizes of the example inputs; none is 0 or 1, which torch would take for a constant. B1 is B + 1."""
 
 
-def ports(layers: tuple[CacheLayer, ...]) -> tuple[Port, ...]:
-    """The inputs of a graph whose layers have these caches."""
-    cache = Cache(kind="", tile_tokens=0, kv_bits=0, layers=layers)
-    encodes = any(layer.exact_bytes for layer in layers)
-    return tuple(port for port in packed_inputs(cache) if encodes or port.only != "kvarn")
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a graph; `capture` creates it.
+
+    layers: the cache of each attention layer.
+    token_inputs: further inputs [T] by name, with their types.
+    """
+
+    layers: tuple[CacheLayer, ...]
+    token_inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def ports(self) -> tuple[Port, ...]:
+        """The ports of all inputs."""
+        cache = Cache(kind="", tile_tokens=0, kv_bits=0, layers=self.layers)
+        return (*packed_inputs(cache), *token_ports(self.token_inputs))
 
 
-def example_inputs(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
+def example_inputs(signature: Signature) -> tuple[Any, ...]:
     """The arguments of `PackedDecoder.forward`; tables and pools by their names in the decoder graph."""
     sizes = {
         **EXAMPLE,
-        "L": len(layers),
-        "H": max(layer.kv_heads for layer in layers),
-        **{f"tiles_{i}": POOL_TILES for i in range(len(layers))},
+        "L": len(signature.layers),
+        "H": max(layer.kv_heads for layer in signature.layers),
+        **{f"tiles_{i}": POOL_TILES for i in range(len(signature.layers))},
     }
     made = {
         port.name: zeros(getattr(torch, port.dtype), *(a if isinstance(a, int) else sizes[a] for a in port.axes))
-        for port in ports(layers)
+        for port in signature.ports()
     }
-    return _arguments(layers, made)
+    return _arguments(signature, made)
 
 
 def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -46,7 +58,7 @@ def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
-def dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
+def dynamic_shapes(signature: Signature) -> tuple[Any, ...]:
     """The axes whose sizes vary, in the same form as `example_inputs`."""
     dims: dict[str, Any] = {}
 
@@ -57,13 +69,16 @@ def dynamic_shapes(layers: tuple[CacheLayer, ...]) -> tuple[Any, ...]:
             if isinstance(axis, str) and axis not in ("L", "H")
         }
 
-    return _arguments(layers, {port.name: varying(port) for port in ports(layers)})
+    return _arguments(signature, {port.name: varying(port) for port in signature.ports()})
 
 
-def _arguments(layers: tuple[CacheLayer, ...], made: dict[str, Any]) -> tuple[Any, ...]:
+def _arguments(signature: Signature, made: dict[str, Any]) -> tuple[Any, ...]:
     """Values by name as the arguments of `PackedDecoder.forward`: a step's one by one, then tables and pools."""
-    tables = {port.name: made[port.name] for port in ports(layers) if port.lives == "table"}
-    pools = {port.name: made[port.name] for port in ports(layers) if port.lives == "pool"}
+    every = signature.ports()
+    tables = {
+        port.name: made[port.name] for port in every if port.lives == "table" or port.name in signature.token_inputs
+    }
+    pools = {port.name: made[port.name] for port in every if port.lives == "pool"}
     return (*(made[name] for name in PER_STEP), tables, pools)
 
 
@@ -81,22 +96,23 @@ def _name_sizes(graph: ir.Graph, axes: dict[str, tuple[Axis, ...]]) -> None:
             value.shape = ir.Shape(sizes)
 
 
-def name_signature(model: ir.Model, layers: tuple[CacheLayer, ...], names: list[str]) -> None:
+def name_signature(model: ir.Model, signature: Signature, names: list[str]) -> None:
     """Give inputs, outputs and sizes the names of the decoder graph's contract; parameters lose the wrapper's prefix.
 
     names: of the inputs after `sample_rows`, in the order in which torch exports them.
     """
     graph = model.graph
-    axes = {port.name: port.axes for port in ports(layers)}
+    axes = {port.name: port.axes for port in signature.ports()}
     for value, name in zip(graph.inputs[len(PER_STEP) :], names, strict=True):
         value.name = name
     _name_sizes(graph, axes)
-    pools = [name for name in names if name.startswith("kv.")]
-    for name, read, written in zip(pools, graph.inputs[-len(pools) :], graph.outputs[2:], strict=True):
+    pools = [name for name in names if name.startswith(POOL)]
+    for name, read, written in zip(pools, graph.inputs[-len(pools) :], graph.outputs[len(OUTPUTS) :], strict=True):
         written.name = f"{name}.out"
         for value in (read, written):
             value.shape = ir.Shape(axes[name])
-    graph.outputs[0].name, graph.outputs[1].name = "logits", "greedy_tokens"
+    for value, port in zip(graph.outputs, OUTPUTS, strict=False):
+        value.name = port.name
     for value in list(graph.initializers.values()):
         assert value.name is not None
         value.name = value.name.removeprefix(PREFIX)

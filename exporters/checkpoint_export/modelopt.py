@@ -42,6 +42,10 @@ def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: di
         UnsupportedError: TensorRT-LLM has no algorithm for these weights.
     """
     settings = _settings(linears)
+    if spanned := [linear for linear in linears if not linear.is_symmetric]:
+        raise UnsupportedError(
+            f"format modelopt: {spanned[0].module!r} got codes with zero points, expected codes around 0; {INSTEAD}"
+        )
     if left_out.experts:
         raise UnsupportedError(
             f"format modelopt: got experts that are not quantised, expected a model without; {INSTEAD}"

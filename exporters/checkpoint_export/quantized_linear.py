@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from enginewright.exporters.source.checkpoint import DTYPES
+from enginewright.exporters.source.formats.safetensors import DTYPES
 from enginewright.exporters.weights.block_codes import stored_bits
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
@@ -38,6 +38,11 @@ class QuantizedLinear:
     def bits(self) -> int:
         """Bits of a code as stored, 4 or 8."""
         return stored_bits(self.rows.bits)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether there are no zero points."""
+        return self.rows.zero_points is None
 
 
 def find_groups(weights: Iterable[tuple[tuple[int, int], QuantizedRows]]) -> set[int]:

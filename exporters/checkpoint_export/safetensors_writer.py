@@ -21,6 +21,7 @@ import numpy as np
 from enginewright.runtime.errors import ExportError
 
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+SINGLE_BYTES = ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 _CHUNK = 1 << 24  # bytes read at once
 
 
@@ -72,21 +73,6 @@ def write_safetensors(
     return end
 
 
-def read_spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Return {tensor: (begin, end)}, the positions of its bytes in the safetensors file `path`, which must be whole."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    spans = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
-    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in spans.items()}
-
-
-def copy_span(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    """Yield the bytes of `path` from `begin` to `end`, a piece at a time."""
-    with path.open("rb") as file:
-        yield from _read_span(file, begin, end)
-
-
 class TensorQueue:
     """Tensors that are computed once, in any order, and written later; the writer creates one for each file.
 
@@ -118,7 +104,6 @@ def _read_span(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
     file.seek(begin)
     while begin < end:
         chunk = file.read(min(_CHUNK, end - begin))
-        if not chunk:
-            return  # the file has become shorter; the writer counts the bytes and refuses it
+        assert chunk, "the queue's own file has become shorter"
         begin += len(chunk)
         yield chunk

@@ -1,19 +1,23 @@
 """Writes a checkpoint with methods applied, for other servers.
 
-Tensors keep the names, files and types that they have in the source. Tensors that no method changed are copied byte by byte.
+Tensors keep the names, types and safetensors files that they have in the source. Tensors that no method changed are copied
+byte by byte. A source of another format is written to files of our own; of its types, those that safetensors does not have
+become float32.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import shutil
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -28,10 +32,10 @@ from enginewright.exporters.checkpoint_export.quantized_linear import (
     to_tensor,
 )
 from enginewright.exporters.checkpoint_export.safetensors_writer import (
+    BYTES,
+    SINGLE_BYTES,
     TensorEntry,
     TensorQueue,
-    copy_span,
-    read_spans,
     write_safetensors,
 )
 from enginewright.exporters.methods.registry import (
@@ -42,14 +46,18 @@ from enginewright.exporters.methods.registry import (
     find_options,
     transform_weights,
 )
-from enginewright.exporters.source.checkpoint import INDEX, Checkpoint, open_checkpoint, read_json
+from enginewright.exporters.source.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from enginewright.exporters.source.formats.safetensors import DTYPES, INDEX, WEIGHTS
+from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors, "modelopt": modelopt}
+_FILE_BYTES = 4 << 30
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 RECORD = "enginewright.json"  # names what made the checkpoint; only a directory with this file is ever replaced
 COPIED = (
@@ -141,7 +149,7 @@ def _collect_outputs(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _O
         quantized[names[name]] = QuantizedLinear(
             module=module,
             shape=(after[name].shape[0], after[name].shape[1]),
-            dtype=checkpoint.tensors[names[name]].dtype,
+            dtype=_float_type(checkpoint.tensors[names[name]]),
             rows=found,
             group_size=found.group_size if found.group_size in groups else None,
         )
@@ -178,6 +186,10 @@ def _check_linear(model: PreTrainedModel, names: dict[str, str], name: str, weig
         raise UnsupportedError(
             f"{name!r} is quantised, expected the weight of a Linear layer; a checkpoint holds no other"
         )
+    if weight.quantized is not None and weight.quantized.minima is not None:
+        raise UnsupportedError(
+            f"{name!r} got codes with a minimum a group, expected zero points or none; no format of checkpoints here holds it"
+        )
     return source.removesuffix(".weight")
 
 
@@ -202,24 +214,21 @@ def _module(source: str, owner: str) -> str:
 
 
 def _write_tensors(checkpoint: Checkpoint, root: Path, outputs: _Outputs, chosen: CheckpointFormat) -> int:
-    files: dict[Path, list[str]] = {}
-    for name, stored in checkpoint.tensors.items():
-        files.setdefault(stored.file, []).append(name)
+    files = _place_tensors(checkpoint)
     total, places, types = 0, dict[str, str](), dict[str, str]()
     with tqdm(total=len(checkpoint.tensors), unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
         for file, names in files.items():
             queue = TensorQueue(root)
             try:
-                entries = _queue_quantized(outputs, chosen, names, queue, bar) + _stream_others(
-                    checkpoint, outputs, file, names
-                )
+                entries = _queue_quantized(outputs, chosen, names, queue, bar)
+                entries += _stream_others(checkpoint, outputs, names)
                 advance = partial(_advance, bar, set(names) - set(outputs.quantized))
-                total += write_safetensors(root / file.name, entries, advance)
+                total += write_safetensors(root / file, entries, advance)
             finally:
                 queue.close()
-            places.update({entry.name: file.name for entry in entries})
+            places.update({entry.name: file for entry in entries})
             types.update({entry.name: entry.dtype for entry in entries})
-    if (checkpoint.path / INDEX).is_file():
+    if list(files) != [WEIGHTS]:
         _save(root / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
     _note_wide_scales([x for x in outputs.quantized.values() if types[f"{x.module}.weight_scale"] != x.dtype])
     return total
@@ -242,24 +251,54 @@ def _queue_quantized(
     return entries
 
 
-def _stream_others(checkpoint: Checkpoint, outputs: _Outputs, file: Path, names: Iterable[str]) -> list[TensorEntry]:
+def _stream_others(checkpoint: Checkpoint, outputs: _Outputs, names: Iterable[str]) -> list[TensorEntry]:
     """The tensors that are copied or merged, computed while they are written."""
-    spans, entries = read_spans(file), []
-    for name in names:
+    entries = []
+    for name in [name for name in names if name not in outputs.quantized]:
         stored = checkpoint.tensors[name]
-        begin, end = spans[name]
-        chunks: Any = partial(copy_span, file, begin, end)
-        if name in outputs.merged:
-            chunks = partial(_merge, outputs.merged[name], stored.dtype, name)
-        if name not in outputs.quantized:
-            entries.append(
-                TensorEntry(name=name, dtype=stored.dtype, shape=stored.shape, size=end - begin, chunks=chunks)
-            )
+        dtype, size = stored.dtype, stored.size
+        chunks: Callable[[], Iterable[bytes]] = partial(checkpoint.content, name)
+        if name in outputs.merged or dtype not in (*BYTES, *SINGLE_BYTES):
+            dtype = _float_type(stored)
+            size = math.prod(stored.shape) * BYTES[dtype]
+            values = outputs.merged[name].load if name in outputs.merged else partial(_read, checkpoint, name)
+            chunks = partial(_round, values, dtype, name)
+        entries.append(TensorEntry(name=name, dtype=dtype, shape=stored.shape, size=size, chunks=chunks))
     return entries
 
 
-def _merge(weight: Weight, dtype: str, name: str) -> list[bytes]:
-    return [to_tensor(weight.load(), dtype, name)[1].tobytes()]
+def _place_tensors(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The names of the tensors of each file to write: the source's files, or files of at most _FILE_BYTES of ours."""
+    files: dict[str, list[str]] = {}
+    if all(stored.file.suffix == ".safetensors" for stored in checkpoint.tensors.values()):
+        for name, stored in checkpoint.tensors.items():
+            files.setdefault(stored.file.name, []).append(name)
+        return files
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, stored in checkpoint.tensors.items():
+        size = math.prod(stored.shape) * 4
+        if shards[-1] and filled + size > _FILE_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    count = len(shards)
+    numbered = (f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1))
+    return dict(zip((WEIGHTS,) if count == 1 else numbered, shards, strict=True))
+
+
+def _float_type(stored: StoredTensor) -> str:
+    """The type of numbers that a changed tensor gets: its own, or float32 where safetensors does not have that."""
+    return stored.dtype if stored.dtype in DTYPES else "F32"
+
+
+def _read(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    return checkpoint.read(name).numpy()
+
+
+def _round(load: Callable[[], np.ndarray], dtype: str, name: str) -> list[bytes]:
+    return [to_tensor(load(), dtype, name)[1].tobytes()]
 
 
 def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
@@ -275,17 +314,17 @@ def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
 
 def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None) -> None:
     """Write config.json and the other files of a checkpoint that are not tensors."""
+    text = checkpoint.read_file(CONFIG)
     if described is None:
-        shutil.copyfile(checkpoint.path / "config.json", root / "config.json")
+        (root / CONFIG).write_bytes(text)
     else:
-        config = read_json(checkpoint.path / "config.json")
-        _save(root / "config.json", {**config, "quantization_config": described.quantization_config})
+        config = parse_json(text, checkpoint.path / CONFIG)
+        _save(root / CONFIG, {**config, "quantization_config": described.quantization_config})
         for name, content in described.files.items():
             _save(root / name, content)
-    for pattern in COPIED:
-        for source in checkpoint.path.glob(pattern):
-            if source.is_file():
-                shutil.copyfile(source, root / source.name)
+    for name in checkpoint.file_names():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in COPIED):
+            (root / name).write_bytes(checkpoint.read_file(name))
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

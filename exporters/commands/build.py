@@ -20,6 +20,7 @@ from enginewright.exporters.methods.registry import find_options
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
 from enginewright.exporters.trial import KINDS, REPORT
+from enginewright.exporters.weights.registry import list_forms
 
 DEFAULTS = Recipe()
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="KIND[:k=v,...]",
-        help="float32, int8 or int4, e.g. int4:block_size=32,compute=int8,embedding=true,lm_head=true",
+        help=f"stored form of the weights, with defaults of its options: {list_forms()}",
     )
     parser.add_argument(
         "--dtype",

@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from enginewright.exporters.methods.hooks import Method
-from enginewright.exporters.source.checkpoint import Checkpoint, read_json
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.json_file import read_json
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

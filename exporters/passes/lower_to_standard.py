@@ -11,6 +11,13 @@ import onnx_ir as ir
 from enginewright.exporters.passes.decomposed_attention import decomposed_attention
 from enginewright.exporters.passes.graph_writer import GraphWriter
 from enginewright.plugins.ops.op import DOMAIN
+from enginewright.runtime.artifact.decoder_graph import (
+    KV_LENS,
+    PAST_LENS,
+    POSITION_IDS,
+    QUERY_STARTS,
+    TILE_TABLE,
+)
 from enginewright.runtime.errors import UnsupportedError
 
 OPSET = 24
@@ -34,8 +41,7 @@ class LowerToStandardPass(ir.passes.InPlacePass):
     length: of the caches, in tokens.
 
     Raises:
-        UnsupportedError: the graph has any other op of ours, or anything else reads the tables of packed rows; raised by the
-            call.
+        UnsupportedError: the graph has any other op of ours, or reads the packed tables elsewhere; raised by the call.
     """
 
     def __init__(self, length: int) -> None:
@@ -65,11 +71,13 @@ class _Lowering:
         self._masks: dict[int, ir.Value] = {}
 
     def run(self) -> None:
-        for name in [name for name, value in self._inputs.items() if name != "position_ids" and _is_per_token(value)]:
+        for name in [
+            name for name, value in self._inputs.items() if name != POSITION_IDS.name and _is_per_token(value)
+        ]:
             self._flatten(str(name))
-        positions = self._flatten("position_ids")
+        positions = self._flatten(POSITION_IDS.name)
         self._positions = positions
-        self._past = self._add_input("past_lens", ir.DataType.INT64, ("B",))
+        self._past = self._add_input(PAST_LENS.name, ir.DataType.INT64, ("B",))
         tokens = self._shared("Shape", positions, start=1, end=2)
         self._rows = self._shared("Shape", positions)
         self._held = self._shared("Add", self._past, tokens)
@@ -78,13 +86,14 @@ class _Lowering:
                 self._attend(node)
             else:
                 self._sample(node)
-        for name in ("query_starts", "kv_lens", "tile_table"):
-            if readers := {node.op_type for node, _ in self._inputs[name].uses()}:
+        for port in (QUERY_STARTS, KV_LENS, TILE_TABLE):
+            table = self._inputs[port.name]
+            if readers := [node.op_type for node, _ in table.uses()]:
                 raise UnsupportedError(
-                    f"plugins none: got {', '.join(sorted(readers))}, which reads {name}, expected nodes that know tokens "
-                    "alone; build without what adds it, or with plugins all"
+                    f"plugins none: got {port.name} as an input of {readers[0]}, expected it in attention alone, because a graph "
+                    "of standard ops has none; build without what adds it, or with plugins all"
                 )
-            self._graph.inputs.remove(self._inputs[name])
+            self._graph.inputs.remove(table)
 
     def _flatten(self, name: str) -> ir.Value:
         """Let the graph compute `name` [T] from an input [B, T]; return the new input."""

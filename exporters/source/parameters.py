@@ -25,8 +25,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from enginewright.exporters.source.checkpoint import DTYPES, Checkpoint
-from enginewright.exporters.weights.weight import Weight
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.weights.weight import Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
 
@@ -133,10 +133,9 @@ def _weights(
 ) -> dict[str, Weight]:
     """The weights that one source makes, after their shapes are checked on meta tensors."""
     for _, name in source.tensors:
-        if checkpoint.tensors[name].dtype not in DTYPES:
+        if (stored := checkpoint.tensors[name]).refusal:
             raise ExportError(
-                f"{checkpoint.tensors[name].file}: tensor {name!r} got type {checkpoint.tensors[name].dtype}, "
-                f"expected one of {', '.join(DTYPES)}; pass the unquantised checkpoint"
+                f"{stored.file}: tensor {name!r} got type {stored.dtype}, {stored.refusal}; pass the unquantised checkpoint"
             )
 
     def make(read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -161,6 +160,10 @@ def _weights(
         def load(name: str = name) -> np.ndarray:
             return make(checkpoint.read)[name].numpy()
 
+        rows = checkpoint.codes(source.tensors[0][1]) if source.converter is None and len(shape) == 2 else None
+        if rows is not None:
+            weights[name] = quantized_weight(shape, rows)
+            continue
         parts = _parts(checkpoint, model, name, source, shape)
         weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load, parts=parts)
     return weights

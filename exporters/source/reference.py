@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,10 +31,8 @@ def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrained
     checkpoint = open_checkpoint(model)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
-    )
-    if applied:
+    reference = _load_model(checkpoint)
+    if applied or not checkpoint.format.in_transformers:
         weights = bind_parameters(checkpoint, reference)
         for method in applied:
             weights = method.transform_weights(weights, checkpoint)
@@ -43,3 +42,14 @@ def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrained
         feature.add_to_reference(reference)
     reference.eval()  # type: ignore[no-untyped-call]
     return reference
+
+
+def _load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Return the model as transformers loads it, or with random weights where transformers does not read the format."""
+    settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+    model: PreTrainedModel
+    if checkpoint.format.in_transformers:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, trust_remote_code=False, **settings)
+    else:
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config), **settings)  # type: ignore[no-untyped-call]
+    return model

@@ -1,12 +1,14 @@
-"""Quantises, packs and restores weights as integer codes in blocks with one scale each."""
+"""Quantises, packs and restores weights as integer codes in blocks with one scale each, and a zero point where it is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from enginewright.exporters.weights.precision import BLOCK_SIZES
 from enginewright.runtime.errors import ExportError
 
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 TWO_BIT_BLOCK_SIZES = (32, 64, 128)  # ONNX Runtime 1.31 unpacks others at every use
 
 
@@ -25,12 +27,8 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
     offset = 1 << (bits - 1)
     codes = np.empty((n, blocks, block_size * bits // 8), np.uint8)
     scales = np.empty((n, blocks), np.float32)
-    step = max(1, (1 << 22) // max(k, 1))  # rows at a time, so that rounding needs little more memory than the result
-    for begin in range(0, n, step):
-        part = rows[begin : begin + step]
-        padded = np.zeros((len(part), blocks * block_size), np.float32)
-        padded[:, :k] = part
-        x = padded.reshape(len(part), blocks, block_size)
+    for begin, x in _pieces(rows, blocks, block_size):
+        step = len(x)
         extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
         scale = extreme / -offset
         ratio = np.divide(
@@ -40,6 +38,54 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
         codes[begin : begin + step] = _pack(q, bits)
         scales[begin : begin + step] = scale[..., 0]
     return codes, scales
+
+
+def quantize_blocks_with_zero_points(
+    rows: np.ndarray, bits: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return codes, scales and zero points of rows [n, k] float32, in blocks along k, padded with zeros to whole blocks.
+
+    The codes 0 .. 2^bits - 1 span a block's range, from min(x, 0) to max(x, 0), so that 0 keeps a code of its own:
+    scale = (max - min) / (2^bits - 1), zero = round(-min / scale), code = round(x / scale) + zero, clipped.
+    x is restored as (code - zero) * scale.
+
+    codes and scales: as of `quantize_blocks`; scales are not negative.
+    zero points: uint8 [n, ceil(blocks * bits / 8)], packed in the same way as codes.
+    """
+    n, k = rows.shape
+    blocks, top = -(-k // block_size), (1 << bits) - 1
+    codes = np.empty((n, blocks, block_size * bits // 8), np.uint8)
+    scales = np.empty((n, blocks), np.float32)
+    zeros = np.empty((n, blocks), np.uint8)
+    for begin, x in _pieces(rows, blocks, block_size):
+        low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+        scale = high / top - low / top  # high - low may overflow
+        zero = np.divide(-low, scale, out=np.zeros_like(scale), where=scale != 0)
+        zero = np.clip(np.rint(zero), 0, top)
+        ratio = np.divide(x, scale[..., None], out=np.zeros_like(x), where=scale[..., None] != 0)
+        q = np.clip(np.rint(ratio) + zero[..., None], 0, top).astype(np.uint8)
+        codes[begin : begin + len(x)] = _pack(q, bits)
+        scales[begin : begin + len(x)], zeros[begin : begin + len(x)] = scale, zero
+    return codes, scales, pack_zero_points(zeros, bits)
+
+
+def _pieces(rows: np.ndarray, blocks: int, block_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows at a time as [rows, blocks, block_size] with the first one's number, so that rounding needs little memory."""
+    n, k = rows.shape
+    step = max(1, (1 << 22) // max(k, 1))
+    for begin in range(0, n, step):
+        part = rows[begin : begin + step]
+        padded = np.zeros((len(part), blocks * block_size), np.float32)
+        padded[:, :k] = part
+        yield begin, padded.reshape(len(part), blocks, block_size)
+
+
+def pack_zero_points(zeros: np.ndarray, bits: int) -> np.ndarray:
+    """Pack zero points [n, blocks] uint8 into bytes, each row by itself: uint8 [n, ceil(blocks * bits / 8)]."""
+    per_byte = 8 // bits
+    padded = np.zeros((len(zeros), -(-zeros.shape[1] // per_byte) * per_byte), np.uint8)
+    padded[:, : zeros.shape[1]] = zeros
+    return _pack(padded, bits)
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -58,7 +104,7 @@ def stored_bits(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def stored_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) -> tuple[int, int]:
+def block_form(bits: int, group_size: int, k: int, *, takes_two: bool = False) -> tuple[int, int]:
     """Return the bits and the block size in which codes are stored without a change.
 
     Codes of 2 and 3 bits are stored in 4 bits, with the same scales. For an op that takes 2 bits, codes of 2 bits stay so, in
@@ -94,13 +140,33 @@ def store_codes(
     return _pack(padded.reshape(n, blocks, block_size), stored_bits), np.ascontiguousarray(scales[:, begins])
 
 
-def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, bits: int, k: int) -> np.ndarray:
-    """Return the rows [n, k] float32 that codes and scales of `quantize_blocks` stand for."""
+def store_zero_points(
+    zero_points: np.ndarray, k: int, group_size: int, stored_bits: int, block_size: int
+) -> np.ndarray:
+    """Return zero points [n, k / group_size] int8 in the form of `quantize_blocks_with_zero_points`."""
+    begins = np.arange(-(-k // block_size)) * block_size // group_size
+    unsigned = zero_points.view(np.uint8) + np.uint8(1 << (stored_bits - 1))
+    return pack_zero_points(unsigned[:, begins], stored_bits)
+
+
+def dequantize_blocks(
+    codes: np.ndarray, scales: np.ndarray, bits: int, k: int, zero_points: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the rows [n, k] float32 that codes and scales of `quantize_blocks` stand for, or those with zero points."""
     n, blocks = scales.shape
-    steps = np.arange(0, 8, bits, dtype=np.uint8)
-    q = (codes[..., None] >> steps & ((1 << bits) - 1)).reshape(n, blocks, -1)
-    rows: np.ndarray = (q.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
+    q = _unpack(codes, bits).reshape(n, blocks, -1).astype(np.float32)
+    if zero_points is None:
+        q -= 1 << (bits - 1)
+    else:
+        q -= _unpack(zero_points, bits).reshape(n, -1)[:, :blocks, None]
+    rows: np.ndarray = q * scales[..., None]
     return rows.reshape(n, -1)[:, :k]
+
+
+def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The codes in bytes, one code a byte, along a new last axis."""
+    codes: np.ndarray = packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)
+    return codes
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

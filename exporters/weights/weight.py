@@ -10,38 +10,61 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from enginewright.runtime.errors import ExportError
 
-WeightForm = tuple[int, int, int]  # (bits, group size, input axis)
+WeightForm = tuple[int, int, int, str]  # (bits, group size, input axis, "" or the offset that groups have)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRows:
-    """A quantised matrix of n rows and k columns, whose element i, j is scales[i, j // group_size] * codes[i, j].
+    """A quantised matrix of n rows and k columns.
 
-    `open_block` creates it from the results of a method that quantises. Rows are outputs, columns inputs.
+    Element i, j, with g = j // group_size, is one of
+
+        scales[i, g] * codes[i, j]                          without an offset
+        scales[i, g] * (codes[i, j] - zero_points[i, g])
+        scales[i, g] * codes[i, j] + minima[i, g]
+
+    `open_block` creates it from the results of a method that quantises, and a source from a checkpoint's codes. Rows are
+    outputs, columns inputs.
 
     bits: 2 to 8; codes lie in -2^(bits - 1) .. 2^(bits - 1) - 1.
     group_size: columns that share a scale, a divisor of k.
     load: returns codes[n, k] int8 and scales[n, k / group_size] float32.
     input_axis: the axis of the stored weight that the columns lie along: 1, or 0 when it is transposed.
+    zero_points: returns zero points [n, k / group_size] int8, in the range of codes; None: there are none.
+    minima: returns minima [n, k / group_size] float32; None: there are none. Zero points and minima exclude each other.
     """
 
     bits: int
     group_size: int
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
     input_axis: int = 1
+    zero_points: Callable[[], np.ndarray] | None = None
+    minima: Callable[[], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.zero_points is None or self.minima is None
+
+    @property
+    def offset(self) -> str:
+        """The offset that groups have: "zero_points", "minima", or "" for none."""
+        return "zero_points" if self.zero_points is not None else "minima" if self.minima is not None else ""
 
     def restore(self) -> np.ndarray:
         """The weight as it is stored, float32."""
         codes, scales = self.load()
         rows: np.ndarray = codes.astype(np.float32)
-        rows.reshape(*scales.shape, self.group_size)[...] *= scales[..., None]
+        groups = rows.reshape(*scales.shape, self.group_size)
+        if self.zero_points is not None:
+            groups -= self.zero_points()[..., None]
+        groups *= scales[..., None]
+        if self.minima is not None:
+            groups += self.minima()[..., None]
         return rows if self.input_axis == 1 else rows.T
 
     def transposed(self) -> QuantizedRows:
@@ -75,7 +98,7 @@ class Weight:
     def form(self) -> WeightForm | None:
         """The form in which the weight is quantised; None for one that is not."""
         rows = self.quantized
-        return None if rows is None else (rows.bits, rows.group_size, rows.input_axis)
+        return None if rows is None else (rows.bits, rows.group_size, rows.input_axis, rows.offset)
 
     def transposed(self) -> Weight:
         """The matrix with its two axes exchanged."""
@@ -117,7 +140,7 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
             raise ExportError(
                 f"weights {[list(part.shape) for part in parts]}: quantised in different ways, cannot be joined"
             )
-        return quantized_weight(shape, dataclasses.replace(parts[0].quantized, load=partial(_join_rows, parts)))
+        return quantized_weight(shape, _join_rows([part.quantized for part in parts if part.quantized is not None]))
 
     def load() -> np.ndarray:
         result = np.empty(shape, parts[0].dtype.numpy())
@@ -132,6 +155,16 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
     return Weight(shape=tuple(shape), dtype=parts[0].dtype, load=load)
 
 
-def _join_rows(parts: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
-    loaded = [part.quantized.load() for part in parts if part.quantized is not None]
-    return np.concatenate([codes for codes, _ in loaded]), np.concatenate([scales for _, scales in loaded])
+def _join_rows(parts: Sequence[QuantizedRows]) -> QuantizedRows:
+    """The rows of all parts, which have one form."""
+
+    def load() -> tuple[np.ndarray, np.ndarray]:
+        loaded = [part.load() for part in parts]
+        return np.concatenate([codes for codes, _ in loaded]), np.concatenate([scales for _, scales in loaded])
+
+    def join(offsets: Sequence[Callable[[], np.ndarray] | None]) -> Callable[[], np.ndarray] | None:
+        present = [offset for offset in offsets if offset is not None]
+        return (lambda: np.concatenate([offset() for offset in present])) if present else None
+
+    zero_points, minima = join([part.zero_points for part in parts]), join([part.minima for part in parts])
+    return dataclasses.replace(parts[0], load=load, zero_points=zero_points, minima=minima)

@@ -1,30 +1,25 @@
 """Calls the C functions of `libenginewright_cuda`; turns their errors into exceptions.
 
-`cuda_calls.py` has the structures of `csrc/abi/cuda_calls.h`. Tests and benchmarks call kernels through this module; engines
+`cuda_calls.py` makes the structures of calls. Tests and benchmarks call kernels through this module; engines
 reach them through their host's adapter. Standard library only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from enginewright.plugins.libraries.cuda_calls import CALLS, _int64, _pointer
+from enginewright.plugins.libraries.cuda_calls import CallStructure, function_of
 from enginewright.plugins.libraries.locate import CUDA_LIBRARY, LibraryError, library_path
 
-ABI = 1
+ABI = 2
 # The manifest's names for engines of ONNX Runtime's CUDA provider, and for the GPUs that they run on.
 ORT_BACKEND, ORT_COMPUTE = "onnxruntime-cuda", "cuda-sm_80+"
 HALF, BFLOAT16 = 0, 1
-# The sizes with an instantiated kernel, as csrc/launchers/configurations.h lists them; a test compares the two.
-PAGED_ATTENTION_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
-KVARN_DIMS = (32, 64, 128, 256)
-KVARN_BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
 
-
+_pointer, _int64 = ctypes.c_void_p, ctypes.c_int64
 _MEMORY_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "allocate": (_pointer, [_int64]),
     "allocate_host": (_pointer, [_int64]),
@@ -51,7 +46,7 @@ class CudaLibrary:
         except OSError as error:
             raise LibraryError(f"plugins: {path.name} does not load: {error}") from error
         self.path = path
-        for name in ("error", "version", "configurations"):
+        for name in ("error", "version"):
             self._function(name).restype = ctypes.c_char_p
         for name, (result, arguments) in _MEMORY_FUNCTIONS.items():
             self._function(name).restype, self._function(name).argtypes = result, arguments
@@ -70,36 +65,31 @@ class CudaLibrary:
         """Version of the package that the library was built from."""
         return str(self._function("version")().decode())
 
-    def configurations(self) -> dict[str, Any]:
-        """The sizes with an instantiated kernel: op -> its lists of sizes."""
-        found: dict[str, Any] = json.loads(self._function("configurations")())
-        return found
-
     def check_device(self) -> None:
         """Raise LibraryError if the driver or the device cannot run the library."""
         if self._function("check_device")() < 0:
             raise LibraryError(self._error())
 
-    def workspace_bytes(self, call: ctypes.Structure) -> int:
+    def workspace_bytes(self, call: CallStructure) -> int:
         """Bytes of device memory that `call` needs in addition to its tensors.
 
         Raises:
             ValueError: the library refuses the call.
         """
-        function = self._function(f"{CALLS[type(call)]}_workspace")
+        function = self._function(f"{function_of(call)}_workspace")
         function.restype, function.argtypes = _int64, [_pointer]
         needed = int(function(ctypes.byref(call)))
         if needed < 0:
             raise ValueError(self._error())
         return needed
 
-    def start(self, call: ctypes.Structure, workspace: int | None, workspace_bytes: int, stream: int = 0) -> None:
+    def start(self, call: CallStructure, workspace: int | None, workspace_bytes: int, stream: int = 0) -> None:
         """Start `call` on `stream`; all pointers are addresses of device memory.
 
         Raises:
             ValueError: the library refuses the call.
         """
-        function = self._function(CALLS[type(call)])
+        function = self._function(function_of(call))
         function.argtypes = [_pointer, _pointer, _int64, _pointer]
         if function(ctypes.byref(call), workspace, workspace_bytes, stream) < 0:
             raise ValueError(self._error())

@@ -1,103 +1,44 @@
-"""The C structures that describe calls of the CUDA library, as `csrc/abi/cuda_calls.h` declares them."""
+"""ctypes structures of the CUDA library's calls, from their descriptions in `plugins/ops`."""
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
+from typing import Any
 
-_pointer, _int64, _int32, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+from enginewright.plugins.ops.call import Call, Field, Structure
 
-
-class Attention(ctypes.Structure):
-    """`EwAttention`: the arguments that both attention ops have."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("query", "key", "value", "output")),
-        *((name, _pointer) for name in ("query_starts", "kv_lens", "table", "sinks")),
-        *((name, _int64) for name in ("tokens", "rows", "query_heads", "kv_heads", "head_dim", "value_dim")),
-        *((name, _int64) for name in ("table_width", "window", "longest")),
-        *((name, _float) for name in ("scale", "softcap")),
-        *((name, _int32) for name in ("type", "reserved")),
-    )
+_NUMBERS: dict[str, Any] = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
 
 
-class PagedAttention(ctypes.Structure):
-    """`EwPagedAttention`."""
+class CallStructure(ctypes.Structure):
+    """A structure that `structure_of` has made of its description."""
 
-    _fields_ = (("attention", Attention), ("tiles", _pointer), ("tile_count", _int64), ("kv_bits", _int64))
-
-
-class KVarNAttention(ctypes.Structure):
-    """`EwKVarNAttention`."""
-
-    _fields_ = (
-        ("attention", Attention),
-        *((name, _pointer) for name in ("tiles", "exact", "slots", "encoded_before", "encoded_after")),
-        *((name, _int64) for name in ("record_count", "slot_count", "exact_tiles", "iterations")),
-        *((name, _int32) for name in ("k_bits", "v_bits", "robust", "rotate_values")),
-    )
+    description: Structure
 
 
-class DepthMix(ctypes.Structure):
-    """`EwDepthMix`.
+@cache
+def structure_of(description: Structure) -> type[CallStructure]:
+    """The ctypes structure of a description; its layout is that of the C structure."""
+    members = tuple((field.name, _type_of(field)) for field in description.fields)
+    named = {"__doc__": f"`{description.c_name}`. {description.doc}", "_fields_": members, "description": description}
+    return type(description.name, (CallStructure,), named)
 
-    sources: the address of an array of pointers in host memory.
+
+def function_of(call: CallStructure) -> str:
+    """NAME in the names of the C functions that take `call`: `ew_cuda_NAME` and `ew_cuda_NAME_workspace`.
+
+    Raises:
+        ValueError: no function takes it, because it is only a part of other structures.
     """
-
-    _fields_ = (
-        *((name, _pointer) for name in ("query", "key", "value", "sources", "mixed")),
-        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "source_count")),
-        ("scale", _float),
-        ("type", _int32),
-    )
+    if not isinstance(call.description, Call):
+        raise ValueError(
+            f"got a structure {call.description.name}, expected the call of a kernel that has it as a field"
+        )
+    return call.description.file_stem
 
 
-class ClpEmit(ctypes.Structure):
-    """`EwClpEmit`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("hidden", "greedy", "classifier_weight", "classifier_bias")),
-        *((name, _pointer) for name in ("up_weight", "up_bias", "out_bias", "out_weight", "out_codes", "out_scales")),
-        *((name, _pointer) for name in ("sample_rows", "query_starts", "tokens", "counts")),
-        *((name, _int64) for name in ("rows", "size", "classes", "extra", "inner", "vocab", "sequences")),
-        ("tau", _float),
-        *((name, _int32) for name in ("activation", "residual", "type")),
-    )
-
-
-class Int4Linear(ctypes.Structure):
-    """`EwInt4Linear`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("x", "codes", "scales", "out")),
-        *((name, _int64) for name in ("rows", "outputs", "size", "block")),
-        *((name, _int32) for name in ("type", "reserved")),
-    )
-
-
-class SplitQkv(ctypes.Structure):
-    """`EwSplitQkv`."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("packed", "cos", "sin", "query_norm", "key_norm", "query", "key", "value")),
-        *((name, _int64) for name in ("tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "half")),
-        ("epsilon", _float),
-        ("type", _int32),
-    )
-
-
-class GreedySample(ctypes.Structure):
-    """`EwGreedySample`."""
-
-    _fields_ = (("logits", _pointer), ("tokens", _pointer), ("rows", _int64), ("vocab", _int64))
-
-
-CALLS: dict[type[ctypes.Structure], str] = {
-    PagedAttention: "paged_attention",
-    KVarNAttention: "kvarn_attention",
-    DepthMix: "depth_mix",
-    ClpEmit: "clp_emit",
-    Int4Linear: "int4_linear",
-    SplitQkv: "split_qkv",
-    GreedySample: "greedy_sample",
-}
-"""Structure -> NAME in the names of its C functions, `ew_cuda_NAME` and `ew_cuda_NAME_workspace`."""
+def _type_of(field: Field) -> Any:
+    if isinstance(field.type, Structure):
+        return structure_of(field.type)
+    return ctypes.c_void_p if field.is_pointer else _NUMBERS[field.type]

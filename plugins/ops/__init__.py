@@ -1,1 +1,1 @@
-"""Declarations of the custom ops, one file each; `registry.py` lists them."""
+"""Declarations of the custom ops and of their kernels' calls, one file each; `registry.py` finds them."""

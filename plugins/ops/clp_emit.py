@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 CLP_EMIT = Op(
@@ -90,4 +91,29 @@ CLP_EMIT = Op(
         ),
     ),
     oracle="enginewright.plugins.oracles.clp_emit:clp_emit",
+)
+
+CLP_EMIT_CALL = Call(
+    name="ClpEmit",
+    doc="Weights of the heads' hidden layer and of out_weight are of `type`; the biases up_bias and out_bias too.",
+    fields=(
+        Field("hidden", "const void*"),
+        Field("greedy", "const int64_t*"),
+        *fields("const float*", "classifier_weight", "classifier_bias"),
+        *fields("const void*", "up_weight", "up_bias", "out_bias"),
+        Field("out_weight", "const void*", "or null: out_codes and out_scales"),
+        Field("out_codes", "const int8_t*"),
+        Field("out_scales", "const float*"),
+        Field("sample_rows", "const int64_t*", "or null"),
+        Field("query_starts", "const int32_t*", "given with sample_rows: [sequences + 1]"),
+        *fields("int64_t*", "tokens", "counts"),
+        *fields("int64_t", "rows", "size", "classes", "extra", "inner", "vocab", "sequences"),
+        Field("tau", "float"),
+        *fields("int32_t", "activation", "residual", "type"),
+    ),
+    sizes=(
+        KernelSizes("most_rows", 1024, "The most rows of a call."),
+        KernelSizes("most_classes", 256, "The most classes."),
+        KernelSizes("most_extra", 15, "The most heads; states, hidden layers and vocabularies may have any size."),
+    ),
 )

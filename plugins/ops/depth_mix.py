@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enginewright.plugins.ops.attention_ports import SCALE
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
 from enginewright.plugins.ops.op import FLOATS, Op, Tensor
 
 DEPTH_MIX = Op(
@@ -33,4 +34,22 @@ DEPTH_MIX = Op(
     ),
     attributes=(SCALE,),
     oracle="enginewright.plugins.oracles.depth_mix:mix_values",
+)
+
+DEPTH_MIX_CALL = Call(
+    name="DepthMix",
+    doc="sources[2 i] and sources[2 i + 1]: key and mixed value of source i, device pointers in host memory.",
+    fields=(
+        *fields("const void*", "query", "key", "value"),
+        Field("sources", "const void* const*"),
+        Field("mixed", "void*"),
+        *fields("int64_t", "tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "source_count"),
+        Field("scale", "float"),
+        Field("type", "int32_t"),
+    ),
+    sizes=(
+        KernelSizes("dim_step", 8, "Head sizes: multiples of it, up to most_dim."),
+        KernelSizes("most_dim", 512, "The largest head size."),
+        KernelSizes("most_sources", 64, "The most earlier layers."),
+    ),
 )

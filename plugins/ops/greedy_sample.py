@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginewright.plugins.ops.call import Call, Field, fields
 from enginewright.plugins.ops.op import FLOATS, Op, Tensor
 
 GREEDY_SAMPLE = Op(
@@ -22,4 +23,14 @@ GREEDY_SAMPLE = Op(
     ),
     attributes=(),
     oracle="enginewright.plugins.oracles.greedy_sample:greedy_sample",
+)
+
+GREEDY_SAMPLE_CALL = Call(
+    name="GreedySample",
+    doc="",
+    fields=(
+        Field("logits", "const float*"),
+        Field("tokens", "int64_t*"),
+        *fields("int64_t", "rows", "vocab"),
+    ),
 )

@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.attention_ports import KV_LENS, QUERY_STARTS, SCALE, SINKS, SOFTCAP, WINDOW
-from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
+from collections.abc import Mapping
+
+from enginewright.plugins.ops.attention_ports import (
+    ATTENTION_FIELDS,
+    KV_LENS,
+    QUERY_STARTS,
+    SCALE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+)
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
+from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Shapes, Tensor
+
+HEAD_DIMS = (32, 64, 128, 256)
+"""Sizes of heads that the kernels for GPUs are compiled for."""
+BITS = ((2, 2), (4, 2), (4, 4), (8, 8))
+"""Bits of a key's and of a value's code that they are compiled for."""
+
+
+def unsupported(shapes: Shapes, attributes: Mapping[str, object]) -> str | None:
+    """The node's head size, unless it is of HEAD_DIMS, or its bits, unless they are of BITS."""
+    head_dim, bits = shapes["query"][2], (attributes["k_bits"], attributes["v_bits"])
+    if head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        return f"kvarn: got heads of {head_dim}, expected one of {known}; export the model without kvarn"
+    if bits not in BITS:
+        known = ", ".join(f"k_bits={k},v_bits={v}" for k, v in BITS)
+        got = f"k_bits={bits[0]},v_bits={bits[1]}"
+        return f"kvarn: got {got}, expected one of {known}; export the model with one of these"
+    return None
+
 
 KVARN_ATTENTION = Op(
     name="KVarNAttention",
@@ -38,13 +68,13 @@ KVARN_ATTENTION = Op(
         QUERY_STARTS,
         KV_LENS,
         Tensor(
-            "tile_table", ("int32",), ("L", "B", "Hkv", "M"), "ids of the records in token order; entry 0 is not read"
+            "tile_table", ("int32",), ("L", "B", "H", "M"), "ids of the records in token order; entry 0 is not read"
         ),
         Tensor("slots", ("int32",), ("B",), "index of each row in `exact`"),
         Tensor(
             "encoded_lens",
             ("int32",),
-            ("two", "L", "B", "Hkv"),
+            ("two", "L", "B", "H"),
             "number of tokens that are encoded, before the call and after it; multiples of TILE_TOKENS, the first tile included",
         ),
         SINKS,
@@ -81,4 +111,21 @@ KVARN_ATTENTION = Op(
         ),
     ),
     oracle="enginewright.plugins.oracles.kvarn_attention:kvarn_attention",
+    unsupported=unsupported,
+)
+
+KVARN_ATTENTION_CALL = Call(
+    name="KVarNAttention",
+    doc="encoded_before and encoded_after point at the node's layer.",
+    fields=(
+        Field("attention", ATTENTION_FIELDS),
+        *fields("void*", "tiles", "exact"),
+        *fields("const int32_t*", "slots", "encoded_before", "encoded_after"),
+        *fields("int64_t", "record_count", "slot_count", "exact_tiles", "iterations"),
+        *fields("int32_t", "k_bits", "v_bits", "robust", "rotate_values"),
+    ),
+    sizes=(
+        KernelSizes("dims", HEAD_DIMS, "Head sizes."),
+        KernelSizes("bits", BITS, "Bits of the codes of keys and values."),
+    ),
 )

@@ -7,13 +7,17 @@ The torch.library op, its shape function and the ONNX schema (`exporters/capture
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from enginewright.plugins.ops.call import snake_case
 
 DOMAIN = "enginewright"
 
 FLOATS = ("float32", "float16", "bfloat16")
+Shapes = Mapping[str, Sequence[object]]
+"""Input's name -> its shape; a size is a number, or a name where it is not known before the engine runs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Op:
     """A custom op of domain `enginewright`; each file of this folder creates one.
 
     oracle: its numpy definition, as `module:function`.
+    unsupported: a function of a node's input shapes and of its attributes, by name. It returns what no kernel for GPUs
+        supports, as "got X, expected Y; do Z", or None. Without it, they support every node.
     """
 
     name: str
@@ -61,12 +67,12 @@ class Op:
     outputs: tuple[Tensor, ...]
     attributes: tuple[Attribute, ...]
     oracle: str
+    unsupported: Callable[[Shapes, Mapping[str, object]], str | None] | None = None
 
     @property
     def torch_name(self) -> str:
         """The name in `torch.ops.enginewright`: PagedAttention -> paged_attention."""
-        words = self.name.replace("KVarN", "Kvarn")  # one word, in spite of its capitals
-        return "".join("_" + c.lower() if c.isupper() else c for c in words).lstrip("_")
+        return snake_case(self.name)
 
     def load_oracle(self) -> Callable[..., Any]:
         """Import and return the op's numpy definition."""

@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.attention_ports import KV_LENS, QUERY_STARTS, SCALE, SINKS, SOFTCAP, WINDOW
-from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
+from collections.abc import Mapping
+
+from enginewright.plugins.ops.attention_ports import (
+    ATTENTION_FIELDS,
+    KV_LENS,
+    QUERY_STARTS,
+    SCALE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+)
+from enginewright.plugins.ops.call import Call, Field, KernelSizes, fields
+from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Shapes, Tensor
+
+HEAD_DIMS = ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (256, 256))
+"""Sizes of heads (of queries and keys, of values) that the kernels for GPUs are compiled for."""
+
+
+def unsupported(shapes: Shapes, attributes: Mapping[str, object]) -> str | None:
+    """The node's head sizes, unless they are of HEAD_DIMS."""
+    found = (shapes["query"][2], shapes["value"][2])
+    if found in HEAD_DIMS:
+        return None
+    known = ", ".join(f"{k} and {v}" for k, v in HEAD_DIMS)
+    return (
+        f"got heads of {found[0]} and {found[1]}, expected one of {known}; build with --plugins none --backend tensorrt"
+    )
+
 
 PAGED_ATTENTION = Op(
     name="PagedAttention",
@@ -24,7 +50,7 @@ PAGED_ATTENTION = Op(
         Tensor(
             "tile_table",
             ("int32",),
-            ("L", "B", "Hkv", "M"),
+            ("L", "B", "H", "M"),
             "ids of the tiles in token order; only ids in use are read",
         ),
         SINKS,
@@ -41,4 +67,16 @@ PAGED_ATTENTION = Op(
         Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.paged_attention:paged_attention",
+    unsupported=unsupported,
+)
+
+PAGED_ATTENTION_CALL = Call(
+    name="PagedAttention",
+    doc="",
+    fields=(
+        Field("attention", ATTENTION_FIELDS),
+        Field("tiles", "void*"),
+        *fields("int64_t", "tile_count", "kv_bits"),
+    ),
+    sizes=(KernelSizes("dims", HEAD_DIMS, "Head sizes: of queries and keys; of values."),),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginewright.plugins.ops.call import Call, Field, fields
 from enginewright.plugins.ops.op import FLOATS, Attribute, Op, Tensor
 
 SPLIT_QKV = Op(
@@ -46,4 +47,19 @@ SPLIT_QKV = Op(
         Attribute("epsilon", "float", "number added to the mean square of a head", default=1e-6),
     ),
     oracle="enginewright.plugins.oracles.split_qkv:split_qkv",
+)
+
+SPLIT_QKV_CALL = Call(
+    name="SplitQkv",
+    doc=(
+        "packed [tokens, (query_heads + kv_heads) head_dim + kv_heads value_dim]; cos, sin [tokens, half], null with half "
+        "0; norms [head_dim], both or neither."
+    ),
+    fields=(
+        *fields("const void*", "packed", "cos", "sin", "query_norm", "key_norm"),
+        *fields("void*", "query", "key", "value"),
+        *fields("int64_t", "tokens", "query_heads", "kv_heads", "head_dim", "value_dim", "half"),
+        Field("epsilon", "float"),
+        Field("type", "int32_t"),
+    ),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,8 @@ class Named(Protocol):
 
 
 T = TypeVar("T", bound=Named)
+
+_read: dict[tuple[str, ...], Mapping[str, Named]] = {}  # of each door, with the folders it was read from
 
 FOLDERS = {
     "methods": "enginewright.exporters.methods",
@@ -57,12 +60,20 @@ class Door(Generic[T]):
         """The names of everything that the door has, in alphabetical order."""
         return tuple(sorted(self.entries()))
 
-    def entries(self) -> dict[str, T]:
+    def entries(self) -> Mapping[str, T]:
         """Everything that the door has, by name. A module without the attribute adds nothing.
+
+        The folders are read once; `extend` makes them be read again.
 
         Raises:
             ExtensionError: a module's object is of another type, or two modules' objects have the same name.
         """
+        key = (self.package, self.attribute, *importlib.import_module(self.package).__path__)
+        if key not in _read:
+            _read[key] = self._entries()
+        return cast(Mapping[str, T], _read[key])
+
+    def _entries(self) -> dict[str, T]:
         found: dict[str, T] = {}
         places: dict[str, str] = {}
         for info in sorted(pkgutil.iter_modules(importlib.import_module(self.package).__path__), key=lambda x: x.name):
@@ -79,7 +90,7 @@ class Door(Generic[T]):
                     f"{_place(module)}: {self.attribute}: the name {entry.name!r} is that of {places[entry.name]} already; "
                     "choose another name"
                 )
-            found[entry.name], places[entry.name] = cast(T, entry), _place(module)
+            found[entry.name], places[entry.name] = entry, _place(module)
         return found
 
 
@@ -105,6 +116,7 @@ def extend(folder: str | Path) -> None:
         if str(root / name) not in path:
             path.append(str(root / name))
     importlib.invalidate_caches()
+    _read.clear()
 
 
 def _place(module: ModuleType) -> str:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FORMAT = 1
+TOKEN_INPUT_TYPES = ("int32", "int64", "float32")
 CONDITION_TYPES = ("float32", "float16", "int64", "int32", "int8")
 """The types that a condition's tensor may have."""
 
@@ -107,17 +109,25 @@ class Cache:
     tile_tokens: tokens of one KV head that a tile holds.
     kv_bits: width of an element that is not encoded.
     layers: one entry for each attention layer.
+    policy: {"kind": ..., its options}: which tokens of a request stay; empty: all of them.
     """
 
     kind: str
     tile_tokens: int
     kv_bits: int
     layers: tuple[CacheLayer, ...]
+    policy: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:
         """Whether it is the cache of a graph of standard ops."""
         return self.kind == "dense"
+
+
+def _check_names(where: str, names: Iterable[str]) -> None:
+    """Raise ValueError where a name cannot be a part of a port's name, whose parts are separated by dots."""
+    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
+        raise ValueError(f"{where}: got the name {wrong[0]!r}, expected letters, digits, _ and - alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +177,7 @@ class Condition:
         if not self.tensors or {"index", "scale"} & self.tensors.keys():
             got = ", ".join(self.tensors) or "none"
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
+        _check_names("tensors", self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +226,8 @@ class Manifest:
         a row brings into a step, 1 where it is missing.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
     conditions: by name, what a request may name so that the graph applies it.
+    token_inputs: by name, the types of further inputs of the graph that the decoding kind fills for each token, out of
+        TOKEN_INPUT_TYPES.
     applied: the methods in order, each {"name": ..., its config}; provenance, not behaviour.
     tokenizer: files under tokenizer/; empty where the checkpoint has none.
     format: version of this record.
@@ -229,9 +242,16 @@ class Manifest:
     decoding: dict[str, Any] = field(default_factory=lambda: {"kind": "autoregressive"})
     weights: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Condition] = field(default_factory=dict)
+    token_inputs: dict[str, str] = field(default_factory=dict)
     applied: tuple[dict[str, Any], ...] = ()
     tokenizer: tuple[File, ...] = ()
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        _check_names("conditions", self.conditions)
+        for name, dtype in self.token_inputs.items():
+            if dtype not in TOKEN_INPUT_TYPES:
+                raise ValueError(f"token_inputs: {name}: got {dtype!r}, expected one of {', '.join(TOKEN_INPUT_TYPES)}")
 
     @property
     def dtype(self) -> str:

@@ -6,22 +6,20 @@ have a single new token, and one or more for each row that has more, so that not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import DENSE_INPUTS
-from enginewright.runtime.artifact.manifest import Manifest, TensorSpec
-from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.artifact.decoder_graph import Port
+from enginewright.runtime.backends.session import NO_ARRAYS, Outputs, PackedStep
+from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 
 Ints = NDArray[np.int64]
-PER_CALL = tuple(port.name for port in DENSE_INPUTS)
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # of the caches; numpy has no bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,7 @@ class DenseCall:
     past_lens: int64 [b], tokens that each row has in the cache.
     sample_rows: int64 [n], n at least 1: the tokens whose logits are wanted, counted over the b * t tokens of the run.
     at: the row of the outputs to which the first of those logits goes.
+    conditions: by port, the arrays of conditions, [b, t] or [b] as the condition is per token or per row.
     """
 
     first: int
@@ -40,7 +39,8 @@ class DenseCall:
     position_ids: Ints
     past_lens: Ints
     sample_rows: Ints
-    at: int
+    at: int = 0
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=lambda: NO_ARRAYS)
 
 
 class DenseGraph(Protocol):
@@ -63,8 +63,12 @@ class DenseGraph(Protocol):
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
         """Wait for all runs, and return the first `rows` rows of the results, writable and valid until the next run.
 
-        reads_logits: False leaves the logits as they were, and returns new greedy tokens alone.
+        reads_logits: False leaves the logits as they were, and returns everything else anew.
         """
+        ...
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor, as a session does."""
         ...
 
 
@@ -73,10 +77,19 @@ class DenseSession:
 
     The run of rows with a single new token takes all rows from 0 to the last of them. Rows in between that have no new
     token, or several, still write one; it lands where their next real token will overwrite it.
+
+    conditions: the ports of conditions.
+    offers: what a cache policy may ask of it: nothing, as every row has its own memory.
     """
 
-    def __init__(self, graph: DenseGraph, tables: TileTables, capacity: Capacity) -> None:
+    offers: frozenset[str] = frozenset()
+
+    def __init__(
+        self, graph: DenseGraph, tables: TileTables, capacity: Capacity, conditions: tuple[Port, ...] = ()
+    ) -> None:
         self._graph = graph
+        self._ports = {port.name: port for port in conditions if port.lives == "step"}
+        self._arrays = StepArrays(conditions)
         self._tables = tables
         self._spare_row = capacity.logit_rows  # the row of the results for runs of which nothing is wanted
         self._last_position = capacity.context - 1
@@ -93,7 +106,7 @@ class DenseSession:
         for call, wanted in self._calls(step):
             samples = call.sample_rows if len(wanted) else np.zeros(1, np.int64)
             start = at if len(wanted) else self._spare_row
-            self._graph.run(DenseCall(call.first, call.input_ids, call.position_ids, call.past_lens, samples, start))
+            self._graph.run(replace(call, sample_rows=samples, at=start))
             sample_order.append(wanted)
             at += len(wanted)
         outputs = self._graph.outputs(at, reads_logits=step.reads_logits)
@@ -102,7 +115,12 @@ class DenseSession:
             return outputs
         places = np.empty(at, np.int64)
         places[order] = np.arange(at)
-        return Outputs(outputs.logits[places] if step.reads_logits else outputs.logits, outputs.greedy[places])
+        ordered = outputs[places]
+        return ordered if step.reads_logits else replace(ordered, logits=outputs.logits)
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._graph.fill(port, entry, values)
 
     def _calls(self, step: PackedStep) -> Iterator[tuple[DenseCall, Ints]]:
         """Yield each run of the step, without its `at`, and the places in the step's sample_rows that it samples."""
@@ -117,7 +135,8 @@ class DenseSession:
                 wanted = np.flatnonzero((step.sample_rows >= begin) & (step.sample_rows < end))
                 ids, positions = step.input_ids[None, begin:end], step.position_ids[None, begin:end]
                 samples = step.sample_rows[wanted] - begin
-                yield DenseCall(row, ids, positions, positions[:, 0], samples, 0), wanted
+                conditions = self._conditions(step, np.arange(begin, end)[None], np.array([row]))
+                yield DenseCall(row, ids, positions, positions[:, 0], samples, conditions=conditions), wanted
 
     def _single_token_call(self, step: PackedStep, single: Ints) -> tuple[DenseCall, Ints]:
         """Return the run of the rows `single`, which have one new token each, and the samples that it gives."""
@@ -130,18 +149,22 @@ class DenseSession:
         row_of = dict(zip(tokens.tolist(), single.tolist(), strict=True))
         wanted = np.flatnonzero(np.isin(step.sample_rows, tokens))
         samples = np.array([row_of[token] for token in step.sample_rows[wanted].tolist()], np.int64)
-        return DenseCall(0, ids, past[:, None], past, samples, 0), wanted
+        places = np.full((rows, 1), -1)
+        places[single, 0] = tokens
+        conditions = self._conditions(step, places, np.arange(rows))
+        return DenseCall(0, ids, past[:, None], past, samples, conditions=conditions), wanted
 
+    def _conditions(self, step: PackedStep, tokens: Ints, rows: Ints) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays of conditions for a run.
 
-def cache_shapes(manifest: Manifest, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return the shape and type of every cache of the graph for `rows` rows; bfloat16 as uint16."""
-    shapes = {}
-    for spec in manifest.graphs["decoder"].inputs:
-        if spec.name.startswith("kv."):
-            shapes[spec.name] = _cache_shape(spec, rows)
-    return shapes
-
-
-def _cache_shape(spec: TensorSpec, rows: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
-    return (rows, *sizes), np.dtype(DTYPES[spec.dtype])
+        tokens: [b, t], the places of its tokens in the step; -1 for one that is not in the step, which gets 0.
+        rows: [b], its rows.
+        """
+        if not self._ports:
+            return NO_ARRAYS
+        return {
+            name: np.where(tokens < 0, array.dtype.type(0), array[tokens])
+            if "T" in self._ports[name].axes
+            else array[rows]
+            for name, array in self._arrays.conditions(step).items()
+        }

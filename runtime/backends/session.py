@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import GREEDY, LOGITS
+from enginewright.runtime.artifact.manifest import Cache
+
+NO_ARRAYS: Mapping[str, NDArray[Any]] = MappingProxyType({})
+"""No arrays by name; shared, so that a step or an output without any costs nothing."""
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+
+def _no_arrays() -> Mapping[str, NDArray[Any]]:
+    return NO_ARRAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +32,9 @@ class PackedStep:
     sample_rows: int64 [N], at least one: the tokens whose logits are wanted.
     sink_copies: (from, to) rows whose exact first tile is copied before anything else, in this order.
     reads_logits: whether the logits are read, and not only the greedy tokens; if not, they need not leave the device.
+    conditions: by port, the arrays that say which entry of each condition applies: int32 indices, 0 for none, and float32
+        scales, [T] or [rows] as the condition is per token or per row. A port that is missing here is all zeros. An array
+        must not be changed once it is in a step: one that comes again is not written again.
     """
 
     input_ids: Ints
@@ -29,6 +43,7 @@ class PackedStep:
     sample_rows: Ints
     sink_copies: tuple[tuple[int, int], ...] = ()
     reads_logits: bool = True
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=_no_arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +52,24 @@ class Outputs:
 
     logits: float32 [N, V].
     greedy: int64 [N], the most probable token of each: the lowest id among equals, -1 where the logits are not finite.
-    drafts: int64 [N, k], the greedy token and the heads' guesses at the tokens after it; None unless the graph has heads.
-    draft_counts: int64 [N], how many of them count, at least 1; None unless the graph has heads.
+    extra: by name, the graph's other outputs that a step writes, as the manifest's decoder graph describes them; each has N
+        rows.
     """
 
     logits: Floats
     greedy: Ints
-    drafts: Ints | None = None
-    draft_counts: Ints | None = None
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=_no_arrays)
 
-    def __getitem__(self, rows: slice) -> Outputs:
+    def __getitem__(self, rows: slice | Ints) -> Outputs:
         """Return those rows."""
-        if self.drafts is None or self.draft_counts is None:
-            return Outputs(self.logits[rows], self.greedy[rows])
-        return Outputs(self.logits[rows], self.greedy[rows], self.drafts[rows], self.draft_counts[rows])
+        extra = {name: array[rows] for name, array in self.extra.items()} if self.extra else self.extra
+        return Outputs(self.logits[rows], self.greedy[rows], extra)
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
+        """Return the outputs from arrays by the names that the graph has for them."""
+        extra = {name: array for name, array in arrays.items() if name not in (LOGITS.name, GREEDY.name)}
+        return Outputs(arrays[LOGITS.name], arrays[GREEDY.name], extra or NO_ARRAYS)
 
 
 class Session(Protocol):
@@ -64,3 +83,26 @@ class Session(Protocol):
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; the new tokens' keys and values are cached."""
         ...
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What a cache policy may ask of the session: "tiles", where keys and values lie in tiles as the model made them."""
+        ...
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor, between two steps; later steps see it.
+
+        port: the tensor's port, "cond.NAME.TENSOR".
+        entry: 1 to the condition's capacity; entry 0 stands for no condition and stays 0.
+        values: of the tensor's shape, without the axis of entries; converted to its type.
+
+        Raises:
+            RequestError: there is no such port or entry, or the values have another shape.
+        """
+        ...
+
+
+def policy_offers(cache: Cache) -> frozenset[str]:
+    """Return what a session over this cache offers to cache policies."""
+    is_plain = not cache.is_dense and not any(layer.exact_bytes for layer in cache.layers)
+    return frozenset({"tiles"}) if is_plain else frozenset()

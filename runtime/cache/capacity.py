@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from enginewright.runtime.artifact.manifest import Cache, Manifest
+from enginewright.runtime.cache.policy import governed_layers, open_policy
 from enginewright.runtime.errors import RequestError
 
 _LOGIT_BYTES = 64 * 2**20  # of the logits that a step may score, in addition to those of the rows
@@ -71,17 +74,33 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
     """Return the number of tiles in each layer's pool, for `cache_tokens` tokens over all rows.
 
     A layer with a window needs no more than the window of each row and the new tokens of one step, so it often gets fewer
-    tiles. A layer that encodes tiles keeps the first tile of each row elsewhere.
+    tiles. A layer that encodes tiles keeps the first tile of each row elsewhere. A layer under a cache policy needs no more
+    than what the policy stores of each row.
     """
-    sizes = []
-    for layer in cache.layers:
+    sizes, kept = [], _tiles_under_policy(cache, context)
+    for index, layer in enumerate(cache.layers):
         longest = context // cache.tile_tokens - 1 if layer.exact_bytes else -(-context // cache.tile_tokens)
         needed = min(-(-cache_tokens // cache.tile_tokens), rows * longest)
+        if index in kept:
+            sizes.append(max(min(needed * layer.kv_heads, rows * kept[index]), layer.kv_heads))
+            continue
         if layer.window:
             in_window = (layer.window + cache.tile_tokens - 3) // cache.tile_tokens + 2
             needed = min(needed, rows * in_window + -(-step_tokens // cache.tile_tokens))
         sizes.append(max(needed, 1) * layer.kv_heads)
     return tuple(sizes)
+
+
+def _tiles_under_policy(cache: Cache, context: int) -> dict[int, int]:
+    """Return the most tiles of a row in each layer that the cache's policy governs; empty without a policy."""
+    policy = open_policy(cache)
+    if policy is None:
+        return {}
+    governed = governed_layers(cache)
+    shape = len(governed), max(layer.kv_heads for layer in cache.layers)
+    most = np.broadcast_to(np.minimum(policy.most_stored(context, context), context), shape)
+    tiles = -(-most // cache.tile_tokens)
+    return {index: int(tiles[i, : cache.layers[index].kv_heads].sum()) for i, index in enumerate(governed)}
 
 
 def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:

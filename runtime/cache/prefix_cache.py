@@ -35,9 +35,9 @@ class Prefix:
     sink_rows: set[int] = field(default_factory=set)
 
 
-def span_keys(tokens: Ints, span: int) -> list[bytes]:
-    """Return the key of each whole span of `tokens`."""
-    keys, before = list[bytes](), b""
+def span_keys(tokens: Ints, span: int, salt: bytes = b"") -> list[bytes]:
+    """Return the key of each whole span of `tokens`; another `salt` gives other keys for the same tokens."""
+    keys, before = list[bytes](), salt
     for begin in range(0, len(tokens) - span + 1, span):
         part = np.ascontiguousarray(tokens[begin : begin + span], np.int64)
         before = hashlib.blake2b(before + part.tobytes(), digest_size=16).digest()

@@ -1,14 +1,18 @@
-"""The tables that tell the decoder graph which cache tiles hold which tokens, and the tiles that are free."""
+"""The tables that tell the decoder graph which cache tiles hold which tokens, and the tiles that are free.
+
+Here every token stays, as long as its layer's window sees it. `policy_tables.py` has the tables of caches that evict.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.policy import NEVER, CacheSession
 from enginewright.runtime.cache.prefix_cache import Prefix, PrefixCache
 from enginewright.runtime.cache.tile_pool import TilePool
 
@@ -18,8 +22,9 @@ Ints = NDArray[np.int64]
 class TileTables:
     """Tables of the rows' tiles, updated in place; created by `load`, and changed by the scheduler alone.
 
-    held[rows] int64: tokens that each row has in the cache.
-    kv_lens[layers, rows, heads] int32: the same for each layer and head, an input of the graph.
+    held[rows] int64: tokens of each row that have been processed: the position of its next one, in every layer.
+    kv_lens[layers, rows, heads] int32: tokens that each layer and head has stored, an input of the graph. Here that is
+        `held`; under a cache policy it may be less. Of a layer with fewer heads the first entries count.
     tile_table[layers, rows, heads, tiles] int32: numbers of the tiles that hold each row's tokens, an input of the graph.
     encoded_lens[2, layers, rows, heads] int32: tokens in encoded tiles before and after the next step, an input of the
         graph. The first tile counts as encoded; for layers that encode no tiles the entries are 0.
@@ -39,14 +44,7 @@ class TileTables:
         self._last_step: Ints | None = None
         self._growth = np.zeros((capacity.rows, heads), np.int32)
         self.tile_tokens, self._span = cache.tile_tokens, capacity.span
-        members: dict[tuple[CacheLayer, int], list[int]] = {}
-        for index, (layer, count) in enumerate(zip(cache.layers, capacity.tiles, strict=True)):
-            members.setdefault((layer, count), []).append(index)
-        sizes = {"rows": capacity.rows, "step_tokens": capacity.step_tokens, "size": cache.tile_tokens}
-        self._groups = [
-            TilePool(layer, np.array(indices), count, self.tile_table, **sizes)
-            for (layer, count), indices in members.items()
-        ]
+        self._groups = self._make_groups(cache, capacity)
         self._encoding = np.array([i for i, layer in enumerate(cache.layers) if layer.exact_bytes], np.int64)
         self._encoded: Ints = np.zeros(capacity.rows, np.int64)
         self._encodes = False  # whether the next step encodes tiles
@@ -64,7 +62,7 @@ class TileTables:
     @property
     def free_tiles(self) -> tuple[int, ...]:
         """Tiles that no row uses, for each group of layers that advance together."""
-        return tuple(group.free_count + self._prefixes.idle_tiles[i] for i, group in enumerate(self._groups))
+        return tuple(group.free_count + self._idle_tiles(i) for i, group in enumerate(self._groups))
 
     @property
     def use(self) -> float:
@@ -99,8 +97,15 @@ class TileTables:
         """Return how many tokens each of `rows` can take before one of them needs a tile."""
         return int((self._held_capacity - self.held)[rows].min())
 
+    def tokens_before_due(self, row: int) -> int:
+        """Return how many tokens `row` can take before it evicts: here as many as it may ever have."""
+        return NEVER
+
+    def evict_due(self, session: CacheSession) -> None:
+        """Let the rows that are due evict tokens: here none ever is."""
+
     def advance(self, new_tokens: Ints) -> None:
-        """Count `new_tokens[row]` more tokens of each row as held."""
+        """Count `new_tokens[row]` more tokens of each row as processed and stored."""
         if new_tokens is not self._last_step:  # steps that only decode pass the same array again and again
             self._last_step = new_tokens
             self._growth = np.repeat(new_tokens.astype(np.int32)[:, None], self.kv_lens.shape[2], axis=1)
@@ -121,10 +126,13 @@ class TileTables:
         needed = {row: rank for rank, row in enumerate(self._prefixes.sole_sinks, 1)}
         return min(free, key=lambda row: (row not in holders, needed.get(row, 0), row))
 
-    def admit(self, row: int, keys: list[bytes], lengths: Ints) -> int | None:
+    def admit(self, row: int, keys: list[bytes], lengths: Ints, prompt_tokens: int) -> int | None:
         """Give the empty `row` the known tiles of a prompt of these keys, and return how many tokens they hold.
 
         Return None, and change nothing, when too few tiles are free for every row to reach `lengths[row]` tokens.
+
+        prompt_tokens: tokens of the row's prompt, without those generated before a preemption; 0 for a text that is scored.
+            Cache policies go by it.
         """
         found = self._prefixes.find(keys)
         in_use = [sum(prefix.tiles[i].size for prefix in found if prefix.users) for i in range(len(self._groups))]
@@ -161,12 +169,34 @@ class TileTables:
 
     def release(self, row: int) -> None:
         """Free every tile of `row`; tiles of prefixes stay until they are needed elsewhere."""
-        for prefix in reversed(self._used[row]):  # so that the end of a prompt is evicted before its beginning
-            self._prefixes.leave(prefix)
-        self._used[row] = []
+        self._leave_prefixes(row)
         for group in self._groups:
             group.release(row)
         self._set_held(row, 0)
+
+    def _make_groups(self, cache: Cache, capacity: Capacity) -> list[TilePool]:
+        """Return the pools, each for layers that need the same number of tiles at all times."""
+        return self._pools_of(cache, capacity, range(len(cache.layers)))
+
+    def _pools_of(self, cache: Cache, capacity: Capacity, layers: Iterable[int]) -> list[TilePool]:
+        """Return one pool for all those of `layers` that have the same description and number of tiles."""
+        members: dict[tuple[CacheLayer, int], list[int]] = {}
+        for index in layers:
+            members.setdefault((cache.layers[index], capacity.tiles[index]), []).append(index)
+        sizes = {"rows": capacity.rows, "step_tokens": capacity.step_tokens, "size": cache.tile_tokens}
+        return [
+            TilePool(layer, np.array(indices), count, self.tile_table, **sizes)
+            for (layer, count), indices in members.items()
+        ]
+
+    def _idle_tiles(self, group: int) -> int:
+        """Return the number of tiles of idle prefixes, which could be freed, in a group."""
+        return self._prefixes.idle_tiles[group]
+
+    def _leave_prefixes(self, row: int) -> None:
+        for prefix in reversed(self._used[row]):  # so that the end of a prompt is evicted before its beginning
+            self._prefixes.leave(prefix)
+        self._used[row] = []
 
     def _capacity_of_rows(self) -> Ints:
         self.tile_changes += 1
@@ -192,7 +222,7 @@ class TileTables:
     def _can_free(self, wanted: list[int]) -> bool:
         """Whether each group has as many tiles as wanted of it, free ones and those of idle prefixes together."""
         return all(
-            count <= group.free_count or count <= group.free_count + self._prefixes.idle_tiles[i]
+            count <= group.free_count or count <= group.free_count + self._idle_tiles(i)
             for i, (group, count) in enumerate(zip(self._groups, wanted, strict=True))
         )
 

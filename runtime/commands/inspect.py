@@ -11,7 +11,7 @@ from typing import Any
 
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.artifact.manifest import Cache, Graph, Manifest
+from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
 from enginewright.runtime.errors import RequestError
 
@@ -55,6 +55,7 @@ def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]
         "decoding": manifest.decoding,
         "weights": manifest.weights,
         "applied": list(manifest.applied),
+        "conditions": {name: _describe_condition(condition) for name, condition in manifest.conditions.items()},
         "cache": _describe_cache(manifest.cache, memory, context),
         "graphs": {name: _describe_graph(graph) for name, graph in manifest.graphs.items()},
         "files": {file.path: file.size for file in manifest.files()},
@@ -74,6 +75,7 @@ def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
     )
     return {
         "kind": cache.kind,
+        "policy": cache.policy,
         "kv_bits": cache.kv_bits,
         "layers": len(cache.layers),
         "windowed_layers": len(windowed),
@@ -86,6 +88,16 @@ def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
         "memory": memory,
         "context": context,
         "requests": memory // request_bytes(cache, context),
+    }
+
+
+def _describe_condition(condition: Condition) -> dict[str, Any]:
+    return {
+        "per": condition.per,
+        "applies": condition.applies,
+        "capacity": condition.capacity,
+        "scaled": condition.scaled,
+        "entries": list(condition.entries),
     }
 
 
@@ -130,6 +142,7 @@ def _lines(description: dict[str, Any]) -> list[str]:
         f"  decoding  {_pairs(description['decoding'])}",
         f"  weights   {_pairs(description['weights'])}",
         *(f"  method    {method.pop('name', '?')}  {_pairs(method)}" for method in methods),
+        *(f"  condition {name}: {_condition_line(each)}" for name, each in description["conditions"].items()),
         *_cache_lines(cache),
     ]
     for name, graph in description["graphs"].items():
@@ -144,6 +157,9 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
     if cache["bytes_per_token"]:
         ratio = f" ({cache['times_under_16_bits']} times fewer than 16-bit ones)" if cache["encoded_layers"] else ""
         yield f"            {cache['bytes_per_token']} bytes per token{ratio}, {cache['tokens_per_gib']} tokens per GiB"
+    if cache["policy"]:
+        policy = dict(cache["policy"])
+        yield f"            policy {policy.pop('kind', '?')}{''.join(f', {key} {value}' for key, value in policy.items())}"
     if cache["exact_bytes_per_request"]:
         exact = _bytes(cache["exact_bytes_per_request"])
         yield f"            {exact} per request for the first and the newest tokens, which are not encoded"
@@ -151,6 +167,13 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
         bound = _bytes(cache["windowed_bytes_per_request"])
         yield f"            {cache['windowed_layers']} windowed layers, {bound} per request at most"
     yield f"            {_bytes(cache['memory'])} hold {cache['requests']} requests of {cache['context']} tokens"
+
+
+def _condition_line(condition: dict[str, Any]) -> str:
+    factor = ", with a factor" if condition["scaled"] else ""
+    tokens = "all tokens" if condition["applies"] == "all" else "decoded tokens"
+    named = ", ".join(condition["entries"]) or "none yet"
+    return f"per {condition['per']}{factor}, for {tokens}; {condition['capacity']} entries at most: {named}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -1,32 +1,39 @@
-"""The decoders by the name of their kind in the manifest."""
+"""Finds the decoding kind that a manifest names, and checks that the engine has what the kind reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
+from enginewright.runtime.artifact.extension import Door
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.decoding.autoregressive import Autoregressive
-from enginewright.runtime.decoding.decoder import Decoder
-from enginewright.runtime.decoding.multi_token import open_multi_token
+from enginewright.runtime.decoding.kind import DecodingKind
 from enginewright.runtime.errors import ArtifactError
 
-DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
-    "autoregressive": lambda _: Autoregressive(),
-    "multi_token": open_multi_token,
-}
+DECODING_KINDS = Door("enginewright.runtime.decoding.kinds", "KIND", DecodingKind)
 
 
-def open_decoder(manifest: Manifest) -> Decoder:
-    """Return the decoder for the kind that the manifest names.
+def find_kind(manifest: Manifest) -> DecodingKind:
+    """Return the kind that the manifest's `decoding` names.
 
     Raises:
-        ArtifactError: this version does not know the kind, or cannot use its settings.
+        ArtifactError: this version does not know the kind, or the decoder graph lacks an output that it reads or an input
+            that it fills.
     """
-    kind = manifest.decoding.get("kind")
-    if kind not in DECODERS:
-        known = ", ".join(DECODERS)
+    name, kinds = str(manifest.decoding.get("kind")), DECODING_KINDS.entries()
+    if name not in kinds:
+        known = ", ".join(sorted(kinds))
         raise ArtifactError(
-            f"manifest.json: decoding.kind: got {kind!r}, expected one of {known}; upgrade enginewright"
+            f"manifest.json: decoding.kind: got {name!r}, expected one of {known}; upgrade enginewright"
         )
-    return DECODERS[kind](manifest.decoding)
+    kind = kinds[name]
+    has = {spec.name for spec in manifest.graphs["decoder"].outputs if spec.alias is None}
+    if missing := [output for output in kind.outputs if output not in has]:
+        raise ArtifactError(
+            f"manifest.json: decoding.kind {name!r} reads the outputs {', '.join(missing)}, and the decoder graph has "
+            f"{', '.join(sorted(has))}; build the engine again"
+        )
+    if set(kind.inputs) != set(manifest.token_inputs):
+        filled, has_inputs = ", ".join(kind.inputs) or "none", ", ".join(manifest.token_inputs) or "none"
+        raise ArtifactError(
+            f"manifest.json: decoding.kind {name!r} fills the inputs {filled}, and the decoder graph has {has_inputs} for "
+            "decoding kinds; build the engine again"
+        )
+    return kind

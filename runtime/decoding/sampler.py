@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from enginewright.runtime.backends.session import Outputs
-from enginewright.runtime.decoding.logits_processors import Floats, Ints, SampledRequest, penalise
 from enginewright.runtime.requests.completion import Logprobs
+from enginewright.runtime.requests.logits_processor import NO_TOKEN, Floats, Ints, LogitsProcessor
+from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.sampling import Sampling
 
 _BLOCK = 64
@@ -17,29 +19,97 @@ _FEW = 1024
 _COLDEST = 1e-6
 
 
+class SampledRequest(Protocol):
+    """The part of a request that the sampler reads; implemented by `Generation`.
+
+    sampling: the request's options.
+    is_plain_greedy: whether its token is that of the largest logit, and nothing but tokens is asked for.
+    draws: its random numbers.
+    tokens[:length] int64: prompt and output.
+    generated: the output tokens.
+    processors: what changes its logits before a token is chosen.
+    processor_error: what a processor raised; set by the sampler.
+    """
+
+    sampling: Sampling
+    is_plain_greedy: bool
+    draws: Draws
+    tokens: Ints
+    generated: list[int]
+    processors: Sequence[LogitsProcessor]
+    processor_error: Exception | None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, prompt and output."""
+        ...
+
+
 def choose_tokens(outputs: Outputs, requests: Sequence[SampledRequest]) -> tuple[Ints, list[Logprobs | None]]:
     """Return the next token of each row, and its log-probabilities where the request asks for them.
 
-    Overwrites the logits. A row whose logits are not finite gets the token -1.
+    Overwrites the logits. A row that gives no token has NOT_FINITE or NO_TOKEN.
     """
-    tokens, logits = outputs.greedy.copy(), outputs.logits
-    if all(request.is_plain_greedy for request in requests):
-        return tokens, [None] * len(requests)
-    raw = list(logits)
+    tokens = outputs.greedy.copy()
+    logprobs: list[Logprobs | None] = [None] * len(requests)
     for i, request in enumerate(requests):
-        if request.sampling.has_penalties:
-            raw[i] = logits[i].copy()
-            penalise(logits[i], request)
-            tokens[i] = _largest(logits[i])
-        if request.sampling.temperature > 0 and tokens[i] >= 0:
-            tokens[i] = _draw(logits[i], request.sampling, request.draws[len(request.generated)])
-    logprobs = [
-        None
-        if request.sampling.logprobs is None or token < 0
-        else _logprobs_of(row, int(token), request.sampling.logprobs)
-        for row, token, request in zip(raw, tokens, requests, strict=True)
-    ]
+        if not request.is_plain_greedy:
+            tokens[i], logprobs[i] = choose_token(outputs.logits[i], int(tokens[i]), request)
     return tokens, logprobs
+
+
+def choose_token(row: Floats, greedy: int, request: SampledRequest) -> tuple[int, Logprobs | None]:
+    """Return the request's next token, and its log-probabilities where it asks for them; overwrites the logits `row`.
+
+    greedy: the index of the largest logit, the lowest one among equals; NOT_FINITE where the logits are not finite.
+    """
+    sampling, token, raw = request.sampling, greedy, row
+    if request.processors and greedy >= 0:
+        raw = row.copy()
+        token = _process(row, request, request.tokens[: request.length])
+    if sampling.temperature > 0 and token >= 0:
+        token = _draw(row, sampling, request.draws[len(request.generated)])
+    if token < 0:
+        return token, None
+    for processor in request.processors:
+        processor.accept(token)
+    return token, None if sampling.logprobs is None else _logprobs_of(raw, token, sampling.logprobs)
+
+
+def judge_drafts(rows: Floats, greedy: Sequence[int], drafts: Sequence[int], request: SampledRequest) -> list[int]:
+    """Return the tokens that the request gets: the drafts up to the first that it would not choose, then its own choice.
+
+    It is for requests without temperature. Overwrites the logits.
+
+    rows: float32 [n + 1, vocab], the predictions of the n drafts and of the token after them.
+    greedy[n + 1]: the index of the largest logit of each row.
+    """
+    known, chosen = request.length, list[int]()
+    tokens = np.concatenate([request.tokens[:known], np.asarray(drafts, np.int64)])
+    for i, row in enumerate(rows):
+        token = greedy[i]
+        if request.processors and token >= 0:
+            token = _process(row, request, tokens[: known + i])
+        chosen.append(token)
+        if token < 0:
+            break
+        for processor in request.processors:
+            processor.accept(token)
+        if i == len(drafts) or token != drafts[i]:
+            break
+    return chosen
+
+
+def _process(row: Floats, request: SampledRequest, tokens: Ints) -> int:
+    """Let the processors change `row`; return the token of its largest logit, NO_TOKEN where none is finite."""
+    try:
+        for processor in request.processors:
+            processor.process(row, tokens)
+    except Exception as error:  # of any kind: the processor may be the user's own, and other requests must go on
+        request.processor_error = error
+        return NO_TOKEN
+    token = _largest(row)
+    return NO_TOKEN if token < 0 else token
 
 
 def _largest(row: Floats) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.requests.completion import Completion, Event, FinishReason, Logprobs, Token
+from enginewright.runtime.requests.logits_processor import NO_TOKEN, LogitsProcessor
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.text.detokenizer import Detokenizer, StopStrings
@@ -30,6 +31,10 @@ class Request:
     reserve: the most tokens that the request can hold in the cache.
     row: its row, set by the scheduler; None while it waits.
     priority: of the requests that wait, those with lower numbers get rows first; set before submission.
+    conditions: for each condition that the request chooses, the number of its entry, from 1, and the scale; set by the LLM.
+    prefix_salt: text that tells keys of its prompt's spans from those of the same tokens under other conditions.
+    shareable: how many of its prompt's tokens other requests may share; set by the LLM.
+    reused: tokens that were in the cache when the request first got a row; None before; set by the scheduler.
     error: the error that ended the request, if one did.
     done: set when the request has ended, after `error` or the result is there.
     """
@@ -41,12 +46,21 @@ class Request:
         self.prompt_tokens = len(prompt)
         self.reserve = reserve
         self.row: int | None = None
+        self.conditions: Mapping[str, tuple[int, float]] = {}
+        self.prefix_salt = b""
+        self.shareable = len(prompt)
+        self.reused: int | None = None
         self.error: Exception | None = None
         self.done = threading.Event()
 
     @property
     def length(self) -> int:
         """Number of known tokens, prompt and output."""
+        return self.prompt_tokens
+
+    @property
+    def policy_prompt(self) -> int:
+        """Number of tokens in the prompt, as cache policies count it: 0 where a text is scored."""
         return self.prompt_tokens
 
     def move_to(self, row: int, buffer: Ints) -> None:
@@ -84,6 +98,10 @@ class Scoring(Request):
         self._take = take
         self._taken = 0
 
+    @property
+    def policy_prompt(self) -> int:
+        return 0
+
     def receive(self, position: int, logits: NDArray[np.float32]) -> bool:
         """Take the logits from `position` on; return True when these are the last."""
         fresh = self._taken - position  # above 0 after a preemption, when first positions are computed again
@@ -103,12 +121,19 @@ class Generation(Request):
 
     deliver: called with each Token as it comes, then with the Completion or the error. It fills `events`, unless the LLM
         sets another one before submission.
-    spans: keys of the prompt's spans, as the prefix cache knows them; set and used by the scheduler.
-    published: how many of the spans other requests can find; set by the scheduler.
+    processors: what changes its logits before a token is chosen.
+    processor_error: what one of them raised; set by the sampler.
     """
 
     def __init__(
-        self, prompt: Ints, sampling: Sampling, *, limit: int, ends: frozenset[int], detokenizer: Detokenizer | None
+        self,
+        prompt: Ints,
+        sampling: Sampling,
+        *,
+        limit: int,
+        ends: frozenset[int],
+        detokenizer: Detokenizer | None,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         super().__init__(prompt, reserve=len(prompt) + limit - 1)
         self.sampling = sampling
@@ -119,9 +144,8 @@ class Generation(Request):
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.deliver: Callable[[Event], None] = self.events.put
         self.completion: Completion | None = None
-        self.spans: list[bytes] = []
-        self.published = 0
-        self._reused: int | None = None
+        self.processors = processors
+        self.processor_error: Exception | None = None
         self._guessed = self._agreed = 0
         self._limit = limit
         self._ends = ends
@@ -134,20 +158,17 @@ class Generation(Request):
     def length(self) -> int:
         return self.prompt_tokens + len(self.generated)
 
-    def receive(self, tokens: Sequence[int], logprobs: Logprobs | None) -> bool:
+    def receive(self, tokens: Sequence[int], logprobs: Logprobs | None = None) -> bool:
         """Take the next tokens, up to the request's last one; return True when that is among them.
+
+        A number below 0 stands for a token that could not be chosen, and ends the request with an error.
 
         logprobs: log-probabilities where there is a single token and the request asks for them.
         """
         position = self.length
         for token in tokens:
             if token < 0:
-                self.fail(
-                    ArtifactError(
-                        "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or "
-                        "too large for its precision: compare it with its model by `enginewright check`"
-                    )
-                )
+                self.fail(self._explain(token))
                 return True
             self.tokens[position] = token
             position += 1
@@ -168,6 +189,11 @@ class Generation(Request):
         return False
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether its token is that of the largest logit, after its processors, and nothing but tokens is asked for."""
+        return self.sampling.temperature == 0 and self.sampling.logprobs is None
+
+    @property
     def tokens_left(self) -> int:
         """Number of tokens that may still come."""
         return self._limit - len(self.generated)
@@ -177,14 +203,21 @@ class Generation(Request):
         self._guessed += guessed
         self._agreed += agreed
 
-    def note_reuse(self, tokens: int, span: int) -> None:
-        """Record how many tokens were in the cache when the request got its row.
-
-        The Completion reports those of the first time; a preempted request finds its own tokens later.
-        """
-        self.published = tokens // span
-        if self._reused is None:
-            self._reused = tokens
+    def _explain(self, token: int) -> Exception:
+        """Return the error of a request for which no token could be chosen."""
+        if token == NO_TOKEN:
+            error = RequestError(
+                f"Sampling.logits_processors: got an error from a processor ({self.processor_error!r}); other requests go on"
+                if self.processor_error is not None
+                else "Sampling.logits_processors: got logits of which none is finite, expected at least one token that is "
+                "allowed; check what the processors, or logit_bias, rule out"
+            )
+            error.__cause__ = self.processor_error
+            return error
+        return ArtifactError(
+            "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or "
+            "too large for its precision: compare it with its model by `enginewright check`"
+        )
 
     def _read(self, token: int) -> tuple[str, bool]:
         """Return the text that `token` makes certain, and whether it ends the request."""
@@ -220,7 +253,7 @@ class Generation(Request):
             prompt_tokens=self.prompt_tokens,
             logprobs=None if self.sampling.logprobs is None else tuple(self._logprobs),
             seed=self.seed,
-            reused_tokens=self._reused or 0,
+            reused_tokens=self.reused or 0,
             guessed_tokens=self._guessed,
             agreed_tokens=self._agreed,
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from enginewright.runtime.errors import RequestError
+from enginewright.runtime.requests.logits_processor import ProcessorFactory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Options that decide how a request's tokens are chosen, and when it ends.
 
-    Logits pass, in this order: logit_bias, repetition, presence and frequency penalty, temperature, top_k, top_p, min_p.
+    Logits pass, in this order: logit_bias, repetition, presence and frequency penalty, logits_processors, temperature,
+    top_k, top_p, min_p.
 
     temperature: 0 takes the most probable token; otherwise logits are divided by it.
     top_k: keep the k most probable tokens (ties at the edge stay); 0: all.
@@ -29,6 +32,10 @@ class Sampling:
         They are the log-softmax of the model's logits, before any other field acts.
     logit_bias: token id -> added to its logit.
     ignore_eos: do not end at the model's own end tokens.
+    logits_processors: further changes of the logits, in this order: the name of an installed processor with its options, or
+        any name with a ProcessorFactory of the caller's own.
+    conditions: what the request chooses of the engine's conditions: the condition's name with that of an entry, or with
+        (entry, scale) where the condition has a scale. A condition that is not named is off.
     """
 
     temperature: float = 0.0
@@ -45,6 +52,8 @@ class Sampling:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    logits_processors: Mapping[str, Mapping[str, Any] | ProcessorFactory] = field(default_factory=dict)
+    conditions: Mapping[str, str | tuple[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, kind, holds, expected in _RANGES:
@@ -56,12 +65,14 @@ class Sampling:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "logits_processors", _processors(self.logits_processors))
+        object.__setattr__(self, "conditions", _conditions(self.conditions))
 
     @property
-    def has_penalties(self) -> bool:
+    def changes_logits(self) -> bool:
         """Whether the logits change before the temperature acts."""
         penalties = (self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty)
-        return bool(self.logit_bias) or any(penalties)
+        return bool(self.logit_bias) or any(penalties) or bool(self.logits_processors)
 
     @property
     def beyond_greedy(self) -> tuple[str, ...]:
@@ -81,6 +92,7 @@ _BEYOND_GREEDY: dict[str, object] = {  # field -> the value with which decoding 
     "frequency_penalty": 0,
     "logit_bias": {},
     "logprobs": None,
+    "logits_processors": {},
 }
 
 _RANGES: tuple[tuple[str, type, Callable[[float], bool], str], ...] = (
@@ -124,3 +136,27 @@ def _biases(biases: Mapping[int, float]) -> dict[int, float]:
         if not _is_number(bias, float):
             raise RequestError(f"Sampling.logit_bias[{token}]: got {bias!r}, expected a finite number")
     return dict(biases)
+
+
+def _processors(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise RequestError(f"Sampling.logits_processors: got {given!r}, expected names with options or factories")
+    for name, value in given.items():
+        if not isinstance(value, Mapping) and not callable(value):
+            raise RequestError(
+                f"Sampling.logits_processors[{name!r}]: got {value!r}, expected the options of an installed processor, or a "
+                "function that makes a processor"
+            )
+    return dict(given)
+
+
+def _conditions(given: Mapping[str, Any]) -> dict[str, str | tuple[str, float]]:
+    if not isinstance(given, Mapping):
+        raise RequestError(f"Sampling.conditions: got {given!r}, expected names of conditions with names of entries")
+    for name, value in given.items():
+        entry, scale = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
+        if not isinstance(entry, str) or not _is_number(scale, float):
+            raise RequestError(
+                f"Sampling.conditions[{name!r}]: got {value!r}, expected the name of an entry, or (name, scale)"
+            )
+    return dict(given)

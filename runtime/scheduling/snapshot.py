@@ -19,7 +19,6 @@ class SchedulerSnapshot:
     rows_in_use: numbers of the rows that have a request, in ascending order.
     known[rows] int64: tokens of each row's request that are decided, prompt and output; 0 for a free row.
     held[rows] int64: tokens that each row has in the cache.
-    drafts[rows] int64: draft tokens that each row brings into the next step, in addition to its known ones.
     free_tiles: tiles that no row uses, for each group of layers that advance together.
     cache_use: share of the cache's tiles that rows use, 0 to 1, in the group that has the smallest share left.
     """
@@ -29,6 +28,5 @@ class SchedulerSnapshot:
     rows_in_use: tuple[int, ...]
     known: Ints
     held: Ints
-    drafts: Ints
     free_tiles: tuple[int, ...]
     cache_use: float

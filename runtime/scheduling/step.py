@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.backends.session import PackedStep
-from enginewright.runtime.requests.request import Generation, Scoring
+from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.decoding.program import Emission, Feed, Program
+from enginewright.runtime.requests.completion import Logprobs
+from enginewright.runtime.requests.request import Generation, Request
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(eq=False, slots=True)
+class QueuedProgram:
+    """A program in the queue or in a row; `Scheduler.submit` creates it.
+
+    spans: keys of the prompt's spans that the prefix cache may know.
+    published: how many of the spans other requests can find.
+    """
+
+    program: Program
+    spans: list[bytes] = field(default_factory=list)
+    published: int = 0
+
+    @property
+    def request(self) -> Request:
+        """The program's request."""
+        return self.program.request
+
+    @property
+    def row(self) -> int:
+        """The request's row, while it has one."""
+        row = self.program.request.row
+        assert row is not None
+        return row
+
+
+class Takes(Protocol):
+    """The part of a step that turns outputs into decisions: a SteadyBatch, or the feeds of single rows."""
+
+    def take(self, outputs: Outputs) -> Emission:
+        """Return what the step decided for all rows; may overwrite `outputs`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step; created by the Scheduler.
 
-    The step's logits come in this order: first the `decided_rows` rows of the requests in `sampled`, then those of `scored`.
-
     packed: the tokens, as a session takes them.
-    new_tokens[rows] int64: tokens of each row in this step.
-    ready[rows] int64: 1 for a row whose next token is decided in this step, else 0.
-    rows: row numbers of the requests in `sampled`.
-    sampled: the requests that get their next token.
-    scored: the scoring requests, each with the first position and the number of its logits.
-    prefilling: the requests whose prompts are still being read, and may be shared as prefixes.
-    drafts: for each sampled request, the draft tokens that this step verifies; a request with n drafts gets n + 1 rows of
-        logits. Empty unless the engine decides several tokens a step.
+    takes: turns the outputs into decisions.
+    reading: the entries that have tokens in the step, and spans that may be shared as prefixes.
     """
 
     packed: PackedStep
-    new_tokens: Ints
-    ready: Ints
-    rows: Ints
-    sampled: list[Generation]
-    scored: list[tuple[Scoring, int, int]]
-    prefilling: list[Generation]
-    drafts: list[list[int]]
+    takes: Takes
+    reading: Sequence[QueuedProgram] = ()
 
-    @property
-    def decided_rows(self) -> int:
-        """Number of rows of logits that decide tokens, or check drafts."""
-        return len(self.sampled) + sum(map(len, self.drafts))
+
+class FedRows:
+    """The feeds of single rows, in the order of the rows, where they are not all steady."""
+
+    def __init__(self, feeds: Sequence[tuple[Program, Feed]], rows: int) -> None:
+        self._feeds = feeds
+        self._rows = rows
+
+    def take(self, outputs: Outputs) -> Emission:
+        """Let each program take its own part of the outputs."""
+        kept: Ints = np.zeros(self._rows, np.int64)
+        requests, tokens = list[Generation](), list[list[int]]()
+        logprobs, ended, start = list[Logprobs | None](), list[Request](), 0
+        for program, feed in self._feeds:
+            end = start + len(feed.wanted)
+            taken = program.take(feed, outputs[start:end])
+            start, request = end, program.request
+            kept[request.row] = taken.kept
+            if taken.tokens:
+                assert isinstance(request, Generation)
+                requests.append(request)
+                tokens.append(taken.tokens)
+                logprobs.append(taken.logprobs)
+            if taken.is_over:
+                ended.append(request)
+        return Emission(kept, requests, tokens, logprobs, ended)

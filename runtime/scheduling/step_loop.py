@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from enginewright.runtime.backends.session import Floats, Session
-from enginewright.runtime.decoding.decoder import Decoder, Emission
+from enginewright.runtime.backends.session import Session
+from enginewright.runtime.decoding.program import Emission, Program
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.scheduler import Scheduler
@@ -19,9 +20,9 @@ from enginewright.runtime.scheduling.step import Step
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A message to the loop: queue these requests, in order and for the same step."""
+    """A message to the loop: queue these programs, in order and for the same step."""
 
-    requests: tuple[Request, ...]
+    programs: tuple[Program, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,19 @@ class Cancel:
     requests: tuple[Request, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Do:
+    """A message to the loop: call `action` between two steps, and fill `result`."""
+
+    action: Callable[[], None]
+    result: Future[None]
+
+
 class Close:
     """A message to the loop: end the thread after the current step."""
 
 
-Message: TypeAlias = Submit | Cancel | Close
+Message: TypeAlias = Submit | Cancel | Do | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +72,25 @@ class StepLoop:
     observer: called after each step, on the loop's thread; None, unless something that measures sets it.
     """
 
-    def __init__(self, scheduler: Scheduler, session: Session, decoder: Decoder) -> None:
+    def __init__(self, scheduler: Scheduler, session: Session) -> None:
         self.scheduler = scheduler
         self.session = session
-        self.decoder = decoder
         self.observer: Callable[[StepTiming], None] | None = None
         self._inbox: SimpleQueue[Message] = SimpleQueue()
+        self._acted_on: Message | None = None  # the message that was read last
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, *requests: Request) -> None:
-        """Queue `requests`, in order and for the same step; starts the thread on first use."""
-        with self._lock:
-            if self._closed:
-                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
-            if self._thread is None:
-                # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
-                self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
-                self._thread.start()
-            self._inbox.put(Submit(requests))
+    def submit(self, *programs: Program) -> None:
+        """Queue `programs`, in order and for the same step; starts the thread on first use."""
+        self._send(Submit(programs))
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Call `action` on the loop's thread, before the next step, and wait for it; raises what it raises."""
+        result: Future[None] = Future()
+        self._send(Do(action, result))
+        result.result()
 
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; requests that have ended already stay as they are."""
@@ -99,30 +107,62 @@ class StepLoop:
     def step(self) -> tuple[Step, Emission]:
         """Run one step, which brings every running request closer to its end."""
         step = self.scheduler.schedule()
-        outputs = self.session.run(step.packed)
-        decided = outputs if len(outputs.greedy) == step.decided_rows else outputs[: step.decided_rows]
-        emission = self.decoder.decode(decided, step.sampled, step.drafts)
+        emission = step.takes.take(self.session.run(step.packed))
         self.scheduler.commit(step, emission)
-        self._deliver(step, outputs.logits, emission)
+        self._deliver(emission)
+        self.scheduler.tables.evict_due(self.session)
         return step, emission
 
-    def _deliver(self, step: Step, logits: Floats, emission: Emission) -> None:
-        """Hand tokens and logits to their requests, and remove the requests that have ended."""
-        if emission.continuations is None:
-            tokens = [[token] for token in emission.tokens.tolist()]
+    def _send(self, message: Message) -> None:
+        with self._lock:
+            if self._closed:
+                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
+            if self._thread is None:
+                # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
+                self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
+                self._thread.start()
+            self._inbox.put(message)
+
+    def _deliver(self, emission: Emission) -> None:
+        """Hand the tokens to their requests, and remove the requests that have ended."""
+        if emission.logprobs is None:
+            for request, tokens in zip(emission.requests, emission.tokens, strict=True):
+                if request.receive(tokens):
+                    self.scheduler.remove(request)
         else:
-            tokens = [each.tokens for each in emission.continuations]
-        for request, own, logprobs in zip(step.sampled, tokens, emission.logprobs, strict=True):
-            if request.receive(own, logprobs):
-                self.scheduler.remove(request)
-        row = step.decided_rows
-        for scoring, position, count in step.scored:
-            if scoring.receive(position, logits[row : row + count]):
-                self.scheduler.remove(scoring)
-            row += count
+            for request, tokens, logprobs in zip(emission.requests, emission.tokens, emission.logprobs, strict=True):
+                if request.receive(tokens, logprobs):
+                    self.scheduler.remove(request)
+        for ended in emission.ended:
+            self.scheduler.remove(ended)
 
     def _serve(self) -> None:
-        """Step while there is work, wait while there is none, until closed."""
+        """Serve until closed. An error outside of a step ends every request, and later ones are refused."""
+        try:
+            self._step_until_closed()
+        except Exception as error:  # of any kind: without this, all owners would wait for ever
+            with self._lock:
+                self._closed = True
+            self._end_all(error)
+            raise
+
+    def _end_all(self, error: Exception) -> None:
+        """End all requests, those in the inbox among them, with `error`."""
+        unread = [] if self._acted_on is None else [self._acted_on]
+        while not self._inbox.empty():
+            unread.append(self._inbox.get())
+        requests = self.scheduler.live()
+        for message in unread:
+            if isinstance(message, Submit):
+                requests += [program.request for program in message.programs]
+            elif isinstance(message, Do) and not message.result.done():
+                message.result.set_exception(error)
+        for request in requests:
+            if not request.done.is_set():
+                request.fail(error)
+
+    def _step_until_closed(self) -> None:
+        """Step while there is work, wait while there is none."""
         while self._read_inbox():
             start, spent = time.perf_counter(), self.session.run_seconds
             try:
@@ -133,19 +173,24 @@ class StepLoop:
             if (observer := self.observer) is not None:
                 backend = self.session.run_seconds - spent
                 tokens = len(step.packed.input_ids)
-                observer(StepTiming(start, time.perf_counter(), backend, tokens, len(step.sampled), emission.decided))
+                observer(
+                    StepTiming(start, time.perf_counter(), backend, tokens, len(emission.requests), emission.decided)
+                )
         for request in self.scheduler.live():
             request.cancel()
 
     def _read_inbox(self) -> bool:
         """Act on the messages that have arrived, and wait for one only when there is nothing to run; False once closed."""
         while self.scheduler.is_idle or not self._inbox.empty():
-            message = self._inbox.get()
+            message = self._acted_on = self._inbox.get()
             if isinstance(message, Close):
                 return False
             if isinstance(message, Submit):
-                for request in message.requests:
-                    self.scheduler.submit(request)
+                for program in message.programs:
+                    self.scheduler.submit(program)
+                continue
+            if isinstance(message, Do):
+                _do(message)
                 continue
             for request in message.requests:
                 if not request.done.is_set():
@@ -155,6 +200,16 @@ class StepLoop:
 
     def _fail(self, error: Exception) -> None:
         """End every request that the failed step may have touched; requests that still wait go on."""
-        for request in list(self.scheduler.running) or list(self.scheduler.waiting):
-            self.scheduler.remove(request)
-            request.fail(error)
+        for entry in list(self.scheduler.running) or list(self.scheduler.waiting):
+            self.scheduler.remove(entry.request)
+            entry.request.fail(error)
+
+
+def _do(message: Do) -> None:
+    """Call the message's action, and hand over what it raises to the thread that waits for it."""
+    try:
+        message.action()
+    except Exception as error:  # of any kind: it is raised where the caller waits
+        message.result.set_exception(error)
+    else:
+        message.result.set_result(None)

@@ -14,7 +14,7 @@ from enginewright.exporters.commands import build
 from enginewright.exporters.methods.lora import Config
 from enginewright.exporters.methods.registry import Applied
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights, read_recipe
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import Storage, choose_storage
 from enginewright.runtime import cli
 from enginewright.runtime.errors import ExportError
 
@@ -64,30 +64,34 @@ def test_bad_methods(spec: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("float32", Precision()),
-        ("int8", Precision(kind="int8")),
+        ("float32", choose_storage()),
+        ("int8", choose_storage("int8")),
         (
             "int4:block_size=64,compute=float32,embedding=false,lm_head=False",
-            Precision(kind="int4", block_size=64, compute="float32", embedding=False, lm_head=False),
+            choose_storage("int4", {"block_size": 64, "compute": "float32", "embedding": False, "lm_head": False}),
         ),
-        ({"kind": "int4", "block_size": 128}, Precision(kind="int4", block_size=128)),
+        ({"kind": "int4", "block_size": 128}, choose_storage("int4", {"block_size": 128})),
     ],
 )
-def test_weights(spec: str | dict[str, Any], expected: Precision) -> None:
+def test_weights(spec: str | dict[str, Any], expected: Storage) -> None:
     assert parse_weights(spec) == expected
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("int3", r"weights.kind: got 'int3', expected one of 'float32', 'int4', 'int8'"),
-        ("", r"weights.kind: got ''"),
-        ("int4:blocksize=32", r"weights: unknown key 'blocksize'; known: kind, block_size"),
+        ("int3", r"weights: unknown kind 'int3'; known: float32, int4, int8"),
+        ("", r"weights: unknown kind ''"),
+        (
+            "int4:blocksize=32",
+            r"weights: unknown key 'blocksize'; known: block_size, compute, embedding, lm_head, symmetric",
+        ),
+        ("float32:block_size=32", r"weights: unknown key 'block_size'; known: compute"),
         ("int4:block_size=33", r"weights: got block_size 33, expected 16, 32"),
         ("int4:block_size=many", r"weights.block_size: got 'many', expected int"),
         ("int4:lm_head=maybe", r"weights.lm_head: got 'maybe', expected bool"),
         ("int4:kind=int8", r"key 'kind' stands twice"),
-        ({"kind": 4}, r"weights.kind: got 4"),
+        ({"kind": 4}, r"weights: kind: got 4, expected one of float32, int4, int8"),
         (4, r"weights: got 4, expected"),
         (None, r"weights: got None, expected"),
     ],
@@ -144,7 +148,7 @@ def recipe_file(tmp_path: Path) -> Path:
 def test_flags_equal_the_file(recipe_file: Path) -> None:
     expected = Recipe(
         apply=(lora("first", 0.5), lora("second")),
-        weights=Precision(kind="int4", block_size=64),
+        weights=choose_storage("int4", {"block_size": 64}),
         kv_bits=32,
         max_batch=4,
         max_context=100,
@@ -155,9 +159,10 @@ def test_flags_equal_the_file(recipe_file: Path) -> None:
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
-    recipe = Recipe(apply=(lora("a"), lora("b", 3.0)), weights=Precision(kind="int8", lm_head=False), max_batch=2)
+    recipe = Recipe(apply=(lora("a"), lora("b", 3.0)), weights=choose_storage("int8", {"lm_head": False}), max_batch=2)
     fields = dataclasses.asdict(recipe)
     fields["apply"] = [{method.name: dataclasses.asdict(method.config)} for method in recipe.apply]
+    fields["weights"] = {"kind": recipe.weights.kind, **dataclasses.asdict(recipe.weights.options)}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(fields))
     assert parse("--recipe", str(tmp_path / "r.yaml")) == recipe
 
@@ -168,7 +173,7 @@ def test_nothing_said_is_the_default() -> None:
 
 def test_flags_go_before_the_file_and_methods_add_up(recipe_file: Path) -> None:
     got = parse("--recipe", str(recipe_file), "--kv-bits", "16", "--weights", "float32", "--apply", "lora:path=third")
-    assert (got.kv_bits, got.weights, got.max_batch) == (16, Precision(), 4)
+    assert (got.kv_bits, got.weights, got.max_batch) == (16, choose_storage(), 4)
     assert got.apply == (lora("first", 0.5), lora("second"), lora("third"))
 
 
@@ -200,8 +205,8 @@ def test_harmless_files(text: str, tmp_path: Path) -> None:
         (b"apply: {lora: {path: a}}", r"r.yaml: apply: got .*, expected a list"),
         (b"apply: [lroa]", r"unknown method 'lroa'; known: clp, kvarn, lora"),
         (b"weights: 4", r"weights: got 4, expected"),
-        (b"weights: {bits: 4}", r"weights: unknown key 'bits'; known: kind"),
-        (b"weights: {1: 4}", r"weights: unknown key 1; known: kind"),
+        (b"weights: {bits: 4}", r"weights: unknown key 'bits'; known: compute"),
+        (b"weights: {1: 4}", r"weights: unknown key 1; known: compute"),
     ],
 )
 def test_bad_files(text: bytes, message: str, tmp_path: Path) -> None:
@@ -220,11 +225,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     [
         (["--apply", "lroa:x=1"], "apply: unknown method 'lroa'; known: clp, kvarn, lora"),
         (["--apply", "lora:pth=1"], "lora: unknown key 'pth'; known: path, weight"),
-        (["--weights", "int5"], "weights.kind: got 'int5'"),
+        (["--weights", "int5"], "weights: unknown kind 'int5'"),
         (["--backend", "tensorflow"], "--backend: unknown backend 'tensorflow'; known: onnxruntime"),
         (["--recipe", "/no/where.yaml"], "/no/where.yaml: cannot be read"),
         (["--kv-bits", "7"], "kv_bits: got 7, expected 16 or 32"),
-        ([], "got no directory, expected a checkpoint directory or a hub id"),
+        ([], "got no file or directory, expected a checkpoint or a hub id"),
     ],
 )
 def test_the_command_reports_each_with_exit_code_2(

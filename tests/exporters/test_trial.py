@@ -18,7 +18,7 @@ from enginewright.exporters.methods import registry
 from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.registry import Applied
-from enginewright.exporters.methods.tolerance import EXACT, INT4, INT8, Tolerance, tolerance_of_numbers
+from enginewright.exporters.methods.tolerance import COARSE_CODES, EXACT, FINE_CODES, Tolerance, tolerance_of_numbers
 from enginewright.exporters.parity import GreedyMatch, Parity
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.weights.weight import Weight
@@ -93,7 +93,7 @@ def test_an_engine_with_other_logits_is_not_published(
 def test_a_methods_tolerance_counts(
     checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = spoil(monkeypatch, 1e-3, tolerance=lambda config, allowed: INT4)
+    recipe = spoil(monkeypatch, 1e-3, tolerance=lambda config, allowed: COARSE_CODES)
     build(str(checkpoint("qwen2")), tmp_path / "engine", recipe, "onnxruntime")
     assert report(tmp_path / "engine")["kind"] == "logits"
 
@@ -193,9 +193,9 @@ BEHIND = (GreedyMatch(prompt_tokens=7, wanted=3, matched=1, margin=2.0),)
         (EXACT, {"greedy": BEHIND}, 1),
         (dataclasses.replace(EXACT, greedy=False), {"greedy": BEHIND}, 0),
         (EXACT, {"max_error": float("nan")}, 1),
-        (INT8, {"mean_kl": 3.0, "max_error": 15.0, "correlation": 0.6}, 0),
-        (INT4, {"mean_kl": 0.1, "correlation": 0.4}, 1),
-        (INT4, {"correlation": float("nan")}, 1),
+        (FINE_CODES, {"mean_kl": 3.0, "max_error": 15.0, "correlation": 0.6}, 0),
+        (COARSE_CODES, {"mean_kl": 0.1, "correlation": 0.4}, 1),
+        (COARSE_CODES, {"correlation": float("nan")}, 1),
     ],
 )
 def test_what_is_beyond_tolerance(tolerance: Tolerance, changes: dict[str, Any], failures: int) -> None:
@@ -205,10 +205,10 @@ def test_what_is_beyond_tolerance(tolerance: Tolerance, changes: dict[str, Any],
 def test_the_tolerances_of_numbers_and_methods(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     manifest = build(str(checkpoint("qwen2")), tmp_path / "engine", Recipe(kv_bits=32), "onnxruntime", trial="none")
     assert tolerance_of_numbers(manifest) == EXACT
-    assert tolerance_of_numbers(dataclasses.replace(manifest, weights={"kind": "int8"})) == INT8
+    assert tolerance_of_numbers(dataclasses.replace(manifest, weights={"kind": "int8", "max_kl": 1e-2})) == FINE_CODES
     assert tolerance_of_numbers(dataclasses.replace(manifest, weights={"kind": "float16"})).error == 5e-2
-    assert registry.tolerance([parse_method("kvarn")], EXACT) == INT4
-    assert registry.tolerance([parse_method("piso")], EXACT) == INT8
-    assert registry.tolerance([parse_method("piso")], INT4) == INT4
+    assert registry.tolerance([parse_method("kvarn")], EXACT) == COARSE_CODES
+    assert registry.tolerance([parse_method("piso")], EXACT) == FINE_CODES
+    assert registry.tolerance([parse_method("piso")], COARSE_CODES) == COARSE_CODES
     assert registry.tolerance([parse_method("clp:heads=x")], EXACT) == dataclasses.replace(EXACT, greedy=False)
     assert registry.tolerance([parse_method("clp:heads=x,verify=true"), parse_method("lora:path=x")], EXACT) == EXACT

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import ClpEmit
-from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.clp_emit import CLP_EMIT, CLP_EMIT_CALL
 from tests.support.kernels.device import TYPES, Device, download, rounded, run, to_bits
 from tests.support.kernels.guard_pages import stays_within_buffers
 from tests.support.ops.clp_cases import CASES, Case, always, make_inputs
+
+ClpEmit = structure_of(CLP_EMIT_CALL)
 
 TYPED = ("hidden", "up_weight", "up_bias", "out_bias", "out_weight")
 """Inputs of the graph's type; the others are what they are."""
@@ -247,8 +249,3 @@ def test_a_small_workspace_is_refused(device: Device) -> None:
         device.library.start(call, 256, needed - 1)
     with pytest.raises(ValueError, match="ClpEmit: workspace: got a null pointer"):
         device.library.start(call, None, needed)
-
-
-def test_the_limits_are_listed(device: Device) -> None:
-    limits = {"most_rows": 1024, "most_classes": 256, "most_extra": 15}
-    assert device.library.configurations()["ClpEmit"] == limits

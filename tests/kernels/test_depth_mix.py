@@ -8,10 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import DepthMix
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.depth_mix import DEPTH_MIX_CALL
 from tests.support.kernels.device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tests.support.kernels.guard_pages import stays_within_buffers
 from tests.support.ops.depth_mix_cases import CASES, Case, expected, make_inputs
+
+DepthMix = structure_of(DEPTH_MIX_CALL)
 
 STEP, MOST = 8, 512
 MOST_SOURCES = 64
@@ -169,7 +172,3 @@ def test_a_null_source_is_refused(device: Device) -> None:
     array[3] = None
     with pytest.raises(ValueError, match=r"DepthMix: sources\[3\]: got a null pointer"):
         device.library.start(call, None, 0)
-
-
-def test_the_sizes_are_listed(device: Device) -> None:
-    assert device.library.configurations()["DepthMix"] == {"dim_step": STEP, "most_dim": MOST}

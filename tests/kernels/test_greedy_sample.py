@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import GreedySample
-from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE, GREEDY_SAMPLE_CALL
 from tests.support.kernels.device import Device, download, run
+
+GreedySample = structure_of(GREEDY_SAMPLE_CALL)
 
 
 def sample(device: Device, logits: np.ndarray) -> np.ndarray:

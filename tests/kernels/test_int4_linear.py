@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import Int4Linear
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.int4_linear import INT4_LINEAR_CALL
 from tests.support.kernels.device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tests.support.kernels.guard_pages import stays_within_buffers
+
+Int4Linear = structure_of(INT4_LINEAR_CALL)
 
 BLOCKS = (16, 32, 64, 128)
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -213,7 +216,3 @@ def test_bad_call_is_refused(message: str, device: Device) -> None:
         device.library.start(call, None, 0)
     device.synchronize()
     assert (result() == 65504).all(), "a refused call wrote"
-
-
-def test_the_blocks_are_listed(device: Device) -> None:
-    assert device.library.configurations()["Int4Linear"] == {"blocks": list(BLOCKS)}

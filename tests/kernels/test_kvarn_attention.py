@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.kvarn_attention import BITS, HEAD_DIMS, KVARN_ATTENTION
 from tests.support.kernels.attention_calls import (
     check_output,
     kvarn_attention,
@@ -22,9 +22,8 @@ from tests.support.ops.kvarn_inputs import Arrays, Case, Row, check, make_inputs
 TYPES = ("float16", "bfloat16")
 
 
-def is_compiled(device: Device, case: Case) -> bool:
-    found = device.library.configurations()["KVarNAttention"]
-    return case.dim in found["dims"] and [case.k_bits, case.v_bits] in found["bits"]
+def is_compiled(case: Case) -> bool:
+    return case.dim in HEAD_DIMS and (case.k_bits, case.v_bits) in BITS
 
 
 EXTRA = (
@@ -75,7 +74,7 @@ def check_call(case: Case, arrays: Arrays, type: str, got: list[np.ndarray]) -> 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 def test_matches_the_oracle(case: Case, type: str, device: Device) -> None:
     arrays = typed(make_inputs(case), type)
-    if is_compiled(device, case):
+    if is_compiled(case):
         check_call(case, arrays, type, kvarn_attention(device, arrays, case.attributes, type))
         return
     with pytest.raises(ValueError, match=r"KVarNAttention: (head_dim|k_bits and v_bits): got .*, expected "):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda_calls import SplitQkv
-from enginewright.plugins.ops.split_qkv import SPLIT_QKV
+from enginewright.plugins.libraries.cuda_calls import structure_of
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV, SPLIT_QKV_CALL
 from tests.support.kernels.device import TYPES, Device, download, from_bits, rounded, run, to_bits
 from tests.support.ops.split_qkv_cases import CASES, Case, make_inputs
+
+SplitQkv = structure_of(SPLIT_QKV_CALL)
 
 HALF_UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """The allowed rounding error of a result of magnitude 1."""

@@ -17,7 +17,7 @@ ARROWS = {
     "ops": {"layout", "abi", "generated"},
     "cpu": {"layout", "generated"},
     "kernels": {"layout", "emulation"},  # the last for a kernel's device alone
-    "launchers": {"kernels", "layout", "abi"},
+    "launchers": {"kernels", "layout", "abi", "generated"},
     "hosts/ort_cpu": {"cpu", "ops", "layout"},
     "hosts/ort_cuda": {"hosts/ort_cpu", "ops", "abi"},
     "hosts/tensorrt": {"ops", "abi"},

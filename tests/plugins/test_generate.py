@@ -14,7 +14,7 @@ import pytest
 from enginewright.plugins import generate
 from enginewright.plugins.build import PLUGINS
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
-from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.registry import CALLS, OPS
 from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 
@@ -24,17 +24,26 @@ CSRC = PLUGINS / "csrc"
 def test_a_bare_interpreter_writes_them(tmp_path: Path) -> None:
     """The script runs as CMake runs it: without site-packages, environment variables or the package."""
     subprocess.run([sys.executable, "-I", "-S", str(PLUGINS / "generate.py"), str(tmp_path)], check=True)
-    written = {path.name: path.read_text() for path in (tmp_path / "generated").iterdir()}
-    assert written == generate.headers(list(OPS.values()), TILE_TOKENS)
+    root = tmp_path / "generated"
+    written = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.h")}
+    assert written == generate.headers(OPS, CALLS, TILE_TOKENS)
+    assert {"attributes/clp_emit.h", "declarations/clp_emit.h", "calls/clp_emit.h", "calls/attention.h"} <= set(written)
 
 
 def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
     """An unchanged header is not written, or every build would compile everything."""
-    first, second = generate.write(tmp_path)
+    first, second, *_ = generate.write(tmp_path)
     first.write_text("something else")
     date = second.stat().st_mtime_ns
     generate.write(tmp_path)
     assert first.read_text() != "something else" and second.stat().st_mtime_ns == date
+
+
+def test_headers_of_an_op_that_is_gone_are_deleted(tmp_path: Path) -> None:
+    stale = tmp_path / "generated" / "calls" / "gone.h"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    assert stale not in generate.write(tmp_path) and not stale.exists()
 
 
 def test_it_needs_a_folder() -> None:
@@ -70,7 +79,8 @@ def test_the_headers_compile(tmp_path: Path) -> None:
     generate.write(tmp_path)
     source = tmp_path / "both.cpp"
     source.write_text(
-        '#include "generated/declarations.h"\n'
+        '#include "generated/declarations/kvarn_attention.h"\n'
+        '#include "generated/declarations/paged_attention.h"\n'
         "using namespace ew;\n"
         "static_assert(declared::kvarn_attention::kInputCount == 11);\n"
         "constexpr auto& op = declared::paged_attention::kDeclaration<ops::kFloat16>;\n"
@@ -79,3 +89,11 @@ def test_the_headers_compile(tmp_path: Path) -> None:
     )
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", str(CSRC), "-I", str(tmp_path)]
     subprocess.run([compiler, *options, str(source)], check=True)
+
+
+def test_sizes_become_macros() -> None:
+    paged = generate.size_macros(CALLS["PagedAttention"])
+    assert "#define EW_PAGED_ATTENTION_DIMS(X) X(32, 32) X(64, 64)" in paged
+    kvarn, mix = generate.size_macros(CALLS["KVarNAttention"]), generate.size_macros(CALLS["DepthMix"])
+    assert "#define EW_KVARN_ATTENTION_DIMS(X) X(32) X(64) X(128) X(256)\n" in kvarn
+    assert "#define EW_DEPTH_MIX_MOST_DIM 512\n" in mix and generate.size_macros(CALLS["SplitQkv"]) == ""

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Limits, Manifest, Model
+from tests.support.runtime.conditioned_engines import add_conditions, add_entries, steering
 
 Capture = pytest.CaptureFixture[str]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -97,6 +99,19 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
     files = {file.path: file.size for file in directory.load(tiny_engine).files()}
     assert described["files"] == files and described["total_bytes"] == sum(files.values())
     assert described["cache"]["tokens_per_gib"] == 2**30 // 256
+    assert described["conditions"] == {}
+
+
+def test_inspect_names_conditions(capsys: Capture, make_engine: Callable[..., Path], tmp_path: Path) -> None:
+    conditions = {"steer": steering(64, scaled=True), "tone": steering(64, per="row", applies="decoded")}
+    root = add_conditions(make_engine(), tmp_path / "engine", conditions)
+    add_entries(root, "steer", {"calm": {"vector": np.zeros(64, np.float32)}})
+    assert cli.main(["inspect", str(root)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "condition " in line]
+    assert lines == [
+        "  condition steer: per token, with a factor, for all tokens; 3 entries at most: calm",
+        "  condition tone: per row, for decoded tokens; 3 entries at most: none yet",
+    ]
 
 
 def test_inspect_says_what_an_encoded_cache_holds(capsys: Capture, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> 
         steps.clear()
         expected = make_toy(eos=()).generate([2], sampling)[0].token_ids
         requests = [llm._generation([i], sampling) for i in (1, 2)]
-        llm.loop.submit(*requests)
+        llm.loop.submit(*map(llm.loop.scheduler.decoder.start, requests))
         for request in requests:
             request.done.wait(10)
         with pytest.raises(ArtifactError, match="not finite"):

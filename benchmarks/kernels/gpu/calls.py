@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 from enginewright.plugins.libraries.cuda import HALF
-from enginewright.plugins.libraries.cuda_calls import (
-    Attention,
-    ClpEmit,
-    DepthMix,
-    GreedySample,
-    Int4Linear,
-    KVarNAttention,
-    PagedAttention,
-    SplitQkv,
-)
+from enginewright.plugins.libraries.cuda_calls import CallStructure, structure_of
+from enginewright.plugins.ops.attention_ports import ATTENTION_FIELDS
+from enginewright.plugins.ops.clp_emit import CLP_EMIT_CALL
+from enginewright.plugins.ops.depth_mix import DEPTH_MIX_CALL
+from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE_CALL
+from enginewright.plugins.ops.int4_linear import INT4_LINEAR_CALL
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION_CALL
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION_CALL
+from enginewright.plugins.ops.split_qkv import SPLIT_QKV_CALL
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes, tile_bytes
+
+Attention = structure_of(ATTENTION_FIELDS)
+ClpEmit = structure_of(CLP_EMIT_CALL)
+DepthMix = structure_of(DEPTH_MIX_CALL)
+GreedySample = structure_of(GREEDY_SAMPLE_CALL)
+Int4Linear = structure_of(INT4_LINEAR_CALL)
+KVarNAttention = structure_of(KVARN_ATTENTION_CALL)
+PagedAttention = structure_of(PAGED_ATTENTION_CALL)
+SplitQkv = structure_of(SPLIT_QKV_CALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class KernelCall:
     moved: the least bytes that the call has to move; inputs are read once, outputs written once.
     """
 
-    structure: ctypes.Structure
+    structure: CallStructure
     outputs: tuple[Tensor, ...]
     moved: int
     kept: tuple[object, ...] = field(repr=False)
@@ -92,7 +100,7 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[Attention, list[Tensor]]:
+def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[CallStructure, list[Tensor]]:
     """The fields that both attention ops have, and the tensors that they point to: query, key, value and output first."""
     tokens = shape.batch * shape.new
     query = halves(device, tokens, shape.query_heads, shape.dim)
@@ -109,6 +117,7 @@ def _attention(device: str, shape: AttentionShape, tiles: int) -> tuple[Attentio
         kv_heads=shape.kv_heads,
         head_dim=shape.dim,
         value_dim=shape.dim,
+        table_heads=shape.kv_heads,
         table_width=tiles,
         longest=shape.new,
         scale=shape.dim**-0.5,

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from enginewright.exporters.features.registry import read_features
-from enginewright.exporters.source.checkpoint import Checkpoint, read_json
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
 
@@ -121,11 +121,8 @@ def hash_of(checkpoint: Checkpoint) -> str:
         digest.update(f"{feature.describe()}\n".encode())
     for name, stored in sorted(checkpoint.tensors.items()):
         digest.update(f"{name} {stored.dtype} {list(stored.shape)}\n".encode())
-        try:
-            with safe_open(stored.file, framework="pt") as f:
-                digest.update(f.get_tensor(name).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        except (SafetensorError, OSError) as e:
-            raise ExportError(f"{stored.file}: tensor {name!r} cannot be read ({e}); download the file again") from e
+        for piece in checkpoint.content(name):
+            digest.update(piece)
     return digest.hexdigest()
 
 

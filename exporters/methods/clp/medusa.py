@@ -23,7 +23,8 @@ from enginewright.exporters.methods.clp.head_set import (
     hash_of,
     write_head_set,
 )
-from enginewright.exporters.source.checkpoint import open_checkpoint, read_json
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 CONFIG, WEIGHTS = "config.json", "medusa_lm_head.safetensors"

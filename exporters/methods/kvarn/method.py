@@ -6,8 +6,8 @@ Source: arXiv 2606.03458 (KVarN) and its released code; `plugins/oracles/kvarn.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
@@ -21,7 +21,7 @@ from enginewright.exporters.capture.cache_formats import (
 )
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.kvarn.fold_value_rotation import FoldValueRotationPass
-from enginewright.exporters.methods.tolerance import INT4, Tolerance
+from enginewright.exporters.methods.tolerance import COARSE_CODES, Tolerance
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_exact_bytes, kvarn_tile_bytes
 from enginewright.runtime.artifact.manifest import CacheLayer
@@ -82,6 +82,9 @@ class KVarNCacheFormat:
     config: Config
     kind: str = "kvarn"
     bits: int = 16
+    policy: dict[str, Any] = field(default_factory=dict)
+    token_inputs: dict[str, str] = field(default_factory=dict)
+    sees_later: bool = False
 
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """Size the records and exact tiles of an encoded layer; any other layer has paged tiles."""
@@ -159,7 +162,7 @@ def passes(config: Config) -> tuple[ir.passes.PassBase, ...]:
 
 def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
     """Return the tolerance of int4: codes of a few bits change the model on purpose."""
-    return INT4
+    return COARSE_CODES
 
 
 METHOD = Method(

@@ -33,9 +33,9 @@ from enginewright.exporters.calibration.texts import tokens_from_file, tokens_fr
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.piso.quantize_layer import quantize_layer
 from enginewright.exporters.methods.piso.settings import LayerSettings
-from enginewright.exporters.methods.tolerance import INT8, Tolerance
+from enginewright.exporters.methods.tolerance import FINE_CODES, Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.block_codes import stored_form
+from enginewright.exporters.weights.block_codes import block_form
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
@@ -84,7 +84,7 @@ class Config(LayerSettings):
             raise ExportError(f"piso: got bits={self.bits}, expected one of {', '.join(map(str, BITS))}")
         super().__post_init__()
         if self.group_size:
-            stored_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
+            block_form(self.bits, self.group_size, 0)  # refuses sizes that are no multiple of 16
         if self.objective not in ("auto", *get_args(Objective)):
             raise ExportError(f"piso: got objective={self.objective!r}, expected auto, self, cross or float")
         if self.correction == "gptq" and self.objective == "cross":
@@ -208,7 +208,9 @@ def _fingerprint(config: Config, weights: dict[str, Weight], checkpoint: Checkpo
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_RESULT}
     hashed = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     texts = [Path(config.text).expanduser()] if config.text else []
-    for path in [checkpoint.path / "config.json", *checkpoint.tokenizer_files(), *texts]:
+    for content in [checkpoint.read_file("config.json"), *checkpoint.tokenizer_files().values()]:
+        hashed.update(hashlib.sha256(content).digest())
+    for path in texts:
         hashed.update(_digest(path))
     for name in sorted(weights):
         hashed.update(f"{name} {weights[name].shape}".encode())
@@ -227,7 +229,7 @@ def _digest(path: Path) -> bytes:
 
 def tolerance(config: Config, allowed: Tolerance) -> Tolerance:
     """Return at least that of int8: the model has the same codes, but products round their activations to 8 bits."""
-    return allowed if allowed.kl > INT8.kl else INT8
+    return allowed if allowed.kl > FINE_CODES.kl else FINE_CODES
 
 
 METHOD = Method(

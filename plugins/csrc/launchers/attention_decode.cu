@@ -1,7 +1,8 @@
 // Starts stage `decode` of attention.
+#include "generated/calls/kvarn_attention.h"
+#include "generated/calls/paged_attention.h"
 #include "kernels/attention/decode.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 namespace {
@@ -27,7 +28,7 @@ bool decode_kvarn(const char* op, const DecodeArguments& args, void* stream) {
   case d:                                                    \
     decode_kvarn<d, kKeyBits, kValueBits>(op, args, stream); \
     return true;
-    EW_KVARN_DIMS(EW_CASE)
+    EW_KVARN_ATTENTION_DIMS(EW_CASE)
 #undef EW_CASE
   }
   return false;
@@ -53,7 +54,7 @@ void decode(const char* op, const AttentionView& view, TileBits bits, const Deco
   if (bits.keys == 16 && decode_paged(op, args, stream)) return;
 #define EW_TRY(k, v) \
   if (bits.keys == k && bits.values == v && decode_kvarn<k, v>(op, args, stream)) return;
-  EW_KVARN_BITS(EW_TRY)
+  EW_KVARN_ATTENTION_BITS(EW_TRY)
 #undef EW_TRY
   expect(false, op, "head_dim", view.head_dim, "one that stage `decode` is compiled for");
 }

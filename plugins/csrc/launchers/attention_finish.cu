@@ -1,7 +1,8 @@
 // Starts stage `finish` of attention.
+#include "generated/calls/kvarn_attention.h"
+#include "generated/calls/paged_attention.h"
 #include "kernels/attention/attention_finish.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 
@@ -20,7 +21,7 @@ void finish(const char* op, const AttentionView& view, const DecodeParts& parts,
 #define EW_CASE(d) \
   case -d:         \
     return start(finish_kernel<d, true>);
-    EW_KVARN_DIMS(EW_CASE)
+    EW_KVARN_ATTENTION_DIMS(EW_CASE)
 #undef EW_CASE
   }
   expect(false, op, "value_dim", view.value_dim, "one that stage `finish` is compiled for");

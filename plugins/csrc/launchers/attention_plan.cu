@@ -43,6 +43,8 @@ void check_attention(const char* op, const EwAttention& call) {
   expect_positive(op, "kv_heads", call.kv_heads);
   expect(call.query_heads % call.kv_heads == 0, op, "query_heads", call.query_heads,
          "a multiple of the " + std::to_string(call.kv_heads) + " KV heads");
+  expect(call.table_heads >= call.kv_heads, op, "table_heads", call.table_heads,
+         "at least the " + std::to_string(call.kv_heads) + " KV heads");
   expect_positive(op, "table_width", call.table_width);
   expect_count(op, "window", call.window);
   expect(call.type == EW_HALF || call.type == EW_BFLOAT16, op, "type", call.type, "0 (half) or 1 (bfloat16)");
@@ -73,6 +75,7 @@ AttentionView view_of(const EwAttention& call) {
   view.kv_heads = static_cast<int>(call.kv_heads);
   view.head_dim = static_cast<int>(call.head_dim);
   view.value_dim = static_cast<int>(call.value_dim);
+  view.table_heads = static_cast<int>(call.table_heads);
   view.table_width = static_cast<int>(call.table_width);
   view.window = static_cast<int>(call.window);
   view.longest = static_cast<int>(call.longest);

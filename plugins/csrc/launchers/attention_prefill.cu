@@ -1,9 +1,10 @@
 // Starts stage `prefill` of attention.
 #include <algorithm>
 
+#include "generated/calls/kvarn_attention.h"
+#include "generated/calls/paged_attention.h"
 #include "kernels/attention/prefill_attention.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 namespace {
@@ -44,7 +45,7 @@ void prefill_kvarn(const char* op, const AttentionView& view, TileBits bits, voi
 #define EW_CASE(d) \
   case d:          \
     return launch_kvarn<PrefillShape<d, d, true>>(op, view, bits, stream);
-    EW_KVARN_DIMS(EW_CASE)
+    EW_KVARN_ATTENTION_DIMS(EW_CASE)
 #undef EW_CASE
   }
 }

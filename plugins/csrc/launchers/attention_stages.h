@@ -1,7 +1,7 @@
 // The stages of attention as the launchers of both ops call them; kernels/attention/attention.cuh describes each.
 #pragma once
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/attention.h"
 #include "kernels/attention/attention.cuh"
 #include "launchers/refuse.h"
 

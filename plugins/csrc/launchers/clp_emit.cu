@@ -3,10 +3,9 @@
 #include <limits>
 #include <string>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/clp_emit.h"
 #include "kernels/emission/clp_emit.cuh"
 #include "kernels/emission/clp_heads.cuh"
-#include "launchers/configurations.h"
 #include "launchers/refuse.h"
 
 namespace ew::cuda {
@@ -15,7 +14,7 @@ namespace {
 using namespace clp_emit;
 
 constexpr const char* kOp = "ClpEmit";
-static_assert(kMostRows == EW_CLP_MOST_ROWS);
+static_assert(kMostRows == EW_CLP_EMIT_MOST_ROWS);
 
 void expect_range(const char* name, std::int64_t got, std::int64_t least, std::int64_t most) {
   expect(got >= least && got <= most, kOp, name, got, std::to_string(least) + " to " + std::to_string(most));
@@ -25,8 +24,8 @@ void check(const EwClpEmit& call) {
   expect_type(kOp, call.type);
   expect_range("rows", call.rows, 0, kMostRows);
   expect_range("size", call.size, 1, 1 << 20);
-  expect_range("classes", call.classes, 1, EW_CLP_MOST_CLASSES);
-  expect_range("extra", call.extra, 1, EW_CLP_MOST_EXTRA);
+  expect_range("classes", call.classes, 1, EW_CLP_EMIT_MOST_CLASSES);
+  expect_range("extra", call.extra, 1, EW_CLP_EMIT_MOST_EXTRA);
   expect_range("inner", call.inner, 1, 1 << 20);
   expect_range("vocab", call.vocab, 1, 1 << 26);
   expect_range("sequences", call.sequences, 0, std::numeric_limits<std::int32_t>::max() - 1);

@@ -2,9 +2,8 @@
 #include <algorithm>
 #include <string>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/depth_mix.h"
 #include "kernels/rows/depth_mix.cuh"
-#include "launchers/configurations.h"
 #include "launchers/refuse.h"
 
 namespace ew::cuda {
@@ -13,7 +12,7 @@ namespace {
 using namespace depth_mix;
 
 constexpr const char* kOp = "DepthMix";
-static_assert(kLayers == EW_MOST_SOURCES + 1);
+static_assert(kLayers == EW_DEPTH_MIX_MOST_SOURCES + 1);
 
 void expect_dim(const char* name, std::int64_t dim) {
   expect(dim >= EW_DEPTH_MIX_DIM_STEP && dim <= EW_DEPTH_MIX_MOST_DIM && dim % EW_DEPTH_MIX_DIM_STEP == 0, kOp, name,
@@ -29,8 +28,8 @@ void check(const EwDepthMix& call) {
          "a multiple of the key's " + std::to_string(call.kv_heads));
   expect_dim("head_dim", call.head_dim);
   expect_dim("value_dim", call.value_dim);
-  expect(call.source_count >= 0 && call.source_count <= EW_MOST_SOURCES, kOp, "source_count", call.source_count,
-         "0 to " + std::to_string(EW_MOST_SOURCES));
+  expect(call.source_count >= 0 && call.source_count <= EW_DEPTH_MIX_MOST_SOURCES, kOp, "source_count",
+         call.source_count, "0 to " + std::to_string(EW_DEPTH_MIX_MOST_SOURCES));
   if (!(call.scale - call.scale == 0.0f)) refuse(kOp, "scale", std::to_string(call.scale), "a finite number");
 }
 

@@ -1,7 +1,7 @@
 // ew_cuda_greedy_sample: checks a call and starts its kernel.
 #include <limits>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/greedy_sample.h"
 #include "kernels/emission/greedy_sample.cuh"
 #include "launchers/refuse.h"
 

@@ -2,9 +2,8 @@
 #include <limits>
 #include <string>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/int4_linear.h"
 #include "kernels/rows/int4_linear.cuh"
-#include "launchers/configurations.h"
 #include "launchers/refuse.h"
 
 namespace ew::cuda {
@@ -19,7 +18,7 @@ void check_block(std::int64_t block) {
 #define EW_ADD(size)         \
   if (block == size) return; \
   known += (known.empty() ? "" : ", ") + std::string(EW_TEXT(size));
-  EW_INT4_BLOCKS(EW_ADD)
+  EW_INT4_LINEAR_BLOCKS(EW_ADD)
 #undef EW_ADD
   expect(false, kOp, "block", block, "one of " + known);
 }

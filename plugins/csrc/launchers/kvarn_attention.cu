@@ -1,7 +1,7 @@
 // ew_cuda_kvarn_attention: checks a call, lays out its workspace and starts its stages.
+#include "generated/calls/kvarn_attention.h"
 #include "kernels/kvarn/kvarn_prepare.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 namespace {
@@ -15,15 +15,15 @@ void check(const EwKVarNAttention& call) {
   check_attention(kOp, a);
 #define EW_IS(d) a.head_dim == d ||
 #define EW_NAME(d) " " EW_TEXT(d)
-  expect(EW_KVARN_DIMS(EW_IS) false, kOp, "head_dim", a.head_dim, "one of" EW_KVARN_DIMS(EW_NAME));
+  expect(EW_KVARN_ATTENTION_DIMS(EW_IS) false, kOp, "head_dim", a.head_dim, "one of" EW_KVARN_ATTENTION_DIMS(EW_NAME));
 #undef EW_IS
 #undef EW_NAME
   expect(a.value_dim == a.head_dim, kOp, "value_dim", a.value_dim, "head_dim, " + std::to_string(a.head_dim));
 #define EW_IS(k, v) (call.k_bits == k && call.v_bits == v) ||
 #define EW_NAME(k, v) " " EW_TEXT(k) " and " EW_TEXT(v) ","
-  if (!(EW_KVARN_BITS(EW_IS) false))
+  if (!(EW_KVARN_ATTENTION_BITS(EW_IS) false))
     refuse(kOp, "k_bits and v_bits", std::to_string(call.k_bits) + " and " + std::to_string(call.v_bits),
-           "one of" EW_KVARN_BITS(EW_NAME) " as configurations.h lists");
+           "one of" EW_KVARN_ATTENTION_BITS(EW_NAME) " as plugins/ops/kvarn_attention.py lists");
 #undef EW_IS
 #undef EW_NAME
   expect(call.exact_tiles >= 2, kOp, "exact_tiles", call.exact_tiles, "2 or more: the sink and the newest one");
@@ -91,7 +91,7 @@ void prepare(const EwKVarNAttention& call, const AttentionView& view, const Memo
 #define EW_CASE(d) \
   case d:          \
     return launch(kOp, prepare_kvarn_kernel<d>, Grid{a.tokens}, kPrepareThreads, 0, stream, args);
-    EW_KVARN_DIMS(EW_CASE)
+    EW_KVARN_ATTENTION_DIMS(EW_CASE)
 #undef EW_CASE
   }
 }

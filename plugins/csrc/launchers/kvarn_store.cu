@@ -1,9 +1,9 @@
 // Starts stage `store` of KVarNAttention.
 #include <algorithm>
 
+#include "generated/calls/kvarn_attention.h"
 #include "kernels/kvarn/kvarn_store.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 namespace {
@@ -33,7 +33,7 @@ void store(const AttentionView& view, const Encoding& encoding, void* stream) {
 #define EW_CASE(d) \
   case d:          \
     return launch_store<d>(args, stream);
-    EW_KVARN_DIMS(EW_CASE)
+    EW_KVARN_ATTENTION_DIMS(EW_CASE)
 #undef EW_CASE
   }
 }

@@ -1,8 +1,7 @@
-// The library's ABI, version, configurations and device check, and the last error of each thread.
+// The library's ABI, version and device check, and the last error of each thread.
 #include <string>
 
 #include "abi/cuda_calls.h"
-#include "launchers/configurations.h"
 #include "launchers/refuse.h"
 
 namespace ew::cuda {
@@ -46,8 +45,6 @@ int ew_cuda_abi(void) { return EW_CUDA_ABI; }
 const char* ew_cuda_version(void) { return EW_VERSION; }
 
 const char* ew_cuda_error(void) { return last_error().c_str(); }
-
-const char* ew_cuda_configurations(void) { return configurations_json(); }
 
 int ew_cuda_multiprocessors(void) {
   return guarded(-1, [] { return multiprocessor_count(); });

@@ -1,7 +1,7 @@
 // ew_cuda_paged_attention: checks a call, lays out its workspace and starts its stages.
+#include "generated/calls/paged_attention.h"
 #include "kernels/attention/paged_prepare.cuh"
 #include "launchers/attention_stages.h"
-#include "launchers/configurations.h"
 
 namespace ew::cuda {
 namespace {
@@ -16,7 +16,7 @@ void check(const EwPagedAttention& call) {
 #define EW_NAME(k, v) " " EW_TEXT(k) " and " EW_TEXT(v) ","
   if (!(EW_PAGED_ATTENTION_DIMS(EW_IS) false))
     refuse(kOp, "head sizes", std::to_string(a.head_dim) + " and " + std::to_string(a.value_dim),
-           "of keys and values, one of" EW_PAGED_ATTENTION_DIMS(EW_NAME) " as configurations.h lists");
+           "of keys and values, one of" EW_PAGED_ATTENTION_DIMS(EW_NAME) " as plugins/ops/paged_attention.py lists");
 #undef EW_IS
 #undef EW_NAME
   if (a.tokens == 0) return;

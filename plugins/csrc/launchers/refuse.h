@@ -8,6 +8,9 @@
 
 #include "launchers/launch.h"
 
+// A size as text, for the messages that list those a kernel is compiled for.
+#define EW_TEXT(x) #x
+
 namespace ew::cuda {
 
 [[noreturn]] inline void refuse(const char* op, const std::string& name, const std::string& got,

@@ -1,7 +1,7 @@
 // ew_cuda_split_qkv: checks a call and starts its kernel.
 #include <limits>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/split_qkv.h"
 #include "kernels/rows/split_qkv.cuh"
 #include "launchers/refuse.h"
 

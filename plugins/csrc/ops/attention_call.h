@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/attention.h"
 #include "ops/attention_tensors.h"
 
 namespace ew::ops {
@@ -22,6 +22,7 @@ EwAttention attention_call(const Attributes& attributes, const AttentionTensors&
   call.kv_heads = in.key.shape[1];
   call.head_dim = in.query.shape[2];
   call.value_dim = in.value.shape[2];
+  call.table_heads = in.table_heads();
   call.table_width = in.tile_table.shape[3];
   call.kv_lens = in.layer_lens(attributes.layer);
   call.table = in.layer_table(attributes.layer);

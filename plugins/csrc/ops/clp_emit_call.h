@@ -1,7 +1,7 @@
 // Fills in a call of the ClpEmit kernels, except the outputs.
 #pragma once
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/clp_emit.h"
 #include "ops/clp_emit.h"
 
 namespace ew::ops::clp {

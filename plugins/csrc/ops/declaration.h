@@ -1,5 +1,5 @@
 // The form of an op's declaration, as a library gives it to its host. The declarations themselves are generated
-// (generated/declarations.h); every host's adapters share them and the checks of this folder.
+// (generated/declarations); every host's adapters share them and the checks of this folder.
 #pragma once
 
 #include <cstddef>

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "generated/declarations.h"
+#include "generated/declarations/depth_mix.h"
 #include "ops/tensor.h"
 
 namespace ew::ops::depth {

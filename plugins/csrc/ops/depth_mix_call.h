@@ -3,31 +3,34 @@
 
 #include <vector>
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/depth_mix.h"
 #include "ops/depth_mix.h"
 
 namespace ew::ops::depth {
 
-inline std::vector<const void*> sources_of(const Tensor* in, std::size_t count) {
-  std::vector<const void*> sources;
-  for (std::size_t i = kSources; i < count; ++i) sources.push_back(in[i].data);
-  return sources;
-}
+// A call with the array that it points to; a move keeps the array where it is, a copy is not made.
+struct MixCall : EwDepthMix {
+  std::vector<const void*> kept;
 
-// The call points at `sources`. type: EW_HALF or EW_BFLOAT16.
-inline EwDepthMix call_of(const Attributes& attributes, const Tensor* in, const std::vector<const void*>& sources,
-                          std::int32_t type) {
-  EwDepthMix call{};
+  MixCall() : EwDepthMix{} {}
+  MixCall(const MixCall&) = delete;
+  MixCall(MixCall&&) = default;
+};
+
+// type: EW_HALF or EW_BFLOAT16.
+inline MixCall call_of(const Attributes& attributes, const Tensor* in, std::size_t count, std::int32_t type) {
+  MixCall call;
+  for (std::size_t i = kSources; i < count; ++i) call.kept.push_back(in[i].data);
   call.query = in[kQuery].data;
   call.key = in[kKey].data;
   call.value = in[kValue].data;
-  call.sources = sources.data();
+  call.sources = call.kept.data();
   call.tokens = in[kQuery].shape[0];
   call.query_heads = in[kQuery].shape[1];
   call.kv_heads = in[kKey].shape[1];
   call.head_dim = in[kQuery].shape[2];
   call.value_dim = in[kValue].shape[2];
-  call.source_count = static_cast<std::int64_t>(sources.size()) / 2;
+  call.source_count = static_cast<std::int64_t>(call.kept.size()) / 2;
   call.scale = attributes.scale;
   call.type = type;
   return call;

@@ -1,7 +1,7 @@
 // GreedySample for every host: the check of the shape that a call must have.
 #pragma once
 
-#include "generated/declarations.h"
+#include "generated/declarations/greedy_sample.h"
 #include "ops/tensor.h"
 
 namespace ew::ops::greedy {

@@ -1,7 +1,7 @@
 // Fills in a call of the GreedySample kernel, except the output.
 #pragma once
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/greedy_sample.h"
 #include "ops/greedy_sample.h"
 
 namespace ew::ops::greedy {

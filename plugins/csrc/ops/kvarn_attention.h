@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "generated/declarations.h"
+#include "generated/declarations/kvarn_attention.h"
 #include "layout/kvarn_record.h"
 #include "ops/attention_tensors.h"
 #include "ops/tensor.h"
@@ -61,11 +61,11 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   expect(in, kQueryStarts, {-1}, "[B + 1]");
   if (in[kQueryStarts].shape[0] < 1) fail("query_starts", "shape [0]", "[B + 1]");
   const std::int64_t rows = in[kQueryStarts].shape[0] - 1;
-  expect(in, kKvLens, {-1, rows, kv_heads}, "[L, B, Hkv]");
-  const std::int64_t layers = in[kKvLens].shape[0];
-  expect(in, kTileTable, {layers, rows, kv_heads, -1}, "[L, B, Hkv, M]");
+  expect(in, kKvLens, {-1, rows, -1}, "[L, B, H]");
+  const std::int64_t layers = in[kKvLens].shape[0], table_heads = expect_table_heads(in[kKvLens], kv_heads);
+  expect(in, kTileTable, {layers, rows, table_heads, -1}, "[L, B, H, M]");
   expect(in, kSlots, {rows}, "[B]");
-  expect(in, kEncodedLens, {2, layers, rows, kv_heads}, "[2, L, B, Hkv]");
+  expect(in, kEncodedLens, {2, layers, rows, table_heads}, "[2, L, B, H]");
   if (attributes.layer >= layers)
     fail("layer", std::to_string(attributes.layer), "below L = " + std::to_string(layers));
   if (in[kSinks].rank >= 0) expect(in, kSinks, {query_heads}, "[Hq]");

@@ -1,6 +1,7 @@
 // Fills in a call of the KVarNAttention kernels, except the outputs.
 #pragma once
 
+#include "generated/calls/kvarn_attention.h"
 #include "ops/attention_call.h"
 #include "ops/kvarn_attention.h"
 
@@ -10,7 +11,7 @@ namespace ew::ops::kvarn {
 inline EwKVarNAttention call_of(const Attributes& attributes, const Tensor* in, std::int32_t type) {
   EwKVarNAttention call{};
   call.attention = attention_call(attributes, attention_tensors(in), type);
-  const std::int64_t layers = in[kKvLens].shape[0], lens = call.attention.rows * call.attention.kv_heads;
+  const std::int64_t layers = in[kKvLens].shape[0], lens = attention_tensors(in).lens();
   call.slots = static_cast<const std::int32_t*>(in[kSlots].data);
   call.encoded_before = static_cast<const std::int32_t*>(in[kEncodedLens].data) + attributes.layer * lens;
   call.encoded_after = call.encoded_before + layers * lens;

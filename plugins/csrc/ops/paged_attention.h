@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "generated/declarations.h"
+#include "generated/declarations/paged_attention.h"
 #include "layout/tile.h"
 #include "ops/attention_tensors.h"
 #include "ops/tensor.h"
@@ -42,8 +42,9 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   expect(in, kQueryStarts, {-1}, "[B + 1]");
   if (in[kQueryStarts].shape[0] < 1) fail("query_starts", "shape [0]", "[B + 1]");
   const std::int64_t rows = in[kQueryStarts].shape[0] - 1;
-  expect(in, kKvLens, {-1, rows, kv_heads}, "[L, B, Hkv]");
-  expect(in, kTileTable, {in[kKvLens].shape[0], rows, kv_heads, -1}, "[L, B, Hkv, M]");
+  expect(in, kKvLens, {-1, rows, -1}, "[L, B, H]");
+  const std::int64_t table_heads = expect_table_heads(in[kKvLens], kv_heads);
+  expect(in, kTileTable, {in[kKvLens].shape[0], rows, table_heads, -1}, "[L, B, H, M]");
   if (attributes.layer >= in[kKvLens].shape[0])
     fail("layer", std::to_string(attributes.layer), "below L = " + std::to_string(in[kKvLens].shape[0]));
   if (in[kSinks].rank >= 0) expect(in, kSinks, {query_heads}, "[Hq]");

@@ -1,6 +1,7 @@
 // Fills in a call of the PagedAttention kernels, except the outputs.
 #pragma once
 
+#include "generated/calls/paged_attention.h"
 #include "ops/attention_call.h"
 #include "ops/paged_attention.h"
 

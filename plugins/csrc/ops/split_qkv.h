@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "generated/declarations.h"
+#include "generated/declarations/split_qkv.h"
 #include "ops/tensor.h"
 
 namespace ew::ops::split {

@@ -1,7 +1,7 @@
 // Fills in a call of the SplitQkv kernel, except the outputs.
 #pragma once
 
-#include "abi/cuda_calls.h"
+#include "generated/calls/split_qkv.h"
 #include "ops/split_qkv.h"
 
 namespace ew::ops::split {

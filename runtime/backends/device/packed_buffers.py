@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import PER_STEP
+from enginewright.runtime.artifact.decoder_graph import (
+    LOGITS,
+    SLOTS,
+    TILE_TABLE,
+    added_inputs,
+    exact_pools,
+    inputs,
+)
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.device.condition_buffers import ConditionBuffers
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
-from enginewright.runtime.backends.graph_check import TABLES
+from enginewright.runtime.backends.port_shapes import Shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError
 
@@ -22,7 +32,7 @@ class PackedBuffers:
     They are allocated once. A step is in order on the stream of `memory`: the copies in, the graph, and the copies out of the
     results that are wanted.
 
-    inputs, results: buffers by the graph's names for them.
+    inputs, results: the full sizes; then buffers by the graph's names for them.
 
     Raises:
         RequestError: there is too little memory.
@@ -31,23 +41,29 @@ class PackedBuffers:
     def __init__(
         self,
         memory: DeviceMemory,
+        manifest: Manifest,
         tables: TileTables,
-        inputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]],
-        results: dict[str, tuple[tuple[int, ...], np.dtype[Any]]],
+        taken: Shapes,
+        results: Shapes,
     ) -> None:
         self._memory = memory
         self._tables = tables
+        self._written: dict[str, NDArray[Any]] = {}
         self._uploaded_changes = -1  # the tables' tile_changes when the tile table was last uploaded
         try:
-            self.inputs = {name: memory.buffer(*spec) for name, spec in inputs.items()}
+            self.inputs = {name: memory.buffer(*spec) for name, spec in taken.items()}
             self.results = {name: memory.buffer(*spec) for name, spec in results.items()}
         except MemoryError as e:
-            needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in [*inputs.values(), *results.values()])
+            needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in [*taken.values(), *results.values()])
             raise RequestError(f"load: {e}; cache and buffers take {needed / 2**20:.0f} MiB in all") from e
-        self._staged = {name: memory.pinned(*inputs[name]) for name in (*PER_STEP, *TABLES, "slots")}
+        self._arrays = StepArrays(added_inputs(manifest))
+        held = [port.name for port in inputs(manifest) if port.lives == "table"]
+        self._lengths = [name for name in held if name not in (TILE_TABLE.name, SLOTS.name)]  # they change in each step
+        self._staged = {name: memory.pinned(*taken[name]) for name in (*self._arrays.names, *held)}
         self._read = {name: memory.pinned(*spec) for name, spec in results.items()}
-        self._exact = [buffer for name, buffer in self.inputs.items() if name.endswith(".exact")]
-        self.upload("slots", np.arange(len(self._staged["slots"]), dtype=np.int32))
+        self._exact = [self.inputs[name] for name in exact_pools(manifest.cache)]
+        self._conditions = ConditionBuffers(memory, manifest, self.inputs)
+        self._upload_slots(np.arange(len(tables.held)))
         memory.synchronize()
 
     def write(self, step: PackedStep) -> None:
@@ -55,20 +71,26 @@ class PackedBuffers:
         for source, target in step.sink_copies:
             for exact in self._exact:
                 self._copy_sink(exact, source, target)
-        for name in PER_STEP:
-            self.upload(name, getattr(step, name))
-        self.upload("kv_lens", self._tables.kv_lens)
-        self.upload("encoded_lens", self._tables.encoded_lens)
+        for name, array in self._arrays.of(step).items():
+            if self._written.get(name) is not array:  # a step that repeats the last one brings the same arrays
+                self._written[name] = array
+                self.upload(name, array)
+        for name in self._lengths:
+            self.upload(name, getattr(self._tables, name))
         self._upload_tiles()
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor, and wait for it."""
+        self._conditions.fill(port, entry, values)
 
     def read(self, rows: int, *, reads_logits: bool) -> Outputs:
         """Wait for the first `rows` rows of the results, and return them; without reads_logits, the logits are old."""
         outputs = {name: array[:rows] for name, array in self._read.items()}
         for name, array in outputs.items():
-            if name != "logits" or reads_logits:
+            if name != LOGITS.name or reads_logits:
                 self._memory.download(array, self.results[name])
         self._memory.synchronize()
-        return Outputs(*outputs.values())
+        return Outputs.of(outputs)
 
     def upload(self, name: str, array: NDArray[Any]) -> None:
         """Start a copy of `array` to the beginning of an input; at most once between two calls of `read`."""
@@ -82,7 +104,12 @@ class PackedBuffers:
     def _upload_tiles(self) -> None:
         if self._uploaded_changes != self._tables.tile_changes:  # the table is large, and seldom changes
             self._uploaded_changes = self._tables.tile_changes
-            self.upload("tile_table", self._tables.tile_table)
+            self.upload(TILE_TABLE.name, self._tables.tile_table)
+
+    def _upload_slots(self, slots: NDArray[Any]) -> None:
+        """Upload each row's place in the buffers of exact tiles, where there are any."""
+        if SLOTS.name in self._staged:
+            self.upload(SLOTS.name, slots)
 
     def _copy_sink(self, exact: DeviceBuffer, source: int, target: int) -> None:
         """Copy the first exact tile of each KV head from one row to another."""

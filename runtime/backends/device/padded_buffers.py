@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import (
+    CONDITION,
+    INPUTS,
+    PER_STEP,
+    TILE_TABLE,
+    Port,
+    added_inputs,
+)
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.device.memory import DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
+from enginewright.runtime.backends.port_shapes import Shapes
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
-
-Spec = tuple[tuple[int, ...], np.dtype[Any]]
 
 
 class PaddedBuffers(PackedBuffers):
@@ -21,17 +31,21 @@ class PaddedBuffers(PackedBuffers):
 
     No row of the scheduler has them. On the device, the tables of idle rows lead to them. The tokens that fill up a step
     belong to such an idle row, so they read and write memory that no request uses.
+
+    taken: as for PackedBuffers, with SPARE more tiles and rows of exact tiles.
     """
 
     def __init__(
         self,
         memory: DeviceMemory,
+        manifest: Manifest,
         tables: TileTables,
-        inputs: dict[str, Spec],
-        results: dict[str, Spec],
+        taken: Shapes,
+        results: Shapes,
         capacity: Capacity,
     ) -> None:
-        super().__init__(memory, tables, with_spares(inputs), results)
+        super().__init__(memory, manifest, tables, taken, results)
+        self._per_step = tuple(port for port in (*INPUTS, *added_inputs(manifest)) if port.lives == "step")
         self._spare_tiles = np.array(capacity.tiles, np.int32)
         self._spare_row = capacity.rows
         self._idle = self._parked = np.zeros(capacity.rows, np.bool_)
@@ -52,7 +66,7 @@ class PaddedBuffers(PackedBuffers):
             return False
         self._idle = idle
         row = int(np.flatnonzero(idle)[-1]) if missing else 0
-        super().write(pad(step, row, missing))
+        super().write(pad(step, self._per_step, row, missing))
         return True
 
     def _idle_rows(self, step: PackedStep) -> NDArray[np.bool_]:
@@ -65,32 +79,35 @@ class PaddedBuffers(PackedBuffers):
         if self._uploaded_changes == self._tables.tile_changes and (self._parked == self._idle).all():
             return
         self._uploaded_changes, self._parked = self._tables.tile_changes, self._idle
-        staged = self._stage("tile_table", self._tables.tile_table)
+        staged = self._stage(TILE_TABLE.name, self._tables.tile_table)
         staged[:, self._idle] = self._spare_tiles[:, None, None, None]
-        self._memory.upload(self.inputs["tile_table"], staged)
-        self.upload("slots", np.where(self._idle, self._spare_row, np.arange(len(self._idle))))
+        self._memory.upload(self.inputs[TILE_TABLE.name], staged)
+        self._upload_slots(np.where(self._idle, self._spare_row, np.arange(len(self._idle))))
 
 
-def with_spares(inputs: dict[str, Spec]) -> dict[str, Spec]:
-    """Return the shapes with one more tile in each pool, and one more row of exact tiles."""
-    grown = {}
-    for name, (shape, dtype) in inputs.items():
-        extra = name.startswith("kv.")
-        grown[name] = (shape[0] + extra, *shape[1:]), dtype
-    return grown
+def pad(step: PackedStep, ports: Iterable[Port], row: int, missing: int) -> PackedStep:
+    """Return the step with `missing` more tokens in `row`, which has none, and with as many samples as tokens.
+
+    ports: those that a step writes; each says what it gets for the additional tokens.
+    """
+    at, tokens = int(step.query_starts[row]), len(step.input_ids) + missing
+    padded: dict[str, NDArray[Any]] = {}
+    for port in ports:
+        array = step.conditions.get(port.name) if port.name.startswith(CONDITION) else getattr(step, port.name)
+        if array is None:
+            continue
+        if port.axes == ("T",) and missing:
+            array = np.concatenate([array[:at], _added(port, missing), array[at:]])
+        elif port.axes == ("B1",):
+            array = array + np.int32(missing) * (np.arange(len(array)) > row).astype(np.int32)
+        elif port.axes == ("N",):
+            array = np.concatenate([array + missing * (array >= at), np.zeros(tokens - len(array), array.dtype)])
+        padded[port.name] = array
+    own: dict[str, Any] = {name: padded.pop(name) for name in PER_STEP}
+    return replace(step, **own, conditions=padded)
 
 
-def pad(step: PackedStep, row: int, missing: int) -> PackedStep:
-    """Return the step with `missing` more tokens in `row`, which has none, and with as many samples as tokens."""
-    starts = step.query_starts
-    at = int(starts[row])
-    samples = step.sample_rows + missing * (step.sample_rows >= at)
-    tokens = len(step.input_ids) + missing
-    return PackedStep(
-        np.concatenate([step.input_ids[:at], np.zeros(missing, np.int64), step.input_ids[at:]]),
-        np.concatenate([step.position_ids[:at], np.arange(missing), step.position_ids[at:]]),
-        starts + np.int32(missing) * (np.arange(len(starts)) > row).astype(np.int32),
-        np.concatenate([samples, np.zeros(tokens - len(samples), np.int64)]),
-        step.sink_copies,
-        step.reads_logits,
-    )
+def _added(port: Port, missing: int) -> NDArray[Any]:
+    if port.padding == "ascending":
+        return np.arange(missing, dtype=port.dtype)
+    return np.full(missing, port.padding, port.dtype)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.backend import weight_bytes
+from enginewright.runtime.backends.conditions import condition_bytes
 from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.cache.capacity import Capacity
@@ -23,15 +25,16 @@ class CpuBackend:
         self._threads = threads or physical_cores()
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """Return the memory that the process can still take, less the weights."""
-        return available_memory() - weight_bytes(manifest)
+        """Return the memory that the process can still take, less the weights and the entries of conditions."""
+        return available_memory() - weight_bytes(manifest) - condition_bytes(manifest)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """Open a CpuSession, or a DenseSession over a CpuDenseGraph where the cache is dense."""
         if manifest.cache.is_dense:
             from enginewright.runtime.backends.onnxruntime.cpu_dense_graph import CpuDenseGraph
 
-            return DenseSession(CpuDenseGraph(root, manifest, capacity, threads=self._threads), tables, capacity)
+            graph = CpuDenseGraph(root, manifest, capacity, threads=self._threads)
+            return DenseSession(graph, tables, capacity, added_inputs(manifest))
         from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 
         return CpuSession(root, manifest, tables, capacity, threads=self._threads)
@@ -50,8 +53,8 @@ class CudaBackend:
         self._library = open_library()
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """Return the free memory of the GPU, less the weights."""
-        return self._library.free_bytes() - weight_bytes(manifest)
+        """Return the free memory of the GPU, less the weights and the entries of conditions."""
+        return self._library.free_bytes() - weight_bytes(manifest) - condition_bytes(manifest)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """Open a CudaSession."""

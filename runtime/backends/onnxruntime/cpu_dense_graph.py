@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import PER_CALL, POOL
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.dense_session import PER_CALL, DenseCall, cache_shapes
-from enginewright.runtime.backends.graph_check import check_signature, output_shapes
+from enginewright.runtime.backends.conditions import entry_values
+from enginewright.runtime.backends.dense_session import DenseCall
+from enginewright.runtime.backends.graph_check import check_signature
 from enginewright.runtime.backends.onnxruntime.cpu_session import aligned_zeros, open_on_cpu
+from enginewright.runtime.backends.port_shapes import dense_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.errors import UnsupportedError
@@ -27,26 +31,28 @@ class CpuDenseGraph:
         graph = manifest.graphs["decoder"]
         self.longest = capacity.step_tokens
         self.run_seconds = 0.0
-        shapes = cache_shapes(manifest, capacity.rows)
         if any(spec.dtype == "bfloat16" for spec in graph.inputs):
             raise UnsupportedError(
                 f"{root}: got a graph in bfloat16, which ONNX Runtime does not run on a CPU; build with --dtype float16 or "
                 "float32"
             )
-        self._caches = {name: aligned_zeros(*spec) for name, spec in shapes.items()}
+        self._manifest = manifest
+        held = {name: aligned_zeros(*spec) for name, spec in dense_shapes(manifest, capacity.rows).items()}
+        self._caches = {name: array for name, array in held.items() if name.startswith(POOL)}
+        self._entries = {name: array for name, array in held.items() if name not in self._caches}
         self._aliases = {spec.name: spec.alias for spec in graph.outputs if spec.alias is not None}
-        shapes = output_shapes(manifest, capacity)
-        self._results = {name: np.zeros((sizes[0] + 1, *sizes[1:]), dtype) for name, (sizes, dtype) in shapes.items()}
+        self._results = {name: np.zeros(*spec) for name, spec in output_shapes(manifest, capacity, spare=1).items()}
         self._session = open_on_cpu(root, graph, threads)
-        types = {name: array.dtype.name for name, array in self._caches.items()}
-        taken = [each.name for each in self._session.get_inputs()]
-        check_signature(root, graph, taken, types | dict.fromkeys(PER_CALL, "int64"), drafts=False)
+        check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()
+        for name, entries in self._entries.items():
+            self._bind(name, entries, is_input=True)
 
     def run(self, call: DenseCall) -> None:
         """Run the graph on parts of the caches and of the results; the run is over on return."""
         rows = slice(call.first, call.first + len(call.input_ids))
         inputs: dict[str, NDArray[np.generic]] = {name: np.ascontiguousarray(getattr(call, name)) for name in PER_CALL}
+        inputs |= {name: np.ascontiguousarray(array) for name, array in call.conditions.items()}
         for name, array in inputs.items():
             self._bind(name, array, is_input=True)
         for name, cache in self._caches.items():
@@ -61,7 +67,11 @@ class CpuDenseGraph:
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
         """Return the first `rows` rows of the results; logits are always new."""
-        return Outputs(self._results["logits"][:rows], self._results["greedy_tokens"][:rows])
+        return Outputs.of({name: array[:rows] for name, array in self._results.items()})
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._entries[port][entry] = entry_values(self._manifest, port, entry, values)
 
     def _bind(self, name: str, array: NDArray[np.generic], *, is_input: bool) -> None:
         bind = self._binding.bind_input if is_input else self._binding.bind_output

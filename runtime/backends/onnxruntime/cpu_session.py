@@ -12,18 +12,15 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
-from enginewright.runtime.artifact.decoder_graph import PER_STEP
+from enginewright.runtime.artifact.decoder_graph import PER_STEP, SLOTS, added_inputs, exact_pools, inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
-from enginewright.runtime.backends.graph_check import (
-    TABLES,
-    check_ops,
-    check_signature,
-    input_shapes,
-    output_shapes,
-)
+from enginewright.runtime.backends.conditions import entry_values
+from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.huge_pages import huge_pages
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
-from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
+from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
+from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
@@ -40,6 +37,7 @@ class CpuSession:
     an array changes, a value of the new length is bound; it is made once for each length and kept.
 
     run_seconds: seconds spent inside ONNX Runtime so far.
+    offers: what a cache policy may ask of it.
     threads: number of threads that ONNX Runtime uses.
     """
 
@@ -47,33 +45,42 @@ class CpuSession:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
         self.run_seconds = 0.0
+        self.offers = policy_offers(manifest.cache)
+        self._manifest = manifest
         self._session = open_on_cpu(root, graph, threads)
+        check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()
+        self._arrays = StepArrays(added_inputs(manifest))
         self._buffers = _allocate(manifest, tables, capacity)
-        self._exact = [buffer for name, buffer in self._buffers.items() if name.endswith(".exact")]
-        self._outputs = _allocate_outputs(manifest, capacity)
+        self._exact = [self._buffers[name] for name in exact_pools(manifest.cache)]
+        self._outputs = {name: np.zeros(*spec) for name, spec in output_shapes(manifest, capacity).items()}
+        self._bound_rows = 0  # of the outputs
         self._bound: dict[str, int] = {}  # name of an array -> its length as it is bound
         self._inputs: dict[tuple[str, int], ort.OrtValue] = {}
         self._results: dict[int, tuple[Outputs, dict[str, ort.OrtValue]]] = {}  # number of rows -> outputs
         self._written: dict[str, NDArray[np.generic]] = {}
-        self._bind_all(root, graph)
+        self._bind_all(graph)
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run."""
         for source, target in step.sink_copies:
             for exact in self._exact:
                 exact[target, :, 0] = exact[source, :, 0]
-        self._write("input_ids", step.input_ids)
-        self._write("position_ids", step.position_ids)
-        self._write("query_starts", step.query_starts)
-        self._write("sample_rows", step.sample_rows)
+        for name in PER_STEP:
+            self._write(name, getattr(step, name))
+        for name, array in self._arrays.conditions(step).items():
+            self._write(name, array)
         outputs = self._expect(len(step.sample_rows))
         start = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
         self.run_seconds += time.perf_counter() - start
         return outputs
 
-    def _write(self, name: str, array: NDArray[np.int64] | NDArray[np.int32]) -> None:
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._buffers[port][entry] = entry_values(self._manifest, port, entry, values)
+
+    def _write(self, name: str, array: NDArray[Any]) -> None:
         if self._written.get(name) is array:  # a step that repeats the last one brings the same arrays
             return
         self._written[name] = array
@@ -90,25 +97,20 @@ class CpuSession:
     def _expect(self, rows: int) -> Outputs:
         """Bind the outputs of the next run, `rows` rows of each, and return them."""
         if rows not in self._results:
-            part = self._outputs[:rows]
-            arrays = {"logits": part.logits, "greedy_tokens": part.greedy}
-            if part.drafts is not None and part.draft_counts is not None:
-                arrays |= {"clp_tokens": part.drafts, "clp_counts": part.draft_counts}
-            self._results[rows] = part, {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in arrays.items()}
+            arrays = {name: array[:rows] for name, array in self._outputs.items()}
+            bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+            self._results[rows] = Outputs.of(arrays), bound
         outputs, values = self._results[rows]
-        if self._bound.get("logits") != rows:
-            self._bound["logits"] = rows
+        if self._bound_rows != rows:
+            self._bound_rows = rows
             for name, value in values.items():
                 self._binding.bind_ortvalue_output(name, value)
         return outputs
 
-    def _bind_all(self, root: Path, graph: Graph) -> None:
-        """Bind the buffers that never move, after checking the graph's inputs and outputs."""
-        types = {name: array.dtype.name for name, array in self._buffers.items()}
-        taken = [each.name for each in self._session.get_inputs()]
-        check_signature(root, graph, taken, types, drafts=self._outputs.drafts is not None)
+    def _bind_all(self, graph: Graph) -> None:
+        """Bind the buffers that never move."""
         for spec in graph.inputs:
-            if spec.name not in PER_STEP:
+            if spec.name not in self._arrays.names:
                 self._bind_input(spec.name, self._buffers[spec.name])
         for spec in graph.outputs:
             if spec.alias is not None:
@@ -124,18 +126,15 @@ class CpuSession:
 def _allocate(manifest: Manifest, tables: TileTables, capacity: Capacity) -> dict[str, NDArray[np.generic]]:
     """Return the buffer of every input at its full size; pages that are never written take no memory."""
     shapes = input_shapes(manifest, tables, capacity)
-    buffers: dict[str, NDArray[np.generic]] = {
-        name: aligned_zeros(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in TABLES
-    }
-    buffers |= {name: getattr(tables, name) for name in TABLES}
-    buffers["slots"] = np.arange(capacity.rows, dtype=np.int32)
+    buffers: dict[str, NDArray[np.generic]] = {}
+    for port in inputs(manifest):
+        if port.name == SLOTS.name:
+            buffers[port.name] = np.arange(capacity.rows, dtype=np.int32)
+        elif port.lives == "table":
+            buffers[port.name] = getattr(tables, port.name)
+        else:
+            buffers[port.name] = aligned_zeros(*shapes[port.name])
     return buffers
-
-
-def _allocate_outputs(manifest: Manifest, capacity: Capacity) -> Outputs:
-    """Return the outputs at their full size, with drafts where a step may decide several tokens."""
-    arrays: list[Any] = [np.zeros(shape, dtype) for shape, dtype in output_shapes(manifest, capacity).values()]
-    return Outputs(*arrays)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:

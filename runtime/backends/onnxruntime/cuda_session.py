@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.cuda import ORT_BACKEND, ORT_COMPUTE, CudaLibrary, open_cuda_library
 from enginewright.plugins.libraries.locate import LibraryError
-from enginewright.runtime.artifact.decoder_graph import PER_STEP
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
-from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
+from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
-from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
+from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
+from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
@@ -32,6 +36,7 @@ class CudaSession:
     library: our CUDA library.
     provider, device: ONNX Runtime's provider and device. Tests pass others than the GPU's, with a `library` that runs there.
     run_seconds: seconds spent inside the backend so far.
+    offers: what a cache policy may ask of it.
     """
 
     def __init__(
@@ -50,13 +55,17 @@ class CudaSession:
         self.run_seconds = 0.0
         self._device = device
         memory = DeviceMemory(library)
+        self.offers = policy_offers(manifest.cache)
         self._session = _open(root, graph, library, memory, provider)
+        check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()
         self._memory = memory  # after the session, so that it outlives the session, which works on its stream
         inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
-        self._buffers = PackedBuffers(memory, tables, inputs, results)
+        self._buffers = PackedBuffers(memory, manifest, tables, inputs, results)
+        self._arrays = StepArrays(added_inputs(manifest))
         self._bound: dict[str, int] = {}  # name of an array -> its length as it is bound
-        self._bind_all(root, graph)
+        self._bound_rows = 0  # of the outputs
+        self._bind_all(graph)
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
@@ -69,27 +78,27 @@ class CudaSession:
         self.run_seconds += time.perf_counter() - start
         return outputs
 
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._buffers.fill(port, entry, values)
+
     def _expect(self, step: PackedStep, rows: int) -> None:
         """Bind the step's inputs at their lengths, and `rows` rows of the outputs, which the next run writes."""
-        for name in PER_STEP:
-            length = len(getattr(step, name))
-            if self._bound.get(name) != length:
-                self._bound[name] = length
-                self._bind(name, self._buffers.inputs[name], (length,), is_input=True)
-        if self._bound.get("logits") == rows:
+        for name, array in self._arrays.of(step).items():
+            if self._bound.get(name) != len(array):
+                self._bound[name] = len(array)
+                self._bind(name, self._buffers.inputs[name], array.shape, is_input=True)
+        if self._bound_rows == rows:
             return
-        self._bound["logits"] = rows
+        self._bound_rows = rows
         for name, buffer in self._buffers.results.items():
             self._bind(name, buffer, (rows, *buffer.shape[1:]), is_input=False)
 
-    def _bind_all(self, root: Path, graph: Graph) -> None:
-        """Bind the buffers that never move, after checking the graph's inputs and outputs."""
+    def _bind_all(self, graph: Graph) -> None:
+        """Bind the buffers that never move."""
         buffers = self._buffers.inputs
-        types = {name: buffer.dtype.name for name, buffer in buffers.items()}
-        taken = [each.name for each in self._session.get_inputs()]
-        check_signature(root, graph, taken, types, drafts="clp_tokens" in self._buffers.results)
         for spec in graph.inputs:
-            if spec.name not in PER_STEP:
+            if spec.name not in self._arrays.names:
                 self._bind(spec.name, buffers[spec.name], is_input=True)
         for spec in graph.outputs:
             if spec.alias is not None:

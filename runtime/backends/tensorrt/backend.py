@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginewright.plugins.libraries.tensorrt import EXTRAS
+from enginewright.runtime.artifact.decoder_graph import added_inputs
 from enginewright.runtime.artifact.manifest import BuiltGraph, Manifest
+from enginewright.runtime.backends.conditions import condition_bytes
 from enginewright.runtime.backends.dense_session import DenseSession
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.cache.capacity import Capacity
@@ -30,8 +32,9 @@ class TensorRTBackend:
         self._cuda = open_cuda_runtime(EXTRAS[name])
 
     def free_bytes(self, manifest: Manifest) -> int:
-        """Return the free memory of the GPU, less the size of the plan and its weights."""
-        return self._cuda.free_bytes() - sum(file.size for file in self._engine(manifest).files)
+        """Return the free memory of the GPU, less the plan, its weights and the entries of conditions."""
+        plan = sum(file.size for file in self._engine(manifest).files)
+        return self._cuda.free_bytes() - plan - condition_bytes(manifest)
 
     def open(self, root: Path, manifest: Manifest, tables: TileTables, capacity: Capacity) -> Session:
         """Open a TensorRTSession, or a DenseSession over a TensorRTDenseGraph where the cache is dense."""
@@ -43,7 +46,7 @@ class TensorRTBackend:
         if not manifest.cache.is_dense:
             return TensorRTSession(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
         graph = TensorRTDenseGraph(root, manifest, tables, capacity, plan=plan, cuda=self._cuda)
-        return DenseSession(graph, tables, capacity)
+        return DenseSession(graph, tables, capacity, added_inputs(manifest))
 
     def _engine(self, manifest: Manifest) -> BuiltGraph:
         return next(engine for engine in manifest.graphs["decoder"].engines if engine.backend == self._name)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.decoder_graph import INPUT_IDS, LOGITS, POOL, Axis, inputs
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.dense_session import PER_CALL, DenseCall, cache_shapes
+from enginewright.runtime.backends.dense_session import DenseCall
+from enginewright.runtime.backends.device.condition_buffers import ConditionBuffers
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemory
-from enginewright.runtime.backends.graph_check import check_signature, output_shapes
+from enginewright.runtime.backends.graph_check import check_signature
+from enginewright.runtime.backends.port_shapes import dense_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.backends.tensorrt.contexts import ALIGNMENT, Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
@@ -56,20 +60,22 @@ class TensorRTDenseGraph:
         self._cuda = cuda
         self._tables = tables
         self._last_position = capacity.context - 1
-        caches = cache_shapes(manifest, capacity.rows)
-        types = {spec.name: spec.dtype for spec in graph.inputs if spec.name in caches}
-        taken = (spec.name for spec in graph.inputs)
-        check_signature(root, graph, taken, types | dict.fromkeys(PER_CALL, "int64"), drafts=False)
+        check_signature(root, manifest, (spec.name for spec in graph.inputs))
+        self._ports = [port for port in inputs(manifest) if port.name in plan.inputs]
         self._sizes = padded_sizes(capacity.rows)
-        self._cache_shapes = {name: shape for name, (shape, _) in caches.items()}
-        self.longest = min(_longest(plan, self._shapes(1, 1, 1)), capacity.step_tokens)
+        per_token = {port.name for port in self._ports if "T" in port.axes}
+        self.longest = min(_longest(plan, self._shapes(1, 1, 1), per_token), capacity.step_tokens)
         self._check_capacity(capacity.rows)
         self._memory = DeviceMemory(cuda)
+        shapes = dense_shapes(manifest, capacity.rows)
         try:
-            self._caches = {name: self._memory.buffer(*spec) for name, spec in caches.items()}
+            held = {name: self._memory.buffer(*spec) for name, spec in shapes.items()}
         except MemoryError as e:
-            needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in caches.values())
+            needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
             raise RequestError(f"load: {e}; the cache takes {needed / 2**20:.0f} MiB in all") from e
+        self._caches = {name: buffer for name, buffer in held.items() if name.startswith(POOL)}
+        entries = {name: buffer for name, buffer in held.items() if name not in self._caches}
+        self._conditions = ConditionBuffers(self._memory, manifest, entries)
         self._row_bytes = _row_bytes(plan, self._caches)
         self._inputs, self._sampled, self._results = self._buffers(manifest, capacity)
         self._read = {name: self._memory.pinned(b.shape, b.dtype) for name, b in self._results.items()}
@@ -78,7 +84,8 @@ class TensorRTDenseGraph:
         )
         self._staged_elements = 0  # elements of _staged in use by copies that may still run
         self._aliases = {spec.name: spec.alias for spec in graph.outputs if spec.alias is not None}
-        fixed = {name: b.address for name, b in (self._inputs | self._sampled).items()}
+        taken = {name: buffer for name, buffer in entries.items() if name in plan.inputs}
+        fixed = {name: b.address for name, b in (self._inputs | self._sampled | taken).items()}
         self.contexts = Contexts(plan, cuda, self._memory, fixed, captures=captures)
 
     def run(self, call: DenseCall) -> None:
@@ -101,11 +108,16 @@ class TensorRTDenseGraph:
         start = time.perf_counter()
         outputs = {name: array[:rows] for name, array in self._read.items()}
         for name, array in outputs.items():
-            if name != "logits" or reads_logits:
+            if name != LOGITS.name or reads_logits:
                 self._memory.download(array, self._results[name])
         self._synchronize()
         self.run_seconds += time.perf_counter() - start
-        return Outputs(*outputs.values())
+        return Outputs.of(outputs)
+
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._cuda.enter_thread()
+        self._conditions.fill(port, entry, values)
 
     def _padded(self, call: DenseCall, size: int) -> DenseCall:
         """Return the call on `size` rows, with as many samples; a row that is not wanted writes after its last token."""
@@ -118,22 +130,26 @@ class TensorRTDenseGraph:
             call.position_ids,
             call.sample_rows,
         )
-        return DenseCall(0, ids, positions, past, samples, call.at)
+        conditions: dict[str, NDArray[Any]] = {}
+        for name, array in call.conditions.items():
+            conditions[name] = np.zeros((size, *array.shape[1:]), array.dtype)
+            conditions[name][:rows] = array
+        return DenseCall(0, ids, positions, past, samples, call.at, conditions)
 
     def _write(self, call: DenseCall) -> None:
         """Start the copies of a run's inputs to the device."""
-        for name in PER_CALL:
-            if name in self._inputs:
-                array = getattr(call, name)
-                self._memory.upload(self._inputs[name], self._stage(array))
+        for name, buffer in self._inputs.items():
+            array = call.conditions[name] if name in call.conditions else getattr(call, name)
+            self._memory.upload(buffer, self._stage(array))
 
-    def _stage(self, array: Ints) -> Ints:
+    def _stage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a copy in pinned memory, which stays until all copies that have been started are over."""
-        if self._staged_elements + array.size > len(self._staged):
+        elements = -(-array.nbytes // self._staged.itemsize)
+        if self._staged_elements + elements > len(self._staged):
             self._synchronize()
-        staged = self._staged[self._staged_elements : self._staged_elements + array.size]
+        staged = self._staged[self._staged_elements : self._staged_elements + elements].view(array.dtype)[: array.size]
         staged[...] = array.reshape(-1)
-        self._staged_elements += array.size
+        self._staged_elements += elements
         return staged
 
     def _copy_results(self, at: int, rows: int) -> None:
@@ -153,28 +169,24 @@ class TensorRTDenseGraph:
         return addresses | {name: addresses[alias] for name, alias in self._aliases.items()}
 
     def _shapes(self, rows: int, tokens: int, samples: int) -> dict[str, Shape]:
-        sizes: dict[str, Shape] = {
-            "input_ids": (rows, tokens),
-            "position_ids": (rows, tokens),
-            "past_lens": (rows,),
-            "sample_rows": (samples,),
-        }
-        shapes = sizes | {name: (rows, *shape[1:]) for name, shape in self._cache_shapes.items()}
-        return {name: shapes[name] for name in self._plan.inputs}
+        sizes: dict[Axis, int] = {"B": rows, "T": tokens, "N": samples}
+        return {port.name: port.shape(sizes) for port in self._ports}
 
     def _buffers(
         self, manifest: Manifest, capacity: Capacity
     ) -> tuple[dict[str, DeviceBuffer], dict[str, DeviceBuffer], dict[str, DeviceBuffer]]:
         """Return buffers for the inputs of a run, for its outputs, and for the outputs of all runs of a step."""
         tokens = max(capacity.rows, self.longest)
-        inputs = {name: self._memory.buffer((tokens,), np.int64) for name in PER_CALL if name in self._plan.inputs}
+        written = {
+            port.name: self._memory.buffer((tokens,), port.dtype) for port in self._ports if port.lives == "step"
+        }
         shapes = output_shapes(manifest, capacity)
         most = max(capacity.rows, min(self.longest, capacity.logit_rows))
         sampled = {name: self._memory.buffer((most, *shape[1:]), dtype) for name, (shape, dtype) in shapes.items()}
         results = {
             name: self._memory.buffer((shape[0] + 1, *shape[1:]), dtype) for name, (shape, dtype) in shapes.items()
         }
-        return inputs, sampled, results
+        return written, sampled, results
 
     def _check_capacity(self, rows: int) -> None:
         """Raise RequestError where no profile admits one token of every row."""
@@ -185,15 +197,16 @@ class TensorRTDenseGraph:
             )
 
 
-def _longest(plan: TensorRTPlan, single: dict[str, Shape]) -> int:
+def _longest(plan: TensorRTPlan, single: dict[str, Shape], per_token: set[str]) -> int:
     """Return the most tokens of one row that a profile admits; at least 1.
 
     single: the shapes of a run of one token.
+    per_token: the inputs that have an axis of tokens.
     """
     found = [
-        profile.ranges["input_ids"][1][1]
+        profile.ranges[INPUT_IDS.name][1][1]
         for profile in plan.profiles
-        if not set(profile.refused(single)) - {"input_ids", "position_ids"}
+        if not set(profile.refused(single)) - per_token
     ]
     return max(found, default=1)
 

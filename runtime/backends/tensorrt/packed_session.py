@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from enginewright.runtime.artifact.decoder_graph import PER_STEP
+from numpy.typing import NDArray
+
+from enginewright.runtime.artifact.decoder_graph import SPARE, Axis, Port, inputs
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.device.cuda_runtime import CudaRuntime
 from enginewright.runtime.backends.device.memory import DeviceMemory
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
-from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, Spec, with_spares
-from enginewright.runtime.backends.graph_check import check_ops, check_signature, input_shapes, output_shapes
-from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers
+from enginewright.runtime.backends.graph_check import check_ops, check_signature
+from enginewright.runtime.backends.port_shapes import Shapes, input_shapes, output_shapes
+from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
 from enginewright.runtime.backends.tensorrt.contexts import Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
@@ -28,6 +33,7 @@ class TensorRTSession:
 
     captures: False runs everything without CUDA graphs; for tests.
     run_seconds: seconds spent inside the backend so far.
+    offers: what a cache policy may ask of it.
 
     Raises:
         RequestError: no profile admits the largest step, or there is too little memory.
@@ -46,24 +52,26 @@ class TensorRTSession:
     ) -> None:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
+        check_signature(root, manifest, (spec.name for spec in graph.inputs))
         self.run_seconds = 0.0
+        self.offers = policy_offers(manifest.cache)
         self._plan = plan
         self._cuda = cuda
-        inputs, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
-        types = {name: dtype.name for name, (_, dtype) in inputs.items()}
-        check_signature(root, graph, (spec.name for spec in graph.inputs), types, drafts="clp_tokens" in results)
-        _check_capacity(plan, inputs, capacity)
-        pads = plan.find(_largest_shapes(plan, with_spares(inputs), capacity)) is not None
+        self._per_step = [port for port in inputs(manifest) if port.lives == "step" and port.name in plan.inputs]
+        taken, results = input_shapes(manifest, tables, capacity), output_shapes(manifest, capacity)
+        spared = input_shapes(manifest, tables, capacity, spare=SPARE)
+        self._check_capacity(taken, capacity)
+        pads = plan.find(self._largest_shapes(spared, capacity)) is not None
         memory = DeviceMemory(cuda)
         self._buffers: PackedBuffers = (
-            PaddedBuffers(memory, tables, inputs, results, capacity)
+            PaddedBuffers(memory, manifest, tables, spared, results, capacity)
             if pads
-            else PackedBuffers(memory, tables, inputs, results)
+            else PackedBuffers(memory, manifest, tables, taken, results)
         )
         most = capacity.rows * capacity.width
         self._sizes = padded_sizes(most) if pads else list(range(1, most + 1))
         self.contexts = Contexts(plan, cuda, memory, _addresses(graph, plan, self._buffers), captures=captures)
-        self._fixed = {name: self._buffers.inputs[name].shape for name in plan.inputs if name not in PER_STEP}
+        self._fixed = {name: self._buffers.inputs[name].shape for name in plan.inputs}
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
@@ -79,6 +87,11 @@ class TensorRTSession:
         self.run_seconds += time.perf_counter() - start
         return outputs
 
+    def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
+        """Write an entry of a condition's tensor."""
+        self._cuda.enter_thread()
+        self._buffers.fill(port, entry, values)
+
     def _write_padded(self, step: PackedStep, size: int) -> bool:
         """Start the copies of the step, filled up to `size` tokens and samples.
 
@@ -92,32 +105,29 @@ class TensorRTSession:
         return True
 
     def _shapes(self, tokens: int, samples: int, starts: int) -> dict[str, Shape]:
-        return _step_shapes(self._plan, self._fixed, tokens, samples, starts)
+        return self._fixed | _step_shapes(self._per_step, tokens, samples, starts)
+
+    def _largest_shapes(self, taken: Shapes, capacity: Capacity) -> dict[str, Shape]:
+        """Return the shapes of the largest step."""
+        fixed = {name: taken[name][0] for name in self._plan.inputs}
+        tokens = capacity.step_tokens
+        samples = min(tokens, capacity.logit_rows)
+        return fixed | _step_shapes(self._per_step, tokens, samples, capacity.rows + 1)
+
+    def _check_capacity(self, taken: Shapes, capacity: Capacity) -> None:
+        """Raise RequestError where no profile admits the largest step."""
+        shapes = self._largest_shapes(taken, capacity)
+        if self._plan.find(shapes) is None:
+            raise RequestError(
+                f"load: {self._plan.describe_refusal(shapes)}; pass a smaller prefill_chunk, max_batch or cache_tokens, or "
+                "build an engine with larger limits"
+            )
 
 
-def _step_shapes(
-    plan: TensorRTPlan, fixed: dict[str, Shape], tokens: int, samples: int, starts: int
-) -> dict[str, Shape]:
-    """Return the shape of every input in a step of so many tokens and samples; starts: the length of query_starts."""
-    sizes = {"input_ids": tokens, "position_ids": tokens, "query_starts": starts, "sample_rows": samples}
-    return {name: (sizes[name],) if name in sizes else fixed[name] for name in plan.inputs}
-
-
-def _largest_shapes(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> dict[str, Shape]:
-    """Return the shapes of the largest step."""
-    fixed = {name: shape for name, (shape, _) in inputs.items()}
-    tokens = capacity.step_tokens
-    return _step_shapes(plan, fixed, tokens, min(tokens, capacity.logit_rows), capacity.rows + 1)
-
-
-def _check_capacity(plan: TensorRTPlan, inputs: dict[str, Spec], capacity: Capacity) -> None:
-    """Raise RequestError where no profile admits the largest step."""
-    shapes = _largest_shapes(plan, inputs, capacity)
-    if plan.find(shapes) is None:
-        raise RequestError(
-            f"load: {plan.describe_refusal(shapes)}; pass a smaller prefill_chunk, max_batch or cache_tokens, or build an "
-            "engine with larger limits"
-        )
+def _step_shapes(ports: Iterable[Port], tokens: int, samples: int, starts: int) -> dict[str, Shape]:
+    """Return the shape of every input that a step of so many tokens and samples writes; starts: the rows and 1."""
+    sizes: dict[Axis, int] = {"T": tokens, "N": samples, "B1": starts, "B": starts - 1}
+    return {port.name: port.shape(sizes) for port in ports}
 
 
 def _addresses(graph: Graph, plan: TensorRTPlan, buffers: PackedBuffers) -> dict[str, int]:

@@ -11,9 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
-from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass, check_blocks
 from enginewright.builders.tensorrt.graph_file import RowsTensor, data_path, move_rewritten, save_rewritten
 from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks
+from enginewright.runtime.errors import BuildError
 
 Arrays = dict[str, np.ndarray]
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
@@ -150,6 +151,16 @@ def test_what_it_does_not_know_stays() -> None:
     model = make_model(graph, {**make_blocks(4, 64, 32), "zeros": np.zeros((N, 1), np.uint8)})
     assert not BlockWeightsPass()(model).modified
     assert [node.op_type for node in model.graph] == ["MatMulNBits"] and "com.microsoft" in model.opset_imports
+
+
+@pytest.mark.parametrize("op", ["MatMulNBits", "GatherBlockQuantized"])
+def test_zero_points_are_refused_by_name(op: str) -> None:
+    graph = f"""g (float[T, 64] x, uint8[10, 2, 16] codes, float[10, 2] scales, uint8[10, 1] zeros) => (float[T, 10] y) {{
+        y = com.microsoft.{op} <K = 64, N = 10, bits = 4, block_size = 32> (x, codes, scales, zeros) }}"""
+    model = make_model(graph, {**make_blocks(4, 64, 32), "zeros": np.zeros((N, 1), np.uint8)})
+    with pytest.raises(BuildError, match=r"--backend tensorrt: got weights with zero points \(zeros\), expected codes"):
+        check_blocks(model.graph, "tensorrt")
+    check_blocks(make_model(graph.replace(", zeros)", ")"), make_blocks(4, 64, 32)).graph, "tensorrt")
 
 
 def test_saved_beside_the_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

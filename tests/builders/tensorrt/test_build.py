@@ -24,9 +24,9 @@ from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
 from enginewright.plugins.ops.registry import OPS, op_versions
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.decoder_graph import SPARE
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.device.padded_buffers import with_spares
-from enginewright.runtime.backends.graph_check import input_shapes
+from enginewright.runtime.backends.port_shapes import input_shapes
 from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import BuildError, TargetError
@@ -99,6 +99,13 @@ class TestPacked:
         assert [file.path for file in engine.files] == [PLAN]
         assert (root / PLAN).read_bytes() == b"plan of an engine"
         assert listing(root) - listing(packed) == {PLAN, "engines/tensorrt.timing"}
+
+    def test_zero_points_are_refused_before_tensorrt_is_asked(
+        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    ) -> None:
+        source = make("qwen3", tmp_path_factory, dtype="float16", weights=parse_weights("int4:symmetric=false"))
+        with pytest.raises(BuildError, match="--backend tensorrt: got weights with zero points"):
+            build(source, tmp_path)
 
     def test_in_this_order(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         build(packed, tmp_path)
@@ -391,7 +398,7 @@ def test_profiles_admit_what_a_session_asks_for(source: str, chunk: int, request
     manifest = directory.load(request.getfixturevalue(source))
     options: dict[str, Any] = {"max_batch": None, "cache_tokens": None, "prefill_chunk": chunk, "prefix_reuse": True}
     capacity = plan_capacity(manifest, 1 << 40, **options)
-    shapes = with_spares(input_shapes(manifest, TileTables(manifest.cache, capacity), capacity))
+    shapes = input_shapes(manifest, TileTables(manifest.cache, capacity), capacity, spare=SPARE)
     profile = builder.plan_profiles(manifest, manifest.graphs["decoder"], chunk)[1].shapes
     for name, (_, _, most) in profile.items():
         wanted = shapes[name][0]

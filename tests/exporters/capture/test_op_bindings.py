@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
 
 from enginewright.exporters.capture.op_bindings import onnx_schema, register
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
-from enginewright.plugins.ops.op import DOMAIN, Op
+from enginewright.plugins.ops.op import DOMAIN, Op, Tensor
 from enginewright.plugins.ops.registry import OPS
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
 
@@ -53,5 +55,13 @@ def test_depth_mix_takes_a_list() -> None:
 
 
 def test_names_in_torch() -> None:
-    names = ["paged_attention", "kvarn_attention", "depth_mix", "split_qkv", "greedy_sample", "clp_emit"]
-    assert [op.torch_name for op in OPS.values()] == names
+    names = {name: op.torch_name for name, op in OPS.items()}
+    assert names.items() >= {"ClpEmit": "clp_emit", "KVarNAttention": "kvarn_attention"}.items()
+    assert len(set(names.values())) == len(names)
+
+
+def test_an_op_of_fixed_types_has_a_schema() -> None:
+    count = Tensor("counts", ("int64",), ("N",), "")
+    schema = onnx_schema(Op("CountRows", 1, "", (count,), (replace(count, name="sums"),), (), ""))
+    assert [formal.types for formal in (*schema.inputs, *schema.outputs)] == [{"tensor(int64)"}, {"tensor(int64)"}]
+    assert not schema.type_constraints

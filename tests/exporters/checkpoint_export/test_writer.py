@@ -8,12 +8,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,7 @@ from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime import cli
 from enginewright.runtime.loader import load as load_engine
@@ -38,7 +40,10 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Rounds matrices times `scale`, those whose name ends in `wide` to 8 bits. group_size 0: one scale a row."""
+    """Rounds matrices times `scale`, those whose name ends in `wide` to 8 bits. group_size 0: one scale a row.
+
+    offset: "zero_points" or "minima" shifts the values of each group.
+    """
 
     bits: int = 4
     group_size: int = 32
@@ -46,6 +51,7 @@ class Config:
     only: str = "_proj"
     wide: str = "none"
     scale: float = 1.0
+    offset: str = "none"
 
 
 def round_rows(x: np.ndarray, bits: int, group_size: int, scale_type: str) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +75,17 @@ def round_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkp
             def load(weight: Weight = weight, bits: int = bits, size: int = size) -> tuple[np.ndarray, np.ndarray]:
                 return round_rows(weight.load() * np.float32(config.scale), bits, size, config.scale_type)
 
-            changed[name] = quantized_weight(weight.shape, QuantizedRows(bits=bits, group_size=size, load=load))
+            shifts = partial(shift_groups, weight.shape[0], weight.shape[1] // size)
+            zero_points = shifts if config.offset == "zero_points" else None
+            minima = (lambda shifts=shifts: shifts() * np.float32(0.01)) if config.offset == "minima" else None
+            rows = QuantizedRows(bits=bits, group_size=size, load=load, zero_points=zero_points, minima=minima)
+            changed[name] = quantized_weight(weight.shape, rows)
     return changed
+
+
+def shift_groups(n: int, groups: int) -> np.ndarray:
+    """Zero points [n, groups] from -2 to 2."""
+    return (np.arange(n * groups) % 5 - 2).astype(np.int8).reshape(n, groups)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +182,27 @@ def test_widths_load_as_restored(bits: int, group_size: int, llama: Path, tmp_pa
     packed = load_file(tmp_path / "out/model.safetensors")
     scales = torch.cat([t.flatten() for name, t in packed.items() if name.endswith("weight_scale")])
     assert 0.3 < (scales < 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_zero_points_restore_as_chosen(bits: int, group_size: int, llama: Path, tmp_path: Path) -> None:
+    """By the format's own code, because transformers 5.23 expects unpacked zero points and loads none that are packed."""
+    config = Config(bits=bits, group_size=group_size, offset="zero_points")
+    assert export(llama, tmp_path / "out", config=config) == 0
+    raw = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    (group,) = QuantizationConfig.model_validate(raw).config_groups.values()
+    assert group.weights.symmetric is False
+    expected = dict(restored(llama, config).named_parameters())
+    packed: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in raw_tensors(tmp_path / "out").items():
+        module, _, part = name.rpartition(".")
+        packed.setdefault(module, {})[part] = tensor
+    linears = {module: parts for module, parts in packed.items() if "weight_packed" in parts}
+    assert len(linears) == 14 and all("weight_zero_point" in parts for parts in linears.values())
+    for module, parts in linears.items():
+        found = PackedQuantizationCompressor.decompress(parts, group)["weight"]
+        assert torch.equal(found, expected[f"{module}.weight"]), module
 
 
 def test_a_group_as_long_as_a_row_is_a_group(llama: Path, tmp_path: Path) -> None:
@@ -279,7 +315,9 @@ def test_transformers_computes_what_the_engine_does(
     source, config = checkpoint("mistral"), Config(bits=bits)
     assert export(source, tmp_path / "out", config=config) == 0
     applied = registry.Applied("rounding", config)
-    root, _ = engine(source, Recipe(kv_bits=32, apply=(applied,), weights=Precision(compute="float32")))
+    root, _ = engine(
+        source, Recipe(kv_bits=32, apply=(applied,), weights=choose_storage("float32", {"compute": "float32"}))
+    )
     with load_engine(root, threads=1) as llm:
         got = llm.logits(TOKENS[0].tolist())
     assert np.abs(got - logits(load(tmp_path / "out"))[0].numpy()).max() < 1e-5
@@ -389,6 +427,8 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "modelopt, experts": ("gpt_oss", ["--apply", "rounding:group_size=0", "--format", "modelopt"], r"format modelopt: got experts"),
     "modelopt, small groups": ("qwen2", ["--apply", "rounding", "--format", "modelopt"], r"got 4 bits in groups of 32, expected 4 in groups of 64 or 128"),
     "modelopt, bytes in groups": ("qwen2", ["--apply", "rounding:bits=8", "--format", "modelopt"], r"got 8 bits in groups of 32"),
+    "modelopt, zero points": ("qwen2", ["--apply", "rounding:group_size=64,offset=zero_points", "--format", "modelopt"], r"format modelopt: '[\w.]+' got codes with zero points, expected codes around 0"),
+    "minima": ("qwen2", ["--apply", "rounding:offset=minima"], r"weight' got codes with a minimum a group, expected zero points or none"),
     "modelopt, two ways": ("qwen2", ["--apply", "rounding:wide=down_proj", "--format", "modelopt"], r"got 2 ways of quantising"),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from enginewright.exporters.parity import compare
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.plugins.oracles.greedy_sample import greedy_sample
 from enginewright.runtime import Sampling, UnsupportedError, load
 from tests.support.exporters.families import FAMILIES, save_checkpoint
@@ -67,9 +67,9 @@ def test_tokens_are_the_packed_engine_s(sampling: Sampling, checkpoint: Checkpoi
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_quantised_weights(weights: str, checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
     ids = np.random.default_rng(2).integers(3, 250, 70).tolist()
-    precision = Precision(kind=weights, compute="float32")  # type: ignore[arg-type]
-    packed, _ = engine(checkpoint("llama"), Recipe(kv_bits=32, weights=precision))
-    standard, _ = engine(checkpoint("llama"), Recipe(plugins="none", weights=precision))
+    storage = choose_storage(weights, {"compute": "float32"})
+    packed, _ = engine(checkpoint("llama"), Recipe(kv_bits=32, weights=storage))
+    standard, _ = engine(checkpoint("llama"), Recipe(plugins="none", weights=storage))
     with load(packed, threads=1) as one, load(standard, threads=1) as other:
         np.testing.assert_allclose(other.logits(ids), one.logits(ids), atol=1e-5)
 
@@ -153,3 +153,59 @@ def test_what_standard_ops_do_not_express_is_refused(spec: str, found: str, tmp_
     with pytest.raises(UnsupportedError, match=message):
         export(str(EXAMPLES / "tiny-reasoner"), tmp_path, Recipe(plugins="none", apply=(parse_method(spec),)))
     assert not any(tmp_path.iterdir())
+
+
+def packed_model(nodes: str, inputs: str) -> ir.Model:
+    """A graph without attention that has the packed inputs, and `inputs` in addition."""
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 23]>
+        decoder (
+            int64[T] input_ids, int64[T] position_ids, int32[B1] query_starts, int64[N] sample_rows,
+            int32[2, B, 2] kv_lens, int32[2, B, 2, M] tile_table, {inputs}
+        ) => (float[T, 8] logits)
+        <float[5, 8] embed = {{{", ".join("0" for _ in range(40))}}}> {{ {nodes} }}
+    """
+    return ir.from_proto(onnx.parser.parse_model(text))
+
+
+def test_what_a_condition_tells_each_token_is_a_rectangle() -> None:
+    nodes = """
+        embedded = Gather(embed, input_ids)
+        vectors = Gather(cond_steer_vector, cond_steer_index)
+        kinds = Gather(cond_tone_vector, cond_tone_index)
+        sums = ReduceSum<keepdims = 1>(kinds)
+        steered = Add(embedded, vectors)
+        logits = Add(steered, sums)
+    """
+    inputs = "int32[T] cond_steer_index, float[3, 8] cond_steer_vector, int32[B] cond_tone_index, float[3, 8] cond_tone_vector"
+    model = packed_model(nodes, inputs)
+    for value in model.graph.inputs:
+        if value.name is not None and value.name.startswith("cond_"):
+            value.name = value.name.replace("_", ".")  # the text form has no names with dots
+    LowerToStandardPass(16)(model)
+    shapes = {value.name: value.shape for value in model.graph.inputs}
+    assert shapes["cond.steer.index"] == ("B", "T") and shapes["cond.tone.index"] == ("B",)
+    assert shapes["cond.steer.vector"] == (3, 8)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {
+        "input_ids": np.array([[1, 2], [3, 4]]),
+        "position_ids": np.array([[0, 1], [0, 1]]),
+        "past_lens": np.zeros(2, np.int64),
+        "sample_rows": np.zeros(1, np.int64),
+        "cond.steer.index": np.array([[0, 2], [1, 1]], np.int32),
+        "cond.tone.index": np.zeros(2, np.int32),
+        "cond.steer.vector": rng.standard_normal((3, 8), np.float32),
+        "cond.tone.vector": np.zeros((3, 8), np.float32),
+    }
+    (found,) = session.run(["logits"], feeds)
+    np.testing.assert_array_equal(found, feeds["cond.steer.vector"][[0, 2, 1, 1]])
+
+
+def test_a_node_that_reads_a_packed_table_is_refused() -> None:
+    nodes = "embedded = Gather(embed, input_ids) counts = Cast<to = 1>(query_starts) total = ReduceSum(counts) logits = Add(embedded, total)"
+    model = packed_model(nodes, "float[1] cond_none")
+    with pytest.raises(
+        UnsupportedError, match=r"plugins none: got query_starts as an input of Cast, .*build without what adds it"
+    ):
+        LowerToStandardPass(16)(model)

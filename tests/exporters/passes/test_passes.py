@@ -17,9 +17,9 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.passes.rotate_token_major import RotateTokenMajorPass
 from enginewright.exporters.passes.simplify import RULES, SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
-from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks, store_codes, stored_form
+from enginewright.exporters.weights.block_codes import block_form, dequantize_blocks, quantize_blocks, store_codes
 from enginewright.exporters.weights.graph_weights import KEY, weight_of
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import Storage, choose_storage
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.small_graphs import (
     Arrays,
@@ -194,64 +194,67 @@ class TestQuantizeWeights:
     WEIGHTS = random_arrays(e=(9, 32), a=(32, 12), b=(12,), c=(12, 32), h=(32, 9))
     IDS: ClassVar[Arrays] = {"ids": np.array([[3, 0, 8, 8]])}
 
-    def restored(self, name: str, precision: Precision) -> np.ndarray:
+    def restored(self, name: str, storage: Storage) -> np.ndarray:
         """A weight as the engine holds it; rows run along the inputs of its product."""
         rows = self.WEIGHTS[name] if name == "e" else self.WEIGHTS[name].T
-        codes, scales = quantize_blocks(rows, precision.bits, precision.block_size)
-        values = dequantize_blocks(codes, scales, precision.bits, rows.shape[1])
+        codes, scales = quantize_blocks(rows, int(storage.kind[3:]), storage.options.block_size)
+        values = dequantize_blocks(codes, scales, int(storage.kind[3:]), rows.shape[1])
         return values if name == "e" else values.T
 
     @pytest.mark.parametrize("kind", ["int4", "int8"])
     @pytest.mark.parametrize(("embedding", "lm_head"), [(True, True), (False, True), (True, False), (False, False)])
     def test_products_and_embedding(self, kind: str, embedding: bool, lm_head: bool) -> None:
-        precision = Precision(kind=kind, block_size=16, compute="float32", embedding=embedding, lm_head=lm_head)  # type: ignore[arg-type]
+        storage = choose_storage(
+            kind, {"block_size": 16, "compute": "float32", "embedding": embedding, "lm_head": lm_head}
+        )
         model = make_graph(self.TEXT, self.WEIGHTS)
-        assert QuantizeWeightsPass(precision)(model).modified
+        assert QuantizeWeightsPass(storage)(model).modified
         types = op_types(model)
         assert (types["MatMulNBits"], types["MatMul"]) == (2 + lm_head, 1 - lm_head)
         assert (types["GatherBlockQuantized"], types["Gather"]) == (embedding, not embedding)
         assert types["Add"] == 1, "the bias is part of the product"
         names = {"a", "c", *(["e"] if embedding else []), *(["h"] if lm_head else [])}
-        plain = {name: self.restored(name, precision) if name in names else w for name, w in self.WEIGHTS.items()}
+        plain = {name: self.restored(name, storage) if name in names else w for name, w in self.WEIGHTS.items()}
         expected = evaluate(make_graph(self.TEXT, plain), self.IDS)[0]
         np.testing.assert_allclose(evaluate(model, self.IDS)[0], expected, atol=1e-4, rtol=0)
 
     def test_float32_changes_nothing(self) -> None:
-        assert not check_pass(QuantizeWeightsPass(Precision()), self.TEXT, self.WEIGHTS, self.IDS)[1]
+        assert not check_pass(QuantizeWeightsPass(choose_storage()), self.TEXT, self.WEIGHTS, self.IDS)[1]
 
     def test_an_embedding_that_is_no_whole_number_of_blocks_stays(self) -> None:
         model = make_graph(self.TEXT, self.WEIGHTS)
-        QuantizeWeightsPass(Precision(kind="int4", block_size=64))(model)
+        QuantizeWeightsPass(choose_storage("int4", {"block_size": 64}))(model)
         assert op_types(model)["Gather"] == 1 and op_types(model)["MatMulNBits"] == 3
 
     def test_a_tied_matrix_is_stored_once(self) -> None:
         text = """g (int64[1, T] ids, float[9, 32] e) => (float[1, T, 9] logits) <int64[1] zero = {0}> {
             x = Gather (e, ids)  r = Squeeze (x, zero)  p = Gemm <transB = 1> (r, e)  logits = Unsqueeze (p, zero) }"""
-        precision = Precision(kind="int4", compute="float32")
+        storage = choose_storage("int4", {"compute": "float32"})
         model = make_graph(text, {"e": self.WEIGHTS["e"]})
-        QuantizeWeightsPass(precision)(model)
+        QuantizeWeightsPass(storage)(model)
         assert [v.name for v in model.graph.inputs if weight_of(v) and v.uses()] == ["e.codes", "e.scales"]
-        expected = evaluate(make_graph(text, {"e": self.restored("e", precision)}), self.IDS)[0]
+        expected = evaluate(make_graph(text, {"e": self.restored("e", storage)}), self.IDS)[0]
         np.testing.assert_allclose(evaluate(model, self.IDS)[0], expected, atol=1e-4, rtol=0)
 
     def test_no_weight_is_loaded(self) -> None:
-        QuantizeWeightsPass(Precision(kind="int4"))(make_graph(self.TEXT, self.WEIGHTS, closed=True))
+        QuantizeWeightsPass(choose_storage("int4"))(make_graph(self.TEXT, self.WEIGHTS, closed=True))
 
     @pytest.mark.parametrize("kind", ["float32", "int4"])
     @pytest.mark.parametrize(("bits", "group_size"), [(2, 16), (3, 32), (4, 32), (4, 16), (8, 32)])
     def test_what_a_method_has_quantised_is_stored_as_it_is(self, bits: int, group_size: int, kind: str) -> None:
-        """`a` [32, 12] by a method, all else by the precision; its 12 rows have groups of 16 or 32 columns."""
+        """`a` [32, 12] by a method, all else by the recipe; its 12 rows have groups of 16 or 32 columns."""
         chosen = quantized(12, 32, bits=bits, group_size=group_size)
-        precision = Precision(kind=kind, block_size=16, compute="float32", embedding=False, lm_head=False)  # type: ignore[arg-type]
+        blocks = {"block_size": 16, "embedding": False, "lm_head": False} if kind == "int4" else {}
+        storage = choose_storage(kind, {"compute": "float32", **blocks})
         model = make_graph(self.TEXT, self.WEIGHTS)
         next(v for v in model.graph.inputs if v.name == "a").meta[KEY] = chosen.transposed()
-        assert QuantizeWeightsPass(precision)(model).modified
+        assert QuantizeWeightsPass(storage)(model).modified
         product = next(n for n in model.graph if n.op_type == "MatMulNBits")
         assert product.attributes.get_int("bits") == max(bits, 4)
         assert product.attributes.get_int("block_size") == group_size
         assert op_types(model)["MatMulNBits"] == (2 if kind == "int4" else 1)
         others = {"c"} if kind == "int4" else set()
-        plain = {n: self.restored(n, precision) if n in others else w for n, w in self.WEIGHTS.items()}
+        plain = {n: self.restored(n, storage) if n in others else w for n, w in self.WEIGHTS.items()}
         expected = evaluate(make_graph(self.TEXT, {**plain, "a": chosen.load().T}), self.IDS)[0]
         np.testing.assert_allclose(evaluate(model, self.IDS)[0], expected, atol=1e-4, rtol=0)
 
@@ -262,7 +265,7 @@ class TestQuantizeWeights:
     @pytest.mark.parametrize("bits", [2, 3, 4, 8])
     def test_blocks_hold_the_codes_of_any_group(self, bits: int, group_size: int, k: int, block_size: int) -> None:
         weight = quantized(5, k, bits=bits, group_size=group_size)
-        stored, size = stored_form(bits, group_size, k)
+        stored, size = block_form(bits, group_size, k)
         assert (stored, size) == (max(bits, 4), block_size)
         assert weight.quantized is not None
         codes, scales = store_codes(*weight.quantized.load(), group_size, stored, size)
@@ -281,8 +284,8 @@ class TestQuantizeWeights:
     )
     def test_two_bits_stay_two_where_the_op_is_fast(self, group_size: int, k: int, expected: tuple[int, int]) -> None:
         weight = quantized(5, k, bits=2, group_size=group_size)
-        assert stored_form(2, group_size, k, takes_two=True) == expected
-        assert stored_form(3, group_size, k, takes_two=True)[0] == 4
+        assert block_form(2, group_size, k, takes_two=True) == expected
+        assert block_form(3, group_size, k, takes_two=True)[0] == 4
         assert weight.quantized is not None
         codes, scales = store_codes(*weight.quantized.load(), group_size, *expected)
         assert codes.nbytes == -(-k // expected[1]) * expected[1] * 5 * expected[0] // 8
@@ -296,7 +299,7 @@ class TestQuantizeWeights:
         chosen = quantized(12, 32, bits=2, group_size=32)
         model = make_graph(self.TEXT, self.WEIGHTS)
         next(v for v in model.graph.inputs if v.name == "a").meta[KEY] = chosen.transposed()
-        QuantizeWeightsPass(Precision(compute=compute), for_cpu=for_cpu)(model)  # type: ignore[arg-type]
+        QuantizeWeightsPass(choose_storage("float32", {"compute": compute}), for_cpu=for_cpu)(model)
         product = next(n for n in model.graph if n.op_type == "MatMulNBits")
         assert product.attributes.get_int("bits") == bits
         expected = evaluate(make_graph(self.TEXT, {**self.WEIGHTS, "a": chosen.load().T}), self.IDS)[0]
@@ -306,7 +309,7 @@ class TestQuantizeWeights:
     @pytest.mark.parametrize(("bits", "group_size", "message"), [(4, 24, "multiple of 16"), (9, 32, "got 9 bits")])
     def test_groups_that_no_block_divides(self, bits: int, group_size: int, message: str) -> None:
         with pytest.raises(ExportError, match=message):
-            stored_form(bits, group_size, 96)
+            block_form(bits, group_size, 96)
 
     def test_a_router_that_a_method_has_quantised_is_restored(self) -> None:
         text = """g (float[1, T, 32] x, float[32, 4] r) => (float[1, T, 2] best, int64[1, T, 2] which)
@@ -314,7 +317,7 @@ class TestQuantizeWeights:
         chosen = quantized(4, 32, group_size=16)
         model = make_graph(text, {"r": self.WEIGHTS["a"][:, :4]})
         model.graph.inputs[1].meta[KEY] = chosen.transposed()
-        assert not QuantizeWeightsPass(Precision())(model).modified
+        assert not QuantizeWeightsPass(choose_storage())(model).modified
         x = random_arrays(x=(1, 3, 32))
         expected = np.sort(x["x"] @ chosen.load().T, axis=-1)[..., :1:-1]
         np.testing.assert_allclose(evaluate(model, x)[0], expected, atol=1e-4, rtol=0)

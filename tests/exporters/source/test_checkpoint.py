@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source import checkpoint as checkpoints
-from enginewright.exporters.source.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.formats.safetensors import INDEX, WEIGHTS
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
@@ -67,7 +68,10 @@ def bind(model: Path) -> dict[str, torch.Tensor]:
 
 
 ONE_FILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no weights": (lambda m: (m / WEIGHTS).unlink(), rf"{WEIGHTS}: not found; the checkpoint is incomplete"),
+    "no weights": (
+        lambda m: (m / WEIGHTS).unlink(),
+        rf"model: got no checkpoint of a known format, expected one of: safetensors \(a directory with .* {WEIGHTS}",
+    ),
     "empty weights": (lambda m: truncate(m / WEIGHTS, 0), rf"{WEIGHTS}: not a whole safetensors file"),
     "header cut off": (lambda m: truncate(m / WEIGHTS, 100), rf"{WEIGHTS}: not a whole safetensors file"),
     "data cut off": (
@@ -102,7 +106,7 @@ ONE_FILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickled weights": (
         lambda m: (m / WEIGHTS).rename(m / "pytorch_model.bin"),
-        r"pytorch_model.bin is a pickle, which can run code when read: convert it to safetensors",
+        r"no checkpoint of a known format \(pytorch_model.bin is a pickle, which can run code when read: convert it",
     ),
 }
 
@@ -260,11 +264,11 @@ def test_a_tensor_that_is_not_finite(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/no/such/directory", "got no directory, expected a checkpoint directory or a hub id like owner/name"),
-        ("./model", "got no directory"),
-        ("nonesuch", "got no directory"),
-        ("a/b/c", "got no directory"),
-        ("", "got no directory|config.json: not found"),
+        ("/no/such/directory", "got no file or directory, expected a checkpoint or a hub id like owner/name"),
+        ("./model", "got no file or directory"),
+        ("nonesuch", "got no file or directory"),
+        ("a/b/c", "got no file or directory"),
+        ("", "got no checkpoint of a known format"),
     ],
 )
 def test_what_is_no_place_never_asks_the_hub(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +278,7 @@ def test_what_is_no_place_never_asks_the_hub(name: str, message: str, monkeypatc
 
 
 def test_a_file_is_no_checkpoint(model: Path) -> None:
-    with pytest.raises(ExportError, match="got no directory"):
+    with pytest.raises(ExportError, match=r"model.safetensors: got no checkpoint of a known format, expected one of"):
         open_checkpoint(str(model / WEIGHTS))
 
 
@@ -287,7 +291,7 @@ def test_a_hub_out_of_reach(error: Exception, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(
-        ExportError, match=r"owner/name: no such directory, and the hub did not provide it \(no route\)"
+        ExportError, match=r"owner/name: no such file or directory, and the hub did not provide it \(no route\)"
     ):
         open_checkpoint("owner/name")
 

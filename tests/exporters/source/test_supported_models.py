@@ -98,7 +98,8 @@ def test_remote_code_beside_a_known_family_is_not_run() -> None:
 def test_a_refused_build_writes_nothing(family: str, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": family}))  # and no weights: they are never looked at
+    (model / "config.json").write_text(json.dumps({"model_type": family}))
+    (model / "model.safetensors").touch()  # no whole file, which is never looked at
     with pytest.raises(UnsupportedError, match=family):
         build(str(model), tmp_path / "engine", Recipe(), "onnxruntime")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

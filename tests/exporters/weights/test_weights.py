@@ -13,7 +13,7 @@ from enginewright.exporters.passes.pipeline import attach_weights, rewrite
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.weights.graph_weights import add_weight, to_initializers, weight_of
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.exporters.weights.weight import Weight, concatenate
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.families import make_model
@@ -80,7 +80,7 @@ def test_rewriting_loads_no_weight(family: str) -> None:
     parameters = captured.skeleton.model.named_parameters(remove_duplicate=False)
     attach_weights(captured, {name: make_weight(np.empty(tuple(p.shape)), closed=True) for name, p in parameters})
     rewrite(captured.model)
-    QuantizeWeightsPass(Precision(kind="int4"))(captured.model)
+    QuantizeWeightsPass(choose_storage("int4"))(captured.model)
     to_initializers(captured.model.graph)
     assert any(node.op_type == "MatMulNBits" for node in captured.model.graph)
     left = [node for node in captured.model.graph if node.op_type in ("MatMul", "Gemm")]
@@ -102,18 +102,38 @@ def test_a_quantised_weight_restores_its_codes() -> None:
     codes, scales = weight.quantized.load()
     np.testing.assert_array_equal(weight.load(), codes * np.repeat(scales, 2, axis=1))
     turned = weight.transposed()
-    assert turned.shape == (6, 3) and turned.form == (4, 2, 0) and turned.transposed().form == weight.form
+    assert turned.shape == (6, 3) and turned.form == (4, 2, 0, "") and turned.transposed().form == weight.form
     np.testing.assert_array_equal(turned.load(), weight.load().T)
 
 
-def test_quantised_weights_are_joined_along_their_outputs() -> None:
-    parts = [quantized(3, 6), quantized(2, 6, seed=1)]
+@pytest.mark.parametrize("offset", ["zero_points", "minima"])
+def test_an_offset_is_part_of_the_values(offset: str) -> None:
+    weight = quantized(3, 6, offset=offset)
+    assert weight.quantized is not None and weight.quantized.offset == offset
+    codes, scales = weight.quantized.load()
+    zeros = weight.quantized.zero_points() if weight.quantized.zero_points is not None else np.zeros_like(scales)
+    minima = weight.quantized.minima() if weight.quantized.minima is not None else np.zeros_like(scales)
+    steps, zeros, minima = (np.repeat(x, 2, axis=1) for x in (scales, zeros, minima))
+    np.testing.assert_array_equal(weight.load(), (codes - zeros.astype(np.float32)) * steps + minima)
+
+
+@pytest.mark.parametrize("offset", ["", "zero_points", "minima"])
+def test_quantised_weights_are_joined_along_their_outputs(offset: str) -> None:
+    parts = [quantized(3, 6, offset=offset), quantized(2, 6, seed=1, offset=offset)]
     whole = concatenate([part.transposed() for part in parts], axis=1)
-    assert whole.shape == (6, 5) and whole.form == (4, 2, 0)
+    assert whole.shape == (6, 5) and whole.form == (4, 2, 0, offset)
     np.testing.assert_array_equal(whole.load(), np.concatenate([part.load() for part in parts]).T)
 
 
-@pytest.mark.parametrize("other", [quantized(3, 6, bits=3), quantized(3, 6, group_size=3), make_weight(W["a"])])
+@pytest.mark.parametrize(
+    "other",
+    [
+        quantized(3, 6, bits=3),
+        quantized(3, 6, group_size=3),
+        quantized(3, 6, offset="minima"),
+        make_weight(W["a"]),
+    ],
+)
 def test_weights_quantised_in_different_ways_are_not_joined(other: Weight) -> None:
     with pytest.raises(ExportError, match="different ways"):
         concatenate([quantized(3, 6), other], axis=0)

@@ -32,7 +32,11 @@ BAD = {
     r"tiles: got shape \[9, 32766\], expected \[N, tile_bytes\] = \[any, 32768\]": replaced(
         "tiles", lambda x: x[:, :-2]
     ),
-    r"kv_lens: got shape \[2, 1, 2\], expected \[L, B, Hkv\] = \[any, 2, 2\]": replaced("kv_lens", lambda x: x[:, :1]),
+    r"kv_lens: got shape \[2, 1, 2\], expected \[L, B, H\] = \[any, 2, any\]": replaced("kv_lens", lambda x: x[:, :1]),
+    r"kv_lens: got H = 1, expected at least the key's 2 heads": replaced("kv_lens", lambda x: x[:, :, :1]),
+    r"tile_table: got shape \[2, 2, 1, 3\], expected \[L, B, H, M\] = \[2, 2, 2, any\]": replaced(
+        "tile_table", lambda x: x[:, :, :1]
+    ),
     r"tile_table: got shape \[1, 2, 2, 3\]": replaced("tile_table", lambda x: x[:1]),
     r"layer: got 1, expected below L = 1": lambda arrays: [
         replaced(name, lambda x: x[:1])(arrays) for name in ("kv_lens", "tile_table")

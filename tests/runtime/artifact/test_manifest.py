@@ -20,6 +20,8 @@ from enginewright.runtime.artifact.manifest import (
     BuiltGraph,
     Cache,
     CacheLayer,
+    Condition,
+    ConditionTensor,
     Graph,
     Limits,
     Manifest,
@@ -32,7 +34,12 @@ from enginewright.runtime.errors import ArtifactError
 def write_engine(root: Path, content: bytes = b"graph") -> Manifest:
     """An engine directory of a graph, an engine and a tokenizer that hold bytes without meaning."""
     files = {}
-    for name, data in {"graphs/g.onnx": content, "engines/g.ort.onnx": b"engine", "tokenizer/t.json": b"{}"}.items():
+    for name, data in {
+        "graphs/g.onnx": content,
+        "engines/g.ort.onnx": b"engine",
+        "conditions/calm.npz": b"values",
+        "tokenizer/t.json": b"{}",
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
         files[name] = directory.describe_file(root, root / name)
@@ -57,6 +64,14 @@ def write_engine(root: Path, content: bytes = b"graph") -> Manifest:
         ),
         graphs={"g": graph},
         weights={"kind": "int4", "block_size": 32},
+        conditions={
+            "steer": Condition(
+                capacity=2,
+                scaled=True,
+                tensors={"vector": ConditionTensor(dtype="float32", shape=(4,))},
+                entries={"calm": files["conditions/calm.npz"]},
+            )
+        },
         applied=({"name": "lora", "path": "p", "weight": 0.5},),
         tokenizer=(files["tokenizer/t.json"],),
     )
@@ -90,7 +105,17 @@ class TestLoad:
         written = write_engine(tmp_path)
         assert directory.load(tmp_path) == written
         assert (tmp_path / directory.MANIFEST).stat().st_mode & 0o777 == 0o644
-        assert [file.path for file in written.files()] == ["graphs/g.onnx", "engines/g.ort.onnx", "tokenizer/t.json"]
+        assert [file.path for file in written.files()] == [
+            "graphs/g.onnx",
+            "engines/g.ort.onnx",
+            "conditions/calm.npz",
+            "tokenizer/t.json",
+        ]
+
+    def test_tokens_per_row(self, tmp_path: Path) -> None:
+        written = write_engine(tmp_path)
+        assert written.tokens_per_row == 1
+        assert dataclasses.replace(written, decoding={"kind": "multi_token", "k": 3}).tokens_per_row == 3
 
     def test_directory_without_a_manifest(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"got no manifest.json.*enginewright build"):
@@ -127,6 +152,34 @@ class TestLoad:
             (lambda raw: raw["model"].update(vocab_size="7"), "manifest.json.model.vocab_size: got '7', expected int"),
             (lambda raw: raw["cache"]["layers"][0].pop("key_dim"), r"cache.layers\[0\]: key 'key_dim' is missing"),
             (lambda raw: raw["graphs"]["g"].update(inputs=3), "graphs.g.inputs: got 3"),
+            (
+                lambda raw: raw["conditions"]["steer"].update(per="layer"),
+                "conditions.steer.per: got 'layer', expected one",
+            ),
+            (
+                lambda raw: raw["conditions"].update({"a.b": raw["conditions"]["steer"]}),
+                "manifest.json.conditions: got the name 'a.b', expected letters, digits, _ and - alone; build the engine",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"]["tensors"].update({"": {"dtype": "float32", "shape": []}}),
+                "conditions.steer.tensors: got the name '', expected letters",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"].update(capacity=0),
+                "conditions.steer.capacity: got 0, expected at least 1; build the engine again",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"]["tensors"].update(scale={"dtype": "float32", "shape": []}),
+                "conditions.steer.tensors: got vector, scale, expected one or more, none of them called index or scale",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"]["tensors"]["vector"].update(dtype="bfloat16"),
+                "conditions.steer.tensors.vector.dtype: got 'bfloat16', expected one of float32, float16",
+            ),
+            (
+                lambda raw: raw["conditions"]["steer"]["tensors"]["vector"].update(shape=[0]),
+                r"conditions.steer.tensors.vector.shape: got \[0\], expected sizes of at least 1",
+            ),
         ],
     )
     def test_wrong_keys_are_named(self, engine: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:

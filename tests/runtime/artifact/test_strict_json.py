@@ -78,3 +78,25 @@ def test_errors_name_the_place(raw: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse(Tree, raw, "tree")
     assert str(caught.value).startswith(message)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A class with a check of its own, which names the field alone."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size: got {self.size}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Holder:
+    parts: tuple[Checked, ...]
+
+
+def test_checks_of_a_class_name_the_place_too() -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(Holder, {"parts": [{"size": 1}, {"size": -1}]}, "holder")
+    assert str(caught.value) == "holder.parts[1].size: got -1, expected 0 or more"

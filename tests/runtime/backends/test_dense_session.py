@@ -46,7 +46,7 @@ class HistoryGraph:
             self.logits[call.at + n] = self.greedy[call.at + n]
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:
-        return Outputs(self.logits[:rows], self.greedy[:rows])
+        return Outputs(self.logits[:rows], self.greedy[:rows], {"twice": 2 * self.greedy[:rows]})
 
 
 def signature(tokens: NDArray[np.int64]) -> int:
@@ -79,6 +79,7 @@ def serve(longest: int, steps: list[dict[int, list[int]]], order: list[int] | No
         expected = [signature(np.array(history[seen[s][0]][: seen[s][1]])) for s in step.sample_rows.tolist()]
         assert outputs.greedy.tolist() == expected
         assert (outputs.logits == np.array(expected, np.float32)[:, None]).all()
+        assert outputs.extra["twice"].tolist() == [2 * token for token in expected]
         tables.advance(np.array([len(new.get(row, [])) for row in range(ROWS)]))
     return graph
 

@@ -67,7 +67,7 @@ def test_preemption_changes_nothing(case: str) -> None:
     llm = make_llm(rows=3, cache_tokens=52, windows=windows, encoding=encoding, eos=())
     coming = [Arrival(prompt=text, new=30) for text in _texts(9, 13, 6)]
     lengths: list[int] = []
-    watch(llm, lambda scheduler, _: lengths.extend(request.length for request in scheduler.waiting))
+    watch(llm, lambda scheduler, _: lengths.extend(entry.request.length for entry in scheduler.waiting))
     check_outputs(serve(llm, coming), coming, windows, encoding)
     assert any(windows) or max(lengths) > 13, "one had begun, and had to wait"
     check_tiles(llm)
@@ -93,9 +93,9 @@ def test_a_prompt_is_cut_alike_whatever_else_runs(others: list[Arrival], at: int
     pieces: dict[object, list[tuple[int, int]]] = {}
 
     def look(scheduler: Scheduler, step: Step) -> None:
-        for request in scheduler.running:
-            if count := int(step.new_tokens[request.row]):
-                pieces.setdefault(request, []).append((int(scheduler.tables.held[request.row]), count))
+        for entry in scheduler.running:
+            if count := int(np.diff(step.packed.query_starts)[entry.row]):
+                pieces.setdefault(entry.request, []).append((int(scheduler.tables.held[entry.row]), count))
 
     watch(llm, look)
     coming = [Arrival(prompt=text, at=at, new=5), *others]

@@ -152,7 +152,7 @@ def test_preempted_requests_find_what_they_had_computed(case: str) -> None:
     returned: set[int] = set()
 
     def look(scheduler: Scheduler, _: Step) -> None:
-        held = [(request, int(scheduler.tables.held[request.row])) for request in scheduler.running]
+        held = [(entry.request, int(scheduler.tables.held[entry.row])) for entry in scheduler.running]
         returned.update(tokens for request, tokens in held if tokens < 17 < request.length)
 
     watch(llm, look)
@@ -254,16 +254,16 @@ def test_a_row_is_admitted_when_what_it_does_not_share_finds_tiles() -> None:
     tiles = plan_tiles(cache, **sizes, cache_tokens=40)
     tables = TileTables(cache, Capacity(**sizes, logit_rows=4, tiles=tiles, span=SPAN))
     keys, share = span_keys(np.array(A[:17]), SPAN), np.array([17, 0, 0])
-    assert tables.admit(0, keys, share) == 0
+    assert tables.admit(0, keys, share, 17) == 0
     assert tables.grow(share)
     tables.advance(share)
     assert tables.publish(0, keys[0]) and tables.publish(0, keys[1]) and not tables.publish(0, keys[1])
-    assert tables.admit(1, keys, np.array([17, 37, 0])) is None and tables.held[1] == 0
-    assert tables.admit(1, keys, np.array([17, 36, 0])) == tables.held[1] == 16
+    assert tables.admit(1, keys, np.array([17, 37, 0]), 17) is None and tables.held[1] == 0
+    assert tables.admit(1, keys, np.array([17, 36, 0]), 17) == tables.held[1] == 16
     tables.release(1)
     tables.release(0)
-    assert tables.admit(2, keys, np.array([0, 0, 41])) is None and tables.held[2] == 0
-    assert tables.admit(2, keys, np.array([0, 0, 40])) == tables.held[2] == 16
+    assert tables.admit(2, keys, np.array([0, 0, 41]), 17) is None and tables.held[2] == 0
+    assert tables.admit(2, keys, np.array([0, 0, 40]), 17) == tables.held[2] == 16
     assert tables.tile_table[0, 2, :, :4].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 

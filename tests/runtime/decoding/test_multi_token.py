@@ -12,9 +12,10 @@ import pytest
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.multi_token import MultiToken
-from enginewright.runtime.decoding.registry import open_decoder
+from enginewright.runtime.decoding.kinds.multi_token import COUNTS, KIND, TOKENS, GuessedRows, MultiToken
+from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.completion import Completion
@@ -74,7 +75,7 @@ class GuessingSession(ToySession):
             guesses = self.guess(self.brought[row][: int(step.position_ids[token]) + 1])
             drafts[i, : 1 + len(guesses)] = [outputs.greedy[i], *guesses]
             counts[i] = 1 + len(guesses)
-        return replace(outputs, drafts=drafts, draft_counts=counts)
+        return replace(outputs, extra={TOKENS: drafts, COUNTS: counts})
 
 
 def guessing(
@@ -114,7 +115,8 @@ def guessing(
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
     session = GuessingSession(cache, tables, capacity, guess)
-    engine = StepLoop(Scheduler(tables, capacity), session, MultiToken(WIDTH, verify=verify))
+    decoder = MultiToken(Pieces(chunk=chunk, tile_tokens=cache.tile_tokens), verify=verify)
+    engine = StepLoop(Scheduler(tables, capacity, decoder), session)
     return LLM(manifest, None, engine, capacity, tables.longest)
 
 
@@ -241,8 +243,10 @@ def test_traffic_gets_what_plain_decoding_gives(cache_tokens: int | None, seed: 
 
     def look(scheduler: Scheduler, step: Step) -> None:
         nonlocal preempted
-        preempted |= any(isinstance(r, Generation) and bool(r.generated) for r in scheduler.waiting)
-        if not step.new_tokens.flags.writeable:  # a layout's
+        preempted |= any(
+            isinstance(each.request, Generation) and bool(each.request.generated) for each in scheduler.waiting
+        )
+        if isinstance(step.takes, GuessedRows):
             lengths.add(len(step.packed.input_ids))
 
     with guessing(mixed, verify=True, cache_tokens=cache_tokens) as llm, make_llm() as alone:
@@ -306,7 +310,39 @@ def test_verified_steps_over_encoded_tiles_give_what_plain_decoding_gives(cache_
 
 @pytest.mark.parametrize("settings", [{}, {"k": 1}, {"k": "3"}, {"k": 3, "verify": 1}])
 def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
-    manifest = guessing(right, verify=True).manifest
     with pytest.raises(ArtifactError, match=r"decoding: got k .*build the engine again"):
-        open_decoder(replace(manifest, decoding={"kind": "multi_token", **settings}))
-    assert open_decoder(replace(manifest, decoding={"kind": "multi_token", "k": 3})).width == 3
+        KIND.width({"kind": "multi_token", **settings})
+    assert KIND.width({"kind": "multi_token", "k": 3}) == 3
+
+
+def test_a_graph_without_the_heads_outputs_is_refused_with_both_sides_named() -> None:
+    manifest = guessing(right, verify=True).manifest
+    with pytest.raises(
+        ArtifactError, match=r"'multi_token' reads the outputs clp_tokens, clp_counts, and the decoder graph"
+    ):
+        find_kind(replace(manifest, decoding={"kind": "multi_token", "k": 3}))
+    with pytest.raises(
+        ArtifactError, match=r"decoding.kind: got 'unheard', expected one of autoregressive, multi_token"
+    ):
+        find_kind(replace(manifest, decoding={"kind": "unheard"}))
+
+
+def test_drafts_are_judged_through_the_processors_of_a_request() -> None:
+    """Penalties make some drafts wrong; the tokens are those of plain decoding, and most drafts still save steps."""
+    asked = prompts(6, 8)
+    samplings = [
+        Sampling(max_tokens=24, ignore_eos=True, **options)
+        for options in (
+            {"repetition_penalty": 1.3},
+            {"presence_penalty": 2.0, "frequency_penalty": 0.5},
+            {"logit_bias": {7: 3.0}},
+            {},
+        )
+        for _ in range(2)
+    ]
+    with guessing(right, verify=True) as llm:
+        steps = steps_of(llm)
+        got = llm.generate(asked, samplings)
+    assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, samplings)]
+    assert all(c.guessed_tokens for c in got) and sum(c.agreed_tokens for c in got) > 80
+    assert len(steps) < 2 * 24

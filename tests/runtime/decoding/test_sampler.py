@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime.backends.session import Outputs
+from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose_tokens
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.random_stream import Draws
@@ -29,8 +30,9 @@ class Row:
         self.is_plain_greedy = self.sampling.is_plain_greedy
         self.draws = Draws(self.sampling.seed or 0)
         self.tokens = np.array([*self.prompt, *self.generated], np.int64)
-        self.prompt_tokens = len(self.prompt)
         self.length = len(self.tokens)
+        self.processors = open_processors(self.sampling, np.array(self.prompt, np.int64), 0)
+        self.processor_error: Exception | None = None
 
 
 def reference_probabilities(logits: np.ndarray, row: Row) -> np.ndarray:

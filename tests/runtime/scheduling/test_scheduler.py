@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.request import Generation
 from enginewright.runtime.requests.sampling import Sampling
-from tests.support.runtime.simulated_requests import Kept
+from tests.support.runtime.simulated_requests import Kept, program_of
 from tests.support.runtime.toy_model import greedy, make_llm, reference_logits
 from tests.support.runtime.toy_session import VOCAB
 
@@ -31,7 +31,7 @@ def _check_idle(llm: LLM, free: tuple[int, ...]) -> None:
     assert llm.loop.scheduler.is_idle
     state = llm.loop.scheduler.snapshot()
     assert state.free_tiles == free and state.waiting == state.running == 0 and state.rows_in_use == ()
-    assert not state.held.any() and not state.known.any() and not state.drafts.any()
+    assert not state.held.any() and not state.known.any()
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24)
@@ -72,7 +72,7 @@ def test_random_arrivals_match_the_model_without_a_cache(
     while time < 21 or not scheduler.is_idle:
         for request, each in zip(requests, arrivals, strict=True):
             if each["at"] == time:
-                scheduler.submit(request)
+                scheduler.submit(program_of(llm, request))
             if each["cancel"] == time and time > each["at"] and not request.done.is_set():
                 scheduler.remove(request)
                 request.cancel()
@@ -107,13 +107,13 @@ def test_a_step_mixes_decoding_rows_with_chunks_and_keeps_the_budget() -> None:
     llm = make_llm(rows=4, step_tokens=6, eos=())
     scheduler = llm.loop.scheduler
     first = _request(llm, [5], Sampling(max_tokens=20))
-    scheduler.submit(first)
+    scheduler.submit(program_of(llm, first))
     llm.loop.step()
     for length in (11, 3):
-        scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
+        scheduler.submit(program_of(llm, _request(llm, range(length), Sampling(max_tokens=2))))
     shares = []
     while not scheduler.is_idle:
-        shares.append([int(n) for n in llm.loop.step()[0].new_tokens])
+        shares.append(np.diff(llm.loop.step()[0].packed.query_starts).tolist())
     assert shares[:3] == [[1, 5, 0, 0], [1, 5, 0, 0], [1, 1, 3, 0]]
     assert all(sum(share) <= 6 for share in shares)
     assert first.generated == greedy([5], 20)
@@ -124,12 +124,12 @@ def test_the_newest_request_is_preempted_and_its_stream_continues() -> None:
     llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
     requests = [_request(llm, [i + 1] * 8, sampling) for i in range(3)]
     for request in requests:
-        llm.loop.scheduler.submit(request)
+        llm.loop.scheduler.submit(program_of(llm, request))
     most, waited = 0, set()
     while not llm.loop.scheduler.is_idle:
         llm.loop.step()
         most = max(most, len(llm.loop.scheduler.running))
-        waited |= {requests.index(r) for r in llm.loop.scheduler.waiting if r.length > 8}
+        waited |= {requests.index(each.request) for each in llm.loop.scheduler.waiting if each.request.length > 8}
     assert most == 3 and waited == {1, 2}, "the oldest never waits"
     solo = make_llm(rows=1, windows=(0, 0, 0, 0), eos=())
     for i, request in enumerate(requests):
@@ -141,7 +141,7 @@ def test_preempted_requests_come_back_before_newer_ones() -> None:
     llm = make_llm(rows=3, cache_tokens=48, windows=(0, 0, 0, 0), eos=())
     requests = [_request(llm, [i + 1] * 8, Sampling(max_tokens=20)) for i in range(5)]
     for request in requests:
-        llm.loop.scheduler.submit(request)
+        llm.loop.scheduler.submit(program_of(llm, request))
     while not llm.loop.scheduler.is_idle:
         llm.loop.step()
         live = [requests.index(request) for request in llm.loop.scheduler.live()]
@@ -152,8 +152,8 @@ def test_preempted_requests_come_back_before_newer_ones() -> None:
 def test_a_row_without_ready_tokens_still_runs() -> None:
     llm = make_llm(rows=1, step_tokens=4, eos=())
     request = _request(llm, range(10), Sampling(max_tokens=1))
-    llm.loop.scheduler.submit(request)
-    assert [len(llm.loop.step()[0].sampled) for _ in range(3)] == [0, 0, 1]
+    llm.loop.scheduler.submit(program_of(llm, request))
+    assert [len(llm.loop.step()[1].requests) for _ in range(3)] == [0, 0, 1]
     assert request.generated == greedy(range(10), 1)
 
 
@@ -162,7 +162,7 @@ def test_first_come_first_served(rows: int) -> None:
     llm = make_llm(rows=rows, eos=())
     requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(7)]
     for request in requests:
-        llm.loop.scheduler.submit(request)
+        llm.loop.scheduler.submit(program_of(llm, request))
     ended: list[int] = []
     while not llm.loop.scheduler.is_idle:
         llm.loop.step()
@@ -176,7 +176,7 @@ def test_lower_numbers_run_first_and_equals_in_order_of_arrival() -> None:
     requests = [_request(llm, [i + 1], Sampling(max_tokens=3)) for i in range(6)]
     for request, priority in zip(requests, priorities, strict=True):
         request.priority = priority
-        llm.loop.scheduler.submit(request)
+        llm.loop.scheduler.submit(program_of(llm, request))
         if request is requests[0]:
             llm.loop.step()  # it runs, and stays
     ended: list[int] = []
@@ -192,7 +192,7 @@ def test_cache_use_counts_what_requests_hold() -> None:
     scheduler = llm.loop.scheduler
     assert scheduler.snapshot().cache_use == 0
     request = _request(llm, range(32), Sampling(max_tokens=2))
-    scheduler.submit(request)
+    scheduler.submit(program_of(llm, request))
     llm.loop.step()
     assert scheduler.snapshot().cache_use == pytest.approx(16 / 128), "16 of the tokens of two rows of 64"
     while not scheduler.is_idle:
@@ -204,14 +204,14 @@ def test_a_snapshot_counts_rows_and_tokens_and_stays_as_it_is() -> None:
     llm = make_llm(rows=3, step_tokens=8, eos=())
     scheduler = llm.loop.scheduler
     for length in (4, 12, 2, 5):
-        scheduler.submit(_request(llm, range(length), Sampling(max_tokens=2)))
+        scheduler.submit(program_of(llm, _request(llm, range(length), Sampling(max_tokens=2))))
     before = scheduler.snapshot()
     assert before.waiting == 4 and before.running == 0 and before.rows_in_use == ()
     llm.loop.step()
     after = scheduler.snapshot()
     assert after.waiting == 1 and after.running == 3 and after.rows_in_use == (0, 1, 2)
     assert after.known.tolist() == [5, 12, 2], "the first prompt is read, and its first token decided"
-    assert after.held.tolist() == [4, 4, 0] and not after.drafts.any()
+    assert after.held.tolist() == [4, 4, 0]
     assert not before.known.any() and not before.held.any()
 
 

@@ -35,15 +35,24 @@ def make_weight(array: np.ndarray, *, closed: bool = False) -> Weight:
     return Weight(shape=array.shape, dtype=ir.DataType.FLOAT, load=load)
 
 
-def quantized(rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0) -> Weight:
-    """A weight [rows, columns] of random codes and scales."""
+def quantized(
+    rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0, *, offset: str = ""
+) -> Weight:
+    """A weight [rows, columns] of random codes and scales; offset: "zero_points" or "minima", or none."""
     rng = np.random.default_rng(seed)
     half = 1 << (bits - 1)
     codes = rng.integers(-half, half, (rows, columns)).astype(np.int8)
     scales = rng.random((rows, columns // group_size), np.float32)
-    return quantized_weight(
-        (rows, columns), QuantizedRows(bits=bits, group_size=group_size, load=lambda: (codes.copy(), scales.copy()))
+    zero_points = rng.integers(-half, half, scales.shape).astype(np.int8)
+    minima = rng.standard_normal(scales.shape).astype(np.float32)
+    found = QuantizedRows(
+        bits=bits,
+        group_size=group_size,
+        load=lambda: (codes.copy(), scales.copy()),
+        zero_points=(lambda: zero_points.copy()) if offset == "zero_points" else None,
+        minima=(lambda: minima.copy()) if offset == "minima" else None,
     )
+    return quantized_weight((rows, columns), found)
 
 
 def evaluate(model: ir.Model, feeds: Arrays) -> list[np.ndarray]:

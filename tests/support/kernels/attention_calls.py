@@ -6,14 +6,20 @@ compared.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from enginewright.plugins.libraries.cuda_calls import Attention, KVarNAttention, PagedAttention
+from enginewright.plugins.libraries.cuda_calls import CallStructure, structure_of
+from enginewright.plugins.ops.attention_ports import ATTENTION_FIELDS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION_CALL
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION_CALL
 from tests.support.kernels.device import TYPES, Buffer, Device, download, from_bits, rounded, run, to_bits
+
+Attention = structure_of(ATTENTION_FIELDS)
+KVarNAttention = structure_of(KVARN_ATTENTION_CALL)
+PagedAttention = structure_of(PAGED_ATTENTION_CALL)
 
 Arrays = dict[str, np.ndarray]
 ACTIVATIONS = ("query", "key", "value")
@@ -45,6 +51,7 @@ class _Call:
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
+            table_heads=arrays["kv_lens"].shape[-1],
             table_width=arrays["tile_table"].shape[-1],
             window=attributes.get("window", 0),
             softcap=attributes.get("softcap", 0.0),
@@ -66,7 +73,7 @@ class _Call:
         layers = buffer.shape[-inner - 1]
         return int(buffer.address + (index * layers + self.attributes["layer"]) * size)
 
-    def finish(self, call: ctypes.Structure, *caches: str) -> list[np.ndarray]:
+    def finish(self, call: CallStructure, *caches: str) -> list[np.ndarray]:
         """Runs it; float32 output, then the caches."""
         run(self.device, call)
         written: list[Buffer] = [self.buffers[name] for name in caches]

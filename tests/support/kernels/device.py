@@ -5,12 +5,12 @@ On a GPU torch owns the memory; torch is imported only there.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, Protocol
 
 import numpy as np
 
 from enginewright.plugins.libraries.cuda import BFLOAT16, HALF, CudaLibrary
+from enginewright.plugins.libraries.cuda_calls import CallStructure
 
 GUARD_BYTES = 4096
 POISON = 0xFF  # halves and floats of these bytes are NaN
@@ -55,7 +55,7 @@ def download(device: Device, buffer: Buffer) -> np.ndarray:
     return found[: buffer.nbytes].copy().view(buffer.dtype).reshape(buffer.shape)
 
 
-def run(device: Device, call: ctypes.Structure) -> None:
+def run(device: Device, call: CallStructure) -> None:
     """Start `call` with a workspace of the size that it needs, full of NaNs, and wait for it."""
     needed = device.library.workspace_bytes(call)
     workspace = device.upload(np.full(needed, POISON, np.uint8))

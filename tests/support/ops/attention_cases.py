@@ -22,6 +22,7 @@ CASES = (
     Case(name="no_rows", rows=()),
     Case(name="verify_draft", rows=((1000, 5), (126, 4))),
     Case(name="lens_per_head", rows=((900, 1), (300, 40), (20, 3)), held_skew=77, query_heads=6, kv_heads=3),
+    Case(name="fewer_heads_than_other_layers", rows=((900, 1), (0, 40), (130, 3)), other_heads=3, held_skew=77),
     *(
         Case(name=f"dim_{dim}_{value_dim}", rows=((130, 1), (17, 19)), dim=dim, value_dim=value_dim, kv_bits=bits)
         for dim, value_dim, bits in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,12 +13,24 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS, tile_bytes
 Arrays = dict[str, np.ndarray]
 
 
+class Tables(Protocol):
+    """The sizes of a case's tables."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def other_heads(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One call.
 
     rows: (tokens held, new tokens) of each row.
     held_skew: KV head h holds h * held_skew tokens less.
+    other_heads: heads that the tables have for other layers, after those of this one.
     """
 
     name: str
@@ -32,6 +44,7 @@ class Case:
     sinks: bool = False
     kv_bits: int = 16
     held_skew: int = 0
+    other_heads: int = 0
     layers: int = 2
     layer: int = 1
     magnitude: float = 1.0
@@ -79,18 +92,19 @@ def make_inputs(case: Case, seed: int = 0) -> Arrays:
         "value": normal(tokens, case.kv_heads, case.value_dim),
         "tiles": make_pool(case, rng, count, table, held[0]),
         "query_starts": np.cumsum([0, *(n for _, n in case.rows)]).astype(np.int32),
-        "kv_lens": at_layer(case.layers, case.layer, held[0].astype(np.int32), 7),
-        "tile_table": at_layer(case.layers, case.layer, table, -1),
+        "kv_lens": at_layer(case, held[0].astype(np.int32), 7),
+        "tile_table": at_layer(case, table, -1),
     }
     if case.sinks:
         arrays["sinks"] = normal(case.query_heads)
     return arrays
 
 
-def at_layer(layers: int, layer: int, array: np.ndarray, other: int) -> np.ndarray:
-    """Stacks layers around one, filled with `other`: reading the wrong one is an error."""
-    stacked = np.full((layers, *array.shape), other, array.dtype)
-    stacked[layer] = array
+def at_layer(case: Tables, array: np.ndarray, other: int) -> np.ndarray:
+    """Stacks layers around one [rows, heads, ...], and heads after its own, filled with `other`: reading them is an error."""
+    rows, heads, *inner = array.shape
+    stacked = np.full((case.layers, rows, heads + case.other_heads, *inner), other, array.dtype)
+    stacked[case.layer, :, :heads] = array
     return stacked
 
 

@@ -29,6 +29,12 @@ CASES = (
     ),
     Case(name="late_and_draft", rows=(Row(512, 60, 60, 1), Row(511, 70, 70, 0)), exact_tiles=4),
     Case(name="lens_per_head", rows=(Row(900, 1), Row(300, 40), Row(20, 3)), held_skew=77, query_heads=6, kv_heads=3),
+    Case(
+        name="fewer_heads_than_other_layers",
+        rows=(Row(900, 1), Row(0, 140), Row(300, 3), Row(380, 9)),
+        other_heads=3,
+        held_skew=77,
+    ),
     *(
         Case(name=f"bits_{k}_{v}", rows=(Row(520, 1), Row(200, 60), Row(600, 9)), k_bits=k, v_bits=v)
         for k in (2, 4, 8)

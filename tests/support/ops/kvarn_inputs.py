@@ -37,6 +37,7 @@ class Case:
     """One call.
 
     held_skew: KV head h holds h * held_skew tokens less.
+    other_heads: heads that the tables have for other layers, after those of this one.
     exact_tiles: F, the number of exact tiles in a slot.
     """
 
@@ -55,6 +56,7 @@ class Case:
     rotate_values: int = 1
     exact_tiles: int = 2
     held_skew: int = 0
+    other_heads: int = 0
     layers: int = 2
     layer: int = 1
     magnitude: float = 1.0
@@ -102,10 +104,10 @@ def make_inputs(case: Case, seed: int = 0) -> Arrays:
         "tiles": np.stack([random_record(case, rng) for _ in range(count)]),
         "exact": make_exact(case, rng, lens, slots),
         "query_starts": np.cumsum([0, *(row.new for row in case.rows)]).astype(np.int32),
-        "kv_lens": at_layer(case.layers, case.layer, lens[..., 0], 7),
-        "tile_table": at_layer(case.layers, case.layer, table, -1),
+        "kv_lens": at_layer(case, lens[..., 0], 7),
+        "tile_table": at_layer(case, table, -1),
         "slots": slots,
-        "encoded_lens": np.stack([at_layer(case.layers, case.layer, lens[..., i], 3) for i in (2, 3)]),
+        "encoded_lens": np.stack([at_layer(case, lens[..., i], 3) for i in (2, 3)]),
     }
     if case.sinks:
         arrays["sinks"] = normal(case.query_heads)

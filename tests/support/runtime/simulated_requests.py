@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.program import Program
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.request import Generation, Scoring
 from enginewright.runtime.requests.sampling import Sampling
@@ -45,6 +46,12 @@ class Kept(Scoring):
         self.logits[position : position + len(logits)] = logits
 
 
+def program_of(llm: LLM, request: Generation | Scoring) -> Program:
+    """The program that the LLM would submit for the request."""
+    decoder = llm.loop.scheduler.decoder
+    return decoder.start(request) if isinstance(request, Generation) else decoder.score(request)
+
+
 def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
     """Run until all requests have ended, and return them."""
     scheduler = llm.loop.scheduler
@@ -61,7 +68,7 @@ def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
     while time <= last or not scheduler.is_idle:
         for request, each in zip(requests, arrivals, strict=True):
             if each.at == time:
-                scheduler.submit(request)
+                scheduler.submit(program_of(llm, request))
             if each.cancel == time > each.at and not request.done.is_set():
                 scheduler.remove(request)
                 request.cancel()

@@ -22,10 +22,10 @@ HEADS, KV_HEADS, HEAD_DIM, BITS = 4, 2, 16, 8
 TYPES = {"int64": T.INT64, "int32": T.INT32, "int8": T.INT8, "float32": T.FLOAT, "float16": T.FLOAT16}
 
 
-def _cache_layer(window: int, encoded: bool) -> CacheLayer:
+def _cache_layer(window: int, encoded: bool, kv_heads: int) -> CacheLayer:
     size = kvarn_tile_bytes(HEAD_DIM, BITS, BITS) if encoded else tile_bytes(HEAD_DIM, HEAD_DIM, 16)
     return CacheLayer(
-        kv_heads=KV_HEADS,
+        kv_heads=kv_heads,
         key_dim=HEAD_DIM,
         value_dim=HEAD_DIM,
         tile_bytes=size,
@@ -37,25 +37,26 @@ def _cache_layer(window: int, encoded: bool) -> CacheLayer:
 def _buffers(index: int, layer: CacheLayer) -> list[TensorSpec]:
     """A layer's cache: its pool, and the exact tiles where others are encoded."""
     pool = TensorSpec(name=f"kv.{index}.tiles", dtype="int8", shape=(f"tiles{index}", layer.tile_bytes))
-    shape = ("slots", KV_HEADS, "F", layer.exact_bytes // 2)
+    shape = ("slots", layer.kv_heads, "F", layer.exact_bytes // 2)
     exact = TensorSpec(name=f"kv.{index}.exact", dtype="float16", shape=shape)
     return [pool, exact] if layer.exact_bytes else [pool]
 
 
 def _specs(cache: tuple[CacheLayer, ...], vocab: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
     layers, is_encoded = len(cache), any(layer.exact_bytes for layer in cache)
+    most = max(layer.kv_heads for layer in cache)
     pools = [spec for index, layer in enumerate(cache) for spec in _buffers(index, layer)]
     encoding = [
         TensorSpec(name="slots", dtype="int32", shape=("B",)),
-        TensorSpec(name="encoded_lens", dtype="int32", shape=(2, layers, "B", KV_HEADS)),
+        TensorSpec(name="encoded_lens", dtype="int32", shape=(2, layers, "B", most)),
     ]
     inputs = [
         TensorSpec(name="input_ids", dtype="int64", shape=("T",)),
         TensorSpec(name="position_ids", dtype="int64", shape=("T",)),
         TensorSpec(name="query_starts", dtype="int32", shape=("B1",)),
         TensorSpec(name="sample_rows", dtype="int64", shape=("N",)),
-        TensorSpec(name="kv_lens", dtype="int32", shape=(layers, "B", KV_HEADS)),
-        TensorSpec(name="tile_table", dtype="int32", shape=(layers, "B", KV_HEADS, "M")),
+        TensorSpec(name="kv_lens", dtype="int32", shape=(layers, "B", most)),
+        TensorSpec(name="tile_table", dtype="int32", shape=(layers, "B", most, "M")),
         *(encoding if is_encoded else []),
         *pools,
     ]
@@ -92,7 +93,7 @@ def _graph(cache: tuple[CacheLayer, ...], vocab: int, context: int) -> tuple[onn
         "positions": rng.standard_normal((context, hidden), np.float32),
         "head": rng.standard_normal((hidden, vocab), np.float32),
         "q_shape": np.array([-1, HEADS, HEAD_DIM]),
-        "kv_shape": np.array([-1, KV_HEADS, HEAD_DIM]),
+        **{f"kv_shape{i}": np.array([-1, layer.kv_heads, HEAD_DIM]) for i, layer in enumerate(cache)},
         "flat": np.array([-1, hidden]),
     }
 
@@ -102,7 +103,8 @@ def _graph(cache: tuple[CacheLayer, ...], vocab: int, context: int) -> tuple[onn
 
     x = add("Add", [add("Gather", ["embed", "input_ids"], "e"), add("Gather", ["positions", "position_ids"], "p")], "x")
     for i, layer in enumerate(cache):
-        for name, width, shape in (("q", HEADS, "q_shape"), ("k", KV_HEADS, "kv_shape"), ("v", KV_HEADS, "kv_shape")):
+        own = layer.kv_heads, f"kv_shape{i}"
+        for name, width, shape in (("q", HEADS, "q_shape"), ("k", *own), ("v", *own)):
             weights[f"{name}{i}.w"] = rng.standard_normal((hidden, width * HEAD_DIM), np.float32) / 8
             add("Reshape", [add("MatMul", [x, f"{name}{i}.w"], f"{name}{i}.flat"), shape], f"{name}{i}")
         weights[f"o{i}.w"] = rng.standard_normal((hidden, hidden), np.float32) / 4
@@ -130,14 +132,21 @@ def write_engine(
     *,
     windows: tuple[int, ...] = (0, 64, 0),
     encoded: tuple[bool, ...] = (False, False, False),
+    kv_heads: tuple[int, ...] = (KV_HEADS, KV_HEADS, KV_HEADS),
+    policy: dict[str, Any] | None = None,
     vocab: int = 300,
     max_batch: int = 8,
     max_context: int = 1024,
     tokenizer: tokenizers.Tokenizer | None = None,
     config: str = "{}",
 ) -> Path:
-    """Write an engine directory of random weights and return it; encoded: the layers whose cache is KVarN's."""
-    cache = tuple(_cache_layer(*layer) for layer in zip(windows, encoded, strict=True))
+    """Write an engine directory of random weights and return it.
+
+    encoded: the layers whose cache is KVarN's.
+    kv_heads: of each layer, out of 1, 2 and 4.
+    policy: of the cache, as the manifest has it.
+    """
+    cache = tuple(_cache_layer(*layer) for layer in zip(windows, encoded, kv_heads, strict=True))
     model, graph = _graph(cache, vocab, max_context)
     (root / "graphs").mkdir(parents=True)
     onnx.save(model, root / "graphs/decoder.onnx")
@@ -159,6 +168,7 @@ def write_engine(
             tile_tokens=TILE_TOKENS,
             kv_bits=16,
             layers=cache,
+            policy=policy or {},
         ),
         graphs={
             "decoder": Graph(

@@ -15,8 +15,9 @@ import tokenizers
 
 from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Graph, Limits, Manifest, Model
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
-from enginewright.runtime.decoding.autoregressive import Autoregressive
+from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step_loop import StepLoop
@@ -127,5 +128,6 @@ def make_llm(
         cache=cache,
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
-    engine = StepLoop(Scheduler(tables, capacity), ToySession(cache, tables, capacity), Autoregressive())
+    decoder = Autoregressive(Pieces(chunk=chunk, tile_tokens=tile_tokens))
+    engine = StepLoop(Scheduler(tables, capacity, decoder), ToySession(cache, tables, capacity))
     return LLM(manifest, None if core is None else Tokenizer(core, None), engine, capacity, tables.longest)

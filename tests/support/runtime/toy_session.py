@@ -17,14 +17,18 @@ class ToySession:
     """A Session over numpy pools of entries; `failures` makes the next runs raise.
 
     tiles[layer] int64 [tiles, tile_tokens]. exact[layer] int64 [rows, heads, EXACT_TILES, tile_tokens]: the first tile of
-    each row and its newest one, in layers that encode the others. steps, held: each step, and each row's tokens before it.
+    each row and its newest one, in layers that encode the others. steps, held: each step, and each row's tokens before it. filled: the
+    entries of conditions.
     """
+
+    offers = frozenset({"tiles"})
 
     def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity) -> None:
         self.run_seconds = 0.0
         self.failures: list[Exception] = []
         self.steps: list[PackedStep] = []
         self.held: list[np.ndarray] = []
+        self.filled: dict[tuple[str, int], np.ndarray] = {}
         self._cache, self._tables = cache, tables
         self._tiles = [np.full((tiles, cache.tile_tokens), -1, np.int64) for tiles in capacity.tiles]
         self._exact = [
@@ -59,6 +63,10 @@ class ToySession:
             self._hold(row, new[step.query_starts[row] : step.query_starts[row + 1]])
         stacked = np.stack(logits)
         return Outputs(stacked, stacked.argmax(axis=1))
+
+    def fill(self, port: str, entry: int, values: np.ndarray) -> None:
+        """Keep the entry of a condition."""
+        self.filled[port, entry] = values
 
     def _check_encoded(self, step: PackedStep) -> np.ndarray:
         """The number of encoded tokens of each row, the first tile included, after a check against the row's contents."""

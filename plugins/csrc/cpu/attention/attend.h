@@ -1,9 +1,9 @@
-// Attention of one task's lanes over its tiles, and the merge of tasks' results. Include a simd_*.h first.
+// Attention of one task's lanes over its tiles, and the merge of tasks' results. Include simd.h first.
 #pragma once
 
+#include "cpu/attention/attention_kernels.h"
 #include "cpu/attention/microkernels.h"
 #include "cpu/attention/softmax.h"
-#include "cpu/simd/kernel_table.h"
 
 namespace ew {
 namespace {

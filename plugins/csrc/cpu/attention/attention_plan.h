@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/attention/attention_kernels.h"
 
 namespace ew {
 

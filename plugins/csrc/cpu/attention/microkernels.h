@@ -1,8 +1,8 @@
 // The two matrix products of attention over one tile, register-blocked: lanes x tokens and lanes x value columns.
-// Include a simd_*.h first. Elem is float, or Half, which is converted when it is loaded.
+// Include simd.h first. Elem is float, or Half, which is converted when it is loaded.
 #pragma once
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/attention/attention_kernels.h"
 
 namespace ew {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/attention/attention_args.h"
 #include "cpu/threads/parallel.h"
 
 namespace ew {

@@ -1,7 +1,7 @@
-// One lane's online softmax over the scores of one tile. Include a simd_*.h first.
+// One lane's online softmax over the scores of one tile. Include simd.h first.
 #pragma once
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/attention/attention_kernels.h"
 #include "cpu/simd/vector_math.h"
 
 namespace ew {

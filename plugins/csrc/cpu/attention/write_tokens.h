@@ -1,7 +1,7 @@
-// Writes new keys and values into their tiles. Include a simd_*.h first.
+// Writes new keys and values into their tiles. Include simd.h first.
 #pragma once
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/attention/attention_kernels.h"
 
 namespace ew {
 namespace {

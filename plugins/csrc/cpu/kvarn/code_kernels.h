@@ -1,4 +1,4 @@
-// The two matrix products of attention over one record, straight from its codes. Include a simd_*.h first.
+// The two matrix products of attention over one record, straight from its codes. Include simd.h first.
 //
 // A byte holds 8 / kBits neighbouring codes, so a vector of bytes gives 8 / kBits vectors of codes, in each of which
 // neighbours are 8 / kBits elements apart. The results are put in order once per tile, after the products.

@@ -1,4 +1,4 @@
-// The orthonormal Walsh-Hadamard transform of a head, in place of a product with its matrix. Include a simd_*.h first.
+// The orthonormal Walsh-Hadamard transform of a head, in place of a product with its matrix. Include simd.h first.
 #pragma once
 
 #include <cmath>

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention/attention_args.h"
-#include "generated/attributes.h"
+#include "generated/attributes/kvarn_attention.h"
 #include "layout/kvarn_record.h"
 
 namespace ew {
@@ -14,7 +14,7 @@ namespace ew {
 struct KVarNArgs : AttentionArgs {
   Half* exact;                                         // [slot_count, kv_heads, exact_tiles, exact_tile_size]
   const std::int32_t* slots;                           // [rows]
-  const std::int32_t *encoded_before, *encoded_after;  // [rows, kv_heads]
+  const std::int32_t *encoded_before, *encoded_after;  // [rows, table_heads]
   std::int64_t slot_count, exact_tiles;
   declared::kvarn_attention::AttributeValues attributes;  // of them AttentionArgs has scale, softcap and window too
   // Tiles that hold what the ring has no room for while the call lasts; kvarn_attention fills these in.
@@ -23,8 +23,8 @@ struct KVarNArgs : AttentionArgs {
 
   int k_bits() const { return static_cast<int>(attributes.k_bits); }
   int v_bits() const { return static_cast<int>(attributes.v_bits); }
-  std::int64_t before(std::int64_t row, std::int64_t head) const { return encoded_before[row * kv_heads + head]; }
-  std::int64_t after(std::int64_t row, std::int64_t head) const { return encoded_after[row * kv_heads + head]; }
+  std::int64_t before(std::int64_t row, std::int64_t head) const { return encoded_before[entry(row, head)]; }
+  std::int64_t after(std::int64_t row, std::int64_t head) const { return encoded_after[entry(row, head)]; }
   // The first tile after the sink that is not encoded when the call begins; and the end of those encoded by it.
   std::int64_t open_begin(std::int64_t row, std::int64_t head) const {
     const std::int64_t tile = before(row, head) / kTileTokens;

@@ -1,4 +1,4 @@
-// Attention over the three regions of a KVarN cache. Include a simd_*.h first.
+// Attention over the three regions of a KVarN cache. Include simd.h first.
 #pragma once
 
 #include "cpu/attention/attend.h"

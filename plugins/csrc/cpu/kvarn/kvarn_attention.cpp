@@ -3,8 +3,7 @@
 #include <vector>
 
 #include "cpu/attention/attention_run.h"
-#include "cpu/simd/isa.h"
-#include "cpu/simd/kernel_table.h"
+#include "cpu/kvarn/kvarn_kernels.h"
 
 namespace ew {
 namespace {
@@ -83,7 +82,8 @@ void keep_spare(const KVarNArgs& args) {
   });
 }
 
-void encode_tiles(const KVarNArgs& args, const Kernels& kernels, KVarNWorkspace& work, const Parallel& parallel) {
+void encode_tiles(const KVarNArgs& args, KVarNWorkspace& work, const Parallel& parallel) {
+  const auto encode = encode_kernel();
   work.tasks.clear();
   for_heads(args, [&](std::int64_t row, std::int64_t head, std::int64_t) {
     for (std::int64_t tile = args.open_begin(row, head); tile < args.encode_end(row, head); ++tile)
@@ -91,7 +91,7 @@ void encode_tiles(const KVarNArgs& args, const Kernels& kernels, KVarNWorkspace&
   });
   for_each_throwing(parallel, true, work.tasks.size(), [&](std::size_t i) {
     const Pool<FloatBuffer>::Loan buffer(thread_buffers());
-    kernels.encode(args, work.tasks[i], buffer->reserve(static_cast<std::size_t>(encode_floats(args.head_dim))));
+    encode(args, work.tasks[i], buffer->reserve(static_cast<std::size_t>(encode_floats(args.head_dim))));
   });
 }
 
@@ -99,15 +99,15 @@ void encode_tiles(const KVarNArgs& args, const Kernels& kernels, KVarNWorkspace&
 
 void kvarn_attention(KVarNArgs args, const Parallel& parallel) {
   if (args.tokens == 0) return;
-  const Kernels& kernels = ew::kernels();
+  const auto write_exact_tokens = write_exact_tokens_kernel();
   const Pool<KVarNWorkspace>::Loan work(workspaces());
   open_spare(args, *work);
   fill_spare(args);
   for_new_tokens(args, parallel, [&](std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t count) {
-    kernels.write_exact_tokens(args, row, head, begin, count);
+    write_exact_tokens(args, row, head, begin, count);
   });
-  run_attention(args, kernels.attend_kvarn, kernels.merge_kvarn, parallel);
-  encode_tiles(args, kernels, *work, parallel);
+  run_attention(args, attend_kvarn_kernel(), merge_kvarn_kernel(), parallel);
+  encode_tiles(args, *work, parallel);
   keep_spare(args);
 }
 

@@ -1,9 +1,9 @@
-// KVarN's normaliser for one tile of floats in memory. Include a simd_*.h first.
+// KVarN's normaliser for one tile of floats in memory. Include simd.h first.
 #pragma once
 
 #include <cmath>
 
-#include "cpu/simd/kernel_table.h"
+#include "cpu/kvarn/kvarn_kernels.h"
 
 namespace ew {
 namespace {

@@ -1,7 +1,8 @@
-// Turns a record into floats, laid out as the microkernels read a tile. Include a simd_*.h first.
+// Turns a record into floats, laid out as the microkernels read a tile. Include simd.h first.
 #pragma once
 
 #include "cpu/kvarn/code_kernels.h"
+#include "cpu/kvarn/kvarn_args.h"
 
 namespace ew {
 namespace {

@@ -1,4 +1,4 @@
-// Encodes an exact tile as a record: balances, rounds and packs it. Include a simd_*.h first.
+// Encodes an exact tile as a record: balances, rounds and packs it. Include simd.h first.
 #pragma once
 
 #include <cstring>

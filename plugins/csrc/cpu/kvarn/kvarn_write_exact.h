@@ -1,9 +1,9 @@
-// Rotates new keys and values and stores them in the exact tiles of a KVarN cache. Include a simd_*.h first.
+// Rotates new keys and values and stores them in the exact tiles of a KVarN cache. Include simd.h first.
 #pragma once
 
 #include "cpu/attention/write_tokens.h"
 #include "cpu/kvarn/hadamard.h"
-#include "cpu/simd/kernel_table.h"
+#include "cpu/kvarn/kvarn_kernels.h"
 
 namespace ew {
 namespace {

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/simd/isa.h"
+#include "cpu/rows/argmax.h"
+#include "cpu/rows/linear.h"
 
 namespace ew {
 namespace {
@@ -22,7 +23,7 @@ std::int64_t extra_tokens(const float* scores, const ClpEmitArgs& args) {
   }
   float total = 0.0f;
   for (std::int64_t c = 0; c < args.classes; ++c) total += std::exp(scores[c] - scores[top]);
-  return 1.0f / total < args.tau ? 0 : std::min(top, args.extra);
+  return 1.0f / total < args.tau ? 0 : std::min(top, args.extra());
 }
 
 float activate(float x, bool silu) {
@@ -32,14 +33,14 @@ float activate(float x, bool silu) {
 class Emission {
  public:
   Emission(const ClpEmitArgs& args, ClpScratch& scratch, const Parallel& parallel)
-      : args_(args), scratch_(scratch), parallel_(parallel), kernels_(ew::kernels()) {}
+      : args_(args), scratch_(scratch), parallel_(parallel), linear_(linear_kernel()), argmax_(argmax_kernel()) {}
 
   void run() {
     choose_lengths();
     for (std::int64_t row = 0; row < args_.rows; ++row) {
-      std::int64_t* tokens = args_.tokens + row * (args_.extra + 1);
+      std::int64_t* tokens = args_.tokens + row * (args_.extra() + 1);
       tokens[0] = args_.greedy[row];
-      std::fill_n(tokens + 1, args_.extra, -1);
+      std::fill_n(tokens + 1, args_.extra(), -1);
       args_.counts[row] = 1;
     }
     if (order_rows() == 0) return;
@@ -53,7 +54,7 @@ class Emission {
     float* scores = scratch_.scores.reserve(static_cast<std::size_t>(args_.rows * args_.classes));
     const LinearArgs classifier = {args_.hidden, args_.rows, args_.size,           args_.classifier_weight,
                                    nullptr,      nullptr,    args_.classifier_bias};
-    kernels_.linear(classifier, 0, args_.classes, scores, args_.classes);
+    linear_(classifier, 0, args_.classes, scores, args_.classes);
     scratch_.lengths.resize(static_cast<std::size_t>(args_.rows));
     for (std::int64_t row = 0; row < args_.rows; ++row)
       length(row) = may_emit(row) ? extra_tokens(scores + row * args_.classes, args_) : 0;
@@ -69,13 +70,13 @@ class Emission {
   // The rows that emit, the longest first, so that head j is needed by the first needs(j) of them.
   std::int64_t order_rows() {
     scratch_.order.clear();
-    scratch_.counts.assign(static_cast<std::size_t>(args_.extra), 0);
-    for (std::int64_t wanted = args_.extra; wanted >= 1; --wanted) {
+    scratch_.counts.assign(static_cast<std::size_t>(args_.extra()), 0);
+    for (std::int64_t wanted = args_.extra(); wanted >= 1; --wanted) {
       for (std::int64_t row = 0; row < args_.rows; ++row)
         if (length(row) == wanted) scratch_.order.push_back(row);
       scratch_.counts[static_cast<std::size_t>(wanted - 1)] = emitting();
     }
-    while (heads_ < args_.extra && needs(heads_) > 0) ++heads_;
+    while (heads_ < args_.extra() && needs(heads_) > 0) ++heads_;
     float* states = scratch_.states.reserve(static_cast<std::size_t>(emitting() * args_.size));
     for (std::int64_t i = 0; i < emitting(); ++i)
       std::memcpy(states + i * args_.size, args_.hidden + row_of(i) * args_.size,
@@ -99,11 +100,11 @@ class Emission {
                              nullptr,
                              args_.up_bias + head * args_.inner};
       float* out = inner_ + head * emitting() * args_.inner + begin;
-      kernels_.linear(up, begin, end, out, args_.inner);
+      linear_(up, begin, end, out, args_.inner);
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t o = 0; o < end - begin; ++o) {
           float& x = out[r * args_.inner + o];
-          x = activate(x, args_.silu) + (args_.residual ? states_[r * args_.size + begin + o] : 0.0f);
+          x = activate(x, args_.activation != 0) + (args_.residual ? states_[r * args_.size + begin + o] : 0.0f);
         }
     };
     for_each(parallel_, heads_ * args_.inner * args_.size > kWorthwhile, static_cast<std::size_t>(heads_ * blocks),
@@ -128,10 +129,10 @@ class Emission {
     const std::int64_t begin = block * kBlock, end = std::min(begin + kBlock, args_.vocab), rows = needs(head);
     for (std::int64_t first = 0; first < rows; first += kGroup) {
       const std::int64_t count = std::min(kGroup, rows - first);
-      kernels_.linear(projection(head, first, count), begin, end, logits, kBlock);
+      linear_(projection(head, first, count), begin, end, logits, kBlock);
       for (std::int64_t r = 0; r < count; ++r) {
         const std::size_t at = slot(head, block, first + r);
-        kernels_.argmax(logits + r * kBlock, end - begin, &scratch_.best_at[at], &best_[at]);
+        argmax_(logits + r * kBlock, end - begin, &scratch_.best_at[at], &best_[at]);
       }
     }
   }
@@ -165,7 +166,7 @@ class Emission {
       for (std::int64_t head = 0; head < length(row); ++head) {
         const std::int64_t found = token(head, i);
         if (found < 0) break;
-        args_.tokens[row * (args_.extra + 1) + 1 + head] = found;
+        args_.tokens[row * (args_.extra() + 1) + 1 + head] = found;
         args_.counts[row] = 2 + head;
       }
     }
@@ -182,7 +183,8 @@ class Emission {
   const ClpEmitArgs& args_;
   ClpScratch& scratch_;
   const Parallel& parallel_;
-  const Kernels& kernels_;
+  decltype(linear_kernel()) linear_;
+  decltype(argmax_kernel()) argmax_;
   const float* states_ = nullptr;
   float *inner_ = nullptr, *best_ = nullptr;
   std::int64_t heads_ = 0, blocks_ = 0;  // heads that any row needs; blocks of the vocabulary

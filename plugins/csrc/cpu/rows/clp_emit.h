@@ -6,26 +6,28 @@
 
 #include "cpu/threads/parallel.h"
 #include "cpu/threads/scratch.h"
+#include "generated/attributes/clp_emit.h"
 
 namespace ew {
 
-// One call of ClpEmit, as raw pointers; shapes and meaning as plugins/ops declares them.
-struct ClpEmitArgs {
-  const float* hidden;
-  const std::int64_t* greedy;
-  const float *classifier_weight, *classifier_bias;
-  const float *up_weight, *up_bias;
-  const float* out_bias;
-  const float* out_weight;  // null: codes and scales
-  const std::int8_t* out_codes;
-  const float* out_scales;
-  const std::int64_t* sample_rows;   // null: every row may emit; else those that are the last of their sequence
-  const std::int32_t* query_starts;  // [sequences + 1], rising
-  std::int64_t* tokens;
-  std::int64_t* counts;
-  std::int64_t rows, size, classes, extra, inner, vocab, sequences;
-  float tau;
-  bool silu, residual;
+// One call of ClpEmit: its attributes, and raw pointers; shapes and meaning as plugins/ops declares them.
+struct ClpEmitArgs : declared::clp_emit::AttributeValues {
+  const float* hidden = nullptr;
+  const std::int64_t* greedy = nullptr;
+  const float *classifier_weight = nullptr, *classifier_bias = nullptr;
+  const float *up_weight = nullptr, *up_bias = nullptr;
+  const float* out_bias = nullptr;
+  const float* out_weight = nullptr;  // null: codes and scales
+  const std::int8_t* out_codes = nullptr;
+  const float* out_scales = nullptr;
+  const std::int64_t* sample_rows =
+      nullptr;  // null: every row may emit; else those that are the last of their sequence
+  const std::int32_t* query_starts = nullptr;  // [sequences + 1], rising
+  std::int64_t* tokens = nullptr;
+  std::int64_t* counts = nullptr;
+  std::int64_t rows = 0, size = 0, classes = 0, inner = 0, vocab = 0, sequences = 0;
+
+  std::int64_t extra() const { return k - 1; }
 };
 
 // Memory that a call needs, kept for the next one.

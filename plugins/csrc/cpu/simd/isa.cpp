@@ -7,43 +7,44 @@ namespace ew {
 namespace {
 
 // __builtin_cpu_supports asks CPUID and, for the wide registers, XGETBV: whether the system saves them.
-bool runs_here(const Kernels& candidate) {
+bool runs_here(Isa candidate) {
 #ifdef EW_X86
   __builtin_cpu_init();
-  if (&candidate == &kAvx512Kernels)
+  if (candidate == Isa::kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
-  if (&candidate == &kAvx2Kernels)
+  if (candidate == Isa::kAvx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
-  return &candidate == &kPortableKernels;
+  return candidate == Isa::kPortable;
 }
 
-const Kernels* const kCandidates[] = {
-#ifdef EW_X86
-    &kAvx512Kernels,
-    &kAvx2Kernels,
-#endif
-    &kPortableKernels,
+struct Candidate {
+  Isa isa;
+  const char* name;
 };
+constexpr Candidate kCandidates[] = {{Isa::kAvx512, "avx512"}, {Isa::kAvx2, "avx2"}, {Isa::kPortable, "portable"}};
 
-const Kernels* find(const char* name) {
-  for (const Kernels* candidate : kCandidates)
-    if (runs_here(*candidate) && (!name || std::strcmp(name, candidate->name) == 0)) return candidate;
+// The best of that name, or of all where `name` is null; null if it cannot run here.
+const Candidate* find(const char* name) {
+  for (const Candidate& candidate : kCandidates)
+    if (runs_here(candidate.isa) && (!name || std::strcmp(name, candidate.name) == 0)) return &candidate;
   return nullptr;
 }
 
-std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels{find(nullptr)};
-  return kernels;
+std::atomic<const Candidate*>& chosen() {
+  static std::atomic<const Candidate*> candidate{find(nullptr)};
+  return candidate;
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+Isa isa() { return chosen().load(std::memory_order_relaxed)->isa; }
+
+const char* isa_name() { return chosen().load(std::memory_order_relaxed)->name; }
 
 bool set_isa(const char* name) {
-  const Kernels* found = find(std::strcmp(name, "auto") == 0 ? nullptr : name);
+  const Candidate* found = find(std::strcmp(name, "auto") == 0 ? nullptr : name);
   if (found) chosen().store(found, std::memory_order_relaxed);
   return found != nullptr;
 }

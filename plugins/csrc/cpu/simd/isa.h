@@ -1,14 +1,18 @@
 // The choice of the instruction set that the kernels use.
 #pragma once
 
-#include "cpu/simd/kernel_table.h"
-
 namespace ew {
 
-// The kernels in use: the best ones this CPU and operating system support, unless set_isa chose others.
-const Kernels& kernels();
+// The instruction sets that kernels are compiled for. x86 alone has more than the first.
+enum class Isa { kPortable, kAvx2, kAvx512 };
 
-// Use the kernels of that name ("avx512", "avx2", "portable"; "auto" for the best). False if they cannot run here.
+// The one in use: the best that this CPU and operating system support, unless set_isa chose another.
+Isa isa();
+
+// Its name: portable, avx2 or avx512.
+const char* isa_name();
+
+// Use the instruction set of that name; "auto": the best. False if it cannot run here.
 bool set_isa(const char* name);
 
 }  // namespace ew

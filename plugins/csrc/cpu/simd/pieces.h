@@ -1,4 +1,4 @@
-// Loops over rows of any length, one vector at a time. Include a simd_*.h first.
+// Loops over rows of any length, one vector at a time. Include simd.h first.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The vector type Vec in AVX2 + FMA + F16C. Only kernels_avx2.cpp includes this: internal linkage keeps its code in
-// that object.
+// The vector type Vec in AVX2 + FMA + F16C. simd.h alone includes this: internal linkage keeps its code in the objects
+// that are compiled for it.
 #pragma once
 
 #include <immintrin.h>

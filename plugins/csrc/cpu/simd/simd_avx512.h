@@ -1,5 +1,5 @@
-// The vector type Vec in AVX-512 F/BW/VL. Only kernels_avx512.cpp includes this: internal linkage keeps its code in
-// that object.
+// The vector type Vec in AVX-512 F/BW/VL. simd.h alone includes this: internal linkage keeps its code in the objects
+// that are compiled for it.
 #pragma once
 
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// The vector type Vec in the compiler's own four-lane vectors, for any CPU. Only kernels_portable.cpp includes this.
+// The vector type Vec in the compiler's own four-lane vectors, for any CPU. simd.h alone includes this.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// exp and tanh of a Vec, by our own minimax polynomials with float coefficients. Include a simd_*.h first.
+// exp and tanh of a Vec, by our own minimax polynomials with float coefficients. Include simd.h first.
 #pragma once
 
 namespace ew {

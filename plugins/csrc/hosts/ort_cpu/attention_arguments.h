@@ -30,6 +30,7 @@ void set_attention(AttentionArgs& args, const Attributes& attributes, const Atte
   args.head_dim = in.query.shape[2];
   args.value_dim = in.value.shape[2];
   args.tile_count = tiles.shape[0];
+  args.table_heads = in.table_heads();
   args.table_width = in.tile_table.shape[3];
   args.scale = attributes.scale;
   args.softcap = attributes.softcap;

@@ -19,11 +19,7 @@ struct Kernel : NodeKernel<Attributes> {
     const auto in = inputs<kInputCount>(api, context);
     expect_shapes(attributes, in.data());
     auto floats = [&](Input i) { return static_cast<const float*>(in[i].data); };
-    ClpEmitArgs args{};
-    args.extra = attributes.extra();
-    args.tau = attributes.tau;
-    args.silu = attributes.activation != 0;
-    args.residual = attributes.residual != 0;
+    ClpEmitArgs args{attributes};
     args.hidden = floats(kHidden);
     args.greedy = static_cast<const std::int64_t*>(in[kGreedy].data);
     args.classifier_weight = floats(kClassifierWeight);
@@ -42,18 +38,14 @@ struct Kernel : NodeKernel<Attributes> {
     args.classes = in[kClassifierWeight].shape[0];
     args.inner = in[kUpWeight].shape[1];
     args.vocab = in[kOutBias].shape[1];
-    args.tokens = static_cast<std::int64_t*>(output(api, context, 0, {args.rows, args.extra + 1}).data);
+    args.tokens = static_cast<std::int64_t*>(output(api, context, 0, {args.rows, attributes.k}).data);
     args.counts = static_cast<std::int64_t*>(output(api, context, 1, {args.rows}).data);
     Pool<ClpScratch>::Loan scratch(pool);
     clp_emit(args, *scratch, HostThreads(api, context));
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& clp_emit_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

@@ -1,5 +1,7 @@
 #include "hosts/ort_cpu/declaration.h"
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 
 namespace ew::ort {
@@ -7,7 +9,24 @@ namespace {
 
 const Declaration& of(const CustomOp* op) { return *static_cast<const DeclaredOp*>(op)->declaration; }
 
+// Made by the first registration: files are initialised in no order.
+std::vector<const DeclaredOp*>& registered() {
+  static std::vector<const DeclaredOp*> all;
+  return all;
+}
+
 }  // namespace
+
+Registration::Registration(const DeclaredOp& op) : op_(op) { registered().push_back(&op_); }
+
+std::vector<const DeclaredOp*> ops() {
+  std::vector<const DeclaredOp*> sorted = registered();
+  std::sort(sorted.begin(), sorted.end(), [](const DeclaredOp* a, const DeclaredOp* b) {
+    const int order = std::strcmp(a->declaration->name, b->declaration->name);
+    return order != 0 ? order < 0 : a->declaration->inputs[0].type < b->declaration->inputs[0].type;
+  });
+  return sorted;
+}
 
 DeclaredOp declare(const Declaration& declaration) {
   DeclaredOp op{};

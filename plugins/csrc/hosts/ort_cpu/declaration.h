@@ -1,6 +1,8 @@
 // An op as the library declares it to ONNX Runtime.
 #pragma once
 
+#include <vector>
+
 #include "hosts/ort_cpu/host.h"
 #include "hosts/ort_cpu/ort_abi.h"
 #include "ops/declaration.h"
@@ -40,7 +42,20 @@ DeclaredOp declare(const Declaration& declaration) {
   return op;
 }
 
-// The ops of the library that this is compiled into, ending with null.
-const DeclaredOp* const* ops();
+// The ops of the library that this is compiled into, in alphabetical order; of one name in the order of their types.
+std::vector<const DeclaredOp*> ops();
+
+// Adds an op to them when the library is loaded.
+class Registration {
+ public:
+  explicit Registration(const DeclaredOp& op);
+  Registration(const Registration&) = delete;
+
+ private:
+  DeclaredOp op_;
+};
+
+// Registers the op of an adapter's file. No list names the file: all are linked into one shared library.
+#define EW_REGISTER_OP(Kernel) static const ::ew::ort::Registration kRegistered(declare<Kernel>(Kernel::declaration))
 
 }  // namespace ew::ort

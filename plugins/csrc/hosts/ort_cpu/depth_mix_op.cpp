@@ -1,7 +1,7 @@
 // DepthMix for ONNX Runtime on the CPU: turns a node's tensors and attributes into DepthMixArgs.
 #include <vector>
 
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/depth_mix.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/depth_mix.h"
@@ -23,7 +23,7 @@ struct Kernel : NodeKernel<Attributes> {
     expect_shapes(in.data(), count);
     std::vector<const float*> data;
     for (const Tensor& tensor : in) data.push_back(static_cast<const float*>(tensor.data));
-    DepthMixArgs args{};
+    DepthMixArgs args{attributes};
     args.query = data[kQuery];
     args.key = data[kKey];
     args.value = data[kValue];
@@ -34,17 +34,12 @@ struct Kernel : NodeKernel<Attributes> {
     args.head_dim = in[kQuery].shape[2];
     args.value_dim = in[kValue].shape[2];
     args.source_count = static_cast<std::int64_t>(count - kSources) / 2;
-    args.scale = attributes.scale;
     args.mixed = static_cast<float*>(output(api, context, 0, {args.tokens, args.kv_heads, args.value_dim}).data);
     depth_mix(args, HostThreads(api, context));
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& depth_mix_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

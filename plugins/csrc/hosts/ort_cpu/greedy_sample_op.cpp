@@ -1,5 +1,5 @@
 // GreedySample for ONNX Runtime on the CPU.
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/greedy_sample.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/greedy_sample.h"
@@ -22,11 +22,7 @@ struct Kernel : NodeKernel<Attributes> {
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& greedy_sample_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

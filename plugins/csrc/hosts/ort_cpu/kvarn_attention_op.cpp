@@ -43,11 +43,7 @@ struct Kernel : NodeKernel<Attributes> {
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& kvarn_attention_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

@@ -31,11 +31,7 @@ struct Kernel : NodeKernel<Attributes> {
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& paged_attention_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

@@ -19,7 +19,7 @@ CustomOpDomain* domain(const Api& api) {
   if (made) return made;
   CustomOpDomain* fresh = nullptr;
   check(CreateCustomOpDomain(api)(kDomain, &fresh));
-  for (const DeclaredOp* const* op = ops(); *op; ++op) check(CustomOpDomain_Add(api)(fresh, *op));
+  for (const DeclaredOp* op : ops()) check(CustomOpDomain_Add(api)(fresh, op));
   return made = fresh;
 }
 
@@ -40,7 +40,7 @@ EW_EXPORT Status* RegisterCustomOps(SessionOptions* options, const ApiBase* base
 EW_EXPORT const char* ew_op_declarations() {
   static const std::string all = [] {
     std::string list;
-    for (const DeclaredOp* const* op = ops(); *op; ++op) list += (list.empty() ? "" : ", ") + json(*(*op)->declaration);
+    for (const DeclaredOp* op : ops()) list += (list.empty() ? "" : ", ") + json(*op->declaration);
     return json_of_library(list);
   }();
   return all.c_str();

@@ -1,5 +1,5 @@
 // SplitQkv for ONNX Runtime on the CPU: turns a node's tensors and attributes into SplitQkvArgs.
-#include "cpu/rows/row_ops.h"
+#include "cpu/rows/split_qkv.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/split_qkv.h"
@@ -17,12 +17,7 @@ struct Kernel : NodeKernel<Attributes> {
   void compute(KernelContext* context) const {
     const auto in = inputs<kInputCount>(api, context);
     expect_shapes(attributes, in.data());
-    SplitQkvArgs args{};
-    args.query_heads = attributes.query_heads;
-    args.kv_heads = attributes.kv_heads;
-    args.head_dim = attributes.head_dim;
-    args.value_dim = attributes.value_dim;
-    args.epsilon = attributes.epsilon;
+    SplitQkvArgs args{attributes};
     args.packed = static_cast<const float*>(in[kPacked].data);
     args.cos = static_cast<const float*>(in[kCos].data);
     args.sin = static_cast<const float*>(in[kSin].data);
@@ -42,11 +37,7 @@ struct Kernel : NodeKernel<Attributes> {
   }
 };
 
+EW_REGISTER_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& split_qkv_op() {
-  static const DeclaredOp op = declare<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

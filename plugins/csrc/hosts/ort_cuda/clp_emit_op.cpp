@@ -18,12 +18,11 @@ struct Kernel : DeviceKernel<Attributes> {
     EwClpEmit call = call_of(attributes, in.data(), kCallType<kType>);
     call.tokens = static_cast<std::int64_t*>(output(api, context, 0, {call.rows, call.extra + 1}).data);
     call.counts = static_cast<std::int64_t*>(output(api, context, 1, {call.rows}).data);
-    start(api, context, memory, call, ew_cuda_clp_emit_workspace, ew_cuda_clp_emit);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_TYPED_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& clp_emit_op(ElementType type) { return op_of<Kernel>(type); }
-
 }  // namespace ew::ort

@@ -19,15 +19,13 @@ struct Kernel : DeviceKernel<Attributes> {
     std::vector<Tensor> in(count);
     for (std::size_t i = 0; i < count; ++i) in[i] = input(api, context, i);
     expect_shapes(in.data(), count);
-    const std::vector<const void*> sources = sources_of(in.data(), count);
-    EwDepthMix call = call_of(attributes, in.data(), sources, kCallType<kType>);
+    MixCall call = call_of(attributes, in.data(), count, kCallType<kType>);
     call.mixed = output(api, context, 0, {call.tokens, call.kv_heads, call.value_dim}).data;
-    start(api, context, memory, call, ew_cuda_depth_mix_workspace, ew_cuda_depth_mix);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_TYPED_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& depth_mix_op(ElementType type) { return op_of<Kernel>(type); }
-
 }  // namespace ew::ort

@@ -28,14 +28,14 @@ DeclaredOp declare_on_device(const Declaration& declaration) {
   return op;
 }
 
-// The op for graphs of `type`, half or bfloat16. `static`: every file has a Kernel of its own, and GCC 12 takes the
-// instances for one.
-template <template <ElementType> class Kernel>
-static const DeclaredOp& op_of(ElementType type) {
-  static const DeclaredOp half = declare_on_device<Kernel<kFloat16>>(Kernel<kFloat16>::declaration);
-  static const DeclaredOp bfloat16 = declare_on_device<Kernel<kBfloat16>>(Kernel<kBfloat16>::declaration);
-  return type == kFloat16 ? half : bfloat16;
-}
+// Registers the op of an adapter's file, whose Kernel has one declaration.
+#define EW_REGISTER_DEVICE_OP(Kernel) \
+  static const ::ew::ort::Registration kRegistered(declare_on_device<Kernel>(Kernel::declaration))
+
+// Registers the op of an adapter's file once for each type of activations, by which its Kernel is a template.
+#define EW_REGISTER_TYPED_OP(Kernel)                                                                                 \
+  static const ::ew::ort::Registration kForHalf(declare_on_device<Kernel<kFloat16>>(Kernel<kFloat16>::declaration)), \
+      kForBfloat16(declare_on_device<Kernel<kBfloat16>>(Kernel<kBfloat16>::declaration))
 
 // The provider's own allocator, of which workspaces come. Memory that is freed while kernels still use it is
 // given only to later work of the same stream.
@@ -92,14 +92,14 @@ inline void* stream_of(const Api& api, const KernelContext* context) {
   return stream;
 }
 
+// Runs the kernels of a call on the host's stream, with workspace from the provider.
 template <class Call>
-void start(const Api& api, const KernelContext* context, const DeviceMemory& memory, const Call& call,
-           std::int64_t (*workspace_bytes)(const Call*), int (*run)(const Call*, void*, std::int64_t, void*)) {
-  const std::int64_t bytes = workspace_bytes(&call);
+void start(const Api& api, const KernelContext* context, const DeviceMemory& memory, const Call& call) {
+  const std::int64_t bytes = ew_cuda_workspace(call);
   if (bytes < 0) fail_as_library();
   void* stream = stream_of(api, context);
   memory.with(bytes, [&](void* workspace) {
-    if (run(&call, workspace, bytes, stream) < 0) fail_as_library();
+    if (ew_cuda_run(call, workspace, bytes, stream) < 0) fail_as_library();
   });
 }
 

@@ -16,15 +16,11 @@ struct Kernel : DeviceKernel<Attributes> {
     expect_shapes(&logits);
     EwGreedySample call = call_of(&logits);
     call.tokens = static_cast<std::int64_t*>(output(api, context, 0, {call.rows}).data);
-    start(api, context, memory, call, ew_cuda_greedy_sample_workspace, ew_cuda_greedy_sample);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_DEVICE_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& greedy_sample_op() {
-  static const DeclaredOp op = declare_on_device<Kernel>(kDeclaration<kFloat>);
-  return op;
-}
-
 }  // namespace ew::ort

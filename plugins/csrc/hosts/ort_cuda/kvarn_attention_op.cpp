@@ -25,12 +25,11 @@ struct Kernel : DeviceKernel<Attributes> {
     expect_in_place("exact_out", in[kExact], exact);
     call.tiles = tiles.data;
     call.exact = exact.data;
-    start(api, context, memory, call, ew_cuda_kvarn_attention_workspace, ew_cuda_kvarn_attention);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_TYPED_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& kvarn_attention_op(ElementType type) { return op_of<Kernel>(type); }
-
 }  // namespace ew::ort

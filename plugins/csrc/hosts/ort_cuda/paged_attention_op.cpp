@@ -21,12 +21,11 @@ struct Kernel : DeviceKernel<Attributes> {
     const Tensor tiles = output(api, context, 1, {in[kTiles].shape[0], in[kTiles].shape[1]});
     expect_in_place("tiles_out", in[kTiles], tiles);
     call.tiles = tiles.data;
-    start(api, context, memory, call, ew_cuda_paged_attention_workspace, ew_cuda_paged_attention);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_TYPED_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& paged_attention_op(ElementType type) { return op_of<Kernel>(type); }
-
 }  // namespace ew::ort

@@ -19,12 +19,11 @@ struct Kernel : DeviceKernel<Attributes> {
     call.query = output(api, context, 0, {call.tokens, call.query_heads, call.head_dim}).data;
     call.key = output(api, context, 1, {call.tokens, call.kv_heads, call.head_dim}).data;
     call.value = output(api, context, 2, {call.tokens, call.kv_heads, call.value_dim}).data;
-    start(api, context, memory, call, ew_cuda_split_qkv_workspace, ew_cuda_split_qkv);
+    start(api, context, memory, call);
   }
 };
 
+EW_REGISTER_TYPED_OP(Kernel);
+
 }  // namespace
-
-const DeclaredOp& split_qkv_op(ElementType type) { return op_of<Kernel>(type); }
-
 }  // namespace ew::ort

@@ -1,5 +1,5 @@
 // ClpEmit for TensorRT.
-#include "hosts/tensorrt/ops.h"
+#include "hosts/tensorrt/operation.h"
 #include "ops/clp_emit_call.h"
 
 namespace ew::trt {
@@ -7,7 +7,7 @@ namespace {
 
 using namespace ops::clp;
 
-class ClpEmit final : public Operation {
+class ClpEmit final : public KernelOperation<ClpEmit> {
  public:
   explicit ClpEmit(const Fields& fields) : attributes_(fields) {}
 
@@ -15,14 +15,6 @@ class ClpEmit final : public Operation {
     return {{axis_of(kHidden, 0), constant(attributes_.extra() + 1)}, {axis_of(kHidden, 0)}};
   }
   void expect_shapes(const Tensors& in) const override { ops::clp::expect_shapes(attributes_, in.data()); }
-  std::int64_t workspace(const Call& call) const override {
-    return workspace_of(arguments(call), ew_cuda_clp_emit_workspace);
-  }
-  void start(const Call& call, void* workspace, void* stream) const override {
-    start_with(arguments(call), ew_cuda_clp_emit_workspace, ew_cuda_clp_emit, workspace, stream);
-  }
-
- private:
   EwClpEmit arguments(const Call& call) const {
     EwClpEmit arguments = call_of(attributes_, call.in.data(), call.type);
     arguments.tokens = static_cast<std::int64_t*>(call.out[0]);
@@ -30,11 +22,11 @@ class ClpEmit final : public Operation {
     return arguments;
   }
 
+ private:
   Attributes attributes_;
 };
 
+EW_REGISTER_OP(ClpEmit, &kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>);
+
 }  // namespace
-
-Op clp_emit() { return {{&kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>}, make<ClpEmit>}; }
-
 }  // namespace ew::trt

@@ -1,5 +1,5 @@
 // DepthMix for TensorRT.
-#include "hosts/tensorrt/ops.h"
+#include "hosts/tensorrt/operation.h"
 #include "ops/depth_mix_call.h"
 
 namespace ew::trt {
@@ -7,33 +7,23 @@ namespace {
 
 using namespace ops::depth;
 
-class DepthMix final : public Operation {
+class DepthMix final : public KernelOperation<DepthMix> {
  public:
   explicit DepthMix(const Fields& fields) : attributes_(fields) {}
 
   std::vector<Shape> outputs() const override { return {{axis_of(kValue, 0), axis_of(kValue, 1), axis_of(kValue, 2)}}; }
   void expect_shapes(const Tensors& in) const override { ops::depth::expect_shapes(in.data(), in.size()); }
-  std::int64_t workspace(const Call& call) const override {
-    const std::vector<const void*> sources = sources_of(call.in.data(), call.in.size());
-    return workspace_of(arguments(call, sources), ew_cuda_depth_mix_workspace);
-  }
-  void start(const Call& call, void* workspace, void* stream) const override {
-    const std::vector<const void*> sources = sources_of(call.in.data(), call.in.size());
-    start_with(arguments(call, sources), ew_cuda_depth_mix_workspace, ew_cuda_depth_mix, workspace, stream);
-  }
-
- private:
-  EwDepthMix arguments(const Call& call, const std::vector<const void*>& sources) const {
-    EwDepthMix arguments = call_of(attributes_, call.in.data(), sources, call.type);
+  MixCall arguments(const Call& call) const {
+    MixCall arguments = call_of(attributes_, call.in.data(), call.in.size(), call.type);
     arguments.mixed = call.out[0];
     return arguments;
   }
 
+ private:
   Attributes attributes_;
 };
 
+EW_REGISTER_OP(DepthMix, &kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>);
+
 }  // namespace
-
-Op depth_mix() { return {{&kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>}, make<DepthMix>}; }
-
 }  // namespace ew::trt

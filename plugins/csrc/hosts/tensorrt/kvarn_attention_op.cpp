@@ -1,6 +1,5 @@
 // KVarNAttention for TensorRT.
 #include "hosts/tensorrt/attention_bound.h"
-#include "hosts/tensorrt/ops.h"
 #include "ops/kvarn_attention_call.h"
 
 namespace ew::trt {
@@ -8,7 +7,7 @@ namespace {
 
 using namespace ops::kvarn;
 
-class KVarNAttention final : public Operation {
+class KVarNAttention final : public KernelOperation<KVarNAttention> {
  public:
   explicit KVarNAttention(const Fields& fields) : attributes_(fields) {}
 
@@ -19,17 +18,7 @@ class KVarNAttention final : public Operation {
   }
   std::vector<Axis> fixed_axes() const override { return {{kQuery, 1}, {kQuery, 2}, {kKey, 1}}; }
   void expect_shapes(const Tensors& in) const override { ops::kvarn::expect_shapes(attributes_, in.data()); }
-  std::int64_t workspace(const Call& call) const override {
-    return workspace_of(arguments(call), ew_cuda_kvarn_attention_workspace);
-  }
-  std::int64_t workspace_bound(const Call& largest) const override {
-    return attention_bound(arguments(largest), ew_cuda_kvarn_attention_workspace);
-  }
-  void start(const Call& call, void* workspace, void* stream) const override {
-    start_with(arguments(call), ew_cuda_kvarn_attention_workspace, ew_cuda_kvarn_attention, workspace, stream);
-  }
-
- private:
+  std::int64_t workspace_bound(const Call& largest) const override { return attention_bound(arguments(largest)); }
   EwKVarNAttention arguments(const Call& call) const {
     EwKVarNAttention arguments = call_of(attributes_, call.in.data(), call.type);
     arguments.attention.output = call.out[0];
@@ -38,11 +27,11 @@ class KVarNAttention final : public Operation {
     return arguments;
   }
 
+ private:
   Attributes attributes_;
 };
 
+EW_REGISTER_OP(KVarNAttention, &kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>);
+
 }  // namespace
-
-Op kvarn_attention() { return {{&kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>}, make<KVarNAttention>}; }
-
 }  // namespace ew::trt

@@ -1,24 +1,26 @@
 // The exports of the library: TensorRT's two entry points, and the C functions that Python's loader calls.
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "abi/cuda_calls.h"
 #include "hosts/tensorrt/creator.h"
-#include "hosts/tensorrt/ops.h"
+#include "hosts/tensorrt/operation.h"
 #include "hosts/tensorrt/report.h"
 
 namespace ew::trt {
 
-const std::vector<Op>& all_ops() {
-  static const std::vector<Op> all = {paged_attention(), kvarn_attention(), depth_mix(),
-                                      split_qkv(),       greedy_sample(),   clp_emit()};
+namespace {
+
+// Made by the first registration: files are initialised in no order.
+std::vector<Op>& registered() {
+  static std::vector<Op> all;
   return all;
 }
-
-namespace {
 
 // Kernels of another version may take other structures.
 void expect_kernels() {
@@ -39,6 +41,19 @@ const std::vector<nvinfer1::IPluginCreatorInterface*>& creators() {
 }
 
 }  // namespace
+
+Registration::Registration(Op op) { registered().push_back(std::move(op)); }
+
+const std::vector<Op>& all_ops() {
+  static const std::vector<Op> sorted = [] {
+    std::vector<Op> all = registered();
+    std::sort(all.begin(), all.end(),
+              [](const Op& a, const Op& b) { return std::strcmp(a.declaration().name, b.declaration().name) < 0; });
+    return all;
+  }();
+  return sorted;
+}
+
 }  // namespace ew::trt
 
 using namespace ew::trt;

@@ -56,26 +56,44 @@ struct Op {
   const ops::Declaration& declaration() const { return *declarations.front(); }
 };
 
+// The ops of the library, in alphabetical order.
 const std::vector<Op>& all_ops();
+
+// Adds an op to them when the library is loaded.
+struct Registration {
+  explicit Registration(Op op);
+};
 
 template <class Made>
 std::unique_ptr<const Operation> make(const Fields& fields) {
   return std::make_unique<Made>(fields);
 }
 
+// Registers the op of an adapter's file: its class, and pointers to its declarations, one for each type of activations.
+// No list names the file: all are linked into one shared library.
+#define EW_REGISTER_OP(Made, ...) static const ::ew::trt::Registration kRegistered({{__VA_ARGS__}, make<Made>})
+
+// Bytes that a call of the kernels' library needs.
 template <class Arguments>
-std::int64_t workspace_of(const Arguments& arguments, std::int64_t (*workspace)(const Arguments*)) {
-  const std::int64_t bytes = workspace(&arguments);
+std::int64_t workspace_of(const Arguments& arguments) {
+  const std::int64_t bytes = ew_cuda_workspace(arguments);
   if (bytes < 0) ops::fail_as_library();
   return bytes;
 }
 
-// The memory is as large as the plan of the largest call said; TensorRT does not repeat the size.
-template <class Arguments>
-void start_with(const Arguments& arguments, std::int64_t (*workspace)(const Arguments*),
-                int (*run)(const Arguments*, void*, std::int64_t, void*), void* memory, void* stream) {
-  const std::int64_t bytes = workspace_of(arguments, workspace);
-  if (run(&arguments, memory, bytes, stream) < 0) ops::fail_as_library();
-}
+// The operation of an op whose kernels take one structure, which Made::arguments(call) fills in.
+template <class Made>
+class KernelOperation : public Operation {
+ public:
+  std::int64_t workspace(const Call& call) const final { return workspace_of(made().arguments(call)); }
+  // The memory is as large as the plan of the largest call said; TensorRT does not repeat the size.
+  void start(const Call& call, void* workspace, void* stream) const final {
+    const auto arguments = made().arguments(call);
+    if (ew_cuda_run(arguments, workspace, workspace_of(arguments), stream) < 0) ops::fail_as_library();
+  }
+
+ private:
+  const Made& made() const { return static_cast<const Made&>(*this); }
+};
 
 }  // namespace ew::trt

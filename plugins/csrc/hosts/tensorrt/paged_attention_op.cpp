@@ -1,6 +1,5 @@
 // PagedAttention for TensorRT.
 #include "hosts/tensorrt/attention_bound.h"
-#include "hosts/tensorrt/ops.h"
 #include "ops/paged_attention_call.h"
 
 namespace ew::trt {
@@ -8,7 +7,7 @@ namespace {
 
 using namespace ops::paged;
 
-class PagedAttention final : public Operation {
+class PagedAttention final : public KernelOperation<PagedAttention> {
  public:
   explicit PagedAttention(const Fields& fields) : attributes_(fields) {}
 
@@ -17,17 +16,7 @@ class PagedAttention final : public Operation {
   }
   std::vector<Axis> fixed_axes() const override { return {{kQuery, 1}, {kQuery, 2}, {kKey, 1}, {kValue, 2}}; }
   void expect_shapes(const Tensors& in) const override { ops::paged::expect_shapes(attributes_, in.data()); }
-  std::int64_t workspace(const Call& call) const override {
-    return workspace_of(arguments(call), ew_cuda_paged_attention_workspace);
-  }
-  std::int64_t workspace_bound(const Call& largest) const override {
-    return attention_bound(arguments(largest), ew_cuda_paged_attention_workspace);
-  }
-  void start(const Call& call, void* workspace, void* stream) const override {
-    start_with(arguments(call), ew_cuda_paged_attention_workspace, ew_cuda_paged_attention, workspace, stream);
-  }
-
- private:
+  std::int64_t workspace_bound(const Call& largest) const override { return attention_bound(arguments(largest)); }
   EwPagedAttention arguments(const Call& call) const {
     EwPagedAttention arguments = call_of(attributes_, call.in.data(), call.type);
     arguments.attention.output = call.out[0];
@@ -35,11 +24,11 @@ class PagedAttention final : public Operation {
     return arguments;
   }
 
+ private:
   Attributes attributes_;
 };
 
+EW_REGISTER_OP(PagedAttention, &kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>);
+
 }  // namespace
-
-Op paged_attention() { return {{&kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>}, make<PagedAttention>}; }
-
 }  // namespace ew::trt

@@ -1,5 +1,5 @@
 // SplitQkv for TensorRT.
-#include "hosts/tensorrt/ops.h"
+#include "hosts/tensorrt/operation.h"
 #include "ops/split_qkv_call.h"
 
 namespace ew::trt {
@@ -7,7 +7,7 @@ namespace {
 
 using namespace ops::split;
 
-class SplitQkv final : public Operation {
+class SplitQkv final : public KernelOperation<SplitQkv> {
  public:
   explicit SplitQkv(const Fields& fields) : attributes_(fields) {}
 
@@ -18,14 +18,6 @@ class SplitQkv final : public Operation {
             {tokens, kv_heads, constant(attributes_.value_dim)}};
   }
   void expect_shapes(const Tensors& in) const override { ops::split::expect_shapes(attributes_, in.data()); }
-  std::int64_t workspace(const Call& call) const override {
-    return workspace_of(arguments(call), ew_cuda_split_qkv_workspace);
-  }
-  void start(const Call& call, void* workspace, void* stream) const override {
-    start_with(arguments(call), ew_cuda_split_qkv_workspace, ew_cuda_split_qkv, workspace, stream);
-  }
-
- private:
   EwSplitQkv arguments(const Call& call) const {
     EwSplitQkv arguments = call_of(attributes_, call.in.data(), call.type);
     arguments.query = call.out[0];
@@ -34,11 +26,11 @@ class SplitQkv final : public Operation {
     return arguments;
   }
 
+ private:
   Attributes attributes_;
 };
 
+EW_REGISTER_OP(SplitQkv, &kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>);
+
 }  // namespace
-
-Op split_qkv() { return {{&kDeclaration<ops::kFloat16>, &kDeclaration<ops::kBfloat16>}, make<SplitQkv>}; }
-
 }  // namespace ew::trt

@@ -24,11 +24,11 @@ constexpr int kDecodeLanes = 32;  // (query, head of the group) pairs up to whic
 struct AttentionView {
   const std::uint16_t* query;   // [tokens, query_heads, head_dim], prepared: halves; see logit_of
   const std::int32_t* starts;   // [rows + 1]
-  const std::int32_t* kv_lens;  // [rows, kv_heads]
-  const std::int32_t* table;    // [rows, kv_heads, table_width]
+  const std::int32_t* kv_lens;  // [rows, table_heads]
+  const std::int32_t* table;    // [rows, table_heads, table_width]
   const float* sinks;           // [query_heads] or null
   std::uint16_t* output;        // [tokens, query_heads, value_dim] of `type`
-  int tokens, rows, query_heads, kv_heads, head_dim, value_dim, table_width, window;
+  int tokens, rows, query_heads, kv_heads, head_dim, value_dim, table_heads, table_width, window;
   int longest;  // no row brings more new tokens
   float softcap;
   Type type;
@@ -36,11 +36,13 @@ struct AttentionView {
   std::int64_t tile_bytes;  // of one of them
   // KVarN alone; null and 0 otherwise.
   std::uint16_t* exact;                                        // [slots, kv_heads, exact_tiles, 2 * 128 * head_dim]
-  const std::int32_t *slots, *encoded_before, *encoded_after;  // [rows], [rows, kv_heads] each
+  const std::int32_t *slots, *encoded_before, *encoded_after;  // [rows], [rows, table_heads] each
   const std::uint16_t *fresh_keys, *fresh_values;              // [tokens, kv_heads, head_dim]: the new tokens, rotated
   int exact_tiles;
 
   EW_DEVICE int group() const { return query_heads / kv_heads; }
+  // The place of a row and KV head in kv_lens, the table and the encoded lengths.
+  EW_DEVICE int entry(int row, int head) const { return row * table_heads + head; }
   EW_DEVICE bool is_kvarn() const { return exact != nullptr; }
 };
 
@@ -69,7 +71,7 @@ struct RowTokens {
 
   EW_DEVICE RowTokens(const AttentionView& view, int row_index, int kv_head)
       : row(row_index), head(kv_head), start(view.starts[row_index]), count(view.starts[row_index + 1] - start) {
-    held = view.kv_lens[row * view.kv_heads + head];
+    held = view.kv_lens[view.entry(row, head)];
     total = held + count;
     stored = view.is_kvarn() ? held : total;
   }
@@ -91,13 +93,13 @@ EW_DEVICE std::uint16_t* exact_tile(const AttentionView& view, int row, int head
 }
 
 EW_DEVICE unsigned char* pool_tile(const AttentionView& view, int row, int head, int tile) {
-  const std::int64_t entry = (static_cast<std::int64_t>(row) * view.kv_heads + head) * view.table_width + tile;
+  const std::int64_t entry = static_cast<std::int64_t>(view.entry(row, head)) * view.table_width + tile;
   return view.tiles + view.table[entry] * view.tile_bytes;
 }
 
 // True for a record among the tiles that hold stored tokens.
 EW_DEVICE bool is_record(const AttentionView& view, int row, int head, int tile) {
-  return view.is_kvarn() && tile > 0 && tile < view.encoded_before[row * view.kv_heads + head] / kTileTokens;
+  return view.is_kvarn() && tile > 0 && tile < view.encoded_before[view.entry(row, head)] / kTileTokens;
 }
 
 // A tile of halves that holds stored tokens.

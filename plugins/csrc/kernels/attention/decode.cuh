@@ -121,7 +121,7 @@ template <int kDim>
 EW_DEVICE void attend_exact(const AttentionView& view, const RowTokens& tokens, int column) {
   using Memory = DecodeMemory<kDim>;
   const int begin = tokens.tile_begin(view, 0);
-  const int encoded = view.encoded_before[tokens.row * view.kv_heads + tokens.head] / kTileTokens;
+  const int encoded = view.encoded_before[view.entry(tokens.row, tokens.head)] / kTileTokens;
   const int after_sink = begin > 1 ? begin : 1, after_records = encoded > after_sink ? encoded : after_sink;
   const int sink = begin > 0 ? 0 : tokens.stored < kTileTokens ? tokens.stored : kTileTokens;
   const HalvesShare share{sink, kTileTokens * after_records, tokens.stored, true};
@@ -136,7 +136,7 @@ template <int kDim, int kKeyBits, int kValueBits>
 EW_DEVICE void attend_encoded(const AttentionView& view, const RowTokens& tokens, int column) {
   using Memory = DecodeMemory<kDim>;
   constexpr int kFit = Memory::ring_bytes / RecordStage<kDim, kKeyBits, kValueBits>::bytes;
-  const int encoded = view.encoded_before[tokens.row * view.kv_heads + tokens.head] / kTileTokens;
+  const int encoded = view.encoded_before[view.entry(tokens.row, tokens.head)] / kTileTokens;
   const int first = tokens.tile_begin(view, 0), begin = first > 1 ? first : 1, end = encoded > begin ? encoded : begin;
   Running<kDim> running;
   attend_records<kDim, kKeyBits, kValueBits, (kFit < 8 ? kFit : 8)>(

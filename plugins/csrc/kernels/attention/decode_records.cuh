@@ -91,8 +91,7 @@ class RecordSource {
     if (tile_ + step_ < end_) ahead_ = id(tile_ + step_);
   }
   EW_DEVICE int id(int tile) const {
-    return view_
-        .table[(static_cast<std::int64_t>(tokens_.row) * view_.kv_heads + tokens_.head) * view_.table_width + tile];
+    return view_.table[static_cast<std::int64_t>(view_.entry(tokens_.row, tokens_.head)) * view_.table_width + tile];
   }
   EW_DEVICE const unsigned char* record() const { return view_.tiles + static_cast<std::int64_t>(id_) * Layout::bytes; }
 

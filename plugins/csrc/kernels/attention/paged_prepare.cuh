@@ -19,7 +19,7 @@ EW_KERNEL(kPrepareThreads, 4) prepare_paged_kernel(EW_CONSTANT PrepareArguments 
   const int width = view.head_dim + view.value_dim;
   for (int i = thread_index(); i < view.kv_heads * width; i += thread_count()) {
     const int head = i / width, channel = i % width;
-    const int at = view.kv_lens[row * view.kv_heads + head] + token - view.starts[row];
+    const int at = view.kv_lens[view.entry(row, head)] + token - view.starts[row];
     auto* tile = reinterpret_cast<std::uint16_t*>(pool_tile(view, row, head, at / kTileTokens));
     const int slot = at % kTileTokens;
     const std::int64_t source = static_cast<std::int64_t>(token) * view.kv_heads + head;

@@ -29,7 +29,7 @@ struct StoredRow {
   int first, end;  // tiles that the call encodes, from the first that is no record yet
 
   EW_DEVICE StoredRow(const AttentionView& view, int row, int head) : tokens(view, row, head) {
-    const int at = row * view.kv_heads + head, before = view.encoded_before[at] / kTileTokens;
+    const int at = view.entry(row, head), before = view.encoded_before[at] / kTileTokens;
     first = before > 1 ? before : 1;
     end = view.encoded_after[at] / kTileTokens;
   }

@@ -25,7 +25,7 @@ from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.weights.precision import Precision
+from enginewright.exporters.weights.registry import choose_storage
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load
@@ -33,7 +33,7 @@ from tests.support.exporters.families import FAMILIES, make_model, save_checkpoi
 from tests.support.exporters.fixtures import CheckpointMaker
 
 SMALL: dict[str, Any] = {"sequences": 4, "length": 24}
-EXACT = Precision(compute="float32")
+EXACT = choose_storage("float32", {"compute": "float32"})
 
 # Linear layers in a block, and products of a step that hold them: query, key and value are one, gate and up another.
 LAYERS = {

@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.plugins.libraries.cuda import KVARN_BITS, KVARN_DIMS, PAGED_ATTENTION_DIMS, CudaLibrary
-from enginewright.plugins.libraries.cuda_calls import Attention, ClpEmit, KVarNAttention, PagedAttention
+from enginewright.plugins.libraries.cuda import CudaLibrary
+from enginewright.plugins.libraries.cuda_calls import CallStructure, structure_of
 from enginewright.plugins.libraries.locate import file_name
-from enginewright.plugins.ops.clp_emit import CLP_EMIT
+from enginewright.plugins.ops.attention_ports import ATTENTION_FIELDS
+from enginewright.plugins.ops.clp_emit import CLP_EMIT, CLP_EMIT_CALL
 from enginewright.plugins.ops.greedy_sample import GREEDY_SAMPLE
-from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
+from enginewright.plugins.ops.kvarn_attention import BITS as KVARN_BITS
+from enginewright.plugins.ops.kvarn_attention import HEAD_DIMS as KVARN_DIMS
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION, KVARN_ATTENTION_CALL
+from enginewright.plugins.ops.paged_attention import HEAD_DIMS as PAGED_ATTENTION_DIMS
+from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION_CALL
 from enginewright.plugins.ops.split_qkv import SPLIT_QKV
 from enginewright.plugins.ops.tiles import kvarn_tile_bytes, tile_bytes
 from tests.support.kernels.attention_calls import check_output, relative_tolerance, typed
@@ -28,6 +33,11 @@ from tests.support.ops.kvarn_cases import CASES as KVARN_CASES
 from tests.support.ops.kvarn_inputs import check as check_kvarn_caches
 from tests.support.ops.kvarn_inputs import make_inputs as make_kvarn_inputs
 from tests.support.ops.tensorrt_host import Arrays, Output, built_folder, run_node, workspace_bound
+
+Attention = structure_of(ATTENTION_FIELDS)
+ClpEmit = structure_of(CLP_EMIT_CALL)
+KVarNAttention = structure_of(KVARN_ATTENTION_CALL)
+PagedAttention = structure_of(PAGED_ATTENTION_CALL)
 
 UNIT = {"float16": 2**-11, "bfloat16": 2**-8}
 """Largest relative error of one rounding: that of an output."""
@@ -66,6 +76,7 @@ def paged_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     PAGED_CASES,
     "everything",
     "one_layer",
+    "fewer_heads_than_other_layers",
     "mixed",
     "no_rows",
     "softcap_small_logits",
@@ -98,6 +109,7 @@ def kvarn_attention(kernels: str, arrays: Arrays, attributes: dict[str, Any], ty
     KVARN_CASES,
     "everything",
     "one_layer",
+    "fewer_heads_than_other_layers",
     "bits_4_4",
     "no_rows",
     "verify_draft",
@@ -214,12 +226,12 @@ ANYWHERE = 256
 """An address for calls that are only planned."""
 
 
-def planned(tokens: int, rows: int, width: int, heads: tuple[int, int], dim: int) -> Attention:
+def planned(tokens: int, rows: int, width: int, heads: tuple[int, int], dim: int) -> CallStructure:
     names = ("query", "key", "value", "output", "query_starts", "kv_lens", "table")
     return Attention(
         **dict.fromkeys(names, ANYWHERE),
         **{"tokens": tokens, "longest": tokens, "rows": rows, "table_width": width, "scale": 1.0},
-        **{"query_heads": heads[0], "kv_heads": heads[1], "head_dim": dim, "value_dim": dim},
+        **{"query_heads": heads[0], "kv_heads": heads[1], "table_heads": heads[1], "head_dim": dim, "value_dim": dim},
     )
 
 

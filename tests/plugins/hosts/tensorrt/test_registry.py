@@ -17,7 +17,7 @@ from tests.support.ops.tensorrt_host import plugin_library
 from tests.support.paths import SUPPORT
 
 pytestmark = [pytest.mark.emulated, pytest.mark.rtx]
-ATTRIBUTES: dict[str, dict[str, Any]] = {
+ATTRIBUTES: dict[str, dict[str, Any]] = {  # of other ops: those that they require, 1 and 0.5
     "PagedAttention": {"layer": 0, "scale": 0.125, "window": 3, "softcap": 0.5, "kv_bits": 16},
     "KVarNAttention": {"layer": 1, "scale": 0.125, "k_bits": 4, "v_bits": 4, "robust": 1},
     "DepthMix": {"scale": 0.5},
@@ -65,7 +65,9 @@ def test_a_registry_takes_the_library(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_parser_makes_the_plugin_of_a_node(op: str, tmp_path: Path) -> None:
-    model = write_node(tmp_path / "model.onnx", op, len(OPS[op].inputs), {**ATTRIBUTES[op], **PARSER})
+    required = {a.name: {"int": 1, "float": 0.5}[a.type] for a in OPS[op].attributes if a.default is None}
+    attributes = ATTRIBUTES.get(op, required)
+    model = write_node(tmp_path / "model.onnx", op, len(OPS[op].inputs), {**attributes, **PARSER})
     _, messages = watch(tmp_path, model)
     assert f"Successfully created plugin: {op}" in messages  # what it does next, it does to networks it cannot have
 

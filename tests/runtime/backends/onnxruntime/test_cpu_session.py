@@ -50,7 +50,9 @@ def test_preemption_changes_nothing(tiny_engine: Path) -> None:
     prompts, sampling = _prompts(120, 120, 120), Sampling(max_tokens=150, temperature=0.8, seed=1, ignore_eos=True)
     with load(tiny_engine, 1) as roomy, load(tiny_engine, 1, cache_tokens=640) as tight:
         scheduler, preempted = tight.loop.scheduler, []
-        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        tight.loop.observer = lambda _: preempted.extend(
+            each for each in scheduler.waiting if each.request.length > 120
+        )
         assert [c.token_ids for c in tight.generate(prompts, sampling)] == [
             c.token_ids for c in roomy.generate(prompts, sampling)
         ]
@@ -234,3 +236,10 @@ def test_a_cache_that_is_not_the_graphs_is_refused(
     directory.save(dataclasses.replace(manifest, cache=dataclasses.replace(manifest.cache, layers=changed)), root)
     with pytest.raises(ArtifactError, match=message):
         load(root, 1)
+
+
+def test_what_sessions_offer_to_cache_policies(make_engine: Callable[..., Path]) -> None:
+    encoded = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
+    for root, offered in ((make_engine(), {"tiles"}), (encoded, set())):
+        with load(root, 1) as llm:
+            assert llm.loop.session.offers == offered

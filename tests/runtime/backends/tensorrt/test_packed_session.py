@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from enginewright.plugins.libraries.locate import ort_library
 from enginewright.runtime import Sampling, load
+from enginewright.runtime.artifact.decoder_graph import CONDITION_INDEX, CONDITION_SCALE, INPUTS
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.backends.tensorrt import packed_session
@@ -279,7 +281,9 @@ def test_preemption_changes_nothing(plain: Path, cuda: FakeCuda) -> None:
         wanted = tokens_of(llm, prompts, sampling)
     with load(plain, cache_tokens=640) as tight:
         scheduler, preempted = tight.loop.scheduler, []
-        tight.loop.observer = lambda _: preempted.extend(r for r in scheduler.waiting if r.length > 120)
+        tight.loop.observer = lambda _: preempted.extend(
+            each for each in scheduler.waiting if each.request.length > 120
+        )
         assert tokens_of(tight, prompts, sampling) == wanted
         assert preempted
 
@@ -300,10 +304,18 @@ def test_buckets() -> None:
 
 def test_padding_lies_in_the_row_that_takes_it() -> None:
     starts = np.array([0, 1, 1, 3], np.int32)
-    step = PackedStep(np.array([5, 6, 7]), np.array([9, 3, 4]), starts, np.array([2, 0]), ((0, 2),), False)
-    padded = pad(step, 1, 2)
+    each = CONDITION_INDEX, replace(CONDITION_SCALE, axes=("B",))
+    brought = dict(
+        zip((port.name for port in each), (np.array([1, 2, 2], np.int32), np.ones(3, np.float32)), strict=True)
+    )
+    step = PackedStep(np.array([5, 6, 7]), np.array([9, 3, 4]), starts, np.array([2, 0]), ((0, 2),), False, brought)
+    padded = pad(step, (*INPUTS[:4], *each), 1, 2)
     assert padded.input_ids.tolist() == [5, 0, 0, 6, 7]
     assert padded.position_ids.tolist() == [9, 0, 1, 3, 4]
     assert padded.query_starts.tolist() == [0, 1, 3, 5] and padded.query_starts.dtype == np.int32
     assert padded.sample_rows.tolist() == [4, 0, 0, 0, 0]
     assert padded.sink_copies == ((0, 2),) and not padded.reads_logits
+    index, scale = padded.conditions.values()
+    assert index.tolist() == [1, 0, 0, 2, 2] and index.dtype == np.int32
+    assert scale is brought[CONDITION_SCALE.name]
+    assert pad(step, (*INPUTS[:4], *each), 1, 0).conditions[CONDITION_INDEX.name] is brought[CONDITION_INDEX.name]

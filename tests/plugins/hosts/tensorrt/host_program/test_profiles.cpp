@@ -1,4 +1,4 @@
-// Profiles: which sizes a plugin takes, from the launchers' table of configurations, and the workspace for them.
+// Profiles: which sizes a plugin takes, from the sizes that the kernels are compiled for, and the workspace for them.
 #include "check.h"
 #include "examples.h"
 

@@ -1,0 +1,120 @@
+"""Hugging Face checkpoint directories: config.json, and float tensors in one safetensors file or in several with an index."""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from enginewright.exporters.source.json_file import read_json
+from enginewright.exporters.source.tensor_source import FolderFiles, SourceFormat, StoredTensor
+from enginewright.runtime.errors import ExportError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PIECE = 1 << 24  # bytes read at once
+
+
+class SafetensorsSource(FolderFiles):
+    """An opened checkpoint directory; `SOURCE.open` creates it. A file is opened anew at each read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._begins: dict[str, int] = {}
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """The tensors by name; the files' headers are read and checked when they are asked for first."""
+        found: dict[str, StoredTensor] = {}
+        for file in _weight_files(self.path):
+            found.update(self._read_header(file))
+        if (self.path / INDEX).is_file():
+            _check_index(self.path, found)
+        return found
+
+    def read(self, name: str, part: int | None = None) -> torch.Tensor:
+        """Return a tensor, or one slice of it, as float32."""
+        file = self.tensors[name].file
+        try:
+            with safe_open(file, framework="pt") as f:  # opened anew: closing unmaps what was read
+                found = f.get_tensor(name) if part is None else f.get_slice(name)[part : part + 1]
+                tensor: torch.Tensor = found.to(torch.float32, copy=True)
+        except (SafetensorError, OSError) as e:
+            raise _unreadable(file, name, str(e)) from e
+        return tensor
+
+    def content(self, name: str) -> Iterator[bytes]:
+        """Yield a tensor's bytes."""
+        stored = self.tensors[name]
+        left = stored.size
+        try:
+            with stored.file.open("rb") as file:
+                file.seek(self._begins[name])
+                while left and (piece := file.read(min(_PIECE, left))):
+                    left -= len(piece)
+                    yield piece
+        except OSError as e:
+            raise _unreadable(stored.file, name, str(e)) from e
+        if left:
+            raise _unreadable(stored.file, name, "the file has become shorter")
+
+    def _read_header(self, file: Path) -> Iterator[tuple[str, StoredTensor]]:
+        try:
+            with safe_open(file, framework="pt") as f:  # checks the whole header
+                names = list(f.keys())
+            with file.open("rb") as content:
+                (length,) = struct.unpack("<Q", content.read(8))
+                header = json.loads(content.read(length))
+        except (SafetensorError, OSError) as e:
+            raise ExportError(f"{file}: not a whole safetensors file ({e}); download it again") from e
+        for name in names:
+            dtype, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]
+            self._begins[name] = 8 + length + begin
+            refusal = "" if dtype in DTYPES else f"expected one of {', '.join(DTYPES)}"
+            shape = tuple(header[name]["shape"])
+            yield name, StoredTensor(file=file, dtype=dtype, shape=shape, size=end - begin, refusal=refusal)
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is a directory with a file in this format, or with an index of such files."""
+    return path.is_dir() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")))
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / INDEX
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
+        files = [path / name for name in sorted(set(shards.values()))]
+    else:
+        files = [path / WEIGHTS]
+    for file in files:
+        if not file.is_file():
+            raise ExportError(f"{file}: not found; the checkpoint is incomplete, download it again")
+    return files
+
+
+def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    for name, file in read_json(path / INDEX)["weight_map"].items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise ExportError(f"{path / file}: tensor {name!r} is missing, but {INDEX} lists it; download it again")
+
+
+def _unreadable(file: Path, name: str, reason: str) -> ExportError:
+    return ExportError(f"{file}: tensor {name!r} cannot be read ({reason}); download the file again")
+
+
+SOURCE = SourceFormat(
+    name="safetensors",
+    expects=f"a directory with config.json and {WEIGHTS}, or with {INDEX} and the files that it lists",
+    recognise=recognise,
+    open=SafetensorsSource,
+    hub_files=("*.safetensors",),
+    in_transformers=True,
+)

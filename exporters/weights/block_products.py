@@ -1,0 +1,200 @@
+"""Writes matrices in blocks of codes for ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from enginewright.exporters.weights.block_codes import (
+    BLOCK_SIZES,
+    block_form,
+    quantize_blocks,
+    quantize_blocks_with_zero_points,
+    store_codes,
+    store_zero_points,
+)
+from enginewright.exporters.weights.stored_form import Encoding, StoredForm, Values, WeightUse
+from enginewright.exporters.weights.weight import QuantizedRows, Weight
+from enginewright.runtime.errors import ExportError
+
+MICROSOFT = "com.microsoft"
+PRODUCT, LOOKUP = "MatMulNBits", "GatherBlockQuantized"
+ACCURACY = {"int8": 4, "float32": 1}  # type of the activations -> MatMulNBits' accuracy_level
+Compute = Literal["int8", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """Options of weights in blocks along the input axis; `choose_storage` creates it.
+
+    block_size: weights that share a scale: 16, 32, 64, 128 or 256.
+    compute: type of the activations in a product with quantised weights: int8 (faster) or float32 (exact).
+    embedding: whether the embedding is quantised as well.
+    lm_head: whether the output projection is quantised as well.
+    symmetric: false: a block also has a zero point, so that its codes span its own range; true: they lie around 0.
+
+    Raises:
+        ExportError: a value that is not known.
+    """
+
+    block_size: int = 32
+    compute: Compute = "int8"
+    embedding: bool = True
+    lm_head: bool = True
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            sizes = f"{', '.join(map(str, BLOCK_SIZES[:-1]))} or {BLOCK_SIZES[-1]}"
+            raise ExportError(f"weights: got block_size {self.block_size}, expected {sizes}")
+        check_compute(self.compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """Sizes of a matrix in blocks; `encode` creates it.
+
+    n, k: rows and columns of the matrix.
+    bits: of a stored code.
+    block_size: columns that share a scale.
+    """
+
+    n: int
+    k: int
+    bits: int
+    block_size: int
+
+
+def check_compute(compute: str) -> None:
+    """Raise ExportError unless `compute` is a known type of activations."""
+    if compute not in ACCURACY:
+        raise ExportError(f"weights: got compute {compute!r}, expected int8 or float32")
+
+
+def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
+    """Return the form that stores codes of 4 or 8 bits, called "int4" or "int8"."""
+    return StoredForm(
+        name=f"int{bits}",
+        summary=f"codes of {bits} bits in blocks that share a scale",
+        options=BlockOptions,
+        takes=_takes,
+        keeps=keeps,
+        encode=partial(_quantize, bits),
+        write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
+        opsets={MICROSOFT: 1},
+        products=(PRODUCT,),
+        max_kl=max_kl,
+    )
+
+
+def keeps(use: WeightUse) -> bool:
+    """Whether the use's matrix is quantised in a way that blocks express; a lookup needs blocks that fill its rows."""
+    chosen, k = use.rows.quantized, use.rows.shape[1]
+    if chosen is None or chosen.minima is not None:
+        return False
+    return use.is_product or k % block_form(chosen.bits, chosen.group_size, k)[1] == 0
+
+
+def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> Encoding:
+    """Return codes that were chosen before in blocks, without a change.
+
+    Codes of 2 bits are stored in 2 bits for a CPU with int8 activations, and in 4 bits anywhere else.
+    """
+    k = use.rows.shape[1]
+    symmetric = chosen.zero_points is None
+    takes_two = use.for_cpu and compute == "int8" and symmetric
+    bits, size = block_form(chosen.bits, chosen.group_size, k, takes_two=takes_two)
+
+    def make() -> tuple[np.ndarray, ...]:
+        codes, scales = store_codes(*chosen.load(), chosen.group_size, bits, size)
+        if chosen.zero_points is None:
+            return codes, scales
+        return codes, scales, store_zero_points(chosen.zero_points(), k, chosen.group_size, bits, size)
+
+    return _encoding(use.rows.shape, bits, size, make, symmetric=symmetric)
+
+
+def write_blocks(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) -> None:
+    """Replace the use's node by MatMulNBits, with the bias in it, or by GatherBlockQuantized."""
+    if use.is_product:
+        _write_product(ACCURACY[compute], use, encoding.layout, values)
+    else:
+        _write_lookup(use, encoding.layout, values)
+
+
+def _takes(options: BlockOptions, use: WeightUse) -> bool:
+    if use.is_product:
+        return options.lm_head or not use.is_head
+    return options.embedding and use.rows.shape[1] % options.block_size == 0  # a lookup has no padded last block
+
+
+def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
+    rows, size = use.rows, options.block_size
+    if rows.quantized is not None:
+        return encode_chosen(options.compute, use, rows.quantized)
+
+    def make() -> tuple[np.ndarray, ...]:
+        quantize = quantize_blocks if options.symmetric else quantize_blocks_with_zero_points
+        return quantize(rows.load(), bits, size)
+
+    return _encoding(rows.shape, bits, size, make, symmetric=options.symmetric)
+
+
+def _encoding(
+    shape: tuple[int, ...], bits: int, block_size: int, make: Callable[[], tuple[np.ndarray, ...]], *, symmetric: bool
+) -> Encoding:
+    """Describe the arrays that `make` returns: codes, scales, and zero points unless `symmetric`."""
+    n, k = shape
+    blocks = -(-k // block_size)
+    part = _shared(make)
+    parts = {
+        "codes": Weight(shape=(n, blocks, block_size * bits // 8), dtype=ir.DataType.UINT8, load=lambda: part(0)),
+        "scales": Weight(shape=(n, blocks), dtype=ir.DataType.FLOAT, load=lambda: part(1)),
+    }
+    if not symmetric:
+        parts["zero_points"] = Weight(shape=(n, -(-blocks * bits // 8)), dtype=ir.DataType.UINT8, load=lambda: part(2))
+    return Encoding(parts=parts, layout=BlockLayout(n=n, k=k, bits=bits, block_size=block_size))
+
+
+def _shared(make: Callable[[], tuple[np.ndarray, ...]]) -> Callable[[int], np.ndarray]:
+    """Return a function of a number that gives that part of the result of `make`.
+
+    `make` runs once for all parts: the others are kept until they are asked for.
+    """
+    kept: dict[int, np.ndarray] = {}
+
+    def part(index: int) -> np.ndarray:
+        if index not in kept:
+            kept.update(enumerate(make()))
+        return kept.pop(index)
+
+    return part
+
+
+def _write_product(accuracy: int, use: WeightUse, layout: BlockLayout, values: Values) -> None:
+    inputs = [use.input, values["codes"], values["scales"], values.get("zero_points"), None, use.bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = {
+        "K": layout.k,
+        "N": layout.n,
+        "bits": layout.bits,
+        "block_size": layout.block_size,
+        "accuracy_level": accuracy,
+    }
+    use.replace([ir.node(PRODUCT, inputs, domain=MICROSOFT, attributes=attributes)], adds_bias=True)
+
+
+def _write_lookup(use: WeightUse, layout: BlockLayout, values: Values) -> None:
+    shape = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([layout.n, -1], np.int64))})
+    rows = ir.node("Reshape", [values["codes"], shape.outputs[0]])
+    inputs = [rows.outputs[0], use.input, values["scales"]]
+    if "zero_points" in values:
+        inputs.append(values["zero_points"])
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": layout.bits, "block_size": layout.block_size}
+    use.replace([shape, rows, ir.node(LOOKUP, inputs, domain=MICROSOFT, attributes=attributes)])

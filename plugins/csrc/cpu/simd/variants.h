@@ -1,0 +1,51 @@
+// Kernels that are compiled once for each instruction set, and the choice among them at run time.
+//
+// A header declares such a kernel. A file *_simd.cpp, which the build compiles once for each instruction set, includes
+// cpu/simd/simd.h first and defines it; nothing else names it:
+//
+//     EW_CPU_KERNEL(void, scale_rows_kernel, const ScaleRowsArgs&, std::int64_t begin, std::int64_t end);
+//     EW_DEFINE_CPU_KERNEL(scale_rows_kernel, scale_rows);  // scale_rows: a function of an anonymous namespace
+//
+// and scale_rows_kernel() is the function of the instruction set in use. Each is a constant, so that no code of a wide
+// instruction set runs while the library is loaded.
+#pragma once
+
+#include "cpu/simd/isa.h"
+
+namespace ew {
+
+template <class Function>
+Function* variant([[maybe_unused]] Function* avx512, [[maybe_unused]] Function* avx2, Function* portable) {
+  switch (isa()) {
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kPortable:
+      break;
+  }
+  return portable;
+}
+
+}  // namespace ew
+
+#define EW_VARIANT(isa, result, name, ...)  \
+  namespace isa {                           \
+  extern result (*const name)(__VA_ARGS__); \
+  }
+
+#ifdef EW_X86
+#define EW_CPU_KERNEL(result, name, ...)                                           \
+  EW_VARIANT(avx512, result, name, __VA_ARGS__)                                    \
+  EW_VARIANT(avx2, result, name, __VA_ARGS__)                                      \
+  EW_VARIANT(portable, result, name, __VA_ARGS__)                                  \
+  inline auto name() { return variant(avx512::name, avx2::name, portable::name); } \
+  static_assert(true)
+#else
+#define EW_CPU_KERNEL(result, name, ...)          \
+  EW_VARIANT(portable, result, name, __VA_ARGS__) \
+  inline auto name() { return portable::name; }   \
+  static_assert(true)
+#endif
+
+#define EW_DEFINE_CPU_KERNEL(name, function) decltype(EW_ISA::name) EW_ISA::name = function

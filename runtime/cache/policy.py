@@ -1,0 +1,199 @@
+"""The interface of cache policies, which choose between steps what a request keeps in the cache, and the choice of one.
+
+A request has two lengths under a policy. Its position is the number of tokens processed: scheduling and RoPE go by it. What
+is stored may be fewer tokens, and differs by layer and KV head: attention goes by it. Evicted tokens leave no gap, and
+positions are never counted anew.
+
+A policy decides at positions that follow from the prompt's length alone. So a request that is preempted, and computed
+again in other pieces, evicts the same at the same places, and its answer does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.artifact.extension import Door
+from enginewright.runtime.artifact.manifest import Cache
+from enginewright.runtime.artifact.strict_json import parse
+from enginewright.runtime.errors import ArtifactError, UnsupportedError
+
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+C = TypeVar("C")
+
+TILES = "tiles"
+"""The session reads the tile table and the lengths anew in every step, each head for itself: whole tiles can leave."""
+SCORES = "scores"
+"""The session can score the tokens that a row has stored."""
+COMPACT = "compact"
+"""The session can move tokens between tiles, so that single ones can leave."""
+NEVER = 1 << 60
+"""A position that no request reaches."""
+
+
+class CacheSession(Protocol):
+    """A session as a policy sees it."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """The abilities that a policy may need: TILES, SCORES, COMPACT."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRow:
+    """One row's part of the cache; created by PolicyTables, and a copy that later steps leave as it is.
+
+    The layers are those without a window, in order; windowed layers free their tiles by themselves. Heads that a layer
+    does not have store 0 tokens.
+
+    row: its number.
+    prompt_tokens: tokens of the request's prompt; 0 where a text is scored.
+    processed: tokens that the request has processed, whether or not they are stored: the next token's position.
+    stored[layers, heads] int64: tokens stored.
+    tiles[layers, heads, n] int32: for each stored tile, the position of its first token in tiles: a tile of number i has
+        the positions i * tile_tokens and following. Only the first ceil(stored / tile_tokens) entries of a head count.
+    tile_tokens: tokens of a tile.
+    """
+
+    row: int
+    prompt_tokens: int
+    processed: int
+    stored: Ints
+    tiles: NDArray[np.int32]
+    tile_tokens: int
+
+    @property
+    def whole_tiles(self) -> Ints:
+        """Number of full tiles of each layer and head, int64 [layers, heads]; the others are unfinished."""
+        return self.stored // self.tile_tokens
+
+    def positions(self, layer: int, head: int) -> Ints:
+        """Return the positions of the tokens that a head has stored, ascending, int64 [stored]."""
+        count = int(self.stored[layer, head])
+        starts = self.tiles[layer, head, : -(-count // self.tile_tokens)].astype(np.int64) * self.tile_tokens
+        return (starts[:, None] + np.arange(self.tile_tokens)).ravel()[:count]
+
+
+class CachePolicy(Protocol):
+    """Decides which tiles of a request stay; one for each engine, created by its kind.
+
+    needs: the abilities that the session must offer.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def most_stored(self, prompt_tokens: int, tokens: int) -> Ints:
+        """Return the most tokens that a request stores at any time while it processes `tokens` tokens.
+
+        The result is int64 [layers, heads], or an array that broadcasts to it. Pools are sized and requests admitted by
+        it. It must not decrease when an argument grows.
+        """
+        ...
+
+    def next_due(self, row: StoredRow) -> int | None:
+        """Return the number of processed tokens at which `row` is to evict next; None: never.
+
+        The result is above `row.processed`, and depends on nothing but `prompt_tokens`, `processed` and `stored`. Steps
+        end there, so that no token is computed in between.
+        """
+        ...
+
+    def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> Sequence[Mask]:
+        """Return for each of `rows`, which are due, a mask of the tiles that stay.
+
+        A mask is bool [layers, heads, n], or broadcasts to it, where n is the largest number of full tiles of a head of
+        that row; of each head its own full tiles count. An unfinished tile always stays.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyKind(Generic[C]):
+    """A kind of cache policy, as a module of `policies/` gives it.
+
+    name: the `kind` in the manifest's `cache.policy`.
+    config: a frozen dataclass of its options; a ValueError of its `__post_init__` is reported as the manifest's fault.
+    open: returns the policy of an engine with these options and this cache.
+    """
+
+    name: str
+    config: type[C]
+    open: Callable[[C, Cache], CachePolicy]
+
+
+POLICIES: Door[PolicyKind[Any]] = Door("enginewright.runtime.cache.policies", "POLICY", PolicyKind)
+
+
+def governed_layers(cache: Cache) -> tuple[int, ...]:
+    """Return the numbers of the layers that a policy governs: those without a window."""
+    return tuple(index for index, layer in enumerate(cache.layers) if not layer.window)
+
+
+def open_policy(cache: Cache) -> CachePolicy | None:
+    """Return the policy that `cache.policy` asks for; None where it is empty, and every token stays.
+
+    Raises:
+        ArtifactError: no policy has that name, or it does not take these options.
+        UnsupportedError: the cache has no tiles that a policy could take.
+    """
+    if not cache.policy:
+        return None
+    options: Mapping[str, Any] = cache.policy
+    known = POLICIES.entries()
+    name = options.get("kind")
+    if not isinstance(name, str) or name not in known:
+        names = ", ".join(known) or "none"
+        raise ArtifactError(
+            f"manifest.json: cache.policy.kind: got {name!r}, expected one of {names}; add the policy by `extend`, or "
+            "upgrade enginewright"
+        )
+    kind = known[name]
+    try:
+        config = parse(kind.config, {key: options[key] for key in options if key != "kind"}, "cache.policy")
+    except ValueError as e:
+        raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
+    _check_cache(name, cache)
+    return kind.open(config, cache)
+
+
+def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int) -> None:
+    """Raise UnsupportedError where the cache has a policy that the loaded engine cannot follow.
+
+    offers: abilities of its session, out of TILES, SCORES and COMPACT.
+    tokens_a_step: the most tokens that a decoding row brings into a step.
+    """
+    policy = open_policy(cache)
+    if policy is None:
+        return
+    where = f"load: cache policy {cache.policy['kind']!r}"
+    if missing := sorted(policy.needs - offers):
+        raise UnsupportedError(
+            f"{where}: needs {', '.join(missing)}, but the backend's session offers {', '.join(sorted(offers)) or 'nothing'}; "
+            "choose another backend, or build the engine without the policy"
+        )
+    if tokens_a_step > 1:
+        raise UnsupportedError(
+            f"{where}: evicts between single tokens, but the engine decides up to {tokens_a_step} in a step; build the engine "
+            "without the policy, or without extra heads"
+        )
+
+
+def _check_cache(name: str, cache: Cache) -> None:
+    where = f"manifest.json: policy {name!r} evicts tiles"
+    if cache.is_dense:
+        raise UnsupportedError(f"{where}, but the cache is dense, without any; build the engine with --plugins auto")
+    if any(layer.exact_bytes for layer in cache.layers):
+        raise UnsupportedError(
+            f"{where}, but the cache is {cache.kind}, whose tiles are encoded and stay; build the engine with a 16-bit cache"
+        )
+    if not governed_layers(cache):
+        raise UnsupportedError(
+            f"{where}, but every layer has a window, and frees its tiles by itself; build the engine without the policy"
+        )

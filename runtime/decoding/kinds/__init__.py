@@ -1,0 +1,1 @@
+"""Decoding kinds, one a module; each has a KIND."""

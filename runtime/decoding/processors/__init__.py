@@ -1,0 +1,1 @@
+"""Logits processors, one a module; each has a PROCESSOR."""

@@ -1,0 +1,152 @@
+"""A model without a backend, as toy_model's, whose layers and heads read what their lengths and tile tables give them.
+
+Its logits are a hash of the entries that each head sees, in order. An entry is a token at its position, so a tile too few,
+too many or out of order changes the hash. `reference` knows nothing of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
+from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.pieces import Pieces
+from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
+from enginewright.runtime.cache.tile_tables import TileTables
+from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.scheduling.step_loop import StepLoop
+from tests.support.runtime.sample_policies import Seen
+from tests.support.runtime.toy_model import HEADS, make_cache
+from tests.support.runtime.toy_session import VOCAB, mix, spread
+
+SIZE, CONTEXT = 4, 96
+_HEAD, _PLACE = 10**7, 10**3
+
+
+class EvictingSession:
+    """A Session over numpy pools of entries, which never writes to a tile that a prefix has."""
+
+    offers = frozenset({"tiles"})
+
+    def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity) -> None:
+        self.run_seconds = 0.0
+        self.steps: list[PackedStep] = []
+        self._cache, self._tables = cache, tables
+        self._tiles = [np.full((tiles, cache.tile_tokens), -1, np.int64) for tiles in capacity.tiles]
+        pools = zip(tables._governed, tables._pools, strict=True) if isinstance(tables, PolicyTables) else ()
+        self._pools = dict(pools)
+
+    def run(self, step: PackedStep) -> Outputs:
+        """Write the new entries, then hash what each sampled token sees."""
+        self.steps.append(step)
+        rows = np.repeat(np.arange(len(step.query_starts) - 1), np.diff(step.query_starts))
+        logits = {}
+        for token, (row, position) in enumerate(zip(rows.tolist(), step.position_ids.tolist(), strict=True)):
+            ahead = token - int(step.query_starts[row])
+            assert position == self._tables.held[row] + ahead
+            self._write(row, ahead, int(step.input_ids[token]) + _PLACE * position)
+            logits[token] = self._logits(row, ahead)
+        stacked = np.stack([logits[token] for token in step.sample_rows.tolist()])
+        return Outputs(stacked, stacked.argmax(axis=1))
+
+    def _place(self, layer: int, row: int, head: int, index: int) -> tuple[int, int]:
+        size = self._cache.tile_tokens
+        return int(self._tables.tile_table[layer, row, head, index // size]), index % size
+
+    def _write(self, row: int, ahead: int, entry: int) -> None:
+        for layer, spec in enumerate(self._cache.layers):
+            for head in range(spec.kv_heads):
+                index = int(self._tables.kv_lens[layer, row, head]) + ahead
+                tile, slot = self._place(layer, row, head, index)
+                assert layer not in self._pools or not self._pools[layer]._of_prefix[tile], "shared tiles stay whole"
+                self._tiles[layer][tile, slot] = entry + _HEAD * head
+
+    def _logits(self, row: int, ahead: int) -> np.ndarray:
+        state = np.uint64(0)
+        for layer, spec in enumerate(self._cache.layers):
+            for head in range(spec.kv_heads):
+                last = int(self._tables.kv_lens[layer, row, head]) + ahead
+                first = max(0, last + 1 - spec.window) if spec.window else 0
+                places = [self._place(layer, row, head, index) for index in range(first, last + 1)]
+                seen = np.array([self._tiles[layer][place] for place in places])
+                state = mix(state, seen - _HEAD * head, 0, 100 * layer + head)
+        return spread(state)
+
+
+def reference(tokens: Sequence[int], prompt: int, windows: Sequence[int], seen: Seen) -> np.ndarray:
+    """Logits after `tokens`, of which the first `prompt` were asked for."""
+    position, state, governed = len(tokens) - 1, np.uint64(0), 0
+    entries = np.array(tokens, np.int64) + _PLACE * np.arange(len(tokens))
+    for layer, (window, heads) in enumerate(zip(windows, HEADS, strict=True)):
+        for head in range(heads):
+            places = np.arange(max(0, position + 1 - window), position + 1)
+            if not window:
+                places = seen(governed, head, position, prompt)
+            state = mix(state, entries[places], 0, 100 * layer + head)
+        governed += not window
+    return spread(state)
+
+
+def greedy(prompt: Sequence[int], count: int, windows: Sequence[int], seen: Seen) -> list[int]:
+    """The most probable tokens after `prompt`, one after another."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(reference(tokens, len(prompt), windows, seen).argmax()))
+    return tokens[len(prompt) :]
+
+
+def make_llm(
+    policy: dict[str, Any],
+    windows: Sequence[int],
+    *,
+    rows: int = 3,
+    step_tokens: int = 16,
+    cache_tokens: int | None = None,
+    span: int = 0,
+) -> LLM:
+    """Return an LLM over an EvictingSession."""
+    cache = replace(make_cache(SIZE, windows), policy=policy)
+    tokens = rows * CONTEXT if cache_tokens is None else cache_tokens
+    tiles = plan_tiles(cache, rows=rows, context=CONTEXT, step_tokens=step_tokens, cache_tokens=tokens)
+    capacity = Capacity(
+        rows=rows, context=CONTEXT, step_tokens=step_tokens, logit_rows=rows + 3, tiles=tiles, span=span
+    )
+    tables = open_tables(cache, capacity)
+    manifest = Manifest(
+        name="evicting",
+        created_by="tests",
+        model=Model(family="toy", vocab_size=VOCAB, hidden_size=1, max_positions=CONTEXT, parameters=0),
+        limits=Limits(max_batch=rows, max_context=CONTEXT),
+        cache=cache,
+        graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
+    )
+    decoder = Autoregressive(Pieces(chunk=0, tile_tokens=cache.tile_tokens))
+    loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity))
+    return LLM(manifest, None, loop, capacity, tables.longest)
+
+
+def check_pools(tables: PolicyTables) -> None:
+    """Check that every tile is counted by those that have it: rows in their tables, and prefixes."""
+    for group, pool in enumerate(tables._groups):
+        if pool not in tables._pools:
+            continue
+        users = np.zeros(len(pool._free), np.int64)
+        for row in range(len(tables.held)):
+            for head, count in enumerate(pool.owned()[row].tolist()):
+                ids = pool._ids[row, head, :count]
+                assert len(set(ids.tolist())) == count
+                users[ids] += 1
+                assert (np.diff(pool.blocks[row, head, :count]) > 0).all(), "ascending"
+        known = [prefix.tiles[group].ravel() for prefix in tables._prefixes._known.values()]
+        for ids in known:
+            users[ids] += 1
+        np.testing.assert_array_equal(users, pool._uses)
+        free = pool._free[: pool.free_count]
+        assert sorted(free.tolist()) == np.flatnonzero(users == 0).tolist()
