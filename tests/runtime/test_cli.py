@@ -134,6 +134,7 @@ def test_inspect_says_what_an_encoded_cache_holds(capsys: Capture, tmp_path: Pat
     exact = 2 * 2 * 2 * 65536
     assert cache == {
         "kind": "kvarn",
+        "policy": {},
         "kv_bits": 16,
         "layers": 3,
         "windowed_layers": 1,
