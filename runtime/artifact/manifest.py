@@ -174,6 +174,10 @@ class Condition:
     def __post_init__(self) -> None:
         if self.capacity < max(len(self.entries), 1):
             raise ValueError(f"capacity: got {self.capacity}, expected at least {max(len(self.entries), 1)}")
+        if self.per == "row" and self.applies == "decoded":
+            raise ValueError(
+                "applies: got 'decoded' per row, expected 'all': the tokens of a row share its entry in each step"
+            )
         if not self.tensors or {"index", "scale"} & self.tensors.keys():
             got = ", ".join(self.tensors) or "none"
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")

@@ -46,12 +46,17 @@ INPUTS = (
     ServedPort("logprobs", "INT64"),
     ServedPort("priority", "INT64"),
     ServedPort("timeout_ms", "INT64"),
-    ServedPort("steering", "STRING", (-1,)),
+    ServedPort("conditions", "STRING", (-1,)),
+    ServedPort("logits_processors", "STRING"),
     ServedPort("stop_words", "STRING", (-1,)),
     ServedPort("end_id", "INT64", (-1,)),
     ServedPort("random_seed", "UINT64"),
 )
-"""All are optional, except that one of the first three must be given. steering: reserved for function vectors."""
+"""All are optional, except that one of the first three must be given.
+
+conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
+with their options.
+"""
 
 ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
 """Name in another backend -> our name."""

@@ -52,11 +52,11 @@ def read_request(
         RequestError: an unknown name, a wrong type or shape, a value out of range, or a prompt that cannot be served.
     """
     values = _read_all(tensors, parameters)
-    if values.get("steering"):
-        raise RequestError(
-            f"steering: got {values['steering']!r}, but this version has no function vectors; leave the input out"
-        )
-    sampling = Sampling(**{name: values[name] for name in SAMPLING if name in values})
+    sampling = Sampling(
+        **{name: values[name] for name in SAMPLING if name in values},
+        conditions=_read_conditions(values.get("conditions", [])),
+        logits_processors=_read_processors(values.get("logits_processors", "{}")),
+    )
     limits = [timeout_us / 1e6] if timeout_us else []
     if "timeout_ms" in values:
         if values["timeout_ms"] < 1:
@@ -69,6 +69,36 @@ def read_request(
         priority=values.get("priority", 0),
         timeout=min(limits, default=None),
     )
+
+
+def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
+    """Return what texts like "steering=calm" and "steering=calm*0.5" choose."""
+    chosen: dict[str, str | tuple[str, float]] = {}
+    for text in texts:
+        name, equals, choice = text.partition("=")
+        entry, times, scale = choice.partition("*")
+        if not equals or not name or not entry or name in chosen:
+            raise RequestError(
+                f"conditions: got {_shorten(text)}, expected NAME=ENTRY or NAME=ENTRY*SCALE, each name once"
+            )
+        try:
+            chosen[name] = (entry, float(scale)) if times else entry
+        except ValueError:
+            raise RequestError(f"conditions: got the scale {_shorten(scale)}, expected a number") from None
+    return chosen
+
+
+def _read_processors(text: str) -> dict[str, dict[str, Any]]:
+    """Return the names and options that a JSON object has."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(options, dict) for options in found.values()):
+        raise RequestError(
+            f"logits_processors: got {_shorten(text)}, expected a JSON object of names with objects of options"
+        )
+    return found
 
 
 def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,11 @@ BY_STREAM: list[tuple[dict[str, Any], str]] = [
     ({"text_input": "7 " * 5000}, "the context limit"),
     ({"text_input": "7 " * 500_000}, "the context limit, can hold; shorten the prompt"),
     ({"input_ids": [1]}, "prompt: got text_input and input_ids"),
-    ({"steering": ["calm"]}, "steering: got ['calm'], but this version has no function vectors"),
+    ({"conditions": ["mood=calm"]}, "Sampling.conditions: got 'mood', and the engine has the conditions none"),
+    (
+        {"logits_processors": ['{"ban": {}}']},
+        "Sampling.logits_processors: got 'ban', expected one that is installed (none)",
+    ),
     ({"logprobs": 10**6}, "Sampling.logprobs: got 1000000"),
 ]
 

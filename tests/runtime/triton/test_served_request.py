@@ -56,7 +56,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
             value = getattr(wanted, port.name)
             values = list(value) if isinstance(value, tuple) else [value]
             tensors[port.name] = np.array([v.encode() if isinstance(v, str) else v for v in values], kinds[port.type])
-    assert set(tensors) == {*vars(wanted)} - {"logit_bias"}
+    assert set(tensors) == {*vars(wanted)} - {"logit_bias", "conditions", "logits_processors"}
     assert ask(llm, **tensors).sampling == wanted, "0.7 is 0.7, though it came in single precision"
     assert ask(llm) == ServedRequest(prompt="the cat", sampling=Sampling())
 
@@ -140,9 +140,23 @@ BAD = [
     ({}, {"stream": 1}, "stream: got 1 as a parameter, expected true or false"),
     ({}, {"timeout_ms": 0}, "timeout_ms: got 0, expected 1 or more"),
     ({}, {"x" * 500: 1}, "unknown parameter"),
-    ({"steering": texts(b"calm")}, {}, r"steering: got \['calm'\], but this version has no function vectors"),
+    ({"conditions": texts(b"calm")}, {}, "conditions: got calm, expected NAME=ENTRY or NAME=ENTRY"),
+    ({"conditions": texts(b"a=b", b"a=c")}, {}, "conditions: got 'a=c', expected NAME=ENTRY .*each name once"),
+    ({"conditions": texts(b"a=b*much")}, {}, "conditions: got the scale much, expected a number"),
+    ({"logits_processors": texts(b"[1]")}, {}, r"logits_processors: got '\[1\]', expected a JSON object"),
+    ({"logits_processors": texts(b'{"a": 1}')}, {}, "logits_processors: got .*expected a JSON object"),
     ({"input_ids": np.array([1])}, {}, "prompt: got text_input and input_ids, expected one of"),
 ]
+
+
+def test_conditions_and_processors_come_by_name(llm: LLM) -> None:
+    tensors = {
+        "conditions": texts(b"steering=calm", b"tone=dry*0.5"),
+        "logits_processors": texts(b'{"ban": {"ids": [3]}}'),
+    }
+    sampling = ask(llm, **tensors).sampling
+    assert sampling.conditions == {"steering": "calm", "tone": ("dry", 0.5)}
+    assert sampling.logits_processors == {"ban": {"ids": [3]}}
 
 
 @pytest.mark.parametrize(("tensors", "parameters", "message"), BAD, ids=range(len(BAD)))
