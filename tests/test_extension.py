@@ -5,6 +5,7 @@ The modules lie in `tests/support/extension`; each test uses a copy of them, far
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.runtime import LLM, RequestError, Sampling, cli, load
+from enginewright.runtime import LLM, ArtifactError, RequestError, Sampling, cli, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.requests.logits_processor import Floats, Ints, Stateless
 from tests.support.extensions import SAMPLES, extended
@@ -215,6 +216,26 @@ def test_a_decoding_kind_gives_the_tokens_of_plain_decoding_in_fewer_steps(made:
         assert [each.token_ids for each in done] == expected
         assert sum(each.agreed_tokens for each in done) > 10
         assert llm.logits([5, 6, 7]).shape == (3, llm.manifest.model.vocab_size)
+
+
+def test_a_decoding_kind_fills_an_input_of_the_graph(made: dict[str, Path]) -> None:
+    """A token without a mark attends as ever; marked ones, whose queries count for nothing, give other tokens."""
+    sampling = Sampling(max_tokens=20, ignore_eos=True)
+    with load(engine(made), 1) as plain:
+        expected = tokens_of(plain, sampling)
+    with load(engine(made, "placed"), 1) as llm:
+        assert llm.manifest.token_inputs == {"marks": "int32"}
+        assert tokens_of(llm, sampling) == expected
+    other = made[""] / "marked"
+    if not other.exists():
+        shutil.copytree(engine(made, "placed"), other)
+    manifest = directory.load(other)
+    directory.save(dataclasses.replace(manifest, decoding={**manifest.decoding, "marked": True}), other)
+    with load(other, 1) as llm:
+        assert tokens_of(llm, sampling) != expected
+    directory.save(dataclasses.replace(manifest, decoding={"kind": "autoregressive"}), other)
+    with pytest.raises(ArtifactError, match="'autoregressive' fills the inputs none, and the decoder graph has marks"):
+        load(other, 1)
 
 
 class NotTwice(Stateless):
