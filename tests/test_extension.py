@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginewright.exporters.build import build
+from enginewright.exporters.capture.cache_formats import PagedCacheFormat
+from enginewright.exporters.methods.registry import choose_cache
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.runtime import LLM, ArtifactError, RequestError, Sampling, cli, load
+from enginewright.runtime import LLM, ArtifactError, RequestError, Sampling, UnsupportedError, cli, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.requests.logits_processor import Floats, Ints, Stateless
 from tests.support.extensions import SAMPLES, extended
@@ -289,6 +291,12 @@ def test_a_processor_that_fails_or_leaves_no_token_ends_its_request_alone(made: 
             llm.generate([5], Sampling(logits_processors={"unheard": {}}))
         with pytest.raises(RequestError, match="alternate: got the options"):
             llm.generate([5], Sampling(logits_processors={"alternate": {"wrong": 1}}))
+
+
+def test_a_policy_that_does_not_fit_the_format_of_another_method_is_refused() -> None:
+    applied = [parse_method("keep_ends"), parse_method("kvarn")]
+    with pytest.raises(UnsupportedError, match="keep_ends: got a kvarn cache, expected a paged one"):
+        choose_cache(applied, PagedCacheFormat(16))
 
 
 def test_a_cache_policy_bounds_what_a_request_stores(made: dict[str, Path]) -> None:

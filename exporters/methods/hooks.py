@@ -4,6 +4,8 @@ A method is a module or a folder of `exporters/methods/` that has an object `MET
 that METHOD names in this order:
 
     choose_cache(config, cache) -> cache                        replaces the format of the cache, a `CacheFormat`
+    extend_cache(config, cache) -> cache                        adds to the format that was chosen: a policy, inputs of the
+                                                                graph; refuses a format that it does not fit
     choose_decoding(config, decoding) -> decoding               changes the manifest's `decoding`, which tells the runtime
                                                                 how to make tokens of the graph's outputs
     check_model(config, checkpoint)                             refuses a checkpoint that the method does not fit
@@ -44,6 +46,7 @@ C = TypeVar("C")
 
 HOOKS = (
     "choose_cache",
+    "extend_cache",
     "choose_decoding",
     "check_model",
     "conditions",
@@ -68,6 +71,7 @@ class Method(Generic[C]):
     other_options: further names of `--apply` that enter the same hooks, each with its config.
     repeatable: whether one export may apply it several times.
     choose_cache: may stand in only one of the methods of an export.
+    extend_cache: runs for every method that has it, after `choose_cache`.
     choose_decoding: may stand in only one of the methods of an export.
     check_model: raises ExportError or UnsupportedError for a checkpoint that the method does not fit.
     conditions: no two methods of an export may declare the same name.
@@ -88,6 +92,7 @@ class Method(Generic[C]):
     other_options: Mapping[str, type[C]] = field(default_factory=dict)
     repeatable: bool = False
     choose_cache: Callable[[C, CacheFormat], CacheFormat] | None = None
+    extend_cache: Callable[[C, CacheFormat], CacheFormat] | None = None
     choose_decoding: Callable[[C, dict[str, Any]], dict[str, Any]] | None = None
     check_model: Callable[[C, Checkpoint], None] | None = None
     conditions: Callable[[C, Checkpoint], dict[str, Condition]] | None = None

@@ -137,9 +137,10 @@ def transform_weights(
 
 
 def choose_cache(applied: Sequence[Applied], cache: CacheFormat) -> CacheFormat:
-    """Return the format of the cache, `cache` unless a method chooses another."""
-    for method, hook in _hooks(applied, "choose_cache"):
-        cache = hook(method.config, cache)
+    """Return the format of the cache, `cache` unless a method chooses another, with what methods add to it."""
+    for name in ("choose_cache", "extend_cache"):
+        for method, hook in _hooks(applied, name):
+            cache = hook(method.config, cache)
     return cache
 
 

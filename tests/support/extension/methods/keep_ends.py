@@ -1,4 +1,4 @@
-"""A sample method that only chooses a cache policy: the first and the newest tiles of a request stay."""
+"""A sample method that only adds a cache policy: the first and the newest tiles of a request stay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Config:
     newest: int = 1
 
 
-def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
+def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     """Return the format with the policy."""
     if not isinstance(cache, PagedCacheFormat):
         raise UnsupportedError(f"keep_ends: got a {cache.kind} cache, expected a paged one")
@@ -30,4 +30,4 @@ def choose_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     return dataclasses.replace(cache, policy=policy)
 
 
-METHOD = Method(name="keep_ends", summary="Keeps both ends of a request", config=Config, choose_cache=choose_cache)
+METHOD = Method(name="keep_ends", summary="Keeps both ends of a request", config=Config, extend_cache=extend_cache)
