@@ -268,3 +268,13 @@ def test_the_tables_of_packed_rows_are_not_lowered(checkpoint: CheckpointMaker) 
     )
     with pytest.raises(UnsupportedError, match="plugins none: got Neg, which reads query_starts"):
         LowerToStandardPass(CONTEXT)(model)
+
+
+@pytest.mark.slow
+def test_anchors_where_layers_read_values_of_earlier_ones(checkpoint: CheckpointMaker) -> None:
+    """With Depth-Attention there are paths around whole blocks, through the values that later layers mix."""
+    path = checkpoint("qwen3", num_hidden_layers=3, depth_attention={"stride": 1, "recent": 2})
+    model, anchors = anchors_of(path)
+    assert any(node.op_type == "DepthMix" for node in model.graph)
+    stream = find_residual_stream(model.graph, 3)
+    assert stream[1:] == [anchors.block_output(layer) for layer in range(3)]
