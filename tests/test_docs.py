@@ -332,7 +332,7 @@ def test_commands_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PRESENT, ids=name_of)
 def test_options_exist(page: Path) -> None:
     """An option between backticks, of whatever command the sentence tells."""
-    known = set().union(*map(options_of, parsers().values()))
+    known = set().union(*map(options_of, parsers().values()), options_in(ROOT / "runtime"))  # those before a command
     for folder in ("benchmarks", "exporters", "plugins", "examples", "tests/support"):
         for path in [ROOT / folder, *(p for p in (ROOT / folder).rglob("*") if p.is_dir())]:
             known |= options_in(path)
