@@ -70,6 +70,11 @@ def main() -> None:
             f"new-op: got {len(sys.argv) - 1} arguments, expected NAME [FOLDER]; do: nox -s new-op -- ScaleRows rows"
         )
     root = SKELETON.parents[1]
+    here = Path.cwd().resolve()
+    if here != root and (here / "plugins" / "new_op.py").is_file():
+        sys.exit(
+            f"new-op: this Python has {root} installed, expected {here}; do: install the checkout, pip install -e ."
+        )
     try:
         made = write_op(root, *sys.argv[1:])
     except ValueError as error:

@@ -56,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of this process) and return the exit code."""
     arguments, folders = _split_extensions(list(sys.argv[1:] if argv is None else argv))
     name = _parse_name(arguments[:1])
+    if any(argument.partition("=")[0] == EXTENSIONS for argument in arguments):
+        print(
+            f"enginewright {name}: error: {EXTENSIONS} stands before the command: enginewright {EXTENSIONS} DIR {name} ...",
+            file=sys.stderr,
+        )
+        return 2
     _clean_up_on_sigterm()
     try:
         for folder in folders:

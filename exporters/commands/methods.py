@@ -11,7 +11,7 @@ from typing import Any
 from enginewright.exporters.config_text import describe_fields
 from enginewright.exporters.features.registry import find_features
 from enginewright.exporters.methods.hooks import Method
-from enginewright.exporters.methods.registry import find_methods
+from enginewright.exporters.methods.registry import DOOR, find_methods
 from enginewright.runtime.errors import ExportError
 
 PAGES = "docs/methods"
@@ -51,11 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(method: Method[Any]) -> dict[str, Any]:
     """Return what a method gives, its page, its tuners, and its options, as plain JSON values.
 
-    Options have their type, default and meaning; `other_options` are those of further names of `--apply`.
+    A method of an extension has no page. Options have their type, default and meaning; `other_options` are those of further names of `--apply`.
     """
     return {
         "gives": method.summary,
-        "page": f"{PAGES}/{method.name}.md",
+        "page": f"{PAGES}/{method.name}.md" if DOOR.is_bundled(method.name) else None,
         "options": {} if method.config is None else _describe_options(method.config),
         "other_options": {name: _describe_options(config) for name, config in method.other_options.items()},
         "tuners": {tuner.name: tuner.summary for tuner in method.tuners},
@@ -77,7 +77,8 @@ def _describe_options(config: type) -> dict[str, Any]:
 
 def _details(name: str, described: dict[str, Any]) -> str:
     lines = textwrap.wrap(f"{name}: {described['gives']}", WIDTH)
-    lines.append(f"page: {described['page']}")
+    if described["page"] is not None:
+        lines.append(f"page: {described['page']}")
     lines += _option_lines(described["options"])
     for other, options in described["other_options"].items():
         lines += [f"--apply {other}:", *_option_lines(options)]

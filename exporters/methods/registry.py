@@ -83,7 +83,10 @@ def find_method(name: object) -> Method[Any]:
     """The method that the name of an option enters; an ExportError about an unknown name lists the known ones."""
     known = find_options()
     if not isinstance(name, str) or name not in known:
-        raise ExportError(f"apply: unknown method {name!r}; known: {', '.join(known)}")
+        raise ExportError(
+            f"apply: unknown method {name!r}; known: {', '.join(known)}; one of your own needs its folder, by --extensions or "
+            "extend"
+        )
     return known[name]
 
 

@@ -29,7 +29,7 @@ class Named(Protocol):
 
 T = TypeVar("T", bound=Named)
 
-_read: dict[tuple[str, ...], Mapping[str, Named]] = {}  # of each door, with the folders it was read from
+_read: dict[tuple[str, ...], tuple[Mapping[str, Named], Mapping[str, str]]] = {}  # door and its folders -> contents
 
 FOLDERS = {
     "methods": "enginewright.exporters.methods",
@@ -68,13 +68,22 @@ class Door(Generic[T]):
         Raises:
             ExtensionError: a module's object is of another type, or two modules' objects have the same name.
         """
+        return cast(Mapping[str, T], self._look()[0])
+
+    def is_bundled(self, name: str) -> bool:
+        """Whether the object `name` came with the package, and not from a folder of the user's own."""
+        own = Path(importlib.import_module(self.package).__path__[0])
+        return Path(self._look()[1][name]).is_relative_to(own)
+
+    def _look(self) -> tuple[Mapping[str, Named], Mapping[str, str]]:
+        """The door's objects and the files of their modules, by name."""
         key = (self.package, self.attribute, *importlib.import_module(self.package).__path__)
         if key not in _read:
-            _read[key] = self._entries()
-        return cast(Mapping[str, T], _read[key])
+            _read[key] = self._read_folders()
+        return _read[key]
 
-    def _entries(self) -> dict[str, T]:
-        found: dict[str, T] = {}
+    def _read_folders(self) -> tuple[dict[str, Named], dict[str, str]]:
+        found: dict[str, Named] = {}
         places: dict[str, str] = {}
         for info in sorted(pkgutil.iter_modules(importlib.import_module(self.package).__path__), key=lambda x: x.name):
             module = importlib.import_module(f"{self.package}.{info.name}")
@@ -83,7 +92,8 @@ class Door(Generic[T]):
                 continue
             if not isinstance(entry, self.kind):
                 raise ExtensionError(
-                    f"{_place(module)}: {self.attribute}: got a {type(entry).__name__}, expected a {self.kind.__name__}"
+                    f"{_place(module)}: {self.attribute}: got an object of type {type(entry).__name__}, expected a "
+                    f"{self.kind.__name__}"
                 )
             if entry.name in found:
                 raise ExtensionError(
@@ -91,7 +101,7 @@ class Door(Generic[T]):
                     "choose another name"
                 )
             found[entry.name], places[entry.name] = entry, _place(module)
-        return found
+        return found, places
 
 
 def extend(folder: str | Path) -> None:
@@ -110,7 +120,9 @@ def extend(folder: str | Path) -> None:
     unknown = [name for name in inside if name not in FOLDERS]
     if unknown or not inside:
         got = ", ".join(unknown) or "no folder in it"
-        raise ExtensionError(f"{root}: got {got}, expected folders called {', '.join(FOLDERS)}, or some of them")
+        raise ExtensionError(
+            f"{root}: got {got}, expected folders called {', '.join(FOLDERS)}, or some of them; keep others next to it"
+        )
     for name in inside:
         path: Any = importlib.import_module(FOLDERS[name]).__path__
         if str(root / name) not in path:

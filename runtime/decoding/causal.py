@@ -19,7 +19,7 @@ _NONE = np.zeros(0, np.int64)
 class CausalProgram:
     """Reads a prompt, or all known tokens of a request that comes back, then brings the newest token and its drafts.
 
-    A decoding kind's program inherits from it, and decides in `take`.
+    A decoding kind's program inherits from it, decides in `take`, and guesses there by `check_next`.
 
     request: the request.
     drafts: guesses at the tokens after the known ones, which the next step checks.
@@ -62,6 +62,18 @@ class CausalProgram:
         is_ready = end == known + len(self.drafts)
         wanted = np.arange(count - 1 - self.judged, count) if is_ready else _NONE
         return Feed(tokens, np.arange(held, end), wanted, is_ready and not request.is_plain_greedy)
+
+    def check_next(self, guesses: Sequence[int], after: int) -> None:
+        """Let the next step check `guesses`, as many of them as are of use, and as it can take back.
+
+        A guess that would follow the request's last token is not worth checking.
+
+        guesses: at the tokens that follow those that this step decides; a step takes no more than `width` - 1.
+        after: the number of tokens that this step decides.
+        """
+        room = max(self.request.tokens_left - after - 1, 0)
+        self.drafts = self._pieces.checkable(self.request.length + after, list(guesses[:room]))
+        self.judged = len(self.drafts)
 
     def leave(self) -> None:
         """Forget the drafts."""

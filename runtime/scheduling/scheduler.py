@@ -16,6 +16,7 @@ from enginewright.runtime.cache.prefix_cache import span_keys
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.decode_layout import DecodeLayout
 from enginewright.runtime.decoding.program import Decoder, Emission, Feed, Program, Room, SteadyBatch
+from enginewright.runtime.errors import ExtensionError
 from enginewright.runtime.requests.request import Request
 from enginewright.runtime.scheduling.row_conditions import RowConditions
 from enginewright.runtime.scheduling.snapshot import SchedulerSnapshot
@@ -209,6 +210,11 @@ class Scheduler:
         for entry in steady:
             feeds[entry.row] = feed = entry.program.feed(held[entry.row], self._room(entry, tokens, wanted))
             assert feed is not None, "a steady row fits into every step"
+            if len(feed.tokens) > width:
+                raise ExtensionError(
+                    f"{type(entry.program).__name__}: got a feed of {len(feed.tokens)} tokens from a steady row, expected at most "
+                    f"{width}, the width of the decoding kind"
+                )
             tokens -= len(feed.tokens)
         for entry in () if len(steady) == len(self.running) else self.running:
             if feeds[entry.row] is not None or tokens <= 0:

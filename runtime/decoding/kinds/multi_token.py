@@ -123,10 +123,8 @@ class NextAndGuesses(CausalProgram):
             self.judged = len(guesses)
             return tokens, 0, None
         tokens = [*brought[:agreed], chosen[agreed]]
-        # a draft that would follow the request's last token is not worth checking, nor one that follows another token
-        room = max(request.tokens_left - agreed - 2, 0) if chosen[agreed] == results.greedy[last] else 0
-        self.drafts = self._pieces.checkable(request.length + len(tokens), guesses[:room])
-        self.judged = len(self.drafts)
+        # guesses follow the model's own token, which a processor may have changed
+        self.check_next(guesses if chosen[agreed] == results.greedy[last] else (), after=len(tokens))
         self.newest = [tokens[-1], *self.drafts]
         return tokens, len(brought) - agreed, None
 

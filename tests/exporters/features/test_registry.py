@@ -49,5 +49,7 @@ def test_a_file_is_a_feature(folder: Path) -> None:
 
 def test_an_object_that_is_no_feature(folder: Path) -> None:
     (folder / "extra_wrong.py").write_text("FEATURE = 'loud'\n")
-    with pytest.raises(ExtensionError, match=r"extra_wrong\.py: FEATURE: got a str, expected a Feature"):
+    with pytest.raises(
+        ExtensionError, match=r"extra_wrong\.py: FEATURE: got an object of type str, expected a Feature"
+    ):
         find_features()

@@ -123,7 +123,7 @@ def test_a_hook_under_another_name_and_in_another_module() -> None:
 
 def test_an_object_that_is_no_method(folder: Path) -> None:
     (folder / "wrong.py").write_text("METHOD = 3\n")
-    with pytest.raises(ExtensionError, match=r"wrong\.py: METHOD: got a int, expected a Method"):
+    with pytest.raises(ExtensionError, match=r"wrong\.py: METHOD: got an object of type int, expected a Method"):
         find_methods()
 
 

@@ -64,9 +64,7 @@ class RevisedBlock(CausalProgram):
         request.count_guesses(len(brought), agreed)
         tokens = [*brought[:agreed], chosen[agreed]]
         guesses = [*own[agreed + 1 :], *([tokens[-1]] * self._block)][: self._block - 1]
-        room = max(request.tokens_left - agreed - 2, 0)
-        self.drafts = self._pieces.checkable(request.length + len(tokens), guesses[:room])
-        self.judged = len(self.drafts)
+        self.check_next(guesses, after=len(tokens))
         return Taken(len(feed.tokens) - len(brought) + agreed, tokens)
 
 
