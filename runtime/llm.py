@@ -101,7 +101,7 @@ class LLM:
 
         priority: of the requests that wait, those with lower numbers run first.
         on_event: called with each Token, then with the Completion or the error, instead of iteration over the handle. It is
-            called on the step loop's thread, and must neither wait nor raise.
+            called on the step loop's thread, and must not wait. What it raises ends the request, and `result` raises it.
         """
         request = self._generation(prompt, sampling)
         request.priority = priority

@@ -69,10 +69,10 @@ def choose_token(row: Floats, greedy: int, request: SampledRequest) -> tuple[int
         token = _process(row, request, request.tokens[: request.length])
     if sampling.temperature > 0 and token >= 0:
         token = _draw(row, sampling, request.draws[len(request.generated)])
+    if token >= 0 and request.processors:
+        token = _accept(token, request)
     if token < 0:
         return token, None
-    for processor in request.processors:
-        processor.accept(token)
     return token, None if sampling.logprobs is None else _logprobs_of(raw, token, sampling.logprobs)
 
 
@@ -90,11 +90,9 @@ def judge_drafts(rows: Floats, greedy: Sequence[int], drafts: Sequence[int], req
         token = greedy[i]
         if request.processors and token >= 0:
             token = _process(row, request, tokens[: known + i])
+        if token >= 0:
+            token = _accept(token, request)
         chosen.append(token)
-        if token < 0:
-            break
-        for processor in request.processors:
-            processor.accept(token)
         if i == len(drafts) or token != drafts[i]:
             break
     return chosen
@@ -102,6 +100,7 @@ def judge_drafts(rows: Floats, greedy: Sequence[int], drafts: Sequence[int], req
 
 def _process(row: Floats, request: SampledRequest, tokens: Ints) -> int:
     """Let the processors change `row`; return the token of its largest logit, NO_TOKEN where none is finite."""
+    tokens.flags.writeable = False  # `tokens` is a view of the scheduler's table, whose other views stay as they are
     try:
         for processor in request.processors:
             processor.process(row, tokens)
@@ -110,6 +109,17 @@ def _process(row: Floats, request: SampledRequest, tokens: Ints) -> int:
         return NO_TOKEN
     token = _largest(row)
     return NO_TOKEN if token < 0 else token
+
+
+def _accept(token: int, request: SampledRequest) -> int:
+    """Tell the processors of `token`, and return it; NO_TOKEN where one of them raises."""
+    try:
+        for processor in request.processors:
+            processor.accept(token)
+    except Exception as error:  # of any kind, as in `_process`
+        request.processor_error = error
+        return NO_TOKEN
+    return token
 
 
 def _largest(row: Floats) -> int:

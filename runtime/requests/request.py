@@ -120,7 +120,7 @@ class Generation(Request):
     """A request for new tokens.
 
     deliver: called with each Token as it comes, then with the Completion or the error. It fills `events`, unless the LLM
-        sets another one before submission.
+        sets another one before submission. What it raises ends the request.
     processors: what changes its logits before a token is chosen.
     processor_error: what one of them raised; set by the sampler.
     """
@@ -182,7 +182,9 @@ class Generation(Request):
             if reason is not None:
                 text += self._flush()
             self._text.append(text)
-            self.deliver(Token(token, text, logprobs))
+            if not self._hand_over(Token(token, text, logprobs)):
+                self.done.set()
+                return True
             if reason is not None:
                 self._finish(reason)
                 return True
@@ -236,7 +238,17 @@ class Generation(Request):
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
-        self.deliver(error)
+        self._hand_over(error)
+
+    def _hand_over(self, event: Event) -> bool:
+        """Deliver `event`; False where that raises, which becomes the request's error. Nothing is delivered after it."""
+        try:
+            self.deliver(event)
+        except Exception as error:  # of any kind: it is the owner's own, and other requests must go on
+            self.deliver = _drop
+            self.error = self.error or error
+            return False
+        return True
 
     def _flush(self) -> str:
         """Return the text that is still held back, up to a stop string in it."""
@@ -257,5 +269,9 @@ class Generation(Request):
             guessed_tokens=self._guessed,
             agreed_tokens=self._agreed,
         )
-        self.deliver(self.completion)
+        self._hand_over(self.completion)
         self.done.set()
+
+
+def _drop(_: Event) -> None:
+    """Deliver to nobody."""

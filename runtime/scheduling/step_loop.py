@@ -87,7 +87,16 @@ class StepLoop:
         self._send(Submit(programs))
 
     def between_steps(self, action: Callable[[], None]) -> None:
-        """Call `action` on the loop's thread, before the next step, and wait for it; raises what it raises."""
+        """Call `action` on the loop's thread, before the next step, and wait for it; raises what it raises.
+
+        Raises:
+            RequestError: the loop is closed, or this is its own thread, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise RequestError(
+                "LLM: got a call from on_event, or the like, that waits for the step loop on its own thread; call it from another "
+                "thread"
+            )
         result: Future[None] = Future()
         self._send(Do(action, result))
         result.result()

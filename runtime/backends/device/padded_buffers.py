@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.decoder_graph import (
-    CONDITION,
     INPUTS,
     PER_STEP,
     TILE_TABLE,
@@ -93,7 +92,7 @@ def pad(step: PackedStep, ports: Iterable[Port], row: int, missing: int) -> Pack
     at, tokens = int(step.query_starts[row]), len(step.input_ids) + missing
     padded: dict[str, NDArray[Any]] = {}
     for port in ports:
-        array = step.conditions.get(port.name) if port.name.startswith(CONDITION) else getattr(step, port.name)
+        array = getattr(step, port.name) if port.name in PER_STEP else step.conditions.get(port.name)
         if array is None:
             continue
         if port.axes == ("T",) and missing:

@@ -14,7 +14,7 @@ import pytest
 
 from enginewright.plugins.libraries.locate import ort_library
 from enginewright.runtime import Sampling, load
-from enginewright.runtime.artifact.decoder_graph import CONDITION_INDEX, CONDITION_SCALE, INPUTS
+from enginewright.runtime.artifact.decoder_graph import CONDITION_INDEX, CONDITION_SCALE, INPUTS, token_ports
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers, pad
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.backends.tensorrt import packed_session
@@ -319,3 +319,10 @@ def test_padding_lies_in_the_row_that_takes_it() -> None:
     assert index.tolist() == [1, 0, 0, 2, 2] and index.dtype == np.int32
     assert scale is brought[CONDITION_SCALE.name]
     assert pad(step, (*INPUTS[:4], *each), 1, 0).conditions[CONDITION_INDEX.name] is brought[CONDITION_INDEX.name]
+
+
+def test_padding_of_inputs_that_only_a_decoding_kind_has() -> None:
+    own, starts = token_ports({"places": "int64", "held": "float32"}), np.array([0, 1, 1, 3], np.int32)
+    step = PackedStep(np.arange(3), np.arange(3), starts, np.array([2]), conditions={"places": np.array([7, 8, 9])})
+    padded = pad(step, (*INPUTS[:4], *own), 1, 2)
+    assert {name: array.tolist() for name, array in padded.conditions.items()} == {"places": [7, 0, 0, 8, 9]}
