@@ -128,7 +128,9 @@ def _run_steps(llm: LLM, backend: str) -> None:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, llm.manifest.model.vocab_size, length).tolist() for length in _lengths(llm.manifest)]
     try:
-        completions = llm.generate(prompts, Sampling(max_tokens=NEW_TOKENS, ignore_eos=True))
+        room = llm.manifest.limits.max_context - max(map(len, prompts))
+        count = min(NEW_TOKENS * llm.manifest.tokens_per_row, room)  # enough for drafts to be checked
+        completions = llm.generate(prompts, Sampling(max_tokens=count, ignore_eos=True))
         texts = [(prompt, list(each.token_ids)) for prompt, each in zip(prompts, completions, strict=True)]
         logits = [llm.logits([*prompt, *tokens])[len(prompt) - 1 :] for prompt, tokens in texts]
     except STEP_ERRORS as e:

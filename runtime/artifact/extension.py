@@ -82,11 +82,27 @@ class Door(Generic[T]):
             _read[key] = self._read_folders()
         return _read[key]
 
+    def _module_names(self) -> list[str]:
+        """The modules in all folders of the door, in alphabetical order.
+
+        Raises:
+            ExtensionError: two folders have a module of one name, of which Python would import only the first.
+        """
+        places: dict[str, str] = {}
+        for folder in importlib.import_module(self.package).__path__:
+            for info in pkgutil.iter_modules([folder]):
+                if info.name in places:
+                    raise ExtensionError(
+                        f"{folder}: got a module {info.name!r}, and {places[info.name]} has one, too; rename yours"
+                    )
+                places[info.name] = folder
+        return sorted(places)
+
     def _read_folders(self) -> tuple[dict[str, Named], dict[str, str]]:
         found: dict[str, Named] = {}
         places: dict[str, str] = {}
-        for info in sorted(pkgutil.iter_modules(importlib.import_module(self.package).__path__), key=lambda x: x.name):
-            module = importlib.import_module(f"{self.package}.{info.name}")
+        for name in self._module_names():
+            module = importlib.import_module(f"{self.package}.{name}")
             entry = getattr(module, self.attribute, None)
             if entry is None:
                 continue

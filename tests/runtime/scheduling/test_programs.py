@@ -11,7 +11,7 @@ from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.program import Feed, Program, Room, Taken
-from enginewright.runtime.errors import RequestError
+from enginewright.runtime.errors import ExtensionError, RequestError
 from enginewright.runtime.requests.request import Generation, Request, Scoring
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
@@ -157,3 +157,14 @@ def test_an_error_outside_of_a_step_ends_all_requests_and_later_ones_are_refused
     assert request.done.wait(10) and isinstance(request.error, TypeError)
     with pytest.raises(RequestError, match="closed"):
         llm.generate([3])
+
+
+def test_a_steady_row_that_feeds_more_than_the_width_is_refused_by_name() -> None:
+    class TooMuch(Canvas):
+        def is_steady(self, held: int) -> bool:
+            return True
+
+    scheduler = scheduler_of(1, 24)
+    scheduler.submit(TooMuch(request_of([5, 6])))
+    with pytest.raises(ExtensionError, match=r"TooMuch: got a feed of 6 tokens from a steady row, expected at most 4"):
+        scheduler.schedule()
