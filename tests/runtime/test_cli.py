@@ -103,14 +103,14 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
 
 
 def test_inspect_names_conditions(capsys: Capture, make_engine: Callable[..., Path], tmp_path: Path) -> None:
-    conditions = {"steer": steering(64, scaled=True), "tone": steering(64, per="row", applies="decoded")}
+    conditions = {"steer": steering(64, scaled=True, applies="decoded"), "tone": steering(64, per="row")}
     root = add_conditions(make_engine(), tmp_path / "engine", conditions)
     add_entries(root, "steer", {"calm": {"vector": np.zeros(64, np.float32)}})
     assert cli.main(["inspect", str(root)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "condition " in line]
     assert lines == [
-        "  condition steer: per token, with a factor, for all tokens; 3 entries at most: calm",
-        "  condition tone: per row, for decoded tokens; 3 entries at most: none yet",
+        "  condition steer: per token, with a factor, for decoded tokens; 3 entries at most: calm",
+        "  condition tone: per row, for all tokens; 3 entries at most: none yet",
     ]
 
 
