@@ -21,7 +21,8 @@ def find_kind(manifest: Manifest) -> DecodingKind:
     if name not in kinds:
         known = ", ".join(sorted(kinds))
         raise ArtifactError(
-            f"manifest.json: decoding.kind: got {name!r}, expected one of {known}; upgrade enginewright"
+            f"manifest.json: decoding.kind: got {name!r}, expected one of {known}; add the kind by `extend`, or upgrade "
+            "enginewright"
         )
     kind = kinds[name]
     has = {spec.name for spec in manifest.graphs["decoder"].outputs if spec.alias is None}
