@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.errors import RequestError
@@ -180,14 +181,14 @@ class LLM:
         if values.keys() != tensors.keys():
             got = ", ".join(values) or "none"
             raise RequestError(f"add_condition: {condition}: got the arrays {got}, expected {', '.join(tensors)}")
-        number = self._conditions.place(condition, entry)
 
-        def fill() -> None:
-            for tensor, array in values.items():
-                self.loop.session.fill(condition_tensor(condition, tensor), number, array)
-            self._conditions.add(condition, entry, number)
+        def fill(number: int) -> None:
+            ports = {condition_tensor(condition, tensor): np.asarray(array) for tensor, array in values.items()}
+            checked = {port: entry_values(self.manifest, port, number, array) for port, array in ports.items()}
+            for port, array in checked.items():  # all of them or none
+                self.loop.session.fill(port, number, array)
 
-        self.loop.between_steps(fill)
+        self.loop.between_steps(lambda: self._conditions.write(condition, entry, fill))
 
     def close(self) -> None:
         """Cancel all requests and stop; may be called again."""

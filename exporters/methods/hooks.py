@@ -82,7 +82,8 @@ class Method(Generic[C]):
     tuners: commands of `enginewright tune` that make what the options name.
 
     Raises:
-        ExtensionError: a keyword that no field has, such as a misspelt hook.
+        ExtensionError: a keyword that no field has, such as a misspelt hook, a hook that is no function, or hooks without a
+            config.
     """
 
     name: str
@@ -113,6 +114,18 @@ class Method(Generic[C]):
                 f"{f'; do you mean {hint}?' if hint else ''}"
             )
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        given = {hook: found for hook in HOOKS if (found := getattr(self, hook)) is not None}
+        if wrong := [hook for hook, found in given.items() if not callable(found)]:
+            raise ExtensionError(
+                f"METHOD {self.name!r}: {wrong[0]}: got a {type(given[wrong[0]]).__name__}, expected a function"
+            )
+        if given and not self.options:
+            raise ExtensionError(
+                f"METHOD {self.name!r}: got {', '.join(given)} and no config, expected a frozen dataclass of options, without "
+                "which `--apply` does not take the method; pass config, an empty dataclass if there are no options"
+            )
 
     @property
     def options(self) -> dict[str, type[C]]:

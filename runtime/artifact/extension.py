@@ -66,14 +66,14 @@ class Door(Generic[T]):
         The folders are read once; `extend` makes them be read again.
 
         Raises:
-            ExtensionError: a module's object is of another type, or two modules' objects have the same name.
+            ExtensionError: a module of an extension cannot be imported, a module's object is of another type or its name is no
+                text, or two modules' objects have the same name.
         """
         return cast(Mapping[str, T], self._look()[0])
 
     def is_bundled(self, name: str) -> bool:
         """Whether the object `name` came with the package, and not from a folder of the user's own."""
-        own = Path(importlib.import_module(self.package).__path__[0])
-        return Path(self._look()[1][name]).is_relative_to(own)
+        return Path(self._look()[1][name]).is_relative_to(_own_folder(self.package))
 
     def _look(self) -> tuple[Mapping[str, Named], Mapping[str, str]]:
         """The door's objects and the files of their modules, by name."""
@@ -82,27 +82,11 @@ class Door(Generic[T]):
             _read[key] = self._read_folders()
         return _read[key]
 
-    def _module_names(self) -> list[str]:
-        """The modules in all folders of the door, in alphabetical order.
-
-        Raises:
-            ExtensionError: two folders have a module of one name, of which Python would import only the first.
-        """
-        places: dict[str, str] = {}
-        for folder in importlib.import_module(self.package).__path__:
-            for info in pkgutil.iter_modules([folder]):
-                if info.name in places:
-                    raise ExtensionError(
-                        f"{folder}: got a module {info.name!r}, and {places[info.name]} has one, too; rename yours"
-                    )
-                places[info.name] = folder
-        return sorted(places)
-
     def _read_folders(self) -> tuple[dict[str, Named], dict[str, str]]:
         found: dict[str, Named] = {}
         places: dict[str, str] = {}
-        for name in self._module_names():
-            module = importlib.import_module(f"{self.package}.{name}")
+        for name, folder in sorted(_modules(self.package).items()):
+            module = self._import(name, folder)
             entry = getattr(module, self.attribute, None)
             if entry is None:
                 continue
@@ -111,6 +95,8 @@ class Door(Generic[T]):
                     f"{_place(module)}: {self.attribute}: got an object of type {type(entry).__name__}, expected a "
                     f"{self.kind.__name__}"
                 )
+            if not isinstance(entry.name, str) or not entry.name:
+                raise ExtensionError(f"{_place(module)}: {self.attribute}: name: got {entry.name!r}, expected text")
             if entry.name in found:
                 raise ExtensionError(
                     f"{_place(module)}: {self.attribute}: the name {entry.name!r} is that of {places[entry.name]} already; "
@@ -118,6 +104,19 @@ class Door(Generic[T]):
                 )
             found[entry.name], places[entry.name] = entry, _place(module)
         return found, places
+
+    def _import(self, name: str, folder: str) -> ModuleType:
+        """Import a module; an error in one of an extension is reported with its place."""
+        try:
+            return importlib.import_module(f"{self.package}.{name}")
+        except ExtensionError:
+            raise
+        except Exception as error:  # of any kind: the module's code is the user's own
+            if folder == _own_folder(self.package):
+                raise
+            raise ExtensionError(
+                f"{Path(folder) / name}: cannot be imported ({type(error).__name__}: {error}); mend it, or take it out"
+            ) from error
 
 
 def extend(folder: str | Path) -> None:
@@ -127,8 +126,11 @@ def extend(folder: str | Path) -> None:
     The modules are imported, so their code runs: pass only folders that you trust.
 
     Raises:
-        ExtensionError: there is no such folder, or it has none of these folders, or one that is not known.
+        ExtensionError: there is no such folder, or it has none of these folders, or one that is not known, or a module in it
+            has the file name of a module that it would stand next to.
     """
+    if not str(folder):
+        raise ExtensionError("extend: got no name, expected that of a folder")
     root = Path(folder).expanduser().resolve()
     if not root.is_dir():
         raise ExtensionError(f"{folder}: no such folder; expected one with {', '.join(FOLDERS)}, or some of them")
@@ -140,11 +142,37 @@ def extend(folder: str | Path) -> None:
             f"{root}: got {got}, expected folders called {', '.join(FOLDERS)}, or some of them; keep others next to it"
         )
     for name in inside:
+        _refuse_hidden(FOLDERS[name], str(root / name))
+    for name in inside:
         path: Any = importlib.import_module(FOLDERS[name]).__path__
         if str(root / name) not in path:
             path.append(str(root / name))
     importlib.invalidate_caches()
     _read.clear()
+
+
+def _modules(package: str) -> dict[str, str]:
+    """The folder of each module that stands in `package`; of modules with one name, the first, as Python imports it."""
+    found: dict[str, str] = {}
+    for folder in importlib.import_module(package).__path__:
+        for info in pkgutil.iter_modules([folder]):
+            found.setdefault(info.name, folder)
+    return found
+
+
+def _own_folder(package: str) -> str:
+    return str(next(iter(importlib.import_module(package).__path__)))
+
+
+def _refuse_hidden(package: str, folder: str) -> None:
+    """Raise ExtensionError where a module in `folder` would be hidden by one that stands in `package` already."""
+    known = _modules(package)
+    for info in pkgutil.iter_modules([folder]):
+        if known.get(info.name, folder) != folder:
+            raise ExtensionError(
+                f"{Path(folder) / info.name}: got a module of this name, but {known[info.name]} has one too, which would hide it; "
+                "rename the file"
+            )
 
 
 def _place(module: ModuleType) -> str:

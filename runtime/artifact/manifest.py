@@ -158,7 +158,8 @@ class Condition:
     capacity: the most entries that a loaded engine holds at once.
     tensors: by name, the values that an entry has.
     per: whether the graph is told the entry of each token, or of each row.
-    applies: "all": to every token of the request; "decoded": to those after its prompt, and to the prompt's last.
+    applies: "all": to every token of the request; "decoded": to those after its prompt, and to the prompt's last. Only the
+        entry of a token can tell them apart, not that of a row.
     scaled: whether a request also gives a factor.
     entries: by name, files with the values of the entries that every loaded engine has: arrays by the names of the tensors,
         as numpy's .npz.
@@ -174,13 +175,11 @@ class Condition:
     def __post_init__(self) -> None:
         if self.capacity < max(len(self.entries), 1):
             raise ValueError(f"capacity: got {self.capacity}, expected at least {max(len(self.entries), 1)}")
-        if self.per == "row" and self.applies == "decoded":
-            raise ValueError(
-                "applies: got 'decoded' per row, expected 'all': the tokens of a row share its entry in each step"
-            )
         if not self.tensors or {"index", "scale"} & self.tensors.keys():
             got = ", ".join(self.tensors) or "none"
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
+        if self.per == "row" and self.applies == "decoded":
+            raise ValueError('applies: got "decoded" with an entry per row, expected "all", or an entry per token')
         _check_names("tensors", self.tensors)
 
 

@@ -29,7 +29,7 @@ def entry_values(manifest: Manifest, port: str, entry: int, values: NDArray[Any]
     """Return `values` in the type of the condition's tensor, contiguous, after checks; the parameters are those of `fill`.
 
     Raises:
-        RequestError: there is no such port or entry, or the values have another shape.
+        RequestError: there is no such port or entry, the values have another shape, or they are not finite.
     """
     found = {each.name: each for each in added_inputs(manifest) if each.lives == "condition"}
     if port not in found:
@@ -40,7 +40,11 @@ def entry_values(manifest: Manifest, port: str, entry: int, values: NDArray[Any]
         raise RequestError(f"fill: {port}: got entry {entry}, expected 1 to {most - 1}; entry 0 stands for none")
     if values.shape != tuple(shape):
         raise RequestError(f"fill: {port}: got values of shape {list(values.shape)}, expected {shape}")
-    return np.ascontiguousarray(values, found[port].dtype)
+    with np.errstate(over="ignore"):  # it is refused below
+        converted = np.ascontiguousarray(values, found[port].dtype)
+    if converted.dtype.kind == "f" and not np.isfinite(converted).all():
+        raise RequestError(f"fill: {port}: got values that are not finite as {found[port].dtype}, expected numbers")
+    return converted
 
 
 def fill_entries(root: Path, manifest: Manifest, session: Session) -> None:

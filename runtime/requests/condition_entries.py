@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.errors import RequestError
@@ -13,7 +12,7 @@ from enginewright.runtime.requests.request import Request
 class ConditionEntries:
     """The names of the entries that a loaded engine has, with their numbers; created by the LLM.
 
-    Any thread may call it.
+    Any thread may call it, but for `write`.
     """
 
     def __init__(self, conditions: Mapping[str, Condition]) -> None:
@@ -22,33 +21,30 @@ class ConditionEntries:
             name: {entry: i for i, entry in enumerate(each.entries, 1)} for name, each in conditions.items()
         }
         self._versions: dict[tuple[str, int], int] = {}  # how often an entry's values have been replaced
-        self._lock = threading.Lock()
 
     def names(self, condition: str) -> tuple[str, ...]:
         """The entries of `condition`, in the order of their numbers."""
         return tuple(self._numbers[condition])
 
-    def place(self, condition: str, entry: str) -> int:
-        """Return the number for new values of `entry`: its own if it is known, else the next free one.
+    def write(self, condition: str, entry: str, fill: Callable[[int], None]) -> None:
+        """Let `fill(number)` write the values of `entry`, then let requests choose it.
+
+        The number is the entry's own if it is known, else the next free one. To be called on the step loop's thread, between
+        two steps: so no two entries get one number, and a request that is made from now on meets the new values alone.
 
         Raises:
             RequestError: the engine has no such condition, or no room for another entry.
         """
         numbers = self._of(condition)
-        with self._lock:
-            if entry not in numbers and len(numbers) == (most := self._conditions[condition].capacity):
-                raise RequestError(
-                    f"condition {condition!r}: got a new entry {entry!r}, but the engine holds {most} ({', '.join(numbers)}); "
-                    "replace one of these, or build an engine with a larger capacity"
-                )
-            number = numbers.get(entry, len(numbers) + 1)
-            self._versions[condition, number] = self._versions.get((condition, number), 0) + 1
-            return number
-
-    def add(self, condition: str, entry: str, number: int) -> None:
-        """Let requests choose `entry`, whose values are there now."""
-        with self._lock:
-            self._numbers[condition][entry] = number
+        if entry not in numbers and len(numbers) == (most := self._conditions[condition].capacity):
+            raise RequestError(
+                f"condition {condition!r}: got a new entry {entry!r}, but the engine holds {most} ({', '.join(numbers)}); "
+                "replace one of these, or build an engine with a larger capacity"
+            )
+        number = numbers.get(entry, len(numbers) + 1)
+        self._versions[condition, number] = self._versions.get((condition, number), 0) + 1
+        fill(number)
+        numbers[entry] = number
 
     def apply(self, choices: Mapping[str, str | tuple[str, float]], request: Request) -> None:
         """Give `request` the entries that its Sampling names.

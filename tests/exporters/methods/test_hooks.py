@@ -107,6 +107,13 @@ def test_a_function_that_METHOD_does_not_name(name: str, hook: str, folder: Path
         find_methods()
 
 
+def test_a_hook_that_is_no_function_and_hooks_that_no_option_reaches() -> None:
+    with pytest.raises(ExtensionError, match="METHOD 'bad': choose_cache: got a int, expected a function"):
+        Method(name="bad", summary="x", config=Options, choose_cache=3)  # type: ignore[arg-type]
+    with pytest.raises(ExtensionError, match="METHOD 'bad': got passes and no config, expected a frozen dataclass"):
+        Method(name="bad", summary="x", passes=lambda _: ())
+
+
 @pytest.mark.parametrize("name", ["check_layers", "_transform_weight", "quantize"])
 def test_other_functions_are_spared(name: str, folder: Path) -> None:
     text = HEAD + f'def {name}(*_):\n    ...\nMETHOD = Method(name="fine", summary="x", config=Config)\n'
