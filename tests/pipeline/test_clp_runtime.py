@@ -46,7 +46,7 @@ def test_checked_guesses_change_nothing(
     plain, _ = engine(model, Recipe(apply=others, max_batch=4))
     expected, got = answers(plain), answers(tmp_path / "engine")
     assert [c.token_ids for c in got] == [c.token_ids for c in expected]
-    assert [bool(c.guessed_tokens) for c in got] == [True, False, True, False]
+    assert [bool(c.guessed_tokens) for c in got] == [True, False, True, True], "all but the one that samples"
     assert all(0 <= c.agreed_tokens <= c.guessed_tokens for c in got)
 
 

@@ -132,7 +132,7 @@ def write_engine(
     *,
     windows: tuple[int, ...] = (0, 64, 0),
     encoded: tuple[bool, ...] = (False, False, False),
-    kv_heads: tuple[int, ...] = (KV_HEADS, KV_HEADS, KV_HEADS),
+    kv_heads: tuple[int, ...] | None = None,
     policy: dict[str, Any] | None = None,
     vocab: int = 300,
     max_batch: int = 8,
@@ -143,10 +143,11 @@ def write_engine(
     """Write an engine directory of random weights and return it.
 
     encoded: the layers whose cache is KVarN's.
-    kv_heads: of each layer, out of 1, 2 and 4.
+    kv_heads: of each layer, out of 1, 2 and 4; None: KV_HEADS of each.
     policy: of the cache, as the manifest has it.
     """
-    cache = tuple(_cache_layer(*layer) for layer in zip(windows, encoded, kv_heads, strict=True))
+    heads = kv_heads or (KV_HEADS,) * len(windows)
+    cache = tuple(_cache_layer(*layer) for layer in zip(windows, encoded, heads, strict=True))
     model, graph = _graph(cache, vocab, max_context)
     (root / "graphs").mkdir(parents=True)
     onnx.save(model, root / "graphs/decoder.onnx")
