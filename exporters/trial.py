@@ -24,6 +24,8 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
+from enginewright.runtime.backends.session import policy_offers
+from enginewright.runtime.cache.policy import check_policy
 from enginewright.runtime.errors import BuildError, EnginewrightError, UnsupportedError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
@@ -81,12 +83,17 @@ def try_engine(root: Path, manifest: Manifest, model: str, recipe: Recipe, backe
     kind: the most that is done.
 
     Raises:
-        BuildError: the engine does not open, a step fails, logits are not finite, or they are not the model's.
+        BuildError: the engine does not open, here or anywhere, a step fails, logits are not finite, or they are not the
+            model's.
     """
     if kind == "none":
         return Trial(kind="none", told="not tried")
     if manifest.limits.max_context < LEAST_CONTEXT:
         return Trial(kind="none", told=f"not tried, for a context of {manifest.limits.max_context} tokens is too short")
+    try:
+        check_policy(manifest.cache, policy_offers(manifest.cache), tokens_a_step=manifest.tokens_per_row)
+    except EnginewrightError as e:
+        raise BuildError(f"trial: got an engine that no machine can run ({e}); {_ADVICE}") from e
     try:
         llm = load(
             root,
@@ -175,12 +182,14 @@ def _compare(llm: LLM, model: str, recipe: Recipe) -> Trial:
             f"trial: got an engine that differs from {llm.manifest.name}: {'; '.join(failures)}; {_ADVICE}"
         )
     told = f"tried: its logits are the model's (max error {parity.max_error:.1e}, largest {parity.logit_range:.1f})"
+    if _is_coarse(tolerance):
+        told = f"tried: its logits correlate with the model's, at {parity.correlation:.3f}"
     return Trial(kind="logits", told=told, parity=parity)
 
 
 def _failures(parity: Parity, tolerance: Tolerance) -> list[str]:
     """The figures beyond SLACK times the tolerance; of a coarse engine, whose error is meant, the correlation alone."""
-    if tolerance.kl < FINE_CODES.kl:
+    if not _is_coarse(tolerance):
         loose = Tolerance(error=SLACK * tolerance.error, kl=SLACK * tolerance.kl, greedy=False)
         found = failures_of(parity, loose)
         margin = max((match.margin or 0.0 for match in parity.greedy), default=0.0)
@@ -190,3 +199,8 @@ def _failures(parity: Parity, tolerance: Tolerance) -> list[str]:
     if parity.correlation >= LEAST_CORRELATION:
         return []
     return [f"the correlation of the logits is {parity.correlation:.2f}, expected {LEAST_CORRELATION} or more"]
+
+
+def _is_coarse(tolerance: Tolerance) -> bool:
+    """Whether the engine differs from its model on purpose, as one whose numbers are codes of few bits."""
+    return tolerance.kl >= FINE_CODES.kl

@@ -14,8 +14,8 @@ def find_kind(manifest: Manifest) -> DecodingKind:
     """Return the kind that the manifest's `decoding` names.
 
     Raises:
-        ArtifactError: this version does not know the kind, or the decoder graph lacks an output that it reads or an input
-            that it fills.
+        ArtifactError: this version does not know the kind, the decoder graph lacks an output that it reads or an input that
+            it fills, or `k` is not its width.
     """
     name, kinds = str(manifest.decoding.get("kind")), DECODING_KINDS.entries()
     if name not in kinds:
@@ -36,5 +36,10 @@ def find_kind(manifest: Manifest) -> DecodingKind:
         raise ArtifactError(
             f"manifest.json: decoding.kind {name!r} fills the inputs {filled}, and the decoder graph has {has_inputs} for "
             "decoding kinds; build the engine again"
+        )
+    if (width := kind.width(manifest.decoding)) != (stated := manifest.decoding.get("k", 1)):
+        raise ArtifactError(
+            f"manifest.json: decoding.k: got {stated!r}, expected {width}, the most tokens that a row of kind {name!r} brings into "
+            "a step, because builders go by it; let the method that chooses the decoding write it, and build the engine again"
         )
     return kind

@@ -27,6 +27,7 @@ from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import BuildError, UnsupportedError
 from tests.support.exporters.families import save_checkpoint
 from tests.support.exporters.fixtures import CheckpointMaker
+from tests.support.extensions import SAMPLES, extended
 
 pytestmark = pytest.mark.native
 
@@ -143,6 +144,25 @@ def test_an_engine_that_does_not_open(
     monkeypatch.setattr(building, "export", cut)
     with pytest.raises(BuildError, match="trial: got an engine for onnxruntime that does not open"):
         build(str(checkpoint("qwen2")), tmp_path / "engine", Recipe(), "onnxruntime")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_no_machine_can_run(
+    checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache policy evicts between single tokens, and this engine decides several in a step."""
+    policy = {"kind": "first_and_newest", "first": 1, "newest": 1}
+    recipe = spoil(
+        monkeypatch,
+        0.0,
+        choose_decoding=lambda config, decoding: {**decoding, "k": 3},
+        choose_cache=lambda config, cache: dataclasses.replace(cache, policy=policy),
+    )
+    with (
+        extended(SAMPLES),
+        pytest.raises(BuildError, match=r"got an engine that no machine can run \(.*'first_and_newest': .* up to 3"),
+    ):
+        build(str(checkpoint("qwen2")), tmp_path / "engine", recipe, "onnxruntime", trial="step")
     assert not list(tmp_path.iterdir())
 
 

@@ -325,6 +325,10 @@ def test_a_graph_without_the_heads_outputs_is_refused_with_both_sides_named() ->
         ArtifactError, match=r"decoding.kind: got 'unheard', expected one of autoregressive, multi_token"
     ):
         find_kind(replace(manifest, decoding={"kind": "unheard"}))
+    with pytest.raises(
+        ArtifactError, match=r"decoding\.k: got 3, expected 1, the most tokens .* 'autoregressive' brings"
+    ):
+        find_kind(replace(manifest, decoding={"kind": "autoregressive", "k": 3}))
 
 
 def test_drafts_are_judged_through_the_processors_of_a_request() -> None:
