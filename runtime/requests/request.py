@@ -274,4 +274,4 @@ class Generation(Request):
 
 
 def _drop(_: Event) -> None:
-    """Deliver to nobody."""
+    """Deliver nothing more: the owner has failed."""
