@@ -446,7 +446,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.native
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in blocks("python") if "load(" in b.text and b.is_run], ids=lambda b: name_of(b.page))
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("python") if "load(" in b.text and b.is_run], ids=lambda b: name_of(b.page)
+)
 def test_examples_run(
     block: Block, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,7 +170,11 @@ def conditions(applied: Sequence[Applied], checkpoint: Checkpoint) -> dict[str, 
     found: dict[str, Condition] = {}
     owners: dict[str, str] = {}
     for method, hook in _hooks(applied, "conditions"):
-        for name, condition in hook(method.config, checkpoint).items():
+        try:
+            declared = hook(method.config, checkpoint)
+        except ValueError as e:
+            raise ExportError(f"{method.name}: condition: {e}") from e
+        for name, condition in declared.items():
             if name in found:
                 raise ExportError(
                     f"apply: got {owners[name]} and {method.name}, which both declare the condition {name!r}, expected one "

@@ -274,4 +274,4 @@ class Generation(Request):
 
 
 def _drop(_: Event) -> None:
-    """Deliver nothing."""
+    """Deliver nothing more: the owner has failed."""
