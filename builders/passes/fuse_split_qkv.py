@@ -37,7 +37,8 @@ class SplitQkvPass(ir.passes.InPlacePass):
 
     1. Query, key and value are the three outputs of one Split along the last axis, in this order.
     2. Query and key are rotated by the same angles, halves against halves, or both are not.
-    3. Both are normalised over a head with the same epsilon, or both are not; always before they are rotated.
+    3. Both are normalised over one head with the same epsilon, or both are not; always before they are rotated. A norm over
+       the whole projection, as olmo2 has it, is another form.
     4. The value is neither rotated nor normalised.
     5. Query, key and value themselves may have more readers, such as the DepthMix nodes of later layers.
     6. Any other form stays as it is, and so does one in which another node reads a value between the Split and attention.
@@ -58,6 +59,8 @@ def _fuse(attention: ir.Node) -> bool:
     if not _belong_together(query, key, value):
         return False
     (query_heads, head_dim), (kv_heads, _), (_, value_dim) = (size for size in sizes if size is not None)
+    if not all(_is_over_one_head(path, head_dim) for path in (query, key)):
+        return False
     attributes: dict[str, int | float] = {
         "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim
     }  # fmt: skip
@@ -106,6 +109,12 @@ def _is_over_heads(node: ir.Node) -> bool:
     if source is None or scale is None or source.shape is None or scale.shape is None:
         return False
     return node.attributes.get_int("axis", -1) in (-1, len(source.shape) - 1) and len(scale.shape) == 1
+
+
+def _is_over_one_head(path: _Path, head_dim: int) -> bool:
+    """Whether the path's norm, if it has one, is over one head; some models normalise the whole projection."""
+    scale = _scale(path)
+    return scale is None or (scale.shape is not None and scale.shape[0] == head_dim)
 
 
 def _belong_together(query: _Path, key: _Path, value: _Path) -> bool:

@@ -156,7 +156,11 @@ def _pick(weights: Floats, uniform: float) -> int:
     block = int(np.searchsorted(cumulated[:-1], target, side="right"))
     before = cumulated[block - 1] if block else 0.0
     inside = before + np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    return block * _BLOCK + int(np.searchsorted(inside[:-1], target, side="right"))
+    index = block * _BLOCK + int(np.searchsorted(inside[:-1], target, side="right"))
+    if weights[index] > 0:
+        return index
+    # the block's sum in single precision is above that in double, and the target lies between: the last token that counts
+    return int(np.flatnonzero(weights[:index])[-1])
 
 
 def _mass_cut(weights: Floats, share: float) -> float:

@@ -149,10 +149,14 @@ class StepLoop:
         """Serve until closed. An error outside of a step ends every request, and later ones are refused."""
         try:
             self._step_until_closed()
-        except Exception as error:  # of any kind: without this, all owners would wait for ever
+        except (
+            BaseException
+        ) as error:  # also SystemExit, and panics of libraries: or else all owners would wait for ever
             with self._lock:
                 self._closed = True
-            self._end_all(error)
+            self._end_all(
+                error if isinstance(error, Exception) else RuntimeError(f"the step loop has ended: {error!r}")
+            )
             raise
 
     def _end_all(self, error: Exception) -> None:

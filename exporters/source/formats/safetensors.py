@@ -33,7 +33,7 @@ class SafetensorsSource(FolderFiles):
         found: dict[str, StoredTensor] = {}
         for file in _weight_files(self.path):
             found.update(self._read_header(file))
-        if (self.path / INDEX).is_file():
+        if _reads_index(self.path):
             _check_index(self.path, found)
         return found
 
@@ -85,9 +85,14 @@ def recognise(path: Path) -> bool:
     return path.is_dir() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")))
 
 
+def _reads_index(path: Path) -> bool:
+    """Whether the index says which files are read; as in transformers, one file of weights comes before it."""
+    return (path / INDEX).is_file() and not (path / WEIGHTS).is_file()
+
+
 def _weight_files(path: Path) -> list[Path]:
     index = path / INDEX
-    if index.is_file():
+    if _reads_index(path):
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
@@ -112,7 +117,7 @@ def _unreadable(file: Path, name: str, reason: str) -> ExportError:
 
 SOURCE = SourceFormat(
     name="safetensors",
-    expects=f"a directory with config.json and {WEIGHTS}, or with {INDEX} and the files that it lists",
+    expects=f"a directory with config.json and {WEIGHTS}, or else with {INDEX} and the files that it lists",
     recognise=recognise,
     open=SafetensorsSource,
     hub_files=("*.safetensors",),

@@ -144,6 +144,8 @@ def test_normalised_then_rotated() -> None:
         f"{NORMALISED}  qr = {rotation('qs', 4)}  kr = {rotation('kf', 2)}  {TO_HEADS}",  # normalised alone
         f"""{SPLIT}  r = {rotation("qs", 4)}  q4 = Reshape (r, q4s)  qr = {norm("q4", "a")}  rk = {rotation("ks", 2)}
             k4 = Reshape (rk, k4s)  kr = {norm("k4", "b")}  {TO_HEADS}""",  # normalised after the rotation
+        f"""{SPLIT}  wa = Concat <axis = 0> (a, a, a, a)  wb = Concat <axis = 0> (b, b)  qn = {norm("qs", "wa")}
+            kn = {norm("ks", "wb")}  qr = {rotation("qn", 4)}  kr = {rotation("kn", 2)}  {TO_HEADS}""",  # over all heads
         "s = Neg (packed)  qs, ks, x = Split <axis = -1> (packed, sizes)  x1, x2, vs = Split <axis = -1> (s, sizes)"
         + ROTATED.removeprefix(SPLIT),  # two splits
     ],

@@ -306,3 +306,22 @@ def test_the_hub_is_asked_for_no_pickle(model: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert checkpoints.open_checkpoint("owner/name").path == model
     assert asked == {"owner/name": ["*.json", "*.safetensors", "*.jinja"]}
+
+
+@pytest.mark.parametrize("left", ["an index of files that are gone", "an index and its files"])
+def test_one_file_of_weights_comes_before_an_index(left: str, sharded: Path) -> None:
+    """As in transformers: one file that was saved over a checkpoint in several is what counts."""
+    old = bind(sharded)
+    new = {name: tensor + 1 for name, tensor in load_shards(sharded).items()}
+    save_file(new, sharded / WEIGHTS, {"format": "pt"})
+    if left == "an index of files that are gone":
+        for path in shards(sharded):
+            path.unlink()
+    got = bind(sharded)
+    assert got.keys() == old.keys()
+    assert all(torch.equal(got[name], old[name] + 1) for name in old)
+
+
+def load_shards(model: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in several files."""
+    return {name: tensor for path in shards(model) for name, tensor in load_file(path).items()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.decoding.processor_kind import open_processors
-from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, choose_tokens
+from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, _pick, choose_tokens
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.sampling import Sampling
@@ -124,6 +124,19 @@ def test_the_mass_cut_is_where_sorting_finds_it(vocab: int, seed: int, share: fl
     total = weights.sum(dtype=np.float64)
     assert kept.sum() >= (share - 1e-5) * total
     assert kept[kept > kept[0]].sum() < (share + 1e-5) * total, "the smallest of the kept was not needed"
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    """Also where a block's sum in single precision is above that in double, and the draw lies between the two."""
+    found = 0
+    for seed in range(400):
+        weights = np.random.default_rng(seed).random(64).astype(np.float32)
+        weights[50:] = 0
+        single, double = float(np.add.reduceat(weights, [0])[0]), float(np.cumsum(weights, dtype=np.float64)[-1])
+        if single > double:
+            found += 1
+            assert weights[_pick(weights, np.nextafter(double / single, 1.0))] > 0
+    assert found > 50, "the case occurs"
 
 
 @given(st.integers(1, 3000), st.integers(1, 3100), st.integers(0, 2**32))

@@ -150,6 +150,21 @@ def test_a_request_that_is_scored_alone_fails_alone_when_its_owner_raises() -> N
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_is_no_exception_ends_all_requests_too() -> None:
+    """Such as SystemExit in a callback, or a panic of a native library: nobody may wait for ever."""
+
+    def leave(_: object) -> None:
+        raise SystemExit(3)
+
+    llm = make_llm(eos=())
+    llm.loop.observer = leave
+    request: Request = llm.submit([1])._request
+    assert request.done.wait(10) and "the step loop has ended: SystemExit(3)" in str(request.error)
+    with pytest.raises(RequestError, match="closed"):
+        llm.generate([3])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_outside_of_a_step_ends_all_requests_and_later_ones_are_refused() -> None:
     llm = make_llm(eos=(), rows=1)
     llm.loop.scheduler.submit = None  # type: ignore[method-assign, assignment]
