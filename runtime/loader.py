@@ -55,24 +55,28 @@ def load(
         RequestError: a parameter is out of range.
     """
     root = Path(path)
-    manifest = directory.load(root, verify=verify)
-    _check_manifest(root, manifest)
-    kind = find_kind(manifest)
-    tokenizer = Tokenizer.load(root, manifest)
-    for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
-        if value is not None and value < 1:
-            raise RequestError(f"load: {name}: got {value}, expected 1 or more")
-    chosen = choose_backend(manifest, threads, backend)
-    capacity = plan_capacity(
-        manifest,
-        chosen.free_bytes(manifest),
-        max_batch=max_batch,
-        cache_tokens=cache_tokens,
-        prefill_chunk=prefill_chunk,
-        prefix_reuse=prefix_reuse,
-        width=kind.width(manifest.decoding),
-    )
-    loop = _open_loop(root, manifest, chosen, capacity, kind)
+
+    def read() -> tuple[Manifest, Tokenizer | None, StepLoop, Capacity]:
+        manifest = directory.load(root, verify=verify)
+        _check_manifest(root, manifest)
+        kind = find_kind(manifest)
+        tokenizer = Tokenizer.load(root, manifest)
+        for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
+            if value is not None and value < 1:
+                raise RequestError(f"load: {name}: got {value}, expected 1 or more")
+        chosen = choose_backend(manifest, threads, backend)
+        capacity = plan_capacity(
+            manifest,
+            chosen.free_bytes(manifest),
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            prefill_chunk=prefill_chunk,
+            prefix_reuse=prefix_reuse,
+            width=kind.width(manifest.decoding),
+        )
+        return manifest, tokenizer, _open_loop(root, manifest, chosen, capacity, kind), capacity
+
+    manifest, tokenizer, loop, capacity = directory.settled(root, read)
     return LLM(manifest, tokenizer, loop, capacity, loop.scheduler.tables.longest)
 
 

@@ -14,17 +14,22 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from enginewright.runtime.artifact.manifest import FORMAT, File, Manifest
+from enginewright.runtime.artifact.reservation import is_interrupted, replace, reserved
 from enginewright.runtime.artifact.strict_json import parse
-from enginewright.runtime.errors import ArtifactError
+from enginewright.runtime.errors import ArtifactError, EnginewrightError
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
+_WAIT_S, _WAITS = 0.01, 200  # seconds of a wait, and waits, for a build between its two renames
 
 
 def describe_file(root: Path, path: Path) -> File:
@@ -49,9 +54,81 @@ def save(manifest: Manifest, root: Path) -> None:
 def load(root: Path, *, verify: bool = True) -> Manifest:
     """Read `root/manifest.json`; with verify, also compare every named file's size and sha256.
 
+    An engine that a build replaces meanwhile is read again, whole; one whose replacement was cut short is put back.
+
     Raises:
         ArtifactError: the manifest is missing, not readable, of another format, or disagrees with the files.
     """
+    return settled(root, lambda: _load(root, verify))
+
+
+def settled(root: Path, read: Callable[[], T]) -> T:
+    """Return what `read` makes of the engine at `root`, called again as long as a build replaces the engine meanwhile.
+
+    So no result, and no error of enginewright or of the system, comes from files of two engines.
+
+    Raises:
+        ArtifactError: a build that replaces the engine does not end, or `read` raised it, as any other error.
+    """
+    waits = 0
+    while True:
+        with _held(root) as is_current:
+            try:
+                result = read()
+            except (OSError, EnginewrightError):
+                if is_current() and not _mend(root, waits) and is_current():
+                    raise
+                waits += 1
+                continue
+            if is_current():
+                return result
+            del result  # before the next is made: it may be large
+
+
+@contextmanager
+def _held(root: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether `root` still is the directory, or the lack of one, that it is now."""
+    try:
+        handle = os.open(root, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+    except (OSError, ValueError):
+        yield lambda: not os.path.isdir(root)
+        return
+
+    def is_current() -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), os.stat(root))  # open, so no other can have its number
+        except FileNotFoundError:
+            return False
+
+    try:
+        yield is_current
+    finally:
+        os.close(handle)
+
+
+def _mend(root: Path, waits: int) -> bool:
+    """Put back an engine whose replacement was cut short, or wait for the build; return whether to read again."""
+    if "\0" in str(root):
+        return False
+    output = Path(os.path.realpath(root))  # of a link to an engine, the engine
+    if not is_interrupted(output):
+        return False
+    try:
+        with reserved(output):
+            return True
+    except ArtifactError:
+        if waits >= _WAITS:
+            raise
+        time.sleep(_WAIT_S)  # between its two renames, a build needs a moment
+        return True
+    except OSError as e:
+        raise ArtifactError(
+            f"{root}: got an overwrite that was cut short, expected an engine directory; "
+            f"load it once as a user who may write {output.parent}"
+        ) from e
+
+
+def _load(root: Path, verify: bool) -> Manifest:
     path = Path(root) / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{root}: got no {MANIFEST}, expected an engine directory; `enginewright build` writes one")
@@ -75,27 +152,23 @@ def load(root: Path, *, verify: bool = True) -> Manifest:
 
 @contextmanager
 def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[Path]:
-    """Yield an empty directory next to `output` that takes its place when the block ends without an error.
+    """Yield an empty directory near `output` that takes its place when the block ends without an error.
 
-    Until then an engine at `output` stays whole; when the block fails, nothing of the new one is left.
+    Until then an engine at `output` stays whole; when the block fails, nothing of the new one is left. What has appeared
+    at `output` by the end of the block is treated like what was there at its beginning.
     mark: the file that shows that a directory may be replaced.
 
     Raises:
-        ArtifactError: `output` exists and may not be overwritten, or is not such a directory.
+        ArtifactError: another build writes `output`, or it exists and may not be overwritten, or is not such a directory.
     """
     output = Path(output).resolve()  # a link to an engine stays a link
-    check_output(output, overwrite=overwrite, mark=mark)
     missing = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
-        try:
-            stage.chmod(0o755)
+        with reserved(output) as stage:
+            check_output(output, overwrite=overwrite, mark=mark)
             yield stage
-            _swap(stage, output)
-        except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
-            raise
+            _publish(stage, output, overwrite=overwrite, mark=mark)
     except BaseException:
         for parent in missing:  # innermost first
             with suppress(OSError):  # not made, or another process writes there by now
@@ -114,23 +187,17 @@ def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None
         raise ArtifactError(f"{output}: exists and {reason}, so it is not overwritten; remove it yourself")
 
 
-def _swap(stage: Path, output: Path) -> None:
-    """Put `stage` in the place of `output`; on failure `output` is what it was."""
-    if not output.exists():
-        stage.rename(output)
+def _publish(stage: Path, output: Path, *, overwrite: bool, mark: str) -> None:
+    """Put `stage` in the place of `output`; on failure `output` is what it was when the reservation has ended."""
+    check_output(output, overwrite=overwrite, mark=mark)
+    if (output / mark).is_file():
+        replace(output, stage)
         return
-    old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old-"))
     try:
-        os.replace(output, old)  # an empty directory may be renamed over
-    except BaseException:
-        old.rmdir()
+        os.rename(stage, output)  # refuses all but an empty directory, also what has appeared since the check
+    except OSError:
+        check_output(output, overwrite=False, mark=mark)
         raise
-    try:
-        os.replace(stage, output)
-    except BaseException:
-        os.replace(old, output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_file(root: Path, file: File, verify: bool) -> None:

@@ -301,24 +301,6 @@ class TestStaged:
         assert sorted(os.listdir(tmp_path)) == ["current", "place"]
         assert os.listdir(engine.parent) == ["engine"]
 
-    @pytest.mark.parametrize("failing", [1, 2])
-    def test_failed_swap_puts_the_old_engine_back(
-        self, engine: Path, failing: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        before, replace, calls = contents(engine), os.replace, []
-
-        def fail_once(source: Path, target: Path) -> None:
-            calls.append(target)
-            if len(calls) == failing:
-                raise OSError(5, "Input/output error")
-            replace(source, target)
-
-        with pytest.raises(OSError), directory.staged(engine, overwrite=True) as root:
-            write_engine(root, b"new")
-            monkeypatch.setattr(os, "replace", fail_once)
-        assert contents(engine) == before
-        assert os.listdir(engine.parent) == ["engine"]
-
     def test_a_full_disk_in_mid_write(self, engine: Path) -> None:
         """A real write that the system cuts off: RLIMIT_FSIZE stands for the full disk."""
         before = contents(engine)
