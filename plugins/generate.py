@@ -17,6 +17,7 @@ hand, in `csrc/ops`. This script uses the standard library only, and runs even w
 from __future__ import annotations
 
 import importlib
+import importlib.machinery as machinery
 import json
 import sys
 import textwrap
@@ -218,6 +219,8 @@ def main() -> None:
     package = types.ModuleType("enginewright")
     package.__path__ = [str(PLUGINS.parent)]
     sys.modules["enginewright"] = package
+    # an editable install finds its own checkout's modules by their full names, whatever the package's path says
+    sys.meta_path[:] = [machinery.BuiltinImporter, machinery.FrozenImporter, machinery.PathFinder]
     write(Path(sys.argv[1]))
 
 
