@@ -151,7 +151,7 @@ def test_a_request_that_is_scored_alone_fails_alone_when_its_owner_raises() -> N
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_is_no_exception_ends_all_requests_too() -> None:
-    """Such as SystemExit in a callback, or a panic of a native library: nobody may wait for ever."""
+    """Such as SystemExit in a callback, or a panic of a native library: no caller may wait for ever."""
 
     def leave(_: object) -> None:
         raise SystemExit(3)
