@@ -15,6 +15,7 @@ from enginewright.exporters.passes.quantize_weights import output_projection
 from enginewright.exporters.weights.graph_weights import add_weight
 from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops.op import DOMAIN, Op
+from enginewright.runtime.artifact.decoder_graph import ports_of_condition
 from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.errors import ExtensionError, UnsupportedError
 
@@ -245,21 +246,14 @@ class Anchors:
         return next(value for value in self.graph.outputs if value.name == name)
 
     def _add_condition(self, name: str, condition: Condition) -> ConditionInputs:
-        axis = "T" if condition.per == "token" else "B"
-
-        def add(part: str, dtype: ir.DataType, axes: tuple[int | str, ...]) -> ir.Value:
-            value = ir.Value(name=f"cond.{name}.{part}", type=ir.TensorType(dtype), shape=ir.Shape(axes))
-            self.graph.inputs.append(value)
-            return value
-
-        return ConditionInputs(
-            index=add("index", ir.DataType.INT32, (axis,)),
-            scale=add("scale", ir.DataType.FLOAT, (axis,)) if condition.scaled else None,
-            tensors={
-                part: add(part, ir.DataType.from_numpy(np.dtype(tensor.dtype)), (condition.capacity + 1, *tensor.shape))
-                for part, tensor in condition.tensors.items()
-            },
-        )
+        values = []
+        for port in ports_of_condition(name, condition):
+            dtype = ir.DataType.from_numpy(np.dtype(port.dtype))
+            values.append(ir.Value(name=port.name, type=ir.TensorType(dtype), shape=ir.Shape(port.axes)))
+        self.graph.inputs.extend(values)
+        index, *others = values
+        scale = others.pop(0) if condition.scaled else None
+        return ConditionInputs(index=index, scale=scale, tensors=dict(zip(condition.tensors, others, strict=True)))
 
 
 class TypedWriter:

@@ -219,10 +219,12 @@ def outputs(manifest: Manifest) -> tuple[Port, ...]:
 
 def added_inputs(manifest: Manifest) -> tuple[Port, ...]:
     """Return the inputs that only this graph has: index, scale and tensors of each condition, then `token_inputs`."""
-    cache = manifest.cache
-    conditions = (port for name, each in manifest.conditions.items() for port in _of_condition(name, each, cache))
+    is_dense = manifest.cache.is_dense
+    conditions = (
+        port for name, each in manifest.conditions.items() for port in ports_of_condition(name, each, is_dense=is_dense)
+    )
     own = token_ports(manifest.token_inputs)
-    return (*conditions, *((replace(port, axes=("B", "T")) for port in own) if cache.is_dense else own))
+    return (*conditions, *((replace(port, axes=("B", "T")) for port in own) if is_dense else own))
 
 
 def token_ports(token_inputs: Mapping[str, str]) -> tuple[Port, ...]:
@@ -283,9 +285,12 @@ def _of_layer(port: Port, index: int, layer: CacheLayer) -> Port:
     )
 
 
-def _of_condition(name: str, condition: Condition, cache: Cache) -> tuple[Port, ...]:
-    """The ports of one condition; in a graph of standard ops, tokens are a rectangle."""
-    each: tuple[Axis, ...] = ("B",) if condition.per == "row" else ("B", "T") if cache.is_dense else ("T",)
+def ports_of_condition(name: str, condition: Condition, *, is_dense: bool = False) -> tuple[Port, ...]:
+    """Return the ports of one condition: index, scale if it has one, then its tensors in order.
+
+    is_dense: for a graph of standard ops, where tokens are a rectangle.
+    """
+    each: tuple[Axis, ...] = ("B",) if condition.per == "row" else ("B", "T") if is_dense else ("T",)
     per_step = (CONDITION_INDEX, CONDITION_SCALE) if condition.scaled else (CONDITION_INDEX,)
     tensors = (
         replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from enginewright.runtime.artifact.extension import FOLDERS, extend
-from enginewright.runtime.cache import policies
-from tests.support.paths import ROOT
+from tests.support import extensions
 
-SAMPLES = ROOT / "tests/support/extension/cache_policies"
+SAMPLES = extensions.SAMPLES / "cache_policies"
 Seen: TypeAlias = Callable[[int, int, int, int], np.ndarray]
 """(layer without window, head, position, prompt tokens) -> the positions that a token sees there, itself included."""
 
@@ -23,15 +20,9 @@ Seen: TypeAlias = Callable[[int, int, int, int], np.ndarray]
 @contextmanager
 def extended(folder: Path) -> Iterator[None]:
     """Let the sample policies be found, from a copy under `folder`."""
-    own = folder / "cache_policies"
-    shutil.copytree(SAMPLES, own, ignore=shutil.ignore_patterns("__pycache__"))
-    extend(folder)
-    try:
+    shutil.copytree(SAMPLES, folder / "cache_policies", ignore=shutil.ignore_patterns("__pycache__"))
+    with extensions.extended(folder):
         yield
-    finally:
-        policies.__path__.remove(str(own.resolve()))
-        for path in own.glob("*.py"):
-            sys.modules.pop(f"{FOLDERS['cache_policies']}.{path.stem}", None)
 
 
 def first_and_newest(size: int, first: int, newest: int) -> tuple[dict[str, Any], Seen]:
