@@ -28,12 +28,15 @@ def build(
     *,
     overwrite: bool = False,
     trial: Kind = "logits",
+    strict: bool = False,
 ) -> Manifest:
     """Write the engine of `model` to `output` and return its manifest.
 
     trial: the most that is tried before the engine is published: none; step: a few steps are run; logits: they are also
         compared with the PyTorch model, if its float weights take no more than half of the memory that is free. The
         engine's reports/trial.json says what was done.
+    strict: whether parts of the checkpoint that the engine does not use are an error; else they are named on standard error,
+        and the engine's reports/unused.json has the list.
 
     Some engines can be built only on the machine that runs them. The directory then has everything but that engine, and a
     message on standard error gives the command to run there.
@@ -47,7 +50,7 @@ def build(
     directory.check_output(output, overwrite=overwrite)
     try:
         with directory.staged(output, overwrite=overwrite) as root:
-            manifest = export(model, root, recipe)
+            manifest = export(model, root, recipe, strict=strict)
             try:
                 manifest = builders.build(root, manifest, backend, chosen)
                 outcome = try_engine(root, manifest, model, recipe, backend, trial)

@@ -38,10 +38,11 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 DECODER = "graphs/decoder.onnx"
 
 
-def export(model: str, root: Path, recipe: Recipe) -> Manifest:
+def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> Manifest:
     """Write graphs/, tokenizer/ and the manifest of `model` under `root`, an empty directory.
 
     model: a checkpoint directory or hub id.
+    strict: whether parts of the checkpoint that the engine does not use are an error; else they are named on standard error.
 
     Memory holds the graph and one weight at a time.
 
@@ -56,6 +57,9 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
+    tokenizer = tuple(_copy_tokenizer(checkpoint, root))
+    checkpoint.unused.settle(strict=strict)
+    checkpoint.unused.save(root)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)
@@ -84,7 +88,7 @@ def export(model: str, root: Path, recipe: Recipe) -> Manifest:
         conditions=conditions,
         token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
-        tokenizer=tuple(_copy_tokenizer(checkpoint, root)),
+        tokenizer=tokenizer,
     )
     directory.save(manifest, root)
     return manifest

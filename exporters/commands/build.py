@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the engine before it is published: none; step: its first steps; logits: and compare it with the model, "
         "if that fits into half of the free memory (default logits)",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail where parts of the checkpoint are not used, such as tensors or settings; else they are named",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the engine at --output")
     options.add_arguments(parser)
 
@@ -78,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         options.from_arguments(arguments),
         overwrite=arguments.overwrite,
         trial=arguments.trial,
+        strict=arguments.strict,
     )
     size = sum(file.size for file in manifest.files())
     told = json.loads((arguments.output / REPORT).read_text())["told"]

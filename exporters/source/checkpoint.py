@@ -20,6 +20,7 @@ from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.registry import find_source, locate
 from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
 from enginewright.exporters.source.tensor_source import SourceFormat, StoredTensor, TensorSource
+from enginewright.exporters.source.unused import Unused
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
@@ -37,6 +38,7 @@ class Checkpoint:
     source: gives the tensors and the other files.
     config: as transformers reads config.json.
     generation: generation_config.json, empty without one.
+    unused: the parts of its files that an export has found no use for.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Checkpoint:
     source: TensorSource
     config: PreTrainedConfig
     generation: dict[str, Any] = field(default_factory=dict)
+    unused: Unused = field(default_factory=Unused)
 
     @property
     def path(self) -> Path:
