@@ -20,6 +20,7 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
+from enginewright.runtime.requests.resolved_sampling import default_limit, resolve
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.detokenizer import Detokenizer
@@ -211,7 +212,7 @@ class LLM:
 
     def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
         """Return the request, after checking everything that could keep it from being served."""
-        sampling = sampling or Sampling()
+        sampling = resolve(sampling or Sampling(), self.manifest.generation)
         ids = self._check_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt)
         vocab = self.manifest.model.vocab_size
         for name in ("stop_token_ids", "logit_bias"):
@@ -224,6 +225,7 @@ class LLM:
             ends |= frozenset(self.manifest.model.eos_token_ids)
         detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
         limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
+        limit = default_limit(sampling, self.manifest.generation, prompt=len(ids), limit=limit)
         request = Generation(
             ids,
             sampling,

@@ -57,27 +57,31 @@ SIGNATURES = {  # parameters as a caller sees them, without types
 }
 
 PROTOCOLS = {"LLM": {"__enter__", "__exit__"}, "Handle": {"__iter__"}}
-PROPERTIES = {"Handle": {"done"}, "Sampling": {"changes_logits", "beyond_greedy", "is_plain_greedy"}}
+PROPERTIES = {"Handle": {"done"}, "Sampling": set[str]()}
 
 REQUIRED = "required"
 FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with their defaults
     "Sampling": {
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "typical_p": None,
+        "epsilon_cutoff": None,
+        "eta_cutoff": None,
+        "repetition_penalty": None,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": None,
         "max_tokens": None,
-        "stop": (),
+        "stop": None,
         "stop_token_ids": (),
         "logprobs": None,
         "logit_bias": {},
         "ignore_eos": False,
         "logits_processors": {},
         "conditions": {},
+        "model_defaults": True,
     },
     "Completion": {
         "text": REQUIRED,

@@ -11,10 +11,12 @@ from pathlib import Path
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.loader import load
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
 
 STANDARD_INPUT = "-"
-_DEFAULTS = Sampling()
+_NEUTRAL = ResolvedSampling()
+_NUMBERS = (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float), ("repetition_penalty", float))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lines", action="store_true", help="every line of the files is a prompt of its own")
     parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message (chat template)")
     parser.add_argument("--system", metavar="TEXT", help="system message before each prompt; implies --chat")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens at most (default: as many as fit)")
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float), ("seed", int)):
-        flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULTS, name)
-        parser.add_argument(flag, type=kind, default=default, metavar="X", help=f"sampling (default: {default})")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="new tokens at most (default: the model's own, or as many as fit)"
+    )
+    for name, kind in _NUMBERS:
+        flag, neutral = f"--{name.replace('_', '-')}", getattr(_NEUTRAL, name)
+        parser.add_argument(flag, type=kind, metavar="X", help=f"sampling (default: the model's own, or {neutral})")
+    parser.add_argument("--seed", type=int, metavar="X", help="of the random numbers (default: drawn from the system)")
+    parser.add_argument(
+        "--no-model-defaults",
+        action="store_true",
+        help="leave the model's own defaults of sampling, penalties, lengths and stop strings aside",
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
@@ -48,13 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer the prompts; several of them run together, and their answers come in their order."""
     sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
+        **{name: getattr(arguments, name) for name, _ in _NUMBERS},
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
-        stop=tuple(arguments.stop),
+        stop=tuple(arguments.stop) or None,
+        model_defaults=not arguments.no_model_defaults,
     )
     texts = _read_texts(arguments)
     rows = 1 if len(texts) == 1 else None

@@ -210,6 +210,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
             max_tokens=values["max_gen_toks"],
             stop=[text for text in values["until"] if text],
             seed=seed if values["do_sample"] else None,
+            model_defaults=False,
             **{name: values[name] for name in _SAMPLING if name in values},
         )
 

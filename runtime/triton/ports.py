@@ -39,6 +39,9 @@ INPUTS = (
     ServedPort("top_k", "INT64"),
     ServedPort("top_p", "FP32"),
     ServedPort("min_p", "FP32"),
+    ServedPort("typical_p", "FP32"),
+    ServedPort("epsilon_cutoff", "FP32"),
+    ServedPort("eta_cutoff", "FP32"),
     ServedPort("repetition_penalty", "FP32"),
     ServedPort("presence_penalty", "FP32"),
     ServedPort("frequency_penalty", "FP32"),
@@ -48,6 +51,7 @@ INPUTS = (
     ServedPort("timeout_ms", "INT64"),
     ServedPort("conditions", "STRING", (-1,)),
     ServedPort("logits_processors", "STRING"),
+    ServedPort("model_defaults", "BOOL"),
     ServedPort("stop_words", "STRING", (-1,)),
     ServedPort("end_id", "INT64", (-1,)),
     ServedPort("random_seed", "UINT64"),
@@ -55,7 +59,7 @@ INPUTS = (
 """All are optional, except that one of the first three must be given.
 
 conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
-with their options.
+with their options, null for one of the model's own that is to be off.
 """
 
 ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
@@ -75,6 +79,10 @@ SAMPLING = (
         "top_k",
         "top_p",
         "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "model_defaults",
     ),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )

@@ -88,15 +88,15 @@ def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
     return chosen
 
 
-def _read_processors(text: str) -> dict[str, dict[str, Any]]:
+def _read_processors(text: str) -> dict[str, dict[str, Any] | None]:
     """Return the names and options that a JSON object has."""
     try:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(options, dict) for options in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(options, dict | None) for options in found.values()):
         raise RequestError(
-            f"logits_processors: got {_shorten(text)}, expected a JSON object of names with objects of options"
+            f"logits_processors: got {_shorten(text)}, expected a JSON object of names with objects of options, or null"
         )
     return found
 

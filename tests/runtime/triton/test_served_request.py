@@ -39,6 +39,9 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         top_k=5,
         top_p=0.9,
         min_p=0.01,
+        typical_p=0.8,
+        epsilon_cutoff=0.001,
+        eta_cutoff=0.002,
         repetition_penalty=1.1,
         presence_penalty=-0.3,
         frequency_penalty=0.2,
@@ -48,6 +51,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         stop_token_ids=[3, 4],
         logprobs=2,
         ignore_eos=True,
+        model_defaults=False,
     )
     kinds = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}
     tensors = {}
@@ -59,6 +63,11 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
     assert set(tensors) == {*vars(wanted)} - {"logit_bias", "conditions", "logits_processors"}
     assert ask(llm, **tensors).sampling == wanted, "0.7 is 0.7, though it came in single precision"
     assert ask(llm) == ServedRequest(prompt="the cat", sampling=Sampling())
+
+
+def test_a_processor_of_the_models_own_can_be_switched_off(llm: LLM) -> None:
+    got = ask(llm, {"logits_processors": '{"suppress_tokens": null, "no_repeat_ngram": {"size": 3}}'})
+    assert got.sampling == Sampling(logits_processors={"suppress_tokens": None, "no_repeat_ngram": {"size": 3}})
 
 
 def test_parameters_stand_for_inputs(llm: LLM) -> None:
