@@ -173,12 +173,12 @@ def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     if found is None:
         return ()
     tokens = found if isinstance(found, list) else [found]
-    if not all(is_number(token, int) and token >= 0 for token in tokens):
+    if not all(is_number(token, int) for token in tokens):
         raise ExportError(
             f"{checkpoint.path}: eos_token_id: got {found!r}, expected a token id or a list of them; correct config.json or "
             "generation_config.json"
         )
-    return tuple(tokens)
+    return tuple(token for token in tokens if token >= 0)  # some files have -1 for "none"
 
 
 def _describe_graph(model: ir.Model, root: Path) -> Graph:

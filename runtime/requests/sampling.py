@@ -19,7 +19,7 @@ class Sampling:
     brackets where the model has none. What is given always wins.
 
     Logits pass, in this order: logit_bias, repetition, presence and frequency penalty, logits_processors, temperature,
-    top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff.
+    top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff. The processor sequence_bias comes before the penalties.
 
     temperature: 0 takes the most probable token; otherwise logits are divided by it (0).
     top_k: keep the k most probable tokens (ties at the edge stay); 0: all (0).

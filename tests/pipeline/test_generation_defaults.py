@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from enginewright.exporters.build import build
 from enginewright.exporters.methods.clp.method import Config as ClpConfig
 from enginewright.exporters.methods.registry import Applied
+from enginewright.exporters.parity import compare
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import GENERATION, open_checkpoint
 from enginewright.exporters.source.generation.defaults import read_defaults
@@ -164,6 +165,15 @@ def test_a_model_that_samples_draws_what_transformers_may_draw(
         (greedy,) = llm.generate(PROMPTS[0], Sampling(temperature=0))
     assert ours == theirs and len(ours) > 2
     assert list(greedy.token_ids) == plain[:1]
+
+
+def test_comparing_an_engine_with_its_model_leaves_the_models_settings_aside(
+    model: Path, reference: PreTrainedModel, plain: list[int], engine: EngineMaker, tmp_path: Path
+) -> None:
+    root = with_settings(model, engine(model, PLAIN)[0], SETTINGS["together"](plain), tmp_path)
+    with load(root, threads=1, prefill_chunk=64) as llm:
+        parity = compare(llm, reference, new_tokens=12, prompt_lengths=(9, 20))
+    assert all(each.matched == each.wanted == 12 for each in parity.greedy)
 
 
 def test_a_build_keeps_the_settings_and_names_what_it_does_not_use(
