@@ -43,13 +43,15 @@ SIGNATURES = {  # parameters as a caller sees them, without types
     "load": "(path, threads=None, *, max_batch=None, cache_tokens=None, prefill_chunk=512, prefix_reuse=True, "
     "verify=True, backend=None)",
     "LLM.generate": "(self, prompts, sampling=None)",
-    "LLM.chat": "(self, messages, sampling=None)",
+    "LLM.chat": "(self, messages, sampling=None, *, tools=None, documents=None, chat_template=None, "
+    "continue_final_message=False, chat_template_kwargs=None)",
     "LLM.stream": "(self, prompt, sampling=None)",
     "LLM.submit": "(self, prompt, sampling=None, *, priority=0, on_event=None)",
     "LLM.submit_all": "(self, prompts, sampling=None)",
     "LLM.logits": "(self, token_ids)",
     "LLM.score": "(self, texts, takes)",
-    "LLM.apply_chat_template": "(self, messages, variables=None)",
+    "LLM.apply_chat_template": "(self, messages, tools=None, documents=None, *, chat_template=None, "
+    "add_generation_prompt=True, continue_final_message=False, chat_template_kwargs=None)",
     "LLM.add_condition": "(self, condition, entry, values)",
     "LLM.close": "(self)",
     "Handle.result": "(self)",

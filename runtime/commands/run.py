@@ -8,11 +8,13 @@ import json
 import sys
 from pathlib import Path
 
+from enginewright.runtime.commands.chat_options import add_chat_arguments, make_conversations
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.loader import load
 from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.text.chat.conversation import Conversation
 
 STANDARD_INPUT = "-"
 _NEUTRAL = ResolvedSampling()
@@ -30,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a prompt from a file, - for standard input; repeatable (default without --prompt: standard input)",
+        help="a prompt from a file, - for standard input; repeatable (default without prompts: standard input)",
     )
     parser.add_argument("--lines", action="store_true", help="every line of the files is a prompt of its own")
-    parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message (chat template)")
-    parser.add_argument("--system", metavar="TEXT", help="system message before each prompt; implies --chat")
+    add_chat_arguments(parser)
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="new tokens at most (default: the model's own, or as many as fit)"
     )
@@ -64,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         stop=tuple(arguments.stop) or None,
         model_defaults=not arguments.no_model_defaults,
     )
-    texts = _read_texts(arguments)
-    rows = 1 if len(texts) == 1 else None
+    asked = make_conversations(_read_texts(arguments), arguments)
+    rows = 1 if len(asked) == 1 else None
     with load(arguments.engine, arguments.threads, max_batch=rows, backend=arguments.backend) as llm:
-        prompts = [_make_prompt(llm, text, arguments) for text in texts]
+        prompts = [_make_prompt(llm, each) for each in asked]
         if arguments.json:
             for completion in llm.generate(prompts, sampling):
                 print(json.dumps(dataclasses.asdict(completion)))
@@ -97,8 +98,9 @@ def _print_stream(llm: LLM, prompt: Prompt, sampling: Sampling) -> None:
 def _read_texts(arguments: argparse.Namespace) -> list[str]:
     """Return the prompts: those of the command line, then those of the files, in order."""
     texts = list(arguments.prompt)
-    files = arguments.file or ([] if texts else [STANDARD_INPUT])
-    if not texts and not arguments.file and (sys.stdin is None or sys.stdin.isatty()):
+    has_prompt = bool(texts or arguments.file or arguments.messages)
+    files = arguments.file if has_prompt else [STANDARD_INPUT]
+    if not has_prompt and (sys.stdin is None or sys.stdin.isatty()):
         raise RequestError("run: got no prompt; pass --prompt TEXT, --file FILE, or text on standard input")
     if arguments.lines and not files:
         raise RequestError(
@@ -131,10 +133,13 @@ def _read_standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _make_prompt(llm: LLM, text: str, arguments: argparse.Namespace) -> Prompt:
-    if not arguments.chat and arguments.system is None:
-        return text
-    messages = [{"role": "user", "content": text}]
-    if arguments.system is not None:
-        messages.insert(0, {"role": "system", "content": arguments.system})
-    return llm.apply_chat_template(messages)
+def _make_prompt(llm: LLM, asked: str | Conversation) -> Prompt:
+    if isinstance(asked, str):
+        return asked
+    return llm.apply_chat_template(
+        asked.messages,
+        asked.tools,
+        asked.documents,
+        chat_template=asked.chat_template,
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )

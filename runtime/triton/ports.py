@@ -30,6 +30,9 @@ INPUTS = (
     ServedPort("text_input", "STRING"),
     ServedPort("input_ids", "INT64", (-1,)),
     ServedPort("messages", "STRING"),
+    ServedPort("tools", "STRING"),
+    ServedPort("documents", "STRING"),
+    ServedPort("chat_template_kwargs", "STRING"),
     ServedPort("max_tokens", "INT64"),
     ServedPort("stream", "BOOL"),
     ServedPort("stop", "STRING", (-1,)),
@@ -58,6 +61,7 @@ INPUTS = (
 )
 """All are optional, except that one of the first three must be given.
 
+messages, tools, documents, chat_template_kwargs: JSON texts; the last three go with messages alone.
 conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
 with their options, null for one of the model's own that is to be off.
 """
@@ -66,6 +70,8 @@ ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "see
 """Name in another backend -> our name."""
 
 PROMPTS = ("text_input", "input_ids", "messages")
+CHAT = {"tools": list, "documents": list, "chat_template_kwargs": dict}
+"""Name of each input that goes with messages -> what its JSON text is of."""
 
 SAMPLING = (
     *(
