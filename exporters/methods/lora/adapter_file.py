@@ -63,6 +63,7 @@ class AdapterFile:
             raise ExportError(
                 f"{self.path}: not found; expected a PEFT adapter saved as safetensors{hint if pickled else ''}"
             )
+        self._last_pair: tuple[str, torch.Tensor, torch.Tensor] | None = None
         adapters: set[str] = set()
         try:
             self._file = cast(Any, safe_open(self.path, framework="pt"))
@@ -87,6 +88,12 @@ class AdapterFile:
         if not tensor.isfinite().all():
             raise ExportError(f"{self.path}: tensor {key!r} holds NaN or infinity")
         return tensor
+
+    def read_pair(self, a: str, b: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two tensors as `read` does, and keep them until another pair is read: each expert has a part of them."""
+        if self._last_pair is None or self._last_pair[0] != a:
+            self._last_pair = a, self.read(a), self.read(b)
+        return self._last_pair[1], self._last_pair[2]
 
     def _entry(self, key: str, adapters: set[str]) -> AdapterTensor:
         """The tensor `key`, whose values are checked; the name of its adapter, if it has one, is added to `adapters`."""

@@ -130,7 +130,7 @@ def _merged(
 
 
 def _expert_delta(adapter: Adapter, pair: Pair, place: Place, scaling: float, expert: int) -> torch.Tensor:
-    a, b = adapter.file.read(pair.a.key), adapter.file.read(pair.b.key)
+    a, b = adapter.file.read_pair(pair.a.key, pair.b.key)
     return expert_product(a, b, scaling, expert, place.shape[0], transposed=place.transposed)
 
 
