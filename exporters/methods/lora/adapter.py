@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.exporters.methods.lora.adapter_config import Settings, read_settings
+from enginewright.exporters.methods.lora.adapter_config import AdapterConfig, read_settings
 from enginewright.exporters.methods.lora.adapter_file import AdapterFile, AdapterTensor
 from enginewright.exporters.methods.lora.pairs import Pair, collect_pairs
 from enginewright.exporters.methods.lora.places import Places
@@ -23,7 +23,7 @@ class Adapter:
     """
 
     root: Path
-    settings: Settings
+    settings: AdapterConfig
     file: AdapterFile
     pairs: tuple[Pair, ...]
     places: Places

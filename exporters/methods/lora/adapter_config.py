@@ -85,7 +85,7 @@ RESIDUAL_STARTS = ("pissa", "olora")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class AdapterConfig:
     """The settings that a merge depends on; `read_settings` creates it.
 
     path: of adapter_config.json.
@@ -150,7 +150,7 @@ def _first_match(patterns: Mapping[str, T], module: str, otherwise: T) -> T:
     return next((value for pattern, value in patterns.items() if _matches(pattern, module)), otherwise)
 
 
-def read_settings(root: Path) -> Settings:
+def read_settings(root: Path) -> AdapterConfig:
     """Read the settings of the adapter in the directory `root`.
 
     Raises:
@@ -161,7 +161,7 @@ def read_settings(root: Path) -> Settings:
     raw = read_json(path)
     _check_kind(path, raw)
     read = _Reader(path, raw)
-    return Settings(
+    return AdapterConfig(
         path=path,
         rank=read.number("r", read.given("r", 8), whole=True),
         alpha=read.number("lora_alpha", read.given("lora_alpha", 8), whole=False),

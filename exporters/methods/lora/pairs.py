@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginewright.exporters.methods.lora.adapter_config import Settings
+from enginewright.exporters.methods.lora.adapter_config import AdapterConfig
 from enginewright.exporters.methods.lora.adapter_file import AdapterFile, AdapterTensor
 from enginewright.runtime.errors import ExportError
 
@@ -30,7 +30,7 @@ class Pair:
     magnitude: AdapterTensor | None
 
 
-def collect_pairs(file: AdapterFile, settings: Settings) -> list[Pair]:
+def collect_pairs(file: AdapterFile, settings: AdapterConfig) -> list[Pair]:
     """Return the pairs in the file, in order.
 
     Raises:
@@ -46,7 +46,7 @@ def collect_pairs(file: AdapterFile, settings: Settings) -> list[Pair]:
     return [_pair(file, settings, module, found) for module, found in by_module.items()]
 
 
-def _pair(file: AdapterFile, settings: Settings, module: str, found: dict[str, AdapterTensor]) -> Pair:
+def _pair(file: AdapterFile, settings: AdapterConfig, module: str, found: dict[str, AdapterTensor]) -> Pair:
     is_embedding = any(role.startswith("embedding") for role in found)
     kind = "embedding " if is_embedding else ""
     names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")

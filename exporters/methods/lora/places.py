@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from enginewright.exporters.methods.lora.adapter_config import Settings
+from enginewright.exporters.methods.lora.adapter_config import AdapterConfig
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.parameters import Conversion, find_conversions
 from enginewright.exporters.source.skeleton import build_skeleton
@@ -62,7 +62,7 @@ class Places:
     tied: for each parameter, all names that it has.
     """
 
-    def __init__(self, root: Path, checkpoint: Checkpoint, settings: Settings) -> None:
+    def __init__(self, root: Path, checkpoint: Checkpoint, settings: AdapterConfig) -> None:
         config = copy.deepcopy(checkpoint.config)
         self._model = build_skeleton(config, attention="eager", max_context=1).model
         self._root, self._checkpoint, self._settings = root, checkpoint, settings
