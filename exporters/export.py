@@ -26,6 +26,7 @@ from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.generation.defaults import read_defaults
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.tied import untie
 from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
@@ -59,6 +60,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     limits = _limits(checkpoint, recipe)
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
+    untie(skeleton.model, weights)
     tokenizer = tuple(_copy_tokenizer(checkpoint, root))
     generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=bool(tokenizer))
     checkpoint.unused.settle(strict=strict)

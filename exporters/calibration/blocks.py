@@ -95,13 +95,12 @@ def place_tensors(
     prefix: what stands before the tensors' names in the model.
     recurse: whether the tensors of the modules in it are replaced, too.
     """
-    shared: dict[int, nn.Parameter] = {}
+    shared: dict[tuple[int, int], nn.Parameter] = {}
     for name, parameter in list(module.named_parameters(recurse=recurse, remove_duplicate=False)):
-        if id(parameter) not in shared:
-            shared[id(parameter)] = nn.Parameter(
-                load_weight(weights, prefix + name, dtype, device), requires_grad=False
-            )
-        _owner_of(module, name).register_parameter(name.rpartition(".")[2], shared[id(parameter)])
+        key = id(parameter), id(weights.get(prefix + name))  # a method may have parted tied parameters
+        if key not in shared:
+            shared[key] = nn.Parameter(load_weight(weights, prefix + name, dtype, device), requires_grad=False)
+        _owner_of(module, name).register_parameter(name.rpartition(".")[2], shared[key])
     for name, _ in list(module.named_buffers(recurse=recurse)):
         _owner_of(module, name)._buffers[name.rpartition(".")[2]] = buffers[prefix + name].to(device)
 

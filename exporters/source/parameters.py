@@ -7,7 +7,7 @@ A checkpoint may name and split its tensors in another way than the model does (
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,6 +81,70 @@ def source_names(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, st
     return {**names, **{name: found for name, found in missing.items() if found is not None}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """The tensors of a checkpoint that one parameter is made of; `find_conversions` creates it.
+
+    target: the parameter's name.
+    names: the tensors' names in order; "" stands for a tensor of the parameter that is not known by name.
+    converts: whether more than the name differs between tensor and parameter.
+    make: makes the parameter, or what it is changed by, from tensors by name.
+    parts: for a tensor of experts, one conversion for each slice [1, ...] along axis 0.
+    """
+
+    target: str
+    names: tuple[str, ...]
+    converts: bool
+    make: Callable[[Callable[[str], torch.Tensor]], torch.Tensor]
+    parts: tuple[Conversion, ...] = ()
+
+
+def find_conversions(checkpoint: Checkpoint, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Conversion]:
+    """Return {name: the conversion it takes part in} for `names` of tensors, which the checkpoint need not have.
+
+    Names that make no parameter are left out.
+    """
+    wanted = set(names)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, Conversion] = {}
+    for target, source in _match(checkpoint, model, parameters, wanted).items():
+        tensors = source.tensors
+        if source.converter is not None:  # the checkpoint may hold the parameter itself as well
+            tensors = [(pattern, name) for pattern, name in tensors if pattern in source.converter.source_patterns]
+        if matched := wanted.intersection(name for _, name in tensors):
+            one = _WeightSource(tensors=tensors, converter=source.converter)
+            conversion = _conversion(model, target, one, _experts(one, tuple(parameters[target].shape)))
+            found.update(dict.fromkeys(matched, conversion))
+    return found
+
+
+def _experts(source: _WeightSource, shape: tuple[int, ...]) -> list[_WeightSource]:
+    """The source of each expert, where every pattern that has tensors has one for each; else none."""
+    if source.converter is None or len(shape) != 3 or not isinstance(source.converter.operations[0], MergeModulelist):
+        return []
+    by_pattern: dict[str, list[str]] = {pattern: [] for pattern in source.converter.source_patterns}
+    for pattern, name in source.tensors:
+        by_pattern[pattern].append(name)
+    if any(len(names) not in (0, shape[0]) for names in by_pattern.values()):
+        return []
+    slices = [
+        [(pattern, names[part] if names else "") for pattern, names in by_pattern.items()] for part in range(shape[0])
+    ]
+    return [_WeightSource(tensors=tensors, converter=source.converter) for tensors in slices]
+
+
+def _conversion(
+    model: PreTrainedModel, target: str, source: _WeightSource, parts: Iterable[_WeightSource] = ()
+) -> Conversion:
+    return Conversion(
+        target=target,
+        names=tuple(name for _, name in source.tensors),
+        converts=source.converter is not None,
+        make=lambda read: _convert(model, target, source, read)[target],
+        parts=tuple(_conversion(model, target, part) for part in parts),
+    )
+
+
 def _share_tied(
     checkpoint: Checkpoint, weights: dict[str, Weight], parameters: dict[str, torch.nn.Parameter]
 ) -> dict[int, Weight]:
@@ -103,16 +167,19 @@ def _share_tied(
 
 
 def _match(
-    checkpoint: Checkpoint, model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter]
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    parameters: dict[str, torch.nn.Parameter],
+    further: Iterable[str] = (),
 ) -> dict[str, _WeightSource]:
-    """Group the checkpoint's tensors by the parameter that they make; tensors that make none are left out."""
+    """Group the checkpoint's tensors, and `further` names, by the parameter that they make; what makes none is left out."""
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known: dict[str, Any] = dict(parameters)
     sources: dict[str, _WeightSource] = {}
-    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+    for name in sorted({*checkpoint.tensors, *further}, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
             target, pattern = name, None
@@ -120,7 +187,8 @@ def _match(
             continue
         source = sources.setdefault(target, _WeightSource())
         source.tensors.append((pattern or name, name))
-        source.converter = by_pattern[pattern] if pattern is not None else None
+        if pattern is not None:
+            source.converter = by_pattern[pattern]
     return sources
 
 

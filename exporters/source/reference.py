@@ -15,6 +15,7 @@ from transformers.utils import logging
 from enginewright.exporters.features.registry import read_features
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.tied import untie
 from enginewright.exporters.weights.weight import Weight
 
 
@@ -36,6 +37,7 @@ def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrained
         weights = bind_parameters(checkpoint, reference)
         for method in applied:
             weights = method.transform_weights(weights, checkpoint)
+        untie(reference, weights)
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
     for feature in read_features(reference.config):

@@ -8,26 +8,27 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from enginewright.exporters.methods.lora import Config
+from enginewright.exporters.methods.lora.adapter_config import NO_MERGE, USED, WITHOUT_EFFECT
+from enginewright.exporters.methods.lora.adapter_config import REFUSED as REFUSED_KEYS
 from enginewright.exporters.methods.registry import Applied, transform_weights
 from enginewright.exporters.recipe import Recipe
-from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
-from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 from enginewright.runtime.loader import load
+from tests.support.exporters.adapted import Base, make_base, merge
 from tests.support.exporters.adapters import Adapter, random_adapter
-from tests.support.exporters.families import make_model
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 
 # Merging changes the order of float32 sums: W x + s B (A x) against (W + s B A) x. Logits reach 0.5 here.
@@ -57,11 +58,6 @@ def hooked(model: PreTrainedModel, *applied: tuple[Adapter, Callable[[str, int],
     return logits
 
 
-def merge(base: Base, *configs: Config) -> dict[str, Weight]:
-    """The weights with adapters merged, one after another."""
-    return transform_weights(tuple(Applied("lora", config) for config in configs), base.weights, base.checkpoint)
-
-
 def merged_logits(base: Base, *configs: Config) -> np.ndarray:
     """Logits of the base's model with merged weights."""
     model, merged = copy.deepcopy(base.model), merge(base, *configs)
@@ -70,22 +66,6 @@ def merged_logits(base: Base, *configs: Config) -> np.ndarray:
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(merged[name].load())))
         logits: np.ndarray = model(input_ids=TOKENS).logits.numpy()
     return logits
-
-
-@dataclass(frozen=True)
-class Base:
-    """A model and the weights read from its checkpoint."""
-
-    model: PreTrainedModel
-    weights: dict[str, Weight]
-    checkpoint: Checkpoint
-
-
-def make_base(family: str, path: Path) -> Base:
-    """The model that the checkpoint at `path` holds, and its weights."""
-    model = make_model(family)
-    checkpoint = open_checkpoint(str(path))
-    return Base(model, bind_parameters(checkpoint, model), checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +160,6 @@ def test_an_adapter_of_a_quantised_matrix_is_refused(base: Base, tmp_path: Path)
         merge(dataclasses.replace(base, weights=weights), Config(path=str(path)))
 
 
-def test_an_adapter_of_a_tied_matrix_is_refused(tied: Base, tmp_path: Path) -> None:
-    """It changes the output projection alone; merging would change the embedding too."""
-    path = random_adapter(tied.model, {"lm_head"}).save(tmp_path / "a")
-    with pytest.raises(UnsupportedError, match=r"'lm_head'.*tied to 'model.embed_tokens.weight'"):
-        merge(tied, Config(path=str(path)))
-
-
 def test_tied_parameters_stay_tied(tied: Base, tmp_path: Path) -> None:
     adapter = random_adapter(tied.model, ATTENTION)
     config = Config(path=str(adapter.save(tmp_path / "a")))
@@ -236,6 +209,7 @@ def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path
 
 
 A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB")
+EMBEDDING, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
 FILE = "adapter_model.safetensors"
 
 REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]] = {
@@ -251,24 +225,111 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]
     ),
     "empty": (tensors(lambda t: t.clear()), ExportError, rf"{FILE}: holds no adapter"),
     "another method": (settings(peft_type="IA3"), UnsupportedError, r"got peft_type 'IA3', expected 'LORA'"),
-    "dora": (settings(use_dora=True), UnsupportedError, r"use_dora=True cannot be merged"),
-    "bias": (settings(bias="all"), UnsupportedError, r"bias='all' cannot be merged; expected 'none'"),
-    "lora bias": (settings(lora_bias=True), UnsupportedError, r"lora_bias=True cannot be merged"),
-    "transposed weights": (settings(fan_in_fan_out=True), UnsupportedError, r"fan_in_fan_out=True cannot be merged"),
     "replicated layers": (
         settings(layer_replication=[[0, 2]]),
         UnsupportedError,
-        r"layer_replication=.* cannot be merged",
+        r"layer_replication=.* cannot be merged: its model has other layers",
+    ),
+    "a key of a newer PEFT": (
+        settings(use_more=1),
+        UnsupportedError,
+        r"use_more=1 cannot be merged: the key is not known",
+    ),
+    "a request decides": (
+        settings(alora_invocation_tokens=[5]),
+        UnsupportedError,
+        r"acts from a token of each request",
+    ),
+    "samples": (settings(monteclora_config={"a": 1}), UnsupportedError, r"samples of a distribution"),
+    "residual base, unknown": (
+        settings(init_lora_weights="corda"),
+        UnsupportedError,
+        r"init_lora_weights='corda' .*base",
+    ),
+    "residual base, by gradients": (settings(init_lora_weights="lora_ga"), UnsupportedError, r"'lora_ga' .*base"),
+    "residual base, quantised": (settings(init_lora_weights="loftq"), UnsupportedError, r"'loftq' .*base"),
+    "rank of no number": (settings(r="4"), ExportError, r"r: got '4', expected a whole number of at least 1"),
+    "rank of zero": (settings(r=0), ExportError, r"r: got 0, expected a whole number of at least 1"),
+    "endless alpha": (settings(lora_alpha=10**400), ExportError, r"lora_alpha: got 1000.*, expected a finite number"),
+    "alpha that is no number": (settings(lora_alpha=math.nan), ExportError, r"lora_alpha: got nan"),
+    "broken pattern": (
+        settings(rank_pattern={"(": 4}),
+        ExportError,
+        r"rank_pattern: got '\(', expected a regular expr",
+    ),
+    "patterns as a list": (settings(alpha_pattern=[4]), ExportError, r"alpha_pattern: got \[4\], expected an object"),
+    "a flag that is text": (settings(use_rslora="yes"), ExportError, r"use_rslora: got 'yes', expected true or false"),
+    "unknown biases": (settings(bias="some"), ExportError, r"got bias 'some', expected 'none', 'all' or 'lora_only'"),
+    "modules as text": (settings(modules_to_save="lm_head"), ExportError, r"got 'lm_head', expected a list of names"),
+    "tokens twice": (
+        settings(trainable_token_indices=[3, 3]),
+        ExportError,
+        r"got \[3, 3\], expected token ids, each once",
+    ),
+    "another rank than trained": (settings(r=8), ExportError, r"q_proj' got rank 4, expected 8 by r and rank_pattern"),
+    "whole modules that are missing": (
+        settings(modules_to_save=["lm_head"]),
+        ExportError,
+        r"lacks 'lm_head.weight', which modules_to_save",
+    ),
+    "token rows that are missing": (
+        settings(trainable_token_indices=[3]),
+        ExportError,
+        r"lacks the rows of 'the embedding' that trainable_token_indices",
+    ),
+    "token rows that no key names": (
+        tensors(lambda t: t.update({EMBEDDING + ".token_adapter.trainable_tokens_delta": torch.ones(1, 60)})),
+        ExportError,
+        r"holds rows of 'model.embed_tokens', which trainable_token_indices does not name",
+    ),
+    "magnitudes that are missing": (settings(use_dora=True), ExportError, r"q_proj' lacks magnitudes, and .* use_dora"),
+    "magnitudes that no key names": (
+        tensors(lambda t: t.update({A.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(60)})),
+        ExportError,
+        r"q_proj' has magnitudes, and .* use_dora",
+    ),
+    "a bias that no key names": (
+        tensors(lambda t: t.update({B.replace("weight", "bias"): torch.ones(60)})),
+        ExportError,
+        r"q_proj' has a bias of lora_B, and .* lora_bias",
+    ),
+    "two adapters": (
+        tensors(lambda t: t.update({k.replace(".weight", f".{k[-8]}.weight"): t.pop(k) for k in (A, B)})),
+        UnsupportedError,
+        r"tensors of the adapters \['A', 'B'\], expected one adapter",
+    ),
+    "whole numbers": (tensors(lambda t: t.update({A: t[A].to(torch.int8)})), ExportError, r"got type torch.int8"),
+    "singular values of AdaLoRA": (
+        tensors(lambda t: t.update({A.replace("lora_A.weight", "lora_E"): torch.ones(4, 1)})),
+        UnsupportedError,
+        r"lora_E' is of a kind that cannot be merged",
+    ),
+    "a norm": (
+        tensors(lambda t: t.update({k.replace("self_attn.q_proj", "input_layernorm"): t.pop(k) for k in (A, B)})),
+        UnsupportedError,
+        r"adapts 'model.layers.0.input_layernorm.weight' \[60\], expected a matrix",
+    ),
+    "an embedding as a layer": (
+        tensors(lambda t: t.update({k.replace("layers.0.self_attn.q_proj", "embed_tokens"): t.pop(k) for k in (A, B)})),
+        UnsupportedError,
+        r"adapts 'model.embed_tokens', a Embedding, expected a linear layer",
+    ),
+    "a layer as an embedding": (
+        tensors(lambda t: (t.clear(), t.update({HEAD + f".lora_embedding_{s}": torch.ones(4, 4) for s in "AB"}))),
+        ExportError,
+        r"'lm_head' is no embedding in the model",
+    ),
+    "a whole parameter of another size": (
+        tensors(lambda t: t.update({"base_model.model.model.norm.weight": torch.ones(3)})),
+        ExportError,
+        r"'model.norm.weight' got \[3\], expected \[60\]",
     ),
     "pooled inputs": (settings(use_qalora=True), UnsupportedError, r"use_qalora=True cannot be merged"),
-    "residual base": (settings(init_lora_weights="pissa"), UnsupportedError, r"init_lora_weights='pissa' .*base"),
     "residual base, iterated": (
         settings(init_lora_weights="pissa_niter_4"),
         UnsupportedError,
         r"init_lora_weights='pissa_",
     ),
-    "modules to save": (settings(modules_to_save=["lm_head"]), UnsupportedError, r"whole modules or single parameters"),
-    "target parameters": (settings(target_parameters=["w"]), UnsupportedError, r"whole modules or single parameters"),
     "NaN": (tensors(lambda t: t[A].fill_(float("nan"))), ExportError, r"q_proj.lora_A.weight' holds NaN or infinity"),
     "infinity": (tensors(lambda t: t[B][0].fill_(float("inf"))), ExportError, r"q_proj.lora_B.weight' holds NaN"),
     "half a pair": (tensors(lambda t: t.pop(A)), ExportError, r"q_proj' has lora_B alone, expected lora_A and lora_B"),
@@ -289,12 +350,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]
         ExportError,
         r"adapts 'model.layers.0.self_attn.query', which the model does not have",
     ),
-    "embedding": (
-        tensors(lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 250)})),
-        UnsupportedError,
-        r"lora_embedding_A' is no lora_A or lora_B of a linear layer",
+    "unknown tensor": (
+        tensors(lambda t: t.update({"x": torch.ones(1)})),
+        ExportError,
+        r"adapts 'x', which the model does not have",
     ),
-    "unknown tensor": (tensors(lambda t: t.update({"x": torch.ones(1)})), UnsupportedError, r"tensor 'x' is no lora_A"),
 }
 
 
@@ -316,3 +376,44 @@ def test_a_small_initialisation_is_no_obstacle(adapter_path: Path, base: Base) -
 def test_weight_is_finite(weight: float) -> None:
     with pytest.raises(ExportError, match=r"lora: got weight=.*, expected a finite number"):
         Config(path="p", weight=weight)
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in PeftType if kind is not PeftType.LORA])
+def test_other_kinds_of_adapters_are_refused(kind: str, adapter_path: Path, base: Base) -> None:
+    settings(peft_type=kind)(adapter_path)
+    has_merge = hasattr(PEFT_TYPE_TO_TUNER_MAPPING[kind], "merge_and_unload") and kind not in NO_MERGE
+    way = "merge it with PEFT" if has_merge else "it has no merge"
+    with pytest.raises(UnsupportedError, match=rf"got peft_type '{kind}', expected 'LORA'; {way}"):
+        merge(base, Config(path=str(adapter_path)))
+
+
+def test_every_key_of_peft_is_known() -> None:
+    assert {field.name for field in dataclasses.fields(LoraConfig)} <= USED | WITHOUT_EFFECT | REFUSED_KEYS.keys()
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[Path], object]:
+    """A change of the tensors' names."""
+    return tensors(lambda t: t.update({change(key): t.pop(key) for key in list(t)}))
+
+
+SPELLINGS = {
+    "with the adapter's name": renamed(lambda key: key.replace(".weight", ".mine.weight")),
+    "without the prefix": renamed(lambda key: key.removeprefix("base_model.model.")),
+}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+def test_other_spellings(case: str, adapter_path: Path, base: Base) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = merge(base, Config(path=str(adapter_path)))[name].load()
+    SPELLINGS[case](adapter_path)
+    assert np.array_equal(merge(base, Config(path=str(adapter_path)))[name].load(), expected)
+
+
+def test_whole_modules_of_an_earlier_peft(adapter_path: Path, base: Base) -> None:
+    settings(modules_to_save=["norm"])(adapter_path)
+    norms = [name for name in base.weights if name.endswith("norm.weight")]
+    own = {f"base_model.model.{name.replace('.weight', '.modules_to_save.weight')}": torch.ones(60) for name in norms}
+    tensors(lambda t: t.update(own))(adapter_path)
+    merged = merge(base, Config(path=str(adapter_path)))
+    assert all((merged[name].load() == 1).all() for name in norms)
