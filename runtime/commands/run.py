@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULTS, name)
         parser.add_argument(flag, type=kind, default=default, metavar="X", help=f"sampling (default: {default})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--keep-special-tokens", action="store_true", help="print special tokens, too")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
         "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop),
+        skip_special_tokens=not arguments.keep_special_tokens,
     )
     texts = _read_texts(arguments)
     rows = 1 if len(texts) == 1 else None

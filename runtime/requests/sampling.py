@@ -26,12 +26,14 @@ class Sampling:
     presence_penalty, frequency_penalty: over output tokens, logit - presence - frequency * count.
     seed: seed of this request's random stream, 0 to 2**64 - 1; None: drawn from the system. The Completion reports it.
     max_tokens: the most new tokens; None: up to the context limit.
-    stop: end before any of these strings appears in the text; a plain string counts as one stop string.
+    stop: end before any of these strings appears in the text, or in the text with special tokens where they are left out;
+        a plain string counts as one stop string. The token that ends a request has no text.
     stop_token_ids: end with any of these tokens, as with the model's own end tokens.
     logprobs: report the log-probability of each chosen token, and those of this many most probable tokens.
         They are the log-softmax of the model's logits, before any other field acts.
     logit_bias: token id -> added to its logit.
     ignore_eos: do not end at the model's own end tokens.
+    skip_special_tokens: leave special tokens out of the text.
     logits_processors: further changes of the logits, in this order: the name of an installed processor with its options, or
         any name with a ProcessorFactory of the caller's own.
     conditions: what the request chooses of the engine's conditions: the condition's name with that of an entry, or with
@@ -52,6 +54,7 @@ class Sampling:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logits_processors: Mapping[str, Mapping[str, Any] | ProcessorFactory] = field(default_factory=dict)
     conditions: Mapping[str, str | tuple[str, float]] = field(default_factory=dict)
 
@@ -62,6 +65,10 @@ class Sampling:
                 continue
             if not _is_number(value, kind) or not holds(value):
                 raise RequestError(f"Sampling.{name}: got {value!r}, expected {expected}")
+        if not isinstance(self.skip_special_tokens, bool):
+            raise RequestError(
+                f"Sampling.skip_special_tokens: got {self.skip_special_tokens!r}, expected True or False"
+            )
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))

@@ -48,6 +48,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         stop_token_ids=[3, 4],
         logprobs=2,
         ignore_eos=True,
+        skip_special_tokens=False,
     )
     kinds = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}
     tensors = {}
