@@ -189,7 +189,7 @@ def test_text_that_the_tokenizer_cannot_take(given: Callable[[], BaseException],
 
 def test_words_that_the_vocabulary_lacks() -> None:
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]")), None)
-    with pytest.raises(RequestError, match=r"tokenizer/tokenizer\.json: could not encode 'b'.*UNK"):
+    with pytest.raises(RequestError, match=r"tokenizer/tokenizer\.json: could not encode a prompt that begins 'b'.*UNK"):
         tokenizer.encode("b")
 
 
