@@ -23,6 +23,7 @@ from enginewright.exporters.passes.pipeline import attach_weights, rewrite
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
+from enginewright.exporters.source.generation.defaults import read_defaults
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.weights.graph_weights import to_initializers
@@ -32,6 +33,7 @@ from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.decoder_graph import POOL
 from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact.sampling_ranges import is_number
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -58,6 +60,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     tokenizer = tuple(_copy_tokenizer(checkpoint, root))
+    generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=bool(tokenizer))
     checkpoint.unused.settle(strict=strict)
     checkpoint.unused.save(root)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
@@ -82,6 +85,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         model=_describe_model(checkpoint, captured),
         limits=limits,
         cache=described,
+        generation=generation,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
         weights=recipe.weights.describe(recipe.dtype),
@@ -168,7 +172,13 @@ def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
         found = checkpoint.config.eos_token_id
     if found is None:
         return ()
-    return tuple(int(token) for token in (found if isinstance(found, Iterable) else [found]))
+    tokens = found if isinstance(found, list) else [found]
+    if not all(is_number(token, int) for token in tokens):
+        raise ExportError(
+            f"{checkpoint.path}: eos_token_id: got {found!r}, expected a token id or a list of them; correct config.json or "
+            "generation_config.json"
+        )
+    return tuple(token for token in tokens if token >= 0)  # some files have -1 for "none"
 
 
 def _describe_graph(model: ir.Model, root: Path) -> Graph:

@@ -81,7 +81,7 @@ def compare(
     rng = np.random.default_rng(seed)
     lengths = sorted({min(length, limit - new_tokens) for length in prompt_lengths})
     prompts = [rng.integers(0, vocab, length).tolist() for length in lengths]
-    greedy = Sampling(max_tokens=new_tokens, ignore_eos=True)
+    greedy = Sampling(max_tokens=new_tokens, ignore_eos=True, model_defaults=False)
     completions = llm.generate(prompts, greedy)
     totals = _Totals()
     matches = []

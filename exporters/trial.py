@@ -137,7 +137,7 @@ def _run_steps(llm: LLM, backend: str) -> None:
     try:
         room = llm.manifest.limits.max_context - max(map(len, prompts))
         count = min(NEW_TOKENS * llm.manifest.tokens_per_row, room)  # enough for drafts to be checked
-        completions = llm.generate(prompts, Sampling(max_tokens=count, ignore_eos=True))
+        completions = llm.generate(prompts, Sampling(max_tokens=count, ignore_eos=True, model_defaults=False))
         texts = [(prompt, list(each.token_ids)) for prompt, each in zip(prompts, completions, strict=True)]
         logits = [llm.logits([*prompt, *tokens])[len(prompt) - 1 :] for prompt, tokens in texts]
     except STEP_ERRORS as e:

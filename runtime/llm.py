@@ -20,8 +20,11 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling, default_limit, resolve
 from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.token_ids import check_token_ids
 from enginewright.runtime.scheduling.step_loop import StepLoop
+from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.text_stream import TextStream, open_text
 from enginewright.runtime.text.tokenizer import Tokenizer
 
@@ -78,12 +81,31 @@ class LLM:
             for handle in handles:  # some still run if one has failed, or if the caller is interrupted
                 handle.cancel()
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Completion:
-        """Return the answer to a conversation, written through the chat template.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        documents: Sequence[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Return the answer to a conversation, or the rest of its last message.
 
-        messages: each of the form `{"role": ..., "content": ...}`.
+        The parameters are those of `apply_chat_template`.
         """
-        return self.generate([self.apply_chat_template(messages)], sampling)[0]
+        prompt = self.apply_chat_template(
+            messages,
+            tools,
+            documents,
+            chat_template=chat_template,
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.generate([prompt], sampling)[0]
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Token]:
         """Yield the tokens as they come; to leave the loop early cancels the request."""
@@ -159,9 +181,42 @@ class LLM:
         finally:
             self.loop.cancel(*requests)
 
-    def apply_chat_template(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
-        """Return the token ids of a conversation as a prompt; `variables` are passed to the chat template."""
-        return self._need_tokenizer().chat(messages, variables or {})
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        documents: Sequence[dict[str, Any]] | None = None,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a conversation as a prompt, those that transformers' method of this name gives.
+
+        messages: each of the form `{"role": ..., "content": ...}`, with whatever else the template reads.
+        tools: JSON schemas of functions that the model may call.
+        documents: objects that the model is to answer from, mostly with "title" and "text".
+        chat_template: name of one of the engine's templates, or the text of another; by default "tool_use" where there are
+            tools and such a template, else "default".
+        add_generation_prompt: whether the prompt ends with the opening of an answer.
+        continue_final_message: whether the prompt ends within the last message, for the model to go on with: True for its
+            content, or the name of its key.
+        chat_template_kwargs: variables of the template, such as enable_thinking.
+
+        Raises:
+            RequestError: the template fails, or does not read the tools, the documents or a variable.
+        """
+        conversation = Conversation(
+            messages=messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs={} if chat_template_kwargs is None else chat_template_kwargs,
+        )
+        return self._need_tokenizer().chat(conversation)
 
     def add_condition(self, condition: str, entry: str, values: Mapping[str, NDArray[Any]]) -> None:
         """Add an entry that requests can name in `Sampling.conditions`, or replace its values.
@@ -211,9 +266,9 @@ class LLM:
 
     def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
         """Return the request, after checking everything that could keep it from being served."""
-        sampling = sampling or Sampling()
-        ids = self._check_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt)
+        sampling = resolve(sampling or Sampling(), self.manifest.generation)
         vocab = self.manifest.model.vocab_size
+        ids = check_token_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt, vocab)
         for name in ("stop_token_ids", "logit_bias"):
             if outside := [token for token in getattr(sampling, name) if token >= vocab]:
                 raise RequestError(f"Sampling.{name}: got token id {outside[0]}, expected ids below {vocab}")
@@ -221,6 +276,7 @@ class LLM:
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
         limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
+        limit = default_limit(sampling, self.manifest.generation, prompt=len(ids), limit=limit)
         request = Generation(
             ids,
             sampling,
@@ -234,7 +290,7 @@ class LLM:
         self._warn_of(request)
         return request
 
-    def _text_after(self, prompt: NDArray[np.int64], sampling: Sampling) -> TextStream | None:
+    def _text_after(self, prompt: NDArray[np.int64], sampling: ResolvedSampling) -> TextStream | None:
         """Return what makes the text of a request's tokens; None where the engine has no tokenizer."""
         if self.tokenizer is not None:
             return open_text(self.tokenizer, prompt, sampling.stop, skip_special_tokens=sampling.skip_special_tokens)
@@ -276,26 +332,7 @@ class LLM:
         limit = min(self.capacity.context, self._longest)
         if len(token_ids) > limit:
             raise RequestError(f"logits: got {len(token_ids)} tokens, expected at most {limit}; score fewer at a time")
-        return self._check_ids(token_ids)
-
-    def _check_ids(self, prompt: Sequence[int]) -> NDArray[np.int64]:
-        """Return the token ids as an array, after checking that they are ids of the vocabulary."""
-        try:
-            ids = np.asarray(prompt)
-        except ValueError as e:
-            raise RequestError(f"prompt: got lists of different lengths ({e}), expected one list of token ids") from e
-        if not ids.size:
-            raise RequestError("prompt: got no tokens, expected at least one; many models start with their bos token")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise RequestError(f"prompt: got {ids.dtype} values of shape {ids.shape}, expected text or token ids")
-        vocab = self.manifest.model.vocab_size
-        outside = np.flatnonzero((ids < 0) | (ids >= vocab))
-        if len(outside):
-            position = int(outside[0])
-            raise RequestError(
-                f"prompt: got token id {ids[position]} at position {position}, expected 0 to {vocab - 1}"
-            )
-        return ids.astype(np.int64)
+        return check_token_ids(token_ids, self.manifest.model.vocab_size)
 
 
 class Handle:

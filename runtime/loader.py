@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Manifest
@@ -15,9 +17,12 @@ from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.policy import check_policy
 from enginewright.runtime.cache.policy_tables import open_tables
 from enginewright.runtime.decoding.kind import DecodingKind
+from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.decoding.registry import find_kind
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
+from enginewright.runtime.requests.resolved_sampling import resolve
+from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.tokenizer import Tokenizer
@@ -59,6 +64,7 @@ def load(
     def read() -> tuple[Manifest, Tokenizer | None, StepLoop, Capacity]:
         manifest = directory.load(root, verify=verify)
         _check_manifest(root, manifest)
+        _check_defaults(root, manifest)
         kind = find_kind(manifest)
         tokenizer = Tokenizer.load(root, manifest)
         for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
@@ -102,3 +108,12 @@ def _check_manifest(root: Path, manifest: Manifest) -> None:
     if manifest.cache.tile_tokens != expected:
         got = manifest.cache.tile_tokens
         raise ArtifactError(f"{root}: got tiles of {got} tokens, expected {expected}; build the engine again")
+
+
+def _check_defaults(root: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError where no request could be served with the model's own defaults."""
+    try:
+        sampling = resolve(Sampling(), manifest.generation)
+        open_processors(sampling, np.zeros(1, np.int64), manifest.model.vocab_size)
+    except RequestError as e:
+        raise ArtifactError(f"{root}: generation: {e}; build the engine again") from e

@@ -43,13 +43,15 @@ SIGNATURES = {  # parameters as a caller sees them, without types
     "load": "(path, threads=None, *, max_batch=None, cache_tokens=None, prefill_chunk=512, prefix_reuse=True, "
     "verify=True, backend=None)",
     "LLM.generate": "(self, prompts, sampling=None)",
-    "LLM.chat": "(self, messages, sampling=None)",
+    "LLM.chat": "(self, messages, sampling=None, *, tools=None, documents=None, chat_template=None, "
+    "continue_final_message=False, chat_template_kwargs=None)",
     "LLM.stream": "(self, prompt, sampling=None)",
     "LLM.submit": "(self, prompt, sampling=None, *, priority=0, on_event=None)",
     "LLM.submit_all": "(self, prompts, sampling=None)",
     "LLM.logits": "(self, token_ids)",
     "LLM.score": "(self, texts, takes)",
-    "LLM.apply_chat_template": "(self, messages, variables=None)",
+    "LLM.apply_chat_template": "(self, messages, tools=None, documents=None, *, chat_template=None, "
+    "add_generation_prompt=True, continue_final_message=False, chat_template_kwargs=None)",
     "LLM.add_condition": "(self, condition, entry, values)",
     "LLM.close": "(self)",
     "Handle.result": "(self)",
@@ -57,27 +59,31 @@ SIGNATURES = {  # parameters as a caller sees them, without types
 }
 
 PROTOCOLS = {"LLM": {"__enter__", "__exit__"}, "Handle": {"__iter__"}}
-PROPERTIES = {"Handle": {"done"}, "Sampling": {"changes_logits", "beyond_greedy", "is_plain_greedy"}}
+PROPERTIES = {"Handle": {"done"}, "Sampling": set[str]()}
 
 REQUIRED = "required"
 FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with their defaults
     "Sampling": {
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "typical_p": None,
+        "epsilon_cutoff": None,
+        "eta_cutoff": None,
+        "repetition_penalty": None,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": None,
         "max_tokens": None,
-        "stop": (),
+        "stop": None,
         "stop_token_ids": (),
         "logprobs": None,
         "logit_bias": {},
         "ignore_eos": False,
         "logits_processors": {},
         "conditions": {},
+        "model_defaults": True,
     },
     "Completion": {
         "text": REQUIRED,

@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> Speeds:
         prompt = rng.integers(0, llm.manifest.model.vocab_size, args.prompt_tokens).tolist()
         llm.loop.observer = observe
         begin = time.process_time()
-        llm.generate([prompt], Sampling(max_tokens=args.new_tokens + 2, ignore_eos=True))
+        llm.generate([prompt], Sampling(max_tokens=args.new_tokens + 2, ignore_eos=True, model_defaults=False))
         llm.loop.observer = None
         return begin, ends[0], ends[args.new_tokens]
 

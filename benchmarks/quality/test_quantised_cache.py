@@ -75,7 +75,7 @@ def test_completed_tiles_are_restored_in_place(engine: Path) -> None:
 def test_decoding_sees_what_reading_by_blocks_sees(engine: Path) -> None:
     prompt = tokens(100)
     with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:
-        (done,) = llm.generate([prompt], Sampling(max_tokens=420, ignore_eos=True))
+        (done,) = llm.generate([prompt], Sampling(max_tokens=420, ignore_eos=True, model_defaults=False))
     logits, _ = read(engine, CODEC, [*prompt, *done.token_ids[:-1]])
     after = logits[len(prompt) - 1 :]
     chosen = np.take_along_axis(after, np.array(done.token_ids)[:, None], axis=1)[:, 0]
@@ -84,7 +84,7 @@ def test_decoding_sees_what_reading_by_blocks_sees(engine: Path) -> None:
 
 def test_neighbours_change_nothing(engine: Path) -> None:
     prompts = [tokens(length, seed=length) for length in (1300, 40, 700, 513, 90, 1024, 300, 5)]
-    sampling = Sampling(max_tokens=200, ignore_eos=True)
+    sampling = Sampling(max_tokens=200, ignore_eos=True, model_defaults=False)
     with open_quantised(engine, CODEC, threads=1, max_batch=8) as llm:
         together = llm.generate(prompts, sampling)
     with open_quantised(engine, CODEC, threads=1, max_batch=1) as llm:

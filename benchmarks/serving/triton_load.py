@@ -54,7 +54,7 @@ def measure_in_process(llm: LLM) -> Measure:
 
             return note
 
-        sampling = Sampling(max_tokens=tokens, ignore_eos=True)
+        sampling = Sampling(max_tokens=tokens, ignore_eos=True, model_defaults=False)
         handles = [llm.submit(prompt, sampling, on_event=take(i)) for i, prompt in enumerate(prompts)]
         for handle in handles:
             assert len(handle.result().token_ids) == tokens

@@ -76,7 +76,9 @@ def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
 
         llm.loop.observer = watch
         prompts = np.random.default_rng(0).integers(3, llm.manifest.model.vocab_size, (count, PROMPT_TOKENS))
-        llm.generate(prompts.tolist(), Sampling(max_tokens=tokens - PROMPT_TOKENS, ignore_eos=True))
+        llm.generate(
+            prompts.tolist(), Sampling(max_tokens=tokens - PROMPT_TOKENS, ignore_eos=True, model_defaults=False)
+        )
     print(f"{engine}: {together} requests of {tokens} tokens at once, in {used / 2**20:.1f} MiB of cache")
     if together != count or computed != count * (tokens - 1):
         raise SystemExit(

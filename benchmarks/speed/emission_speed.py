@@ -144,7 +144,7 @@ class TimedEngine:
         self.bytes = sum(file.size for file in llm.manifest.graphs["decoder"].files)
         self.heads = int(llm.manifest.decoding.get("k", 1)) - 1
         self._llm, self._prompts = llm, prompts
-        self._sampling = Sampling(max_tokens=new_tokens)
+        self._sampling = Sampling(max_tokens=new_tokens, model_defaults=False)
         self._times: list[list[Floats]] = [[] for _ in prompts]
         self._totals: list[Totals] = []
 

@@ -28,7 +28,7 @@ from enginewright.runtime.evaluation.repetition import repetition_ratio
 from enginewright.runtime.requests.completion import Completion
 
 NAME = "benchmarks.speed.extra_heads"
-SAMPLING = Sampling(max_tokens=1024)
+SAMPLING = Sampling(max_tokens=1024, model_defaults=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from enginewright.runtime.artifact.generation_defaults import GenerationDefaults
+
 FORMAT = 1
 TOKEN_INPUT_TYPES = ("int32", "int64", "float32")
 CONDITION_TYPES = ("float32", "float16", "int64", "int32", "int8")
@@ -225,6 +227,7 @@ class Manifest:
     created_by: the package and version that wrote it.
     model, limits, cache: what is served, how much of it at once, and the buffers for it.
     graphs: by name; "decoder" is the one that generates.
+    generation: the model's own defaults of how tokens are chosen.
     decoding: {"kind": "autoregressive"}, or another kind with keys of its own; `k`, in every kind, is the most tokens that
         a row brings into a step, 1 where it is missing.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
@@ -242,6 +245,7 @@ class Manifest:
     limits: Limits
     cache: Cache
     graphs: dict[str, Graph]
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     decoding: dict[str, Any] = field(default_factory=lambda: {"kind": "autoregressive"})
     weights: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Condition] = field(default_factory=dict)

@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     ) as llm:
         runs = [batch for batch in batches for _ in range(arguments.repeat)]
         threads = arguments.threads or physical_cores()
-        llm.generate([0] * arguments.prompt_tokens, Sampling(max_tokens=2, ignore_eos=True))  # first runs allocate
+        llm.generate(
+            [0] * arguments.prompt_tokens, Sampling(max_tokens=2, ignore_eos=True, model_defaults=False)
+        )  # first runs allocate
         measured = [
             _measure(llm, batch, arguments.prompt_tokens, arguments.new_tokens, threads)
             for batch in tqdm(runs, desc="bench", disable=None)
@@ -105,7 +107,7 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
     steps: list[StepTiming] = []
     llm.loop.observer = steps.append
     start = time.perf_counter()
-    completions = llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True))
+    completions = llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True, model_defaults=False))
     llm.loop.observer = None
     steps = [step for step in steps if step.start >= start]  # the last step of an earlier run may report late
     # a request that has its first token gets one more in every step, so `sampled` counts those that have started

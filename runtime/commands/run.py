@@ -8,13 +8,17 @@ import json
 import sys
 from pathlib import Path
 
+from enginewright.runtime.commands.chat_options import add_chat_arguments, make_conversations
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.loader import load
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.text.chat.conversation import Conversation
 
 STANDARD_INPUT = "-"
-_DEFAULTS = Sampling()
+_NEUTRAL = ResolvedSampling()
+_NUMBERS = (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float), ("repetition_penalty", float))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,15 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a prompt from a file, - for standard input; repeatable (default without --prompt: standard input)",
+        help="a prompt from a file, - for standard input; repeatable (default without prompts: standard input)",
     )
     parser.add_argument("--lines", action="store_true", help="every line of the files is a prompt of its own")
-    parser.add_argument("--chat", action="store_true", help="send each prompt as a user's message (chat template)")
-    parser.add_argument("--system", metavar="TEXT", help="system message before each prompt; implies --chat")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens at most (default: as many as fit)")
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("min_p", float), ("seed", int)):
-        flag, default = f"--{name.replace('_', '-')}", getattr(_DEFAULTS, name)
-        parser.add_argument(flag, type=kind, default=default, metavar="X", help=f"sampling (default: {default})")
+    add_chat_arguments(parser)
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="new tokens at most (default: the model's own, or as many as fit)"
+    )
+    for name, kind in _NUMBERS:
+        flag, neutral = f"--{name.replace('_', '-')}", getattr(_NEUTRAL, name)
+        parser.add_argument(flag, type=kind, metavar="X", help=f"sampling (default: the model's own, or {neutral})")
+    parser.add_argument("--seed", type=int, metavar="X", help="of the random numbers (default: drawn from the system)")
+    parser.add_argument(
+        "--no-model-defaults",
+        action="store_true",
+        help="leave the model's own defaults of sampling, penalties, lengths and stop strings aside",
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--keep-special-tokens", action="store_true", help="print special tokens, too")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
@@ -49,19 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer the prompts; several of them run together, and their answers come in their order."""
     sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
+        **{name: getattr(arguments, name) for name, _ in _NUMBERS},
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
-        stop=tuple(arguments.stop),
         skip_special_tokens=not arguments.keep_special_tokens,
+        stop=tuple(arguments.stop) or None,
+        model_defaults=not arguments.no_model_defaults,
     )
-    texts = _read_texts(arguments)
-    rows = 1 if len(texts) == 1 else None
+    asked = make_conversations(_read_texts(arguments), arguments)
+    rows = 1 if len(asked) == 1 else None
     with load(arguments.engine, arguments.threads, max_batch=rows, backend=arguments.backend) as llm:
-        prompts = [_make_prompt(llm, text, arguments) for text in texts]
+        prompts = [_make_prompt(llm, each) for each in asked]
         if arguments.json:
             for completion in llm.generate(prompts, sampling):
                 print(json.dumps(dataclasses.asdict(completion)))
@@ -91,8 +100,9 @@ def _print_stream(llm: LLM, prompt: Prompt, sampling: Sampling) -> None:
 def _read_texts(arguments: argparse.Namespace) -> list[str]:
     """Return the prompts: those of the command line, then those of the files, in order."""
     texts = list(arguments.prompt)
-    files = arguments.file or ([] if texts else [STANDARD_INPUT])
-    if not texts and not arguments.file and (sys.stdin is None or sys.stdin.isatty()):
+    has_prompt = bool(texts or arguments.file or arguments.messages)
+    files = arguments.file if has_prompt else [STANDARD_INPUT]
+    if not has_prompt and (sys.stdin is None or sys.stdin.isatty()):
         raise RequestError("run: got no prompt; pass --prompt TEXT, --file FILE, or text on standard input")
     if arguments.lines and not files:
         raise RequestError(
@@ -125,10 +135,13 @@ def _read_standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _make_prompt(llm: LLM, text: str, arguments: argparse.Namespace) -> Prompt:
-    if not arguments.chat and arguments.system is None:
-        return text
-    messages = [{"role": "user", "content": text}]
-    if arguments.system is not None:
-        messages.insert(0, {"role": "system", "content": arguments.system})
-    return llm.apply_chat_template(messages)
+def _make_prompt(llm: LLM, asked: str | Conversation) -> Prompt:
+    if isinstance(asked, str):
+        return asked
+    return llm.apply_chat_template(
+        asked.messages,
+        asked.tools,
+        asked.documents,
+        chat_template=asked.chat_template,
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )

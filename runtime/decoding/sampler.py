@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from enginewright.runtime.backends.session import Outputs
+from enginewright.runtime.decoding.cutoffs import CUTOFFS
 from enginewright.runtime.requests.completion import Logprobs
 from enginewright.runtime.requests.logits_processor import NO_TOKEN, Floats, Ints, LogitsProcessor
 from enginewright.runtime.requests.random_stream import Draws
-from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 
 _BLOCK = 64
 _FEW = 1024
@@ -31,7 +32,7 @@ class SampledRequest(Protocol):
     processor_error: what a processor raised; set by the sampler.
     """
 
-    sampling: Sampling
+    sampling: ResolvedSampling
     is_plain_greedy: bool
     draws: Draws
     tokens: Ints
@@ -128,7 +129,7 @@ def _largest(row: Floats) -> int:
     return token if math.isfinite(row[token]) else -1
 
 
-def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:
+def _draw(row: Floats, sampling: ResolvedSampling, uniform: float) -> int:
     """Return the token at which the cumulated probabilities reach `uniform`, in order of ids; -1 where a logit is NaN.
 
     Only the tokens that the truncations leave count. Each truncation is a lowest logit or weight, found without sorting
@@ -143,6 +144,9 @@ def _draw(row: Floats, sampling: Sampling, uniform: float) -> int:
     cut = max(_mass_cut(weights, sampling.top_p) if sampling.top_p < 1.0 else 0.0, sampling.min_p)
     if cut > 0:
         kept = np.flatnonzero(weights >= np.float32(cut))
+        weights, ids = weights[kept], kept if ids is None else ids[kept]
+    for name, value in sampling.cutoffs:
+        kept = np.flatnonzero(CUTOFFS[name](weights, value))
         weights, ids = weights[kept], kept if ids is None else ids[kept]
     index = _pick(weights, uniform)
     return index if ids is None else int(ids[index])

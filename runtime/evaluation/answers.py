@@ -57,7 +57,8 @@ def ask(llm: LLM, questions: Sequence[Question], label: str) -> Answers:
     """Return the engine's answers, one for each question; label: the progress bar's title."""
     start = time.perf_counter()
     handles = llm.submit_all(
-        [question.prompt for question in questions], [Sampling(max_tokens=q.max_tokens) for q in questions]
+        [question.prompt for question in questions],
+        [Sampling(max_tokens=question.max_tokens, model_defaults=False) for question in questions],
     )
     try:
         completions = [handle.result() for handle in tqdm(handles, desc=label, unit="problem", disable=None)]

@@ -37,6 +37,7 @@ from enginewright.runtime.evaluation.softmax import blocks, log_softmax
 from enginewright.runtime.loader import load
 from enginewright.runtime.requests.request import TakeLogits
 from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.text.chat.conversation import Conversation
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -120,14 +121,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the conversation as text; without a generation prompt it ends with the last message, to be continued."""
         assert self.llm.tokenizer is not None
-        text = self.llm.tokenizer.render(chat_history, {"add_generation_prompt": add_generation_prompt})
-        if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].lstrip()
-        at = text.rfind(last.rstrip())
-        if at < 0:
-            raise RequestError("chat: the template changes the last message, so a reply cannot continue it")
-        return text[: at + len(last if text.startswith(last, at) else last.rstrip())]
+        conversation = Conversation(
+            messages=chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return self.llm.tokenizer.render(conversation)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the template's source, by which the harness tells results apart."""
@@ -210,6 +209,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
             max_tokens=values["max_gen_toks"],
             stop=[text for text in values["until"] if text],
             seed=seed if values["do_sample"] else None,
+            model_defaults=False,
             **{name: values[name] for name in _SAMPLING if name in values},
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.candidates import Candidate
 from enginewright.runtime.evaluation.problems import Problem
+from enginewright.runtime.text.chat.conversation import Conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def _make_question(candidate: Candidate, index: int, problem: Problem, context: 
     candidate.encode_exactly(problem.question, where)
     solution = candidate.encode_exactly(problem.solution, where)
     try:
-        prompt = candidate.tokenizer.chat([{"role": "user", "content": problem.question}], {})
+        prompt = candidate.tokenizer.chat(Conversation(messages=[{"role": "user", "content": problem.question}]))
     except RequestError as error:
         raise RequestError(f"{candidate.root}: problems cannot be written for this engine: {error}") from error
     room = context - len(prompt)

@@ -15,7 +15,7 @@ from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.requests.completion import Completion, Event, FinishReason, Logprobs, Token
 from enginewright.runtime.requests.logits_processor import NO_TOKEN, LogitsProcessor
 from enginewright.runtime.requests.random_stream import Draws
-from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.text.text_stream import TextStream
 
 Ints = NDArray[np.int64]
@@ -129,7 +129,7 @@ class Generation(Request):
     def __init__(
         self,
         prompt: Ints,
-        sampling: Sampling,
+        sampling: ResolvedSampling,
         *,
         limit: int,
         ends: frozenset[int],

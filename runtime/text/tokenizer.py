@@ -12,7 +12,8 @@ import tokenizers
 
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.text.chat_template import ChatTemplate
+from enginewright.runtime.text.chat.conversation import Conversation
+from enginewright.runtime.text.chat.template_set import DEFAULT, TemplateSet
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FILE = "tokenizer/tokenizer.json"
@@ -20,15 +21,15 @@ _ADVICE = "correct the checkpoint's tokenizer, and build the engine again"
 
 
 class Tokenizer:
-    """The tokenizer of an engine, and its chat template if it has one; created by `Tokenizer.load`.
+    """The tokenizer of an engine, and its chat templates if it has any; created by `Tokenizer.load`.
 
     core: the tokenizer of tokenizer.json.
-    template: the chat template, or None.
+    templates: the chat templates, None where there are none.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, core: tokenizers.Tokenizer, templates: TemplateSet | None) -> None:
         self._core = core
-        self._template = template
+        self._templates = TemplateSet({}, {}, where="tokenizer") if templates is None else templates
 
     @classmethod
     def load(cls, root: Path, manifest: Manifest) -> Tokenizer | None:
@@ -50,7 +51,7 @@ class Tokenizer:
         core.no_truncation()
         core.no_padding()
         config = _read_object(paths["tokenizer_config.json"]) if "tokenizer_config.json" in paths else {}
-        return cls(core, _find_template(config, paths))
+        return cls(core, _find_templates(config, paths))
 
     @cached_property
     def longest_token(self) -> int:
@@ -93,20 +94,18 @@ class Tokenizer:
                 f"{_FILE}: could not decode tokens such as {list(ids[-8:])} ({error!r}); {_ADVICE}"
             ) from error
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
+    def chat(self, conversation: Conversation) -> list[int]:
         """Return the ids of a conversation, which end where the answer begins.
 
         Raises:
-            RequestError: there is no template, or it rejects the conversation.
+            RequestError: there is no template for the conversation, or it rejects it.
         """
-        text = self.render(messages, variables)
+        text = self.render(conversation)
         return self.encode(text, add_special_tokens=False)  # the template writes them itself
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(self, conversation: Conversation) -> str:
         """Return the text of a conversation."""
-        if self._template is None:
-            raise RequestError("chat: the engine's tokenizer has no chat template; pass a plain prompt instead")
-        return self._template.render(messages, variables)
+        return self._templates.render(conversation)
 
 
 def _is_of_library(error: BaseException) -> bool:
@@ -122,20 +121,18 @@ def _check_text(text: str) -> None:
         raise RequestError(f"prompt: got {text[e.start]!r} at position {e.start}, expected valid Unicode text") from e
 
 
-def _find_template(config: Mapping[str, Any], paths: Mapping[str, Path]) -> ChatTemplate | None:
-    """Return the default template: chat_template.jinja, else the one in tokenizer_config.json."""
+def _find_templates(config: Mapping[str, Any], paths: Mapping[str, Path]) -> TemplateSet:
+    """Return the chat templates: chat_template.jinja, else those in tokenizer_config.json."""
     source: Any = config.get("chat_template")
     where = "tokenizer_config.json"
-    if isinstance(source, list):  # several templates with names
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default", next(iter(named.values()), None))
     if "chat_template.jinja" in paths:
         where = "chat_template.jinja"
         source = paths[where].read_text(encoding="utf-8")
-    if not isinstance(source, str):
-        return None
+    entries = source if isinstance(source, list) else [{"name": DEFAULT, "template": source}]
+    named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
+    sources = {str(name): template for name, template in named.items() if isinstance(template, str)}
     special = {name: _token_text(config[name]) for name in _SPECIAL if config.get(name) is not None}
-    return ChatTemplate(source, special, where=f"tokenizer/{where}")
+    return TemplateSet(sources, special, where=f"tokenizer/{where}")
 
 
 def _token_text(token: Any) -> str:

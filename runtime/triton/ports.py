@@ -30,6 +30,9 @@ INPUTS = (
     ServedPort("text_input", "STRING"),
     ServedPort("input_ids", "INT64", (-1,)),
     ServedPort("messages", "STRING"),
+    ServedPort("tools", "STRING"),
+    ServedPort("documents", "STRING"),
+    ServedPort("chat_template_kwargs", "STRING"),
     ServedPort("max_tokens", "INT64"),
     ServedPort("stream", "BOOL"),
     ServedPort("stop", "STRING", (-1,)),
@@ -40,6 +43,9 @@ INPUTS = (
     ServedPort("top_k", "INT64"),
     ServedPort("top_p", "FP32"),
     ServedPort("min_p", "FP32"),
+    ServedPort("typical_p", "FP32"),
+    ServedPort("epsilon_cutoff", "FP32"),
+    ServedPort("eta_cutoff", "FP32"),
     ServedPort("repetition_penalty", "FP32"),
     ServedPort("presence_penalty", "FP32"),
     ServedPort("frequency_penalty", "FP32"),
@@ -49,6 +55,7 @@ INPUTS = (
     ServedPort("timeout_ms", "INT64"),
     ServedPort("conditions", "STRING", (-1,)),
     ServedPort("logits_processors", "STRING"),
+    ServedPort("model_defaults", "BOOL"),
     ServedPort("stop_words", "STRING", (-1,)),
     ServedPort("end_id", "INT64", (-1,)),
     ServedPort("random_seed", "UINT64"),
@@ -60,9 +67,11 @@ INPUTS = (
 )
 """All are optional, except that one of the first three must be given.
 
+messages, tools, documents, chat_template_kwargs: JSON texts; the last three go with messages alone.
 conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
-with their options. exclude_input_in_output: false has the text begin with `text_input`. The last five are those of Triton's
-OpenAI frontend and of the TensorRT-LLM backend.
+with their options, null for one of the model's own that is to be off. exclude_input_in_output: false has the
+text begin with `text_input`. The inputs from stop_words on are those of Triton's OpenAI frontend and of the TensorRT-LLM
+backend.
 """
 
 REFUSED = {
@@ -79,6 +88,8 @@ ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "see
 """Name in another backend -> our name."""
 
 PROMPTS = ("text_input", "input_ids", "messages")
+CHAT = {"tools": list, "documents": list, "chat_template_kwargs": dict}
+"""Name of each input that goes with messages -> what its JSON text is of."""
 
 SAMPLING = (
     *(
@@ -93,6 +104,10 @@ SAMPLING = (
         "top_k",
         "top_p",
         "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "model_defaults",
     ),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )

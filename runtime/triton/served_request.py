@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.triton.ports import ALIASES, COUNTS, INPUTS, PROMPTS, REFUSED, SAMPLING, ServedPort
+from enginewright.runtime.triton.ports import ALIASES, CHAT, COUNTS, INPUTS, PROMPTS, REFUSED, SAMPLING, ServedPort
 
 _PORTS = {port.name: port for port in INPUTS}
 _SERVED = tuple(name for name in _PORTS if name not in REFUSED)
@@ -104,15 +104,15 @@ def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
     return chosen
 
 
-def _read_processors(text: str) -> dict[str, dict[str, Any]]:
+def _read_processors(text: str) -> dict[str, dict[str, Any] | None]:
     """Return the names and options that a JSON object has."""
     try:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(options, dict) for options in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(options, dict | None) for options in found.values()):
         raise RequestError(
-            f"logits_processors: got {_shorten(text)}, expected a JSON object of names with objects of options"
+            f"logits_processors: got {_shorten(text)}, expected a JSON object of names with objects of options, or null"
         )
     return found
 
@@ -177,6 +177,8 @@ def _read_prompt(llm: LLM, values: Mapping[str, Any]) -> Prompt:
         raise RequestError(f"prompt: got {got}, expected one of {', '.join(PROMPTS)}")
     (name,) = given
     value = values[name]
+    if name != "messages" and (extra := [each for each in CHAT if each in values]):
+        raise RequestError(f"{extra[0]}: got it with {name}, expected it with messages, which a chat template writes")
     if not value:
         raise RequestError(f"{name}: got nothing, expected a prompt")
     if name == "input_ids":
@@ -184,25 +186,34 @@ def _read_prompt(llm: LLM, values: Mapping[str, Any]) -> Prompt:
     if llm.tokenizer is None:
         raise RequestError(f"{name}: got text, but the engine has no tokenizer; send input_ids instead")
     longest = llm.capacity.context * llm.tokenizer.longest_token
-    if len(value) > longest:  # so that no text takes longer to read than the longest prompt that fits
-        raise RequestError(
-            f"{name}: got {len(value)} characters, more than {llm.capacity.context} tokens, the context limit, can hold; "
-            "shorten the prompt"
-        )
-    return value if name == "text_input" else _render(llm, value)
+    for part in (name, *CHAT):
+        if (
+            len(values.get(part, "")) > longest
+        ):  # so that no text takes longer to read than the longest prompt that fits
+            raise RequestError(
+                f"{part}: got {len(values[part])} characters, more than {llm.capacity.context} tokens, the context limit, "
+                "can hold; shorten the prompt"
+            )
+    return value if name == "text_input" else _render(llm, values)
 
 
-def _render(llm: LLM, text: str) -> list[int]:
-    """Return the token ids of a conversation, given as JSON."""
+def _render(llm: LLM, values: Mapping[str, Any]) -> list[int]:
+    """Return the token ids of a conversation, which is given as JSON texts."""
+    messages = _parse("messages", values["messages"], list)
+    more = {name: _parse(name, values[name], kind) for name, kind in CHAT.items() if name in values}
+    return llm.apply_chat_template(messages, **more)
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    """Return the value of a JSON text, after checking that it is a list or an object, as `kind` says."""
+    expected = "a JSON list" if kind is list else "a JSON object"
     try:
-        messages = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise RequestError(
-            f'messages: not valid JSON ({e}); expected text such as [{{"role": "user", "content": "Hello"}}]'
-        ) from e
-    if not isinstance(messages, list):
-        raise RequestError(f"messages: got {type(messages).__name__}, expected a JSON list of messages")
-    return llm.apply_chat_template(messages)
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:  # ValueError: also numbers of too many digits
+        raise RequestError(f"{name}: not valid JSON ({e}); expected {expected}") from e
+    if not isinstance(value, kind):
+        raise RequestError(f"{name}: got {type(value).__name__}, expected {expected}")
+    return value
 
 
 def _shorten(value: object) -> str:

@@ -19,7 +19,10 @@ from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Limits, Ma
 from tests.support.runtime.conditioned_engines import add_conditions, add_entries, steering
 
 Capture = pytest.CaptureFixture[str]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}{% for d in documents or [] %}({{ d.text }}){% endfor %}{{ mood }}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,42 @@ def test_run_sends_chat_messages(capsys: Capture, chat_engine: Path, byte_tokeni
     for options, text in ((["--chat"], "<user>hi"), (["--system", "be"], "<system>be<user>hi")):
         assert cli.main([*command, *options]) == 0
         assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(byte_tokenizer.encode(text).ids)
+
+
+@pytest.mark.native
+def test_run_reads_conversations_and_what_goes_with_them(
+    capsys: Capture, chat_engine: Path, byte_tokenizer: tokenizers.Tokenizer, tmp_path: Path
+) -> None:
+    def written(name: str, value: object) -> str:
+        (tmp_path / name).write_text(json.dumps(value))
+        return str(tmp_path / name)
+
+    talk = written("talk.json", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}])
+    tools, documents = written("tools.json", [{"name": "find"}]), written("documents.json", [{"text": "page"}])
+    for options, text in (
+        (["--messages", talk], "<user>hi<assistant>yes"),
+        (["--prompt", "a", "--tools", tools, "--documents", documents], "<user>a[find](page)"),
+        (["--prompt", "a", "--chat-template-kwargs", '{"mood": "glad"}'], "<user>aglad"),
+        (["--prompt", "a", "--chat-template", "{{ messages[0].content }}!"], "a!"),
+    ):
+        assert cli.main(["run", str(chat_engine), "--max-tokens", "2", "--json", *options]) == 0
+        assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(byte_tokenizer.encode(text).ids)
+
+
+def test_run_names_options_of_conversations_that_are_wrong(capsys: Capture, chat_engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("[")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "talk.json").write_text('[{"role": "user", "content": "hi"}]')
+    bad, talk = str(tmp_path / "bad.json"), str(tmp_path / "talk.json")
+    run = ["run", str(chat_engine), "--prompt", "x"]
+    assert "bad.json: got no valid JSON" in _fails(capsys, *run, "--tools", bad)
+    assert "deep.json: got no valid JSON" in _fails(capsys, *run, "--documents", str(tmp_path / "deep.json"))
+    assert "none.json: cannot be read" in _fails(capsys, *run, "--messages", str(tmp_path / "none.json"))
+    assert "chat_template_kwargs: expected an object" in _fails(capsys, *run, "--chat-template-kwargs", '"x"')
+    assert "--chat-template-kwargs: got no valid JSON" in _fails(capsys, *run, "--chat-template-kwargs", "{")
+    assert "got colour, expected no more than" in _fails(capsys, *run, "--chat-template-kwargs", '{"colour": 1}')
+    alone = ["run", str(chat_engine), "--messages", talk, "--system", "be"]
+    assert "--system: got no prompt to go before" in _fails(capsys, *alone)
 
 
 @pytest.mark.native

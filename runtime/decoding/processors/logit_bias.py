@@ -8,7 +8,7 @@ import numpy as np
 
 from enginewright.runtime.decoding.processor_kind import ProcessorKind
 from enginewright.runtime.requests.logits_processor import Floats, Ints, LogitsProcessor, Stateless
-from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 
 
 class LogitBias(Stateless):
@@ -23,7 +23,7 @@ class LogitBias(Stateless):
         logits[self._tokens] += self._biases
 
 
-def _open(sampling: Sampling, _: Ints) -> LogitsProcessor | None:
+def _open(sampling: ResolvedSampling, _: Ints) -> LogitsProcessor | None:
     return LogitBias(sampling.logit_bias) if sampling.logit_bias else None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from enginewright.runtime.decoding.processor_kind import ProcessorKind
 from enginewright.runtime.requests.logits_processor import Floats, Ints, LogitsProcessor, Stateless
-from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 
 
 class OccurrencePenalty(Stateless):
@@ -21,10 +21,10 @@ class OccurrencePenalty(Stateless):
         logits[seen] -= (self._presence + self._frequency * counts).astype(np.float32)
 
 
-def _open(sampling: Sampling, prompt: Ints) -> LogitsProcessor | None:
+def _open(sampling: ResolvedSampling, prompt: Ints) -> LogitsProcessor | None:
     if not sampling.presence_penalty and not sampling.frequency_penalty:
         return None
     return OccurrencePenalty(len(prompt), sampling.presence_penalty, sampling.frequency_penalty)
 
 
-PROCESSOR = ProcessorKind(name="occurrence_penalty", order=2, from_sampling=_open)
+PROCESSOR = ProcessorKind(name="occurrence_penalty", order=30, from_sampling=_open)

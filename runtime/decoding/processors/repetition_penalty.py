@@ -6,7 +6,7 @@ import numpy as np
 
 from enginewright.runtime.decoding.processor_kind import ProcessorKind
 from enginewright.runtime.requests.logits_processor import Floats, Ints, LogitsProcessor, Stateless
-from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 
 
 class RepetitionPenalty(Stateless):
@@ -21,8 +21,8 @@ class RepetitionPenalty(Stateless):
         logits[tokens] = np.where(values > 0, values / self._penalty, values * self._penalty)
 
 
-def _open(sampling: Sampling, _: Ints) -> LogitsProcessor | None:
+def _open(sampling: ResolvedSampling, _: Ints) -> LogitsProcessor | None:
     return RepetitionPenalty(sampling.repetition_penalty) if sampling.repetition_penalty != 1.0 else None
 
 
-PROCESSOR = ProcessorKind(name="repetition_penalty", order=1, from_sampling=_open)
+PROCESSOR = ProcessorKind(name="repetition_penalty", order=20, from_sampling=_open)

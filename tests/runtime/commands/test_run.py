@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from enginewright.runtime import LLM, RequestError, cli
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.generation_defaults import GenerationDefaults
 
 pytestmark = pytest.mark.native
 Capture = pytest.CaptureFixture[str]
@@ -73,6 +77,20 @@ def test_several_answers_have_a_line_each(capsys: Capture, tiny_engine: Path) ->
     both = texts(capsys, str(tiny_engine), "--prompt", "the cat", "--prompt", "a hat", "--max-tokens", "3")
     assert cli.main([*command, "--max-tokens", "4"]) == 0
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in both)
+
+
+def test_the_models_defaults_act_unless_they_are_left_aside(capsys: Capture, tiny_engine: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_engine, tmp_path / "engine")
+    manifest = directory.load(tmp_path / "engine")
+    short = GenerationDefaults(max_tokens=2)
+    directory.save(dataclasses.replace(manifest, generation=short), tmp_path / "engine")
+    command = ["run", str(tmp_path / "engine"), "--prompt", "the cat", "--threads", "1", "--json"]
+    found = []
+    for arguments in ([], ["--max-tokens", "3"], ["--no-model-defaults"]):
+        assert cli.main([*command, *arguments]) == 0
+        found.append(json.loads(capsys.readouterr().out)["token_ids"])
+    assert [len(tokens) for tokens in found[:2]] == [2, 3] and len(found[2]) > 3
+    assert found[2][:3] == found[1] and found[1][:2] == found[0]
 
 
 def test_bad_prompts_are_named(

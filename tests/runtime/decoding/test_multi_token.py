@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from enginewright.runtime.artifact.generation_defaults import GenerationDefaults
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
@@ -350,3 +351,13 @@ def test_drafts_are_judged_through_the_processors_of_a_request() -> None:
     assert [c.token_ids for c in got] == [c.token_ids for c in plain(asked, samplings)]
     assert all(c.guessed_tokens for c in got) and sum(c.agreed_tokens for c in got) > 80
     assert len(steps) < 2 * 24
+
+
+def test_a_penalty_of_the_models_own_gives_one_token_a_step_and_is_told() -> None:
+    with guessing(right, verify=False) as llm:
+        llm.manifest = replace(llm.manifest, generation=GenerationDefaults(repetition_penalty=1.5))
+        with pytest.warns(UserWarning, match="repetition_penalty=1.5: .*one token a step"):
+            (slow,) = llm.generate([3, 4], Sampling(max_tokens=12, ignore_eos=True))
+        (fast,) = llm.generate([3, 4], Sampling(max_tokens=12, ignore_eos=True, repetition_penalty=1))
+    assert slow.guessed_tokens == 0 and fast.guessed_tokens > 0
+    assert list(fast.token_ids) == greedy([3, 4], 12)

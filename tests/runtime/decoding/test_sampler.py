@@ -15,6 +15,7 @@ from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.decoding.sampler import _kth_largest, _mass_cut, _pick, choose_tokens
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.random_stream import Draws
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
 
 
@@ -22,7 +23,7 @@ from enginewright.runtime.requests.sampling import Sampling
 class Row:
     """The part of a request that the sampler reads."""
 
-    sampling: Sampling
+    sampling: ResolvedSampling
     prompt: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
 
@@ -74,30 +75,30 @@ def _choose_one(logits: np.ndarray, row: Row) -> int:
 
 
 CASES = [
-    Sampling(temperature=1.0),
-    Sampling(temperature=0.3),
-    Sampling(temperature=1.5, top_k=7),
-    Sampling(temperature=1.0, top_k=1),
-    Sampling(temperature=1.0, top_k=10_000),
-    Sampling(temperature=0.8, top_p=0.9),
-    Sampling(temperature=1.0, top_p=0.01),
-    Sampling(temperature=2.0, top_p=0.999),
-    Sampling(temperature=1e-30),
-    Sampling(temperature=1.0, min_p=0.2),
-    Sampling(temperature=1.0, min_p=1.0),
-    Sampling(temperature=0.9, top_k=50, top_p=0.7, min_p=0.05),
-    Sampling(temperature=0.9, top_p=0.95, min_p=0.02),
-    Sampling(temperature=1.0, repetition_penalty=1.7, presence_penalty=0.4, frequency_penalty=0.3),
-    Sampling(temperature=1.0, logit_bias={3: 4.0, 9: -100.0}, top_k=5),
-    Sampling(repetition_penalty=3.0),
-    Sampling(presence_penalty=50.0),
-    Sampling(logit_bias={11: 30.0}),
+    ResolvedSampling(temperature=1.0),
+    ResolvedSampling(temperature=0.3),
+    ResolvedSampling(temperature=1.5, top_k=7),
+    ResolvedSampling(temperature=1.0, top_k=1),
+    ResolvedSampling(temperature=1.0, top_k=10_000),
+    ResolvedSampling(temperature=0.8, top_p=0.9),
+    ResolvedSampling(temperature=1.0, top_p=0.01),
+    ResolvedSampling(temperature=2.0, top_p=0.999),
+    ResolvedSampling(temperature=1e-30),
+    ResolvedSampling(temperature=1.0, min_p=0.2),
+    ResolvedSampling(temperature=1.0, min_p=1.0),
+    ResolvedSampling(temperature=0.9, top_k=50, top_p=0.7, min_p=0.05),
+    ResolvedSampling(temperature=0.9, top_p=0.95, min_p=0.02),
+    ResolvedSampling(temperature=1.0, repetition_penalty=1.7, presence_penalty=0.4, frequency_penalty=0.3),
+    ResolvedSampling(temperature=1.0, logit_bias={3: 4.0, 9: -100.0}, top_k=5),
+    ResolvedSampling(repetition_penalty=3.0),
+    ResolvedSampling(presence_penalty=50.0),
+    ResolvedSampling(logit_bias={11: 30.0}),
 ]
 
 
 @pytest.mark.parametrize("vocab", [13, 64, 1000, 4133])
 @pytest.mark.parametrize("sampling", CASES, ids=repr)
-def test_draws_follow_the_reference(sampling: Sampling, vocab: int) -> None:
+def test_draws_follow_the_reference(sampling: ResolvedSampling, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     logits = (rng.standard_normal(vocab) * 3).astype(np.float32)
     output = rng.integers(0, vocab, 9).tolist()
@@ -148,7 +149,7 @@ def test_the_kth_largest_is_where_sorting_finds_it(vocab: int, k: int, seed: int
 
 def test_equal_logits_are_kept_together_at_the_edge_of_top_k() -> None:
     logits = np.array([1, 1, 1, 0], np.float32)
-    drawn = {_choose_one(logits, Row(Sampling(temperature=1.0, top_k=2, seed=seed))) for seed in range(100)}
+    drawn = {_choose_one(logits, Row(ResolvedSampling(temperature=1.0, top_k=2, seed=seed))) for seed in range(100)}
     assert drawn == {0, 1, 2}
 
 
@@ -161,7 +162,7 @@ def test_draw_numbers_depend_on_seed_and_index_alone() -> None:
 
 
 @pytest.mark.parametrize("sampling", CASES[:8], ids=repr)
-def test_a_row_does_not_depend_on_its_batch(sampling: Sampling) -> None:
+def test_a_row_does_not_depend_on_its_batch(sampling: ResolvedSampling) -> None:
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal((6, 500)) * 2).astype(np.float32)
     rows = [Row(CASES[i], generated=[2, 3]) for i in range(5)] + [Row(sampling, generated=[4])]
@@ -171,13 +172,15 @@ def test_a_row_does_not_depend_on_its_batch(sampling: Sampling) -> None:
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits = (np.random.default_rng(3).standard_normal(1000) * 2).astype(np.float32)
     expected = np.log(_softmax(logits.astype(np.float64)))
-    row = Row(Sampling(temperature=0.5, top_k=3, repetition_penalty=2.0, logprobs=4), prompt=[int(logits.argmax())])
+    row = Row(
+        ResolvedSampling(temperature=0.5, top_k=3, repetition_penalty=2.0, logprobs=4), prompt=[int(logits.argmax())]
+    )
     (token,), (logprobs,) = choose_tokens(_outputs(logits[None]), [row])
     assert logprobs is not None
     assert logprobs.chosen == pytest.approx(expected[token], abs=1e-5)
     assert [token for token, _ in logprobs.top] == np.argsort(-expected)[:4].tolist()
     np.testing.assert_allclose([value for _, value in logprobs.top], np.sort(expected)[::-1][:4], atol=1e-5)
-    (only,) = choose_tokens(_outputs(logits[None]), [Row(Sampling(logprobs=0))])[1]
+    (only,) = choose_tokens(_outputs(logits[None]), [Row(ResolvedSampling(logprobs=0))])[1]
     assert only is not None and only.top == () and only.chosen == pytest.approx(expected.max(), abs=1e-5)
 
 

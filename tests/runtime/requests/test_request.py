@@ -10,6 +10,7 @@ from tokenizers import AddedToken, decoders, models
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.request import Generation
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
 from tests.support.runtime.toy_model import greedy, make_llm
 from tests.support.runtime.toy_session import VOCAB
@@ -74,7 +75,7 @@ class Failing:
 
 @pytest.mark.parametrize("end", ["cancel", "limit", "end token"])
 def test_an_error_at_the_end_of_the_text_is_the_requests(end: str) -> None:
-    request = Generation(np.array([1, 2, 0, 0]), Sampling(), limit=2, ends=frozenset([9]), text=Failing())
+    request = Generation(np.array([1, 2, 0, 0]), ResolvedSampling(), limit=2, ends=frozenset([9]), text=Failing())
     request.prompt_tokens = 2
     if end == "cancel":
         request.cancel()

@@ -13,6 +13,7 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.program import Feed, Program, Room, Taken
 from enginewright.runtime.errors import ExtensionError, RequestError
 from enginewright.runtime.requests.request import Generation, Request, Scoring
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from tests.support.runtime.simulated_requests import check_tiles
@@ -86,7 +87,7 @@ def scheduler_of(rows: int, step_tokens: int) -> Scheduler:
 
 def request_of(prompt: list[int]) -> Generation:
     """A request for a canvas of ANSWER tokens."""
-    sampling = Sampling(max_tokens=ANSWER)
+    sampling = ResolvedSampling(max_tokens=ANSWER)
     return Generation(np.array(prompt), sampling, limit=ANSWER, ends=frozenset(), text=None)
 
 

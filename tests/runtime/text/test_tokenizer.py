@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ import tokenizers
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Limits, Manifest, Model
 from enginewright.runtime.errors import ArtifactError, RequestError
-from enginewright.runtime.text.chat_template import ChatTemplate
+from enginewright.runtime.text.chat.conversation import Conversation
+from enginewright.runtime.text.chat.template_set import DEFAULT, TemplateSet
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 CHATML = """{%- for message in messages %}
@@ -67,7 +67,7 @@ def test_text_survives_the_round_trip(open_files: Open) -> None:
     text = "the cat 🙂 世界 </s>"
     assert tokenizer.decode(tokenizer.encode(text)) == "the cat 🙂 世界 "
     with pytest.raises(RequestError, match="no chat template"):
-        tokenizer.chat(MESSAGES, {})
+        tokenizer.chat(Conversation(messages=MESSAGES))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_text_survives_the_round_trip(open_files: Open) -> None:
 def test_the_template_is_found_wherever_it_is(open_files: Open, files: dict[str, str]) -> None:
     tokenizer = open_files(**files)
     assert tokenizer is not None
-    assert tokenizer.render(MESSAGES, {}) == "<user>the cat</s><assistant>"
-    assert tokenizer.render(MESSAGES, {"add_generation_prompt": False}) == "<user>the cat</s>"
-    ids = tokenizer.chat(MESSAGES, {})
+    assert tokenizer.render(Conversation(messages=MESSAGES)) == "<user>the cat</s><assistant>"
+    assert tokenizer.render(Conversation(messages=MESSAGES, add_generation_prompt=False)) == "<user>the cat</s>"
+    ids = tokenizer.chat(Conversation(messages=MESSAGES))
     assert ids.count(0) == 1 and tokenizer.decode(ids) == "<user>the cat<assistant>"
 
 
@@ -105,57 +105,6 @@ def test_the_template_is_found_wherever_it_is(open_files: Open, files: dict[str,
 def test_a_broken_file_is_named(open_files: Open, files: dict[str, str | None], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         open_files(**files)
-
-
-def _render(source: str, messages: list[dict[str, object]] | None = None, **variables: object) -> str:
-    template = ChatTemplate(source, {"bos_token": "<s>"}, where="tokenizer/chat_template.jinja")
-    return template.render(MESSAGES if messages is None else messages, variables)
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("{{ bos_token }}{{ messages[0]['content'] }}", "<s>the cat"),
-        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
-        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
-        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
-        ("a{% generation %}{{ messages[0].role }}{% endgeneration %}b", "auserb"),
-        ("{% if x is defined %}{{ x }}{% else %}none{% endif %}", "none"),
-        ("  {% if true %}\nline\n  {% endif %}\nend", "line\nend"),
-        ("{% set ns = namespace(n=0) %}{% set ns.n = 5 %}{{ ns.n }}", "5"),
-    ],
-)
-def test_templates_find_what_they_are_written_for(source: str, expected: str) -> None:
-    assert _render(source) == expected
-
-
-def test_templates_know_the_date_and_the_callers_variables() -> None:
-    assert _render("{{ strftime_now('%Y') }}") in {str(datetime.now().year), str(datetime.now().year - 1)}
-    assert _render("{{ enable_thinking }}", enable_thinking=False) == "False"
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{% if %}", "TemplateSyntaxError"),
-        ("{{ messages[7].content }}", "UndefinedError"),
-        ("{{ messages[0].content + 1 }}", "TypeError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ messages.append(1) }}", "SecurityError"),
-        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
-        ("{{ missing.field }}", "UndefinedError"),
-    ],
-)
-def test_a_failing_template_is_a_request_error(source: str, message: str) -> None:
-    with pytest.raises(RequestError, match=rf"chat_template.jinja: .*{message}"):
-        _render(source)
-
-
-@pytest.mark.parametrize("messages", [[], ["hello"], [{"content": "x"}], [{"role": 3}]])
-def test_malformed_messages_are_refused(messages: list[dict[str, object]]) -> None:
-    with pytest.raises(RequestError, match="chat: "):
-        _render("x", messages)
 
 
 def _panic() -> BaseException:
@@ -178,8 +127,8 @@ def test_text_that_the_tokenizer_cannot_take(given: Callable[[], BaseException],
         def encode(self, *_: object, **__: object) -> None:
             raise error
 
-    tokenizer = Tokenizer(Core(), ChatTemplate("{{ messages }}", {}, where="t"))  # type: ignore[arg-type]
-    for call in (lambda: tokenizer.encode("a"), lambda: tokenizer.chat([{"role": "user"}], {})):
+    tokenizer = Tokenizer(Core(), TemplateSet({DEFAULT: "x{{ messages }}"}, {}, where="t"))  # type: ignore[arg-type]
+    for call in (lambda: tokenizer.encode("a"), lambda: tokenizer.chat(Conversation(messages=MESSAGES))):
         with pytest.raises(
             expected or type(error), match=r"tokenizer/tokenizer\.json: could not" if expected else None
         ) as got:
@@ -189,7 +138,9 @@ def test_text_that_the_tokenizer_cannot_take(given: Callable[[], BaseException],
 
 def test_words_that_the_vocabulary_lacks() -> None:
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]")), None)
-    with pytest.raises(RequestError, match=r"tokenizer/tokenizer\.json: could not encode a prompt that begins 'b'.*UNK"):
+    with pytest.raises(
+        RequestError, match=r"tokenizer/tokenizer\.json: could not encode a prompt that begins 'b'.*UNK"
+    ):
         tokenizer.encode("b")
 
 

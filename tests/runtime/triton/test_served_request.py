@@ -39,6 +39,9 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         top_k=5,
         top_p=0.9,
         min_p=0.01,
+        typical_p=0.8,
+        epsilon_cutoff=0.001,
+        eta_cutoff=0.002,
         repetition_penalty=1.1,
         presence_penalty=-0.3,
         frequency_penalty=0.2,
@@ -49,6 +52,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         logprobs=2,
         ignore_eos=True,
         skip_special_tokens=False,
+        model_defaults=False,
     )
     kinds = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}
     tensors = {}
@@ -60,6 +64,11 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
     assert set(tensors) == {*vars(wanted)} - {"logit_bias", "conditions", "logits_processors"}
     assert ask(llm, **tensors).sampling == wanted, "0.7 is 0.7, though it came in single precision"
     assert ask(llm) == ServedRequest(prompt="the cat", sampling=Sampling())
+
+
+def test_a_processor_of_the_models_own_can_be_switched_off(llm: LLM) -> None:
+    got = ask(llm, {"logits_processors": '{"suppress_tokens": null, "no_repeat_ngram": {"size": 3}}'})
+    assert got.sampling == Sampling(logits_processors={"suppress_tokens": None, "no_repeat_ngram": {"size": 3}})
 
 
 def test_parameters_stand_for_inputs(llm: LLM) -> None:
@@ -101,14 +110,54 @@ def test_a_conversation_goes_through_the_template(tiny_chat: LLM) -> None:
     assert got.prompt == tiny_chat.apply_chat_template(messages)
 
 
+def test_what_goes_with_a_conversation(tiny_chat: LLM) -> None:
+    messages = [{"role": "user", "content": "the cat"}]
+    more: dict[str, Any] = {
+        "tools": [{"name": "find"}],
+        "documents": [{"text": "page"}],
+        "chat_template_kwargs": {"mood": "glad"},
+    }
+    sent = {name: json.dumps(value) for name, value in {"messages": messages, **more}.items()}
+    got = read_request(tiny_chat, {name: texts(text.encode()) for name, text in sent.items()}, {})
+    assert got.prompt == tiny_chat.apply_chat_template(messages, **more)
+    assert got.prompt != tiny_chat.apply_chat_template(messages), "they are in the prompt"
+    assert read_request(tiny_chat, {}, sent).prompt == got.prompt
+
+
+@pytest.mark.parametrize("name", ["tools", "documents", "chat_template_kwargs"])
+def test_what_goes_with_conversations_alone(tiny_chat: LLM, name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name}: got it with text_input, expected it with messages"):
+        read_request(tiny_chat, {**TEXT, name: texts(b"[]")}, {})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tools": b"{}"}, "tools: got dict, expected a JSON list"),
+        ({"tools": b"[3]"}, r"tools\[0\]: got int, expected an object"),
+        ({"documents": b"["}, "documents: not valid JSON"),
+        ({"documents": b"[" + b"9" * 5000 + b"]"}, "documents: not valid JSON"),
+        ({"chat_template_kwargs": b"[]"}, "chat_template_kwargs: got list, expected a JSON object"),
+        ({"chat_template_kwargs": b'{"tools": []}'}, "chat_template_kwargs: got tools, which is an argument"),
+        ({"chat_template_kwargs": b'{"colour": 1}'}, "test: got colour, expected no more than the chat template reads"),
+        ({"tools": b" " * 10**7}, "tools: got 10000000 characters, more than"),
+    ],
+)
+def test_what_goes_with_a_conversation_and_is_refused(tiny_chat: LLM, more: dict[str, bytes], message: str) -> None:
+    tiny_chat.capacity = type(tiny_chat.capacity)(rows=1, context=10**5, step_tokens=8, logit_rows=4, tiles=(64,))
+    sent = {"messages": b'[{"role": "user", "content": "hi"}]', **more}
+    with pytest.raises(RequestError, match=message):
+        read_request(tiny_chat, {name: texts(text) for name, text in sent.items()}, {})
+
+
 @pytest.fixture
 def tiny_chat(make_toy: Make, byte_tokenizer: tokenizers.Tokenizer, tmp_path: Path) -> LLM:
-    """A toy whose template writes the messages one after another."""
-    from enginewright.runtime.text.chat_template import ChatTemplate
+    """A toy whose template writes the messages one after another, and then what goes with them."""
+    from enginewright.runtime.text.chat.template_set import TemplateSet
 
     llm = make_toy()
-    source = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    llm.tokenizer = Tokenizer(byte_tokenizer, ChatTemplate(source, {}, where="test"))
+    source = "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}{{ documents }}{{ mood }}"
+    llm.tokenizer = Tokenizer(byte_tokenizer, TemplateSet({"default": source}, {}, where="test"))
     return llm
 
 
@@ -186,7 +235,7 @@ def test_what_is_refused(llm: LLM, tensors: dict[str, Any], parameters: dict[str
     ("text", "message"),
     [
         (b"[", "messages: not valid JSON"),
-        (b'{"role": "user"}', "messages: got dict, expected a JSON list of messages"),
+        (b'{"role": "user"}', "messages: got dict, expected a JSON list"),
         (b"[" * 50_000, "messages: "),
         (b"[1]", r"messages\[0\]: got 1"),
     ],

@@ -1,0 +1,1 @@
+"""The generation settings of a checkpoint, and what an engine makes of them."""

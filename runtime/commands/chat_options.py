@@ -1,0 +1,76 @@
+"""The options of `enginewright run` that make conversations of its prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.text.chat.conversation import Conversation
+
+_IMPLYING = ("chat", "system", "messages", "tools", "documents", "chat_template", "chat_template_kwargs")
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="send each prompt as a user's message (chat template); each of the next options implies it",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message before each prompt")
+    parser.add_argument(
+        "--messages",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a whole conversation from a JSON file, a list of messages; repeatable",
+    )
+    parser.add_argument("--tools", metavar="FILE", help="JSON file: a list of the schemas of tools that may be called")
+    parser.add_argument("--documents", metavar="FILE", help="JSON file: a list of documents to answer from")
+    parser.add_argument(
+        "--chat-template", metavar="NAME", help="one of the engine's templates, or the text of another one"
+    )
+    parser.add_argument(
+        "--chat-template-kwargs", metavar="JSON", help='the template\'s variables, such as {"enable_thinking": false}'
+    )
+
+
+def make_conversations(texts: Sequence[str], arguments: argparse.Namespace) -> list[str | Conversation]:
+    """Return the texts, as conversations if an option says so, and then the conversations from files.
+
+    Raises:
+        RequestError: a file or an option is not the JSON that it has to be.
+    """
+    if not any(getattr(arguments, name) for name in _IMPLYING):
+        return list(texts)
+    if arguments.system is not None and not texts:
+        raise RequestError("--system: got no prompt to go before; write the system message into the file of --messages")
+    shared: dict[str, Any] = {
+        "tools": None if arguments.tools is None else _read_json(arguments.tools),
+        "documents": None if arguments.documents is None else _read_json(arguments.documents),
+        "chat_template": arguments.chat_template,
+        "chat_template_kwargs": _parse("--chat-template-kwargs", arguments.chat_template_kwargs or "{}"),
+    }
+    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    asked = [[*system, {"role": "user", "content": text}] for text in texts]
+    read = [_read_json(name) for name in arguments.messages]
+    return [Conversation(messages=messages, **shared) for messages in (*asked, *read)]
+
+
+def _read_json(name: str) -> Any:
+    try:
+        content = Path(name).read_bytes()
+    except OSError as e:
+        raise RequestError(f"{name}: cannot be read ({e.strerror}); pass a JSON file") from e
+    return _parse(name, content)
+
+
+def _parse(where: str, text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:  # ValueError: also bytes that are no text, and numbers of too many digits
+        raise RequestError(f"{where}: got no valid JSON ({e}); correct it") from e
