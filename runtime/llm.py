@@ -20,12 +20,12 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
-from enginewright.runtime.requests.resolved_sampling import default_limit, resolve
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling, default_limit, resolve
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.requests.token_ids import check_token_ids
 from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.chat.conversation import Conversation
-from enginewright.runtime.text.detokenizer import Detokenizer
+from enginewright.runtime.text.text_stream import TextStream, open_text
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -272,12 +272,9 @@ class LLM:
         for name in ("stop_token_ids", "logit_bias"):
             if outside := [token for token in getattr(sampling, name) if token >= vocab]:
                 raise RequestError(f"Sampling.{name}: got token id {outside[0]}, expected ids below {vocab}")
-        if sampling.stop and self.tokenizer is None:
-            raise RequestError("Sampling.stop: the engine has no tokenizer; use stop_token_ids instead")
         ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
-        detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer.decode)
         limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
         limit = default_limit(sampling, self.manifest.generation, prompt=len(ids), limit=limit)
         request = Generation(
@@ -285,13 +282,25 @@ class LLM:
             sampling,
             limit=limit,
             ends=ends,
-            detokenizer=detokenizer,
+            text=self._text_after(ids, sampling),
             processors=open_processors(sampling, ids, vocab),
         )
         if sampling.conditions:
             self._conditions.apply(sampling.conditions, request)
         self._warn_of(request)
         return request
+
+    def _text_after(self, prompt: NDArray[np.int64], sampling: ResolvedSampling) -> TextStream | None:
+        """Return what makes the text of a request's tokens; None where the engine has no tokenizer."""
+        if self.tokenizer is not None:
+            return open_text(self.tokenizer, prompt, sampling.stop, skip_special_tokens=sampling.skip_special_tokens)
+        if sampling.stop:
+            raise RequestError("Sampling.stop: the engine has no tokenizer; use stop_token_ids instead")
+        if not sampling.skip_special_tokens:
+            raise RequestError(
+                "Sampling.skip_special_tokens: got False, but the engine has no tokenizer, and gives no text"
+            )
+        return None
 
     def _warn_of(self, request: Generation) -> None:
         """Warn once of a request that this engine's decoding kind serves more slowly than others."""

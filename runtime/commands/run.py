@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave the model's own defaults of sampling, penalties, lengths and stop strings aside",
     )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--keep-special-tokens", action="store_true", help="print special tokens, too")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
         "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name, _ in _NUMBERS},
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
+        skip_special_tokens=not arguments.keep_special_tokens,
         stop=tuple(arguments.stop) or None,
         model_defaults=not arguments.no_model_defaults,
     )

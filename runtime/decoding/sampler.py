@@ -38,7 +38,7 @@ class SampledRequest(Protocol):
     tokens: Ints
     generated: list[int]
     processors: Sequence[LogitsProcessor]
-    processor_error: Exception | None
+    processor_error: BaseException | None
 
     @property
     def length(self) -> int:
@@ -105,7 +105,7 @@ def _process(row: Floats, request: SampledRequest, tokens: Ints) -> int:
     try:
         for processor in request.processors:
             processor.process(row, tokens)
-    except Exception as error:  # of any kind: the processor may be the user's own, and other requests must go on
+    except BaseException as error:  # of any kind: the processor may be the user's own, and other requests must go on
         request.processor_error = error
         return NO_TOKEN
     token = _largest(row)
@@ -117,7 +117,7 @@ def _accept(token: int, request: SampledRequest) -> int:
     try:
         for processor in request.processors:
             processor.accept(token)
-    except Exception as error:  # of any kind, as in `_process`
+    except BaseException as error:  # of any kind, as in `_process`
         request.processor_error = error
         return NO_TOKEN
     return token

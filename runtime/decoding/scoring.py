@@ -38,7 +38,7 @@ class ScoringProgram:
         """Hand out the logits. An exception of the request's owner ends the request."""
         try:
             is_over = self.request.receive(int(feed.positions[0]), outputs.logits)
-        except Exception as error:  # of any kind: it is raised where the owner waits, and other requests go on
+        except BaseException as error:  # of any kind: it is raised where the owner waits; other requests go on
             self.request.fail(error)
             is_over = True
         return Taken(len(feed.tokens), is_over=is_over)

@@ -16,7 +16,7 @@ from enginewright.runtime.requests.completion import Completion, Event, FinishRe
 from enginewright.runtime.requests.logits_processor import NO_TOKEN, LogitsProcessor
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
-from enginewright.runtime.text.detokenizer import Detokenizer, StopStrings
+from enginewright.runtime.text.text_stream import TextStream
 
 Ints = NDArray[np.int64]
 TakeLogits: TypeAlias = Callable[[int, NDArray[np.float32]], None]
@@ -76,9 +76,9 @@ class Request:
         """Leave the row, with the known tokens in an array of the request's own."""
         self.tokens, self.row = self.tokens[: self.length].copy(), None
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End with `error`, which the owner's next call raises."""
-        self.error = error
+        self.error = as_error(error)
         self.done.set()
 
     def cancel(self) -> None:
@@ -119,6 +119,7 @@ class Scoring(Request):
 class Generation(Request):
     """A request for new tokens.
 
+    text: makes the text of its tokens; None where the engine has no tokenizer, and once the text has ended.
     deliver: called with each Token as it comes, then with the Completion or the error. It fills `events`, unless the LLM
         sets another one before submission. What it raises ends the request.
     processors: what changes its logits before a token is chosen.
@@ -132,7 +133,7 @@ class Generation(Request):
         *,
         limit: int,
         ends: frozenset[int],
-        detokenizer: Detokenizer | None,
+        text: TextStream | None,
         processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         super().__init__(prompt, reserve=len(prompt) + limit - 1)
@@ -145,13 +146,12 @@ class Generation(Request):
         self.deliver: Callable[[Event], None] = self.events.put
         self.completion: Completion | None = None
         self.processors = processors
-        self.processor_error: Exception | None = None
+        self.processor_error: BaseException | None = None
         self._guessed = self._agreed = 0
         self._limit = limit
         self._ends = ends
-        self._detokenizer = detokenizer
-        self._stops = StopStrings(tuple(sampling.stop))
-        self._text: list[str] = []
+        self._text = text
+        self._pieces: list[str] = []
         self._logprobs: list[Logprobs] = []
 
     @property
@@ -175,13 +175,12 @@ class Generation(Request):
             self.generated.append(token)
             if logprobs is not None:
                 self._logprobs.append(logprobs)
-            text, stopped = self._read(token)
-            reason: FinishReason | None = (
-                "stop" if stopped else "length" if len(self.generated) == self._limit else None
-            )
-            if reason is not None:
-                text += self._flush()
-            self._text.append(text)
+            try:
+                text, reason = self._read(token)
+            except BaseException as error:  # of any kind, also a panic of a library: other requests must go on
+                self.fail(error)
+                return True
+            self._pieces.append(text)
             if not self._hand_over(Token(token, text, logprobs)):
                 self.done.set()
                 return True
@@ -221,45 +220,48 @@ class Generation(Request):
             "too large for its precision: compare it with its model by `enginewright check`"
         )
 
-    def _read(self, token: int) -> tuple[str, bool]:
-        """Return the text that `token` makes certain, and whether it ends the request."""
-        if token in self._ends:
-            return "", True
-        if self._detokenizer is None:
-            return "", False
-        text, found = self._stops.push(self._detokenizer.push(token))
+    def _read(self, token: int) -> tuple[str, FinishReason | None]:
+        """Return the text that `token` makes certain, and why it ends the request, if it does."""
+        text, found = "", False
+        if self._text is not None and token not in self._ends:
+            text, found = self._text.push(token)
         if found:
-            self._detokenizer = None  # the text that it holds back comes after the stop string
-        return text, found
+            self._text = None  # the text that it holds back comes after the stop string
+            return text, "stop"
+        if token in self._ends:
+            return self._flush(), "stop"
+        return (text + self._flush(), "length") if len(self.generated) == self._limit else (text, None)
 
     def cancel(self) -> None:
-        self._text.append(self._flush())
-        self._finish("cancelled")
+        try:
+            self._pieces.append(self._flush())
+        except BaseException as error:  # of any kind, as in `receive`
+            self.fail(error)
+        else:
+            self._finish("cancelled")
 
-    def fail(self, error: Exception) -> None:
-        super().fail(error)
-        self._hand_over(error)
+    def fail(self, error: BaseException) -> None:
+        known = as_error(error)
+        super().fail(known)
+        self._hand_over(known)
 
     def _hand_over(self, event: Event) -> bool:
         """Deliver `event`; False where that raises, which becomes the request's error. Nothing is delivered after it."""
         try:
             self.deliver(event)
-        except Exception as error:  # of any kind: it is the owner's own, and other requests must go on
+        except BaseException as error:  # of any kind: it is the owner's own, and other requests must go on
             self.deliver = _drop
-            self.error = self.error or error
+            self.error = self.error or as_error(error)
             return False
         return True
 
     def _flush(self) -> str:
         """Return the text that is still held back, up to a stop string in it."""
-        if self._detokenizer is None:
-            return ""
-        text, found = self._stops.push(self._detokenizer.flush())
-        return text if found else text + self._stops.flush()
+        return "" if self._text is None else self._text.flush()
 
     def _finish(self, reason: FinishReason) -> None:
         self.completion = Completion(
-            text="".join(self._text),
+            text="".join(self._pieces),
             token_ids=tuple(self.generated),
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
@@ -271,6 +273,18 @@ class Generation(Request):
         )
         self._hand_over(self.completion)
         self.done.set()
+
+
+def as_error(error: BaseException) -> Exception:
+    """Return `error` if it is an Exception, else an error of ours: a SystemExit must not end the thread that waits for it."""
+    if isinstance(error, Exception):
+        return error
+    known = RequestError(
+        f"request: ended by {error!r}, which its own callback or processor, or a library, raised while the engine ran; other "
+        "requests go on"
+    )
+    known.__cause__ = error
+    return known
 
 
 def _drop(_: Event) -> None:

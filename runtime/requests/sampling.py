@@ -34,12 +34,14 @@ class Sampling:
     presence_penalty, frequency_penalty: over output tokens, logit - presence - frequency * count.
     seed: seed of this request's random stream, 0 to 2**64 - 1; None: drawn from the system. The Completion reports it.
     max_tokens: the most new tokens (as many as fit).
-    stop: end before any of these strings appears in the text; a plain string counts as one stop string (none).
+    stop: end before any of these strings appears in the text, or in the text with special tokens where they are left out;
+        a plain string counts as one stop string (none). The token that ends a request has no text.
     stop_token_ids: end with any of these tokens, as with the model's own end tokens.
     logprobs: report the log-probability of each chosen token, and those of this many most probable tokens.
         They are the log-softmax of the model's logits, before any other field acts.
     logit_bias: token id -> added to its logit.
     ignore_eos: do not end at the model's own end tokens.
+    skip_special_tokens: leave special tokens out of the text.
     logits_processors: further changes of the logits: the name of an installed processor with its options, or any name with
         a ProcessorFactory of the caller's own. The bundled ones act in the order of their kinds, then the others in this
         order. They come on top of the model's own; one of the same name replaces that, and None switches it off.
@@ -65,6 +67,7 @@ class Sampling:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logits_processors: Mapping[str, Mapping[str, Any] | ProcessorFactory | None] = field(default_factory=dict)
     conditions: Mapping[str, str | tuple[str, float]] = field(default_factory=dict)
     model_defaults: bool = True
@@ -76,6 +79,10 @@ class Sampling:
                 continue
             if (expected := expected_instead(each.name, value)) is not None:
                 raise RequestError(f"Sampling.{each.name}: got {value!r}, expected {expected}")
+        if not isinstance(self.skip_special_tokens, bool):
+            raise RequestError(
+                f"Sampling.skip_special_tokens: got {self.skip_special_tokens!r}, expected True or False"
+            )
         if self.stop is not None:
             object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))

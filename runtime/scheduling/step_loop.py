@@ -222,7 +222,7 @@ def _do(message: Do) -> None:
     """Call the message's action, and hand over what it raises to the thread that waits for it."""
     try:
         message.action()
-    except Exception as error:  # of any kind: it is raised where the caller waits
+    except BaseException as error:  # of any kind: it is raised where the caller waits
         message.result.set_exception(error)
     else:
         message.result.set_result(None)

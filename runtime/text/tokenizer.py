@@ -16,6 +16,8 @@ from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.chat.template_set import DEFAULT, TemplateSet
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FILE = "tokenizer/tokenizer.json"
+_ADVICE = "correct the checkpoint's tokenizer, and build the engine again"
 
 
 class Tokenizer:
@@ -56,13 +58,41 @@ class Tokenizer:
         """Number of characters of the longest token."""
         return max(map(len, self._core.get_vocab()), default=1)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, with the special tokens that the tokenizer adds around it."""
-        return list(self._core.encode(_check_text(text)).ids)
+    @cached_property
+    def special_tokens(self) -> Mapping[int, str]:
+        """The special tokens, by id: those that a text is usually shown without."""
+        return {id: token.content for id, token in self._core.get_added_tokens_decoder().items() if token.special}
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, without special tokens."""
-        return self._core.decode(ids)
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`, with the special tokens that the tokenizer adds around it.
+
+        Raises:
+            RequestError: it is not valid Unicode, or the tokenizer cannot take it.
+        """
+        _check_text(text)
+        try:
+            return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+            raise RequestError(
+                f"{_FILE}: could not encode a prompt that begins {text[:40]!r} ({error!r}); {_ADVICE}"
+            ) from error
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`.
+
+        Raises:
+            ArtifactError: the tokenizer cannot decode them.
+        """
+        try:
+            return self._core.decode(ids, skip_special_tokens)
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+            raise ArtifactError(
+                f"{_FILE}: could not decode tokens such as {list(ids[-8:])} ({error!r}); {_ADVICE}"
+            ) from error
 
     def chat(self, conversation: Conversation) -> list[int]:
         """Return the ids of a conversation, which end where the answer begins.
@@ -70,21 +100,25 @@ class Tokenizer:
         Raises:
             RequestError: there is no template for the conversation, or it rejects it.
         """
-        text = _check_text(self.render(conversation))
-        return list(self._core.encode(text, add_special_tokens=False).ids)  # the template writes them itself
+        text = self.render(conversation)
+        return self.encode(text, add_special_tokens=False)  # the template writes them itself
 
     def render(self, conversation: Conversation) -> str:
         """Return the text of a conversation."""
         return self._templates.render(conversation)
 
 
-def _check_text(text: str) -> str:
-    """Return `text`, after checking that it can be written as UTF-8."""
+def _is_of_library(error: BaseException) -> bool:
+    """Whether the tokenizers library raised it; its panics are no Exceptions, and their class cannot be imported."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _check_text(text: str) -> None:
+    """Raise RequestError if `text` cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
         raise RequestError(f"prompt: got {text[e.start]!r} at position {e.start}, expected valid Unicode text") from e
-    return text
 
 
 def _find_templates(config: Mapping[str, Any], paths: Mapping[str, Path]) -> TemplateSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from enginewright.runtime.loader import load
 from enginewright.runtime.machine import physical_cores
 from enginewright.runtime.triton.metric_publisher import open_publisher
 from enginewright.runtime.triton.ports import BACKEND, ENGINE, LOAD_OPTIONS, MAX_QUEUE
-from enginewright.runtime.triton.served_request import read_request
+from enginewright.runtime.triton.served_request import ServedRequest, read_request
 from enginewright.runtime.triton.server import CancelledError, GoneError, Piece, QueueFullError, Server, TimedOutError
 
 # Triton completes the module pb_utils only after it has imported this one, so pb_utils may not be used at import time.
@@ -64,6 +65,7 @@ class TritonPythonModel:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
                 served = read_request(self._server.llm, tensors, parameters, request.timeout())
+                client.follow(served)
                 self._server.submit(served, client)
             except Exception as e:  # of any kind: it concerns this client alone
                 self._server.refuse(client, e)
@@ -88,9 +90,17 @@ class _Client:
         self._sender = sender
         self._wanted = frozenset(wanted)
         self._batched = batched
+        self._echo = ""
+
+    def follow(self, request: ServedRequest) -> None:
+        """Shape the responses as the request asks; called before the first one."""
+        self._wanted -= request.left_out
+        self._echo = request.echo
 
     def send(self, piece: Piece) -> None:
         """Send `piece` as a response, in the outputs that the client asks for; GoneError where it cannot be sent."""
+        if self._echo:
+            piece, self._echo = dataclasses.replace(piece, text=self._echo + piece.text), ""
         outputs = {name: value for name, value in _outputs(piece).items() if name in self._wanted}
         if self._batched:
             narrow = {np.dtype(np.int64): np.int32}

@@ -38,6 +38,7 @@ INPUTS = (
     ServedPort("stop", "STRING", (-1,)),
     ServedPort("stop_token_ids", "INT64", (-1,)),
     ServedPort("ignore_eos", "BOOL"),
+    ServedPort("skip_special_tokens", "BOOL"),
     ServedPort("temperature", "FP32"),
     ServedPort("top_k", "INT64"),
     ServedPort("top_p", "FP32"),
@@ -58,13 +59,30 @@ INPUTS = (
     ServedPort("stop_words", "STRING", (-1,)),
     ServedPort("end_id", "INT64", (-1,)),
     ServedPort("random_seed", "UINT64"),
+    ServedPort("exclude_input_in_output", "BOOL"),
+    ServedPort("return_num_input_tokens", "BOOL"),
+    ServedPort("return_num_output_tokens", "BOOL"),
+    ServedPort("guided_decoding_guide_type", "STRING"),
+    ServedPort("guided_decoding_guide", "STRING"),
 )
 """All are optional, except that one of the first three must be given.
 
 messages, tools, documents, chat_template_kwargs: JSON texts; the last three go with messages alone.
 conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
-with their options, null for one of the model's own that is to be off.
+with their options, null for one of the model's own that is to be off. exclude_input_in_output: false has the
+text begin with `text_input`. The inputs from stop_words on are those of Triton's OpenAI frontend and of the TensorRT-LLM
+backend.
 """
+
+REFUSED = {
+    name: "this version does not hold the output to a grammar or schema; leave it out, and ask for the form in the prompt (in "
+    "OpenAI's API: no tool_choice but auto or none)"
+    for name in ("guided_decoding_guide_type", "guided_decoding_guide")
+}
+"""Input that clients send -> why no request with it is served. They are declared so that the client learns the reason."""
+
+COUNTS = {"return_num_input_tokens": "num_input_tokens", "return_num_output_tokens": "num_output_tokens"}
+"""Input -> the output that comes unless it is false."""
 
 ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
 """Name in another backend -> our name."""
@@ -79,6 +97,7 @@ SAMPLING = (
         "stop",
         "stop_token_ids",
         "ignore_eos",
+        "skip_special_tokens",
         "seed",
         "logprobs",
         "temperature",

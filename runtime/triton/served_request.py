@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
-from enginewright.runtime.triton.ports import ALIASES, CHAT, INPUTS, PROMPTS, SAMPLING, ServedPort
+from enginewright.runtime.triton.ports import ALIASES, CHAT, COUNTS, INPUTS, PROMPTS, REFUSED, SAMPLING, ServedPort
 
 _PORTS = {port.name: port for port in INPUTS}
+_SERVED = tuple(name for name in _PORTS if name not in REFUSED)
 _KINDS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "STRING": (str,), "FP32": (float, int)}
 _KIND_NAMES = {"BOOL": "true or false", "STRING": "text", "FP32": "a number"}
 
@@ -29,6 +30,8 @@ class ServedRequest:
     stream: whether the client gets a response for each piece of text, instead of a single one.
     priority: of the requests that wait, those with lower numbers run first.
     timeout: seconds from arrival after which the request is given up; None for no limit.
+    echo: the text of the first response begins with it.
+    left_out: names of the outputs that the client does not want.
     """
 
     prompt: Prompt
@@ -36,6 +39,8 @@ class ServedRequest:
     stream: bool = False
     priority: int = 0
     timeout: float | None = None
+    echo: str = ""
+    left_out: frozenset[str] = frozenset()
 
 
 def read_request(
@@ -68,7 +73,18 @@ def read_request(
         stream=values.get("stream", False),
         priority=values.get("priority", 0),
         timeout=min(limits, default=None),
+        echo="" if values.get("exclude_input_in_output", True) else _read_echo(values),
+        left_out=frozenset(output for name, output in COUNTS.items() if not values.get(name, True)),
     )
+
+
+def _read_echo(values: Mapping[str, Any]) -> str:
+    """Return the prompt's text, which the output is to begin with."""
+    if "text_input" not in values:
+        raise RequestError(
+            "exclude_input_in_output: got false with a prompt that is not text; send text_input, or leave it out"
+        )
+    return str(values["text_input"])
 
 
 def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
@@ -107,7 +123,9 @@ def _read_all(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     for name, value in (*tensors.items(), *parameters.items()):
         port = _PORTS.get(name)
         if port is None:
-            raise RequestError(f"{_shorten(name)}: unknown parameter; known: {', '.join(_PORTS)}")
+            raise RequestError(f"{_shorten(name)}: unknown parameter; known: {', '.join(_SERVED)}")
+        if name in REFUSED:
+            raise RequestError(f"{name}: {REFUSED[name]}")
         own = ALIASES.get(name, name)
         if own in values:
             raise RequestError(f"{name}: given twice, as {own} and by another name or way; give it once")

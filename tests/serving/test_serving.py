@@ -149,10 +149,22 @@ def test_the_openai_frontends_requests(installation: Installation, engine: Path,
             "temperature": np.array([[0.7]], np.float32),
             "top_p": np.array([[0.9]], np.float32),
             "seed": np.array([[5]], np.uint64),
+            "return_num_input_tokens": np.array([[True]]),
+            "return_num_output_tokens": np.array([[True]]),
         }
         expected = llm.generate("12 + 3", Sampling(max_tokens=9, temperature=0.7, top_p=0.9, seed=5))[0]
         answer = ask(server, **values)
         assert (answer.error, answer.text, answer.finish_reason) == (None, expected.text, expected.finish_reason)
         assert answer.responses[-1].outputs["num_output_tokens"] == [[len(expected.token_ids)]]
+        assert answer.responses[-1].outputs["num_input_tokens"] == [[expected.prompt_tokens]]
+        echoed = ask(server, **values, exclude_input_in_output=np.array([[False]]))
+        assert (echoed.error, echoed.text) == (None, "12 + 3" + expected.text)
+        with_tool = {
+            "guided_decoding_guide_type": np.array([[b"json_schema"]], np.object_),
+            "guided_decoding_guide": np.array([[b'{"type": "object"}']], np.object_),
+        }
+        assert "guided_decoding_guide_type: this version does not" in str(ask(server, **values, **with_tool).error)
+        adapter = ask(server, **values, lora_task_id=np.array([[1]], np.uint64))
+        assert "lora_task_id" in str(adapter.error), "Triton refuses what is not declared"
         whole = generate(server, text_input="12 + 3", max_tokens=9, temperature=0.7, top_p=0.9, seed=5)
         assert whole["text_output"] == expected.text

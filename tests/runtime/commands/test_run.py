@@ -126,3 +126,13 @@ def test_an_error_has_a_line_of_its_own(capsys: Capture, tiny_engine: Path, monk
     assert cli.main(["run", str(tiny_engine), "--prompt", "the cat"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "half an ans\n" and captured.err == "enginewright run: error: the step failed\n"
+
+
+def test_special_tokens_are_printed_on_request(
+    capsys: Capture, tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(LLM, "generate", lambda _, prompts, sampling: asked.append(sampling.skip_special_tokens) or [])
+    for flags in ([], ["--keep-special-tokens"]):
+        assert texts(capsys, str(tiny_engine), "--prompt", "the cat", *flags) == []
+    assert asked == [True, False]

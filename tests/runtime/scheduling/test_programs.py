@@ -88,7 +88,7 @@ def scheduler_of(rows: int, step_tokens: int) -> Scheduler:
 def request_of(prompt: list[int]) -> Generation:
     """A request for a canvas of ANSWER tokens."""
     sampling = ResolvedSampling(max_tokens=ANSWER)
-    return Generation(np.array(prompt), sampling, limit=ANSWER, ends=frozenset(), detokenizer=None)
+    return Generation(np.array(prompt), sampling, limit=ANSWER, ends=frozenset(), text=None)
 
 
 def run(scheduler: Scheduler) -> list[list[int]]:

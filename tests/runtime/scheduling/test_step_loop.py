@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+from collections.abc import Iterator
 
-from enginewright.runtime.errors import RequestError
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models
+
+from enginewright.runtime.errors import ArtifactError, RequestError
+from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.completion import Completion, Event, Token
+from enginewright.runtime.requests.logits_processor import Stateless
 from enginewright.runtime.requests.sampling import Sampling
 from tests.support.runtime.toy_model import greedy, make_llm
+from tests.support.runtime.toy_session import VOCAB
+
+ERRORS = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError("the owner's own"), BaseException("bare")]
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -40,3 +51,104 @@ def test_waiting_for_the_loop_on_its_own_thread_is_refused() -> None:
     with make_llm(eos=()) as llm:
         assert len(llm.submit([1], Sampling(max_tokens=2), on_event=take).result().token_ids) == 2
     assert len(refused) == 3 and "on its own thread; call it from another thread" in refused[0]
+
+
+@pytest.fixture
+def busy() -> Iterator[LLM]:
+    """A toy whose other requests must end as they would without the one that fails."""
+    with make_llm(eos=(), rows=4) as llm:
+        others = llm.submit_all([[5, 6], [7]], Sampling(max_tokens=40))
+        yield llm
+        assert [other.result().token_ids for other in others] == [tuple(greedy(p, 40)) for p in ([5, 6], [7])]
+        assert llm.generate([3], Sampling(max_tokens=4))[0].token_ids == tuple(greedy([3], 4)), "it still serves"
+
+
+def raised_by(call: object) -> Exception:
+    """The error of `call`, which must come within seconds, and be one that a thread can wait for."""
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()  # type: ignore[operator]
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert caught, "no error came"
+    assert isinstance(caught[0], Exception)
+    return caught[0]
+
+
+def check_error(got: Exception, given: BaseException) -> None:
+    if isinstance(given, Exception):
+        assert given in (got, got.__cause__)
+    else:
+        assert isinstance(got, RequestError) and got.__cause__ is given and repr(given) in str(got)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_an_error_of_any_kind_in_a_callback_ends_its_own_request(busy: LLM, error: BaseException) -> None:
+    def take(_: Event) -> None:
+        raise error
+
+    check_error(raised_by(busy.submit([3, 4], Sampling(max_tokens=9), on_event=take).result), error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("at", ["process", "accept"])
+def test_an_error_of_any_kind_in_a_processor_ends_its_own_request(busy: LLM, error: BaseException, at: str) -> None:
+    class Processor(Stateless):
+        def process(self, logits: np.ndarray, tokens: np.ndarray) -> None:
+            if at == "process":
+                raise error
+
+        def accept(self, token: int) -> None:
+            if at == "accept":
+                raise error
+
+    sampling = Sampling(max_tokens=9, logits_processors={"bad": lambda prompt, vocab: Processor()})
+    got = raised_by(busy.submit([3, 4], sampling).result)
+    assert isinstance(got, RequestError) and got.__cause__ is error
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_an_error_of_any_kind_in_a_scorers_function_ends_its_own_request(busy: LLM, error: BaseException) -> None:
+    def take(position: int, logits: np.ndarray) -> None:
+        raise error
+
+    check_error(raised_by(lambda: busy.score([[3, 4, 5]], [take])), error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_an_error_of_any_kind_between_steps_is_the_callers(busy: LLM, error: BaseException) -> None:
+    def act() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        busy.loop.between_steps(act)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("when", ["token", "prompt", "stop string"])
+def test_a_panic_of_the_tokenizers_library_ends_its_own_request(when: str) -> None:
+    """Its decoder strips nine spaces from a token that has one, which ends in an index out of bounds."""
+    words = {"word" + str(i): i for i in range(VOCAB)}
+    spaces = greedy([3, 4], 6)[2]
+    words = {word if i != spaces else " ": i for word, i in words.items()}
+    core = tokenizers.Tokenizer(models.WordLevel(words, unk_token=" "))
+    core.decoder = decoders.Strip(" ", 0, 9)
+    with make_llm(core, eos=(), rows=4) as llm:
+        others = llm.submit_all([[9], [11]], Sampling(max_tokens=1))
+        if when == "prompt":
+            with pytest.raises(ArtifactError, match=r"tokenizer/tokenizer\.json: could not decode tokens"):
+                llm.generate([spaces], Sampling(max_tokens=1))
+        else:
+            sampling = Sampling(max_tokens=6, stop=["never"] if when == "stop string" else [])
+            got = raised_by(llm.submit([3, 4], sampling).result)
+            assert isinstance(got, ArtifactError) and "tokenizer/tokenizer.json: could not decode tokens" in str(got)
+            assert "index out of bounds" in str(got) and "build the engine again" in str(got)
+            assert isinstance(raised_by(lambda: list(llm.stream([3, 4], sampling))), ArtifactError)
+        assert all(other.result().token_ids for other in others)
+        assert llm.generate([9], Sampling(max_tokens=1))[0].token_ids == tuple(greedy([9], 1))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
+import numpy as np
+import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from enginewright.runtime.text.detokenizer import Detokenizer, StopStrings
+from enginewright.runtime.text.detokenizer import Detokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer as Own
+from tests.support.runtime.kinds_of_tokenizers import SPECIAL, TOKENIZERS, ids_of, sentencepiece_like
 
 
 def _pieces(core: Tokenizer, ids: list[int]) -> tuple[list[str], str]:
@@ -53,32 +58,11 @@ def test_text_comes_as_soon_as_it_is_certain(byte_tokenizer: Tokenizer) -> None:
     assert _pieces(byte_tokenizer, ids)[0] == ["a", "", "", "", "🙂", "b"]
 
 
-def _sentencepiece_like() -> Tokenizer:
-    """Metaspace words with byte fallback, the decoder that Llama 2's tokenizer has."""
-    words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁Hello", "▁world", "ly", "!"]
-    model = {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": [], "byte_fallback": True}
-    model |= {"unk_token": "<unk>", "fuse_unk": True, "dropout": None, "ignore_merges": False}
-    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
-    special = {"id": 1, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    parts = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [{**special, "special": True}]}
-    whole |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "model": model}
-    return Tokenizer.from_str(json.dumps({**whole, "decoder": {"type": "Sequence", "decoders": parts}}))
-
-
 @given(st.lists(st.sampled_from([" Hello", " world", "ly", "!", "世", "🙂", " ", "\n", "</s>"]), max_size=25))
 @settings(max_examples=150, deadline=None)
 def test_leading_spaces_and_byte_fallback(parts: list[str]) -> None:
-    core = _sentencepiece_like()
-    ids: list[int] = []
-    for part in parts:
-        known = core.token_to_id(part.replace(" ", "▁"))
-        ids += [known] if known is not None else [core.token_to_id(f"<0x{byte:02X}>") for byte in part.encode()]
+    core = sentencepiece_like()
+    ids = ids_of(core, parts)
     pieces, whole = _pieces(core, ids)
     assert whole == core.decode(ids)
     assert not any("\ufffd" in piece for piece in pieces)
@@ -90,34 +74,74 @@ def test_word_suffix_decoder() -> None:
     assert _pieces(core, [0, 1, 2, 0, 2])[1] == core.decode([0, 1, 2, 0, 2]) == "a bc a c"
 
 
-@given(st.text("abx", max_size=30), st.lists(st.text("abx", min_size=1, max_size=4), max_size=3), st.data())
-@settings(max_examples=200, deadline=None)
-def test_stop_strings_cut_wherever_the_pieces_break(text: str, stops: list[str], data: st.DataObject) -> None:
-    matcher, shown, found, rest = StopStrings(stops), "", False, text
-    ends = [0]
-    while rest and not found:
-        length = data.draw(st.integers(0, 4))
-        piece, found = matcher.push(rest[:length])
-        rest, shown = rest[length:], shown + piece
-        ends.append(ends[-1] + length)
-    shown += "" if found else matcher.flush()
-    # the first stop to be complete decides; among those complete with the same piece, the earliest start
-    complete = [end for end in ends if any(stop in text[:end] for stop in stops)]
-    assert found == bool(complete)
-    seen = text[: complete[0]] if complete else text
-    assert shown == (seen[: min(seen.find(s) for s in stops if s in seen)] if complete else text)
+def _continue(core: Tokenizer, prompt: list[int], ids: list[int], *, skip: bool) -> str:
+    """The text of tokens after a prompt, as the pieces give it."""
+    tokenizer = Own(core, None)
+    decode = partial(tokenizer.decode, skip_special_tokens=skip)
+    hidden = tokenizer.special_tokens.keys() if skip else ()
+    detokenizer = Detokenizer(decode, hidden, np.array(prompt, np.int64))
+    return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
 
 
-def test_a_partial_match_is_held_back_and_released() -> None:
-    matcher = StopStrings(["worse"])
-    assert [matcher.push(piece) for piece in ("hello w", "or", "ld")] == [
-        ("hello ", False),
-        ("", False),
-        ("world", False),
-    ]
-    assert matcher.push("wor") == ("", False)
-    assert matcher.flush() == "wor"
+@pytest.mark.parametrize("kind", sorted(set(TOKENIZERS) - {"sentencepiece"}))
+@given(data=st.data(), skip=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_text_continues_the_prompt(kind: str, data: st.DataObject, skip: bool) -> None:
+    core = TOKENIZERS[kind]()
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+    tokens = st.sampled_from(range(core.get_vocab_size())) | st.sampled_from(range(len(SPECIAL)))
+    prompt = data.draw(st.lists(tokens, min_size=1, max_size=24))
+    ids = data.draw(st.lists(tokens, max_size=40))
+    before = theirs.decode(prompt, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+    whole = theirs.decode(prompt + ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+    if whole.startswith(before):
+        assert _continue(core, prompt, ids, skip=skip) == whole[len(before) :]
 
 
-def test_no_stop_strings_hold_nothing_back() -> None:
-    assert StopStrings(()).push("text") == ("text", False)
+PARTS = [" Hello", " world", "ly", "!", "世", "🙂", "é", " ", "  ", "\n", *SPECIAL]
+
+
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=20), st.data(), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_byte_fallback_continues_the_prompt_even_within_a_character(
+    parts: list[str], data: st.DataObject, skip: bool
+) -> None:
+    """The prompt may end in any part, and in the middle of its bytes: then the text has the whole character."""
+    core = sentencepiece_like()
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+    cut = data.draw(st.integers(0, len(parts) - 1))
+    before, part, after = ids_of(core, parts[:cut]), ids_of(core, parts[cut : cut + 1]), ids_of(core, parts[cut + 1 :])
+    inside = data.draw(st.integers(0 if before else 1, len(part)))
+    settled = before + part if inside == len(part) else before
+    text = theirs.decode(settled, skip_special_tokens=skip)
+    whole = theirs.decode(before + part + after, skip_special_tokens=skip)
+    assert _continue(core, before + part[:inside], part[inside:] + after, skip=skip) == whole[len(text) :]
+
+
+def test_a_space_between_prompt_and_text_stays() -> None:
+    core = sentencepiece_like()
+    hello, world = ids_of(core, [" Hello"]), ids_of(core, [" world"])
+    end, start = core.token_to_id("</s>"), core.token_to_id("<s>")
+    assert core.decode(world) == "world", "alone, it has none"
+    assert _continue(core, hello, world, skip=True) == " world"
+    assert _continue(core, [*hello, *[end] * 50], world, skip=True) == " world", "special tokens do not hide the word"
+    assert _continue(core, [start], world, skip=True) == core.decode([start, *world]) == "world"
+
+
+def test_a_long_prompt_is_not_decoded_whole() -> None:
+    core, decoded = sentencepiece_like(), list[int]()
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return core.decode(ids)
+
+    detokenizer = Detokenizer(decode, (), np.array(ids_of(core, [" Hello"]) * 100_000))
+    assert detokenizer.push(ids_of(core, [" world"])[0]) == " world"
+    assert max(decoded) < 20 and len(decoded) < 8
+
+
+def test_hidden_tokens_cost_no_decoding() -> None:
+    core = sentencepiece_like()
+    detokenizer = Detokenizer(core.decode, {1}, np.array(ids_of(core, [" Hello"])))
+    assert [detokenizer.push(1) for _ in range(1000)] == [""] * 1000
+    assert detokenizer.push(ids_of(core, [" world"])[0]) == " world"

@@ -13,6 +13,7 @@ from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Limits, Manifest, Model
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.text.chat.conversation import Conversation
+from enginewright.runtime.text.chat.template_set import DEFAULT, TemplateSet
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 CHATML = """{%- for message in messages %}
@@ -104,3 +105,47 @@ def test_the_template_is_found_wherever_it_is(open_files: Open, files: dict[str,
 def test_a_broken_file_is_named(open_files: Open, files: dict[str, str | None], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         open_files(**files)
+
+
+def _panic() -> BaseException:
+    """A panic of the tokenizers library, whose class cannot be imported."""
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({" ": 0}, unk_token=" "))
+    core.decoder = tokenizers.decoders.Strip(" ", 0, 9)
+    with pytest.raises(BaseException, match="index out of bounds") as caught:
+        core.decode([0])
+    assert not isinstance(caught.value, Exception)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(_panic, RequestError), (lambda: ValueError("x"), RequestError), (KeyboardInterrupt, None)]
+)
+def test_text_that_the_tokenizer_cannot_take(given: Callable[[], BaseException], expected: type | None) -> None:
+    error = given()
+
+    class Core:
+        def encode(self, *_: object, **__: object) -> None:
+            raise error
+
+    tokenizer = Tokenizer(Core(), TemplateSet({DEFAULT: "x{{ messages }}"}, {}, where="t"))  # type: ignore[arg-type]
+    for call in (lambda: tokenizer.encode("a"), lambda: tokenizer.chat(Conversation(messages=MESSAGES))):
+        with pytest.raises(
+            expected or type(error), match=r"tokenizer/tokenizer\.json: could not" if expected else None
+        ) as got:
+            call()
+        assert (got.value.__cause__ if expected else got.value) is error
+
+
+def test_words_that_the_vocabulary_lacks() -> None:
+    tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]")), None)
+    with pytest.raises(
+        RequestError, match=r"tokenizer/tokenizer\.json: could not encode a prompt that begins 'b'.*UNK"
+    ):
+        tokenizer.encode("b")
+
+
+def test_special_tokens_are_those_that_a_text_is_shown_without(byte_tokenizer: tokenizers.Tokenizer) -> None:
+    tokenizer = Tokenizer(byte_tokenizer, None)
+    assert tokenizer.special_tokens == {0: "</s>", 1: "<s>"}
+    ids = [1, *byte_tokenizer.encode("cat").ids, 0]
+    assert tokenizer.decode(ids) == "cat" and tokenizer.decode(ids, skip_special_tokens=False) == "<s>cat</s>"

@@ -190,6 +190,25 @@ def test_a_stream_ends_once_and_tells_the_counts_then(open_model: Open) -> None:
     assert (last["num_input_tokens"].tolist(), last["num_output_tokens"].tolist()) == ([2], [9])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_prompt_comes_first_and_counts_only_as_asked(open_model: Open, llm: LLM, stream: bool) -> None:
+    request = Request(
+        text_input=texts(b"the cat"),
+        max_tokens=np.array([9]),
+        stream=np.array([stream]),
+        exclude_input_in_output=np.array([False]),
+        return_num_input_tokens=np.array([False]),
+        return_num_output_tokens=np.array([True]),
+    )
+    open_model().execute([request])
+    assert request.sender.ended.wait(60)
+    outputs = [response.outputs for response in request.sender.responses]
+    expected = llm.generate("the cat", Sampling(max_tokens=9))[0]
+    assert b"".join(each["text_output"][0] for each in outputs).decode() == "the cat" + expected.text
+    assert "num_input_tokens" not in outputs[-1]
+    assert outputs[-1]["num_output_tokens"].tolist() == [len(expected.token_ids)]
+
+
 def test_errors_have_codes_and_reach_their_client(open_model: Open) -> None:
     model = open_model(max_queue="0", max_batch="1")
     bad, worse = Request(text_input=texts(b"")), Request("{", text_input=texts(b"a"))

@@ -51,6 +51,7 @@ def test_every_sampling_field_that_has_an_input_arrives(llm: LLM) -> None:
         stop_token_ids=[3, 4],
         logprobs=2,
         ignore_eos=True,
+        skip_special_tokens=False,
         model_defaults=False,
     )
     kinds = {"STRING": np.object_, "BOOL": np.bool_, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32}
@@ -194,8 +195,23 @@ BAD = [
     ({"conditions": texts(b"a=b*much")}, {}, "conditions: got the scale much, expected a number"),
     ({"logits_processors": texts(b"[1]")}, {}, r"logits_processors: got '\[1\]', expected a JSON object"),
     ({"logits_processors": texts(b'{"a": 1}')}, {}, "logits_processors: got .*expected a JSON object"),
+    ({"guided_decoding_guide": texts(b"")}, {}, "guided_decoding_guide: this version does not hold the output to"),
+    ({}, {"guided_decoding_guide_type": "json"}, "guided_decoding_guide_type: .*; leave it out"),
+    ({"return_num_input_tokens": np.array([1])}, {"return_num_input_tokens": 1}, "given twice"),
+    ({}, {"return_num_output_tokens": 1}, "return_num_output_tokens: got 1 as a parameter, expected true or false"),
     ({"input_ids": np.array([1])}, {}, "prompt: got text_input and input_ids, expected one of"),
 ]
+
+
+def test_what_the_responses_have(llm: LLM) -> None:
+    yes, no = np.array([[True]]), np.array([[False]])
+    assert ask(llm, return_num_input_tokens=yes, return_num_output_tokens=yes, exclude_input_in_output=yes) == ask(llm)
+    assert ask(llm).left_out == frozenset() and ask(llm).echo == ""
+    assert ask(llm, return_num_input_tokens=no).left_out == {"num_input_tokens"}
+    assert ask(llm, {"return_num_output_tokens": False}).left_out == {"num_output_tokens"}
+    assert ask(llm, exclude_input_in_output=no).echo == "the cat"
+    with pytest.raises(RequestError, match="exclude_input_in_output: got false with a prompt that is not text"):
+        read_request(llm, {"input_ids": np.array([5]), "exclude_input_in_output": no}, {})
 
 
 def test_conditions_and_processors_come_by_name(llm: LLM) -> None:
@@ -212,7 +228,7 @@ def test_conditions_and_processors_come_by_name(llm: LLM) -> None:
 def test_what_is_refused(llm: LLM, tensors: dict[str, Any], parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         ask(llm, parameters, **tensors)
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(
