@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from enginewright.exporters.source.generation.defaults import read_defaults
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.source.tied import untie
+from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
@@ -61,7 +61,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
     weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     untie(skeleton.model, weights)
-    tokenizer = tuple(_copy_tokenizer(checkpoint, root))
+    tokenizer = _write_tokenizer(checkpoint, root)
     generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=bool(tokenizer))
     checkpoint.unused.settle(strict=strict)
     checkpoint.unused.save(root)
@@ -201,9 +201,7 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 
-def _copy_tokenizer(checkpoint: Checkpoint, root: Path) -> Iterable[File]:
-    for name, content in checkpoint.tokenizer_files().items():
-        target = root / "tokenizer" / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(content)
-        yield directory.describe_file(root, target)
+def _write_tokenizer(checkpoint: Checkpoint, root: Path) -> tuple[File, ...]:
+    tokenizer = read_tokenizer(checkpoint)
+    written = () if tokenizer is None else tokenizer.write(root / "tokenizer")
+    return tuple(directory.describe_file(root, path) for path in written)

@@ -68,7 +68,7 @@ COLUMNS = {
         ("recipe",),
         ("methods",),
         ("calibration", "passes"),
-        ("capture",),
+        ("capture", "tokenizer"),
         ("source",),
         ("features", "weights"),
         ("config_text",),

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from enginewright.exporters.calibration.blocks import choose_attention, place_tensors
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
-TOKENIZER = "tokenizer.json"
 _PIECE = 1 << 18  # characters
 _LINE_END = re.compile(r"(?<=\S)\n(?=\S)")  # most tokenizers split there, so that pieces give the whole text's tokens
 SAMPLED_AT_ONCE = 64  # sequences: their keys and values, and one step's logits, are in memory
@@ -119,16 +119,10 @@ def _check_sizes(checkpoint: Checkpoint, sequences: int, length: int) -> None:
 
 
 def _open_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
-    path = checkpoint.path / TOKENIZER
-    if TOKENIZER not in checkpoint.file_names():
-        raise ExportError(f"{path}: not found; expected the model's tokenizer, to calibrate with a text file")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(checkpoint.read_file(TOKENIZER))
-    except Exception as e:  # tokenizers raises nothing narrower
-        raise ExportError(f"{path}: cannot be read ({e}); download it again") from e
-    tokenizer.no_truncation()  # a stored limit would cut the text off
-    tokenizer.no_padding()
-    return tokenizer
+    found = read_tokenizer(checkpoint)
+    if found is None:
+        raise ExportError(f"{checkpoint.path}: got no tokenizer, expected the model's, to calibrate with a text file")
+    return found.core
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Iterator[list[int]]:

@@ -324,6 +324,7 @@ def _write_json(checkpoint: Checkpoint, root: Path, described: Description | Non
             _save(root / name, content)
     for name in checkpoint.file_names():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in COPIED):
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_bytes(checkpoint.read_file(name))
 
 

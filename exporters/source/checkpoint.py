@@ -5,6 +5,7 @@ Only headers are read when it is opened. Tensors are read one by one, so that me
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,28 @@ from transformers import AutoConfig, PreTrainedConfig
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.registry import find_source, locate
 from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
-from enginewright.exporters.source.tensor_source import SourceFormat, StoredTensor, TensorSource
+from enginewright.exporters.source.tensor_source import TEMPLATES, SourceFormat, StoredTensor, TensorSource
 from enginewright.exporters.source.unused import Unused
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = {
+    "": (
+        "tokenizer*.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "tekken.json",
+        "*.model",
+        "*.tiktoken",
+        "chat_template.json",
+        "chat_template.jinja",
+    ),
+    TEMPLATES: ("*.jinja",),
+}
+"""Patterns of the names of a tokenizer's files, by the folder that they are in."""
 _CHECKED_AT_ONCE = 1 << 22  # numbers, because the check copies them
 
 
@@ -106,9 +122,8 @@ class Checkpoint:
             raise ExportError(f"{self.path / name}: cannot be read ({e.strerror or e})") from e
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files that the runtime needs to turn text into tokens and back, by name."""
-        present = self.file_names()
-        return {name: self.read_file(name) for name in TOKENIZER_FILES if name in present}
+        """The files from which transformers can make the tokenizer, by name; not what they refer to."""
+        return {name: self.read_file(name) for name in self.file_names() if _is_tokenizer_file(name)}
 
 
 def open_checkpoint(model: str) -> Checkpoint:
@@ -136,6 +151,11 @@ def open_checkpoint(model: str) -> Checkpoint:
         config=config,
         generation=generation,
     )
+
+
+def _is_tokenizer_file(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in TOKENIZER_FILES.get(folder, ()))
 
 
 def _name(path: Path) -> str:

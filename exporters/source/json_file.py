@@ -20,7 +20,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object in `content`, which is that of `path`; ExportError when it is none."""
     try:
         value = json.loads(content.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, a number of too many digits, or too deep
         raise ExportError(f"{path}: not valid JSON ({e}); download the file again") from e
     if not isinstance(value, dict):
         raise ExportError(f"{path}: got a JSON {type(value).__name__}, expected an object")

@@ -10,6 +10,14 @@ from enginewright.runtime.errors import ExportError
 
 FORMATS = Door("enginewright.exporters.source.formats", "SOURCE", SourceFormat)
 
+TOKENIZER_PATTERNS = (
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "vocab.txt",
+    "merges.txt",
+)  # those in JSON are fetched as such
+
 
 def find_source(path: Path) -> SourceFormat:
     """Return the format that recognises `path`.
@@ -48,7 +56,7 @@ def locate(model: str) -> Path:
 
     weights = [pattern for _, entry in sorted(FORMATS.entries().items()) for pattern in entry.hub_files]
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", *weights, "*.jinja"]))
+        return Path(snapshot_download(model, allow_patterns=["*.json", *weights, *TOKENIZER_PATTERNS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ExportError(f"{model}: no such file or directory, and the hub did not provide it ({e})") from e
 

@@ -14,6 +14,9 @@ import torch
 
 from enginewright.exporters.weights.weight import QuantizedRows
 
+TEMPLATES = "additional_chat_templates"
+"""The folder of a checkpoint whose files are chat templates besides the default one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
@@ -82,7 +85,8 @@ class TensorSource(Protocol):
 
     def file_names(self) -> tuple[str, ...]:
         """Names of the files besides the tensors: config.json, and where there are such, generation_config.json and the
-        tokenizer's. A format without these files makes their content from its metadata.
+        tokenizer's, those in the folder TEMPLATES with its name and a slash before theirs. A format without these files makes
+        their content from its metadata.
         """
         ...
 
@@ -133,8 +137,9 @@ class FolderFiles:
         return None
 
     def file_names(self) -> tuple[str, ...]:
-        """All files directly in the directory."""
-        return tuple(sorted(path.name for path in self._folder.iterdir() if path.is_file()))
+        """All files directly in the directory, and the templates in its folder for them, such as "FOLDER/tool_use.jinja"."""
+        found = [*self._folder.iterdir(), *(self._folder / TEMPLATES).glob("*.jinja")]
+        return tuple(sorted(path.relative_to(self._folder).as_posix() for path in found if path.is_file()))
 
     def read_file(self, name: str) -> bytes:
         """The content of a file in the directory."""

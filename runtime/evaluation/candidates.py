@@ -23,14 +23,17 @@ class Candidate:
     root: the directory.
     manifest: its manifest.
     tokenizer: its tokenizer, with the chat template.
-    core: the same tokenizer without its chat template, truncation and padding.
     """
 
     name: str
     root: Path
     manifest: Manifest
     tokenizer: Tokenizer
-    core: tokenizers.Tokenizer
+
+    @property
+    def core(self) -> tokenizers.Tokenizer:
+        """The same tokenizer without its chat template."""
+        return self.tokenizer.core
 
     @property
     def bos(self) -> int | None:
@@ -102,13 +105,9 @@ def _open(root: Path, name: str) -> Candidate:
     if tokenizer is None:
         raise RequestError(
             f"{root}: got an engine without a tokenizer, expected one that can write the task; "
-            f"build it from a checkpoint that has a tokenizer.json"
+            f"build it from a checkpoint that has one"
         )
-    path = next(file.path for file in manifest.tokenizer if Path(file.path).name == "tokenizer.json")
-    core = tokenizers.Tokenizer.from_file(str(root / path))
-    core.no_truncation()
-    core.no_padding()
-    return Candidate(name=name, root=root, manifest=manifest, tokenizer=tokenizer, core=core)
+    return Candidate(name=name, root=root, manifest=manifest, tokenizer=tokenizer)
 
 
 def _names(roots: Sequence[Path]) -> list[str]:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -85,9 +84,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         self.max_gen_toks = max_gen_toks
         self._seed = seed
         self._files = {Path(f.path).name: Path(engine) / f.path for f in self.llm.manifest.tokenizer}
-        self._core = tokenizers.Tokenizer.from_file(str(self._files["tokenizer.json"]))
-        self._core.no_truncation()
-        self._core.no_padding()
+        self._core = self.llm.tokenizer.core
         self._config = json.loads(path.read_text()) if (path := self._files.get("tokenizer_config.json")) else {}
 
     @property

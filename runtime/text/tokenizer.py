@@ -1,4 +1,4 @@
-"""The tokenizer: text to token ids and back, by the tokenizer files of the checkpoint."""
+"""The tokenizer: text to token ids and back, by the tokenizer files of the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 import tokenizers
 
 from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.artifact.tokenizer_json import (
+    SETTINGS,
+    TOKENIZER,
+    is_of_library,
+    parse_tokenizer,
+    tokenizer_errors,
+)
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.chat.template_set import DEFAULT, TemplateSet
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_FILE = "tokenizer/tokenizer.json"
+_FILE = f"tokenizer/{TOKENIZER}"
 _ADVICE = "correct the checkpoint's tokenizer, and build the engine again"
 
 
@@ -41,17 +47,22 @@ class Tokenizer:
         paths = {Path(file.path).name: root / file.path for file in manifest.tokenizer}
         if not paths:
             return None
-        if "tokenizer.json" not in paths:
+        if TOKENIZER not in paths:
             found = ", ".join(paths)
             raise ArtifactError(f"{root}/tokenizer: got {found}, expected a tokenizer.json; build the engine again")
-        try:
-            core = tokenizers.Tokenizer.from_file(str(paths["tokenizer.json"]))
-        except Exception as e:  # the tokenizers library raises Exception itself
-            raise ArtifactError(f"{paths['tokenizer.json']}: cannot be read ({e}); build the engine again") from e
-        core.no_truncation()
-        core.no_padding()
-        config = _read_object(paths["tokenizer_config.json"]) if "tokenizer_config.json" in paths else {}
-        return cls(core, _find_templates(config, paths))
+        path = paths[TOKENIZER]
+        with tokenizer_errors(
+            lambda reason: ArtifactError(f"{path}: cannot be read ({reason}); build the engine again")
+        ):
+            core = parse_tokenizer(path.read_bytes())
+        settings = _read_object(paths[SETTINGS]) if SETTINGS in paths else {}
+        core.encode_special_tokens = settings.get("split_special_tokens") is True
+        return cls(core, _find_templates(settings, paths))
+
+    @property
+    def core(self) -> tokenizers.Tokenizer:
+        """The tokenizer of tokenizer.json; it neither cuts nor pads a text."""
+        return self._core
 
     @cached_property
     def longest_token(self) -> int:
@@ -73,7 +84,7 @@ class Tokenizer:
         try:
             return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
         except BaseException as error:
-            if not _is_of_library(error):
+            if not is_of_library(error):
                 raise
             raise RequestError(
                 f"{_FILE}: could not encode a prompt that begins {text[:40]!r} ({error!r}); {_ADVICE}"
@@ -88,7 +99,7 @@ class Tokenizer:
         try:
             return self._core.decode(ids, skip_special_tokens)
         except BaseException as error:
-            if not _is_of_library(error):
+            if not is_of_library(error):
                 raise
             raise ArtifactError(
                 f"{_FILE}: could not decode tokens such as {list(ids[-8:])} ({error!r}); {_ADVICE}"
@@ -108,11 +119,6 @@ class Tokenizer:
         return self._templates.render(conversation)
 
 
-def _is_of_library(error: BaseException) -> bool:
-    """Whether the tokenizers library raised it; its panics are no Exceptions, and their class cannot be imported."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _check_text(text: str) -> None:
     """Raise RequestError if `text` cannot be written as UTF-8."""
     try:
@@ -121,30 +127,43 @@ def _check_text(text: str) -> None:
         raise RequestError(f"prompt: got {text[e.start]!r} at position {e.start}, expected valid Unicode text") from e
 
 
-def _find_templates(config: Mapping[str, Any], paths: Mapping[str, Path]) -> TemplateSet:
+def _find_templates(settings: Mapping[str, Any], paths: Mapping[str, Path]) -> TemplateSet:
     """Return the chat templates: chat_template.jinja, else those in tokenizer_config.json."""
-    source: Any = config.get("chat_template")
-    where = "tokenizer_config.json"
-    if "chat_template.jinja" in paths:
+    source: Any = settings.get("chat_template")
+    where = SETTINGS
+    if "chat_template.jinja" in paths:  # of engines that were built before tokenizer_config.json held all templates
         where = "chat_template.jinja"
-        source = paths[where].read_text(encoding="utf-8")
+        source = _read_text(paths[where])
     entries = source if isinstance(source, list) else [{"name": DEFAULT, "template": source}]
     named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
     sources = {str(name): template for name, template in named.items() if isinstance(template, str)}
-    special = {name: _token_text(config[name]) for name in _SPECIAL if config.get(name) is not None}
-    return TemplateSet(sources, special, where=f"tokenizer/{where}")
+    return TemplateSet(sources, special_tokens(settings), where=f"tokenizer/{where}")
 
 
-def _token_text(token: Any) -> str:
-    """Return the text of a special token, which is given as text or as an object with the text as `content`."""
-    return str(token["content"] if isinstance(token, dict) and "content" in token else token)
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by the names that chat templates know them by, such as bos_token.
+
+    settings: of tokenizer_config.json, where names of a model's own may be gathered in extra_special_tokens.
+    """
+    others = settings.get("extra_special_tokens")
+    named = {name: token for name, token in settings.items() if name.endswith("_token")}
+    named |= others if isinstance(others, dict) else {}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as e:  # not JSON, a number of too many digits, or too deep
         raise ArtifactError(f"{path}: not valid JSON ({e}); build the engine again") from e
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: got {type(value).__name__}, expected an object; build the engine again")
     return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ArtifactError(f"{path}: cannot be read as UTF-8 text ({e}); build the engine again") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from enginewright.exporters.source import checkpoint as checkpoints
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.formats.safetensors import INDEX, WEIGHTS
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.registry import TOKENIZER_PATTERNS
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
 from tests.support.exporters.families import make_model
@@ -296,6 +298,19 @@ def test_a_hub_out_of_reach(error: Exception, monkeypatch: pytest.MonkeyPatch) -
         open_checkpoint("owner/name")
 
 
+def test_the_hub_is_asked_for_every_kind_of_tokenizer_file() -> None:
+    patterns = ["*.json", *TOKENIZER_PATTERNS]
+    names = [
+        "tokenizer.model",
+        "vocab.txt",
+        "merges.txt",
+        "vocab.json",
+        "qwen.tiktoken",
+        "additional_chat_templates/a.jinja",
+    ]
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in names)
+
+
 def test_the_hub_is_asked_for_no_pickle(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, list[str]] = {}
 
@@ -305,7 +320,7 @@ def test_the_hub_is_asked_for_no_pickle(model: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert checkpoints.open_checkpoint("owner/name").path == model
-    assert asked == {"owner/name": ["*.json", "*.safetensors", "*.jinja"]}
+    assert asked == {"owner/name": ["*.json", "*.safetensors", *TOKENIZER_PATTERNS]}
 
 
 @pytest.mark.parametrize("left", ["an index of files that are gone", "an index and its files"])

@@ -24,6 +24,11 @@ CHATML = """{%- for message in messages %}
 {%- endif %}
 """
 MESSAGES = [{"role": "user", "content": "the cat"}]
+PANICKING = {
+    "model": {"type": "WordLevel", "vocab": {" ": 0}, "unk_token": " "},
+    "decoder": {"type": "Strip", "content": " ", "start": 0, "stop": 9},
+}
+"""A tokenizer at whose decoding the library panics: its one token is shorter than what the decoder takes off."""
 Open = Callable[..., Tokenizer | None]
 
 
@@ -31,14 +36,14 @@ Open = Callable[..., Tokenizer | None]
 def open_files(tmp_path: Path, byte_tokenizer: tokenizers.Tokenizer) -> Open:
     """Opens a tokenizer folder: tokenizer.json and what `files` adds or, with None, takes away."""
 
-    def build(**files: str | None) -> Tokenizer | None:
+    def build(**files: str | bytes | None) -> Tokenizer | None:
         folder = tmp_path / "tokenizer"
         folder.mkdir()
-        contents = {"tokenizer.json": byte_tokenizer.to_str()}
-        contents |= {name.replace("__", "."): text for name, text in files.items()}
-        for name, text in contents.items():
-            if text is not None:
-                (folder / name).write_text(text, encoding="utf-8")
+        contents: dict[str, str | bytes | None] = {"tokenizer.json": byte_tokenizer.to_str()}
+        contents |= {name.replace("__", "."): content for name, content in files.items()}
+        for name, content in contents.items():
+            if content is not None:
+                (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         manifest = Manifest(
             name="t",
             created_by="t",
@@ -100,9 +105,15 @@ def test_the_template_is_found_wherever_it_is(open_files: Open, files: dict[str,
         ({"tokenizer__json": None, "tokenizer_config__json": "{}"}, "expected a tokenizer.json"),
         ({"tokenizer_config__json": "{"}, "tokenizer_config.json: not valid JSON"),
         ({"tokenizer_config__json": "[]"}, "tokenizer_config.json: got list"),
+        ({"tokenizer_config__json": "[" * 100_000}, "tokenizer_config.json: not valid JSON"),
+        ({"tokenizer_config__json": "9" * 5000}, "tokenizer_config.json: not valid JSON"),
+        ({"tokenizer_config__json": b"\xff"}, "tokenizer_config.json: cannot be read as UTF-8"),
+        ({"chat_template__jinja": b"\xff"}, "chat_template.jinja: cannot be read as UTF-8"),
+        ({"tokenizer__json": b"\xff"}, "tokenizer.json: cannot be read"),
+        ({"tokenizer__json": json.dumps(PANICKING)}, r"tokenizer.json: cannot be read \(PanicException"),
     ],
 )
-def test_a_broken_file_is_named(open_files: Open, files: dict[str, str | None], message: str) -> None:
+def test_a_broken_file_is_named(open_files: Open, files: dict[str, str | bytes | None], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         open_files(**files)
 
@@ -149,3 +160,20 @@ def test_special_tokens_are_those_that_a_text_is_shown_without(byte_tokenizer: t
     assert tokenizer.special_tokens == {0: "</s>", 1: "<s>"}
     ids = [1, *byte_tokenizer.encode("cat").ids, 0]
     assert tokenizer.decode(ids) == "cat" and tokenizer.decode(ids, skip_special_tokens=False) == "<s>cat</s>"
+
+
+def test_special_tokens_by_every_name_reach_the_template(open_files: Open) -> None:
+    config = _config(
+        image_token="<img>",
+        extra_special_tokens={"audio": {"content": "<audio>"}},
+        add_bos_token=True,
+        chat_template="{{ bos_token }}{{ eos_token }}{{ image_token }}{{ audio }}{{ add_bos_token }}",
+    )
+    tokenizer = open_files(tokenizer_config__json=config)
+    assert tokenizer is not None and tokenizer.render(Conversation(messages=MESSAGES)) == "<s></s><img><audio>"
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_special_tokens_may_be_split_like_other_text(open_files: Open, split: bool) -> None:
+    tokenizer = open_files(tokenizer_config__json=_config(split_special_tokens=split))
+    assert tokenizer is not None and tokenizer.decode(tokenizer.encode("a</s>")) == ("a</s>" if split else "a")

@@ -1,0 +1,1 @@
+"""The tokenizer of an engine: one complete tokenizer.json, and the settings that the runtime reads besides."""
