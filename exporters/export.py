@@ -24,7 +24,8 @@ from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.generation.defaults import read_defaults
 from enginewright.exporters.source.parameters import bind_parameters
-from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.rope_scaling import describe_fixed
+from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tied import untie
 from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.graph_weights import to_initializers
@@ -58,7 +59,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     registry.check_model(recipe.apply, checkpoint)
     conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
-    skeleton = build_skeleton(checkpoint.config, attention=ATTENTION, max_context=limits.max_context)
+    skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
     weights = registry.transform_weights(recipe.apply, bind_parameters(checkpoint, skeleton.model), checkpoint)
     untie(skeleton.model, weights)
     tokenizer = _write_tokenizer(checkpoint, root)
@@ -125,12 +126,14 @@ def _announce(stage: str) -> None:
 
 
 def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
-    longest = checkpoint.max_positions
-    context = recipe.max_context or longest
+    longest = checkpoint.longest_context
+    context = recipe.max_context or checkpoint.default_context
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; pass --max-context")
     if longest and context > longest:
         raise ExportError(f"max_context: got {context}, expected at most {longest}, which the model was made for")
+    if told := describe_fixed(checkpoint.config, context):
+        print(told, file=sys.stderr)
     return Limits(max_batch=recipe.max_batch, max_context=context)
 
 
@@ -161,7 +164,7 @@ def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
         family=config.model_type,
         vocab_size=int(config.vocab_size),
         hidden_size=int(config.hidden_size),
-        max_positions=checkpoint.max_positions,
+        max_positions=checkpoint.longest_context,
         parameters=sum(math.prod(p.shape) for p in captured.skeleton.model.parameters()),
         eos_token_ids=_eos_token_ids(checkpoint),
         bos_token_id=config.bos_token_id,

@@ -174,7 +174,7 @@ def _compare(llm: LLM, model: str, recipe: Recipe) -> Trial:
     Raises:
         BuildError: the differences are beyond what the engine's numbers and methods explain.
     """
-    reference = load_reference(model, recipe.apply)
+    reference = load_reference(model, recipe.apply, max_context=llm.manifest.limits.max_context)
     parity = compare(llm, reference, new_tokens=NEW_TOKENS, prompt_lengths=_lengths(llm.manifest))
     tolerance = registry.tolerance(recipe.apply, tolerance_of_numbers(llm.manifest))
     if failures := _failures(parity, tolerance):

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enginewright.exporters.features.registry import read_features
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
+from enginewright.exporters.source.skeleton import Skeleton, load_skeleton
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -65,11 +65,10 @@ def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
     for feature in read_features(config):
         if reason := feature.whole_model_reason():
             raise UnsupportedError(f"{config.model_type}: {reason}; expected blocks that can be run one by one")
-    context = max_context or checkpoint.max_positions
+    context = max_context or checkpoint.default_context
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; set max_context")
-    own = copy.deepcopy(config)
-    skeleton = build_skeleton(own, attention=choose_attention(own), max_context=context)
+    skeleton = load_skeleton(checkpoint, attention=choose_attention(config), max_context=context)
     prefix, modules = _find_blocks(skeleton.model)
     return Blocks(skeleton=skeleton, prefix=prefix, modules=modules)
 

@@ -144,7 +144,7 @@ def _check_tokens(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> None:
             f"calibration: tokens: got {least if least < 0 else most}, expected 0 to {vocab - 1}; is the text tokenised "
             "for this model?"
         )
-    longest = checkpoint.max_positions
+    longest = checkpoint.longest_context
     if longest and tokens.shape[1] > longest:
         raise ExportError(
             f"calibration: tokens: got sequences of {tokens.shape[1]}, expected at most {longest}, which the model was made for"

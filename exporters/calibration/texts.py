@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from enginewright.exporters.calibration.blocks import choose_attention, place_tensors
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
@@ -80,8 +79,8 @@ def tokens_from_model(
     place = device or torch.device("cpu")
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     dtype = torch.bfloat16 if "BF16" in stored else torch.float32
-    config = copy.deepcopy(checkpoint.config)  # build_skeleton notes its attention in it
-    skeleton = build_skeleton(config, attention=choose_attention(config), max_context=length)
+    config = checkpoint.config
+    skeleton = load_skeleton(checkpoint, attention=choose_attention(config), max_context=length)
     place_tensors(skeleton.model, "", skeleton.buffers, weights, dtype, place)
     generator = torch.Generator(place).manual_seed(seed)
     ids = torch.empty(sequences, length, dtype=torch.int64, device=place)
@@ -111,7 +110,7 @@ def _continue(model: Any, rows: torch.Tensor, generator: torch.Generator, bar: t
 
 
 def _check_sizes(checkpoint: Checkpoint, sequences: int, length: int) -> None:
-    longest = checkpoint.max_positions
+    longest = checkpoint.longest_context
     if sequences < 1 or length < 1 or (longest and length > longest):
         raise ExportError(
             f"calibration: got {sequences} sequences of {length} tokens, expected at least one, of 1 to {longest or 'any'}"

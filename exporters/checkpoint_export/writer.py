@@ -50,7 +50,7 @@ from enginewright.exporters.source.checkpoint import CONFIG, Checkpoint, open_ch
 from enginewright.exporters.source.formats.safetensors import DTYPES, INDEX, WEIGHTS
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
-from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.artifact.version import package_version
@@ -134,7 +134,7 @@ def open_source(model: str, output: Path) -> Checkpoint:
 
 def _collect_outputs(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _Outputs:
     """Apply the methods to recipes of the weights, and refuse changes that a checkpoint cannot hold."""
-    model = build_skeleton(checkpoint.config, attention="eager", max_context=1).model
+    model = load_skeleton(checkpoint, attention="eager", max_context=1).model
     before = bind_parameters(checkpoint, model)
     after = transform_weights(applied, before, checkpoint)
     names = source_names(checkpoint, model)

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
         applied = registry.applied_methods(llm.manifest)
         tolerance = registry.tolerance(applied, tolerance_of_numbers(llm.manifest))
-        reference = load_reference(arguments.model, applied)
+        reference = load_reference(arguments.model, applied, max_context=llm.manifest.limits.max_context)
         parity = compare(llm, reference, new_tokens=arguments.new_tokens)
     failures = failures_of(parity, tolerance)
     report = {**dataclasses.asdict(parity), "tolerance": dataclasses.asdict(tolerance), "failures": failures}

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.registry import find_source, locate
+from enginewright.exporters.source.rope_scaling import longest_context, named_context
 from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
 from enginewright.exporters.source.tensor_source import TEMPLATES, SourceFormat, StoredTensor, TensorSource
 from enginewright.exporters.source.unused import Unused
@@ -42,6 +43,14 @@ TOKENIZER_FILES = {
     TEMPLATES: ("*.jinja",),
 }
 """Patterns of the names of a tokenizer's files, by the folder that they are in."""
+INTEGERS = {  # safetensors' names of the types whose values are not rounded when they are read
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _CHECKED_AT_ONCE = 1 << 22  # numbers, because the check copies them
 
 
@@ -74,6 +83,11 @@ class Checkpoint:
         """The tensors by name."""
         return self.source.tensors
 
+    @property
+    def missing(self) -> Mapping[str, Path]:
+        """The tensors that the checkpoint lists without having them, each with the file that should hold it."""
+        return self.source.missing
+
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return the tensor `name` as float32, in memory of its own.
 
@@ -93,6 +107,27 @@ class Checkpoint:
             raise ExportError(f"{stored.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
         return tensor
 
+    def read_exact(self, name: str) -> torch.Tensor:
+        """Return the tensor `name` as `read` does, or in its own type where that is one of integers or booleans.
+
+        Raises:
+            ExportError: the tensor cannot be read, holds NaN or infinity, or has a type that is neither.
+        """
+        stored = self.tensors[name]
+        if dtype := INTEGERS.get(stored.dtype):
+            content = bytearray().join(self.content(name))
+            return (
+                torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
+                if content
+                else torch.empty(stored.shape, dtype=dtype)
+            )
+        if stored.refusal:
+            expected = f"{stored.refusal}, {', '.join(INTEGERS)}"
+            raise ExportError(
+                f"{stored.file}: tensor {name!r} got type {stored.dtype}, {expected}; convert the checkpoint"
+            )
+        return self.read(name)
+
     def content(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of the tensor `name` as they are stored, a piece at a time."""
         return self.source.content(name)
@@ -102,9 +137,14 @@ class Checkpoint:
         return self.source.codes(name)
 
     @property
-    def max_positions(self) -> int:
-        """The longest context that the model was made for, in tokens; 0 where the config names none."""
-        return int(getattr(self.config, "max_position_embeddings", 0) or 0)
+    def default_context(self) -> int:
+        """The context that the config names, in tokens; 0 where it names none."""
+        return named_context(self.config)
+
+    @property
+    def longest_context(self) -> int:
+        """The longest context that the model can be used with, in tokens; 0 where the config names none."""
+        return longest_context(self.config)
 
     def file_names(self) -> tuple[str, ...]:
         """Names of the files besides the tensors."""
@@ -144,13 +184,24 @@ def open_checkpoint(model: str) -> Checkpoint:
     config = _make_config(raw, path)
     source.tensors  # noqa: B018 (reads and checks the headers)
     generation = parse_json(source.read_file(GENERATION), path / GENERATION) if GENERATION in names else {}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         name=_name(path) if Path(model).expanduser().exists() else model.split("/")[-1],
         format=found,
         source=source,
         config=config,
         generation=generation,
     )
+    _note_other_files(checkpoint)
+    return checkpoint
+
+
+def _note_other_files(checkpoint: Checkpoint) -> None:
+    """Name the files of tensors in the checkpoint's directory that none of its tensors lies in."""
+    read = {stored.file.name for stored in checkpoint.tensors.values()}
+    for name in checkpoint.file_names():
+        if name.endswith(".safetensors") and name not in read:
+            reason = f"the model's tensors are those of {', '.join(sorted(read)[:3])}"
+            checkpoint.unused.add(name, ["every tensor"], reason)
 
 
 def _is_tokenizer_file(name: str) -> bool:

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from enginewright.exporters.features.registry import read_features
+from enginewright.exporters.source.buffers import bind_buffers
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.rope_scaling import fix_rotary
 from enginewright.exporters.source.tied import untie
 from enginewright.exporters.weights.weight import Weight
 
@@ -27,19 +29,30 @@ class WeightTransform(Protocol):
         ...
 
 
-def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrainedModel:
-    """Return transformers' model of the checkpoint in float32, with eager attention and the weights that methods make."""
+def load_reference(
+    model: str, applied: Sequence[WeightTransform], *, max_context: int | None = None
+) -> PreTrainedModel:
+    """Return transformers' model of the checkpoint in float32, with eager attention and the weights that methods make.
+
+    max_context: of the engine that it is compared with, whose rotary frequencies the model then has for texts of every
+        length; None: frequencies follow the length as in transformers.
+    """
     checkpoint = open_checkpoint(model)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     reference = _load_model(checkpoint)
-    if applied or not checkpoint.format.in_transformers:
+    if applied or not _loads_itself(checkpoint):
         weights = bind_parameters(checkpoint, reference)
         for method in applied:
             weights = method.transform_weights(weights, checkpoint)
         untie(reference, weights)
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
+    if not _loads_itself(checkpoint):
+        for name, values in bind_buffers(checkpoint, reference).items():
+            reference.get_buffer(name).copy_(values)
+    if max_context is not None:
+        fix_rotary(reference, max_context)
     for feature in read_features(reference.config):
         feature.add_to_reference(reference)
     reference.eval()  # type: ignore[no-untyped-call]
@@ -47,11 +60,16 @@ def load_reference(model: str, applied: Sequence[WeightTransform]) -> PreTrained
 
 
 def _load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the model as transformers loads it, or with random weights where transformers does not read the format."""
+    """Return the model as transformers loads it, or with random weights where it cannot load them."""
     settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     model: PreTrainedModel
-    if checkpoint.format.in_transformers:
+    if _loads_itself(checkpoint):
         model = AutoModelForCausalLM.from_pretrained(checkpoint.path, trust_remote_code=False, **settings)
     else:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config), **settings)  # type: ignore[no-untyped-call]
     return model
+
+
+def _loads_itself(checkpoint: Checkpoint) -> bool:
+    """Whether transformers loads the checkpoint: it knows the format, and all files that an index lists are there."""
+    return checkpoint.format.in_transformers and not checkpoint.missing

@@ -1,11 +1,13 @@
 """Models without weights: parameters on the meta device, with the real values of the buffers kept apart.
 
-`torch.device("meta")` alone would lose the buffers (rotary frequencies, embedding scales), which no checkpoint holds.
+`torch.device("meta")` alone would lose the buffers that no checkpoint holds (rotary frequencies, embedding scales).
 Here only `torch.empty`, which makes weights, goes to the meta device; everything that is computed stays real.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +15,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from enginewright.exporters.source.buffers import bind_buffers
+from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.rope_scaling import fix_rotary
+from enginewright.exporters.source.tensor_matching import persistent_buffers
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """A model without weights; `build_skeleton` creates it.
+    """A model without weights; `load_skeleton` creates that of a checkpoint, `build_skeleton` that of a config.
 
     model: the model, with all its tensors on the meta device.
     buffers: the values of its buffers, by name.
@@ -30,8 +35,21 @@ class Skeleton:
     buffers: dict[str, torch.Tensor]
 
 
+def load_skeleton(checkpoint: Checkpoint, *, attention: str, max_context: int) -> Skeleton:
+    """Return the model of `checkpoint` without weights, and the values of its buffers, those of the checkpoint included.
+
+    attention, max_context: as of `build_skeleton`. The checkpoint's config stays as it is.
+
+    Raises:
+        ExportError, UnsupportedError: as `build_skeleton`, or the checkpoint lacks a buffer.
+    """
+    skeleton = build_skeleton(copy.deepcopy(checkpoint.config), attention=attention, max_context=max_context)
+    stored = bind_buffers(checkpoint, skeleton.model)
+    return dataclasses.replace(skeleton, buffers={**skeleton.buffers, **stored})
+
+
 def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int) -> Skeleton:
-    """Build the model that `config` describes, float32, without weights.
+    """Build the model that `config` describes, float32, without weights. Its buffers are as the constructor makes them.
 
     attention: name of a registered attention function.
     max_context: fixes rotary embeddings whose frequencies depend on the length seen so far. One engine uses one set of
@@ -39,7 +57,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
 
     Raises:
         ExportError: transformers cannot make a model from the config.
-        UnsupportedError: a buffer's value depends on weights.
+        UnsupportedError: the value of a buffer depends on weights, and no checkpoint holds it.
     """
     config._attn_implementation = attention
     try:
@@ -48,10 +66,10 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
         raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e
     model.eval()  # type: ignore[no-untyped-call]
-    for module in model.modules():
-        _fix_rotary(module, max_context)
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    if missing := [name for name, buffer in buffers.items() if buffer.is_meta]:
+    fix_rotary(model, max_context)
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
+    stored = persistent_buffers(model)
+    if missing := [name for name, buffer in buffers.items() if buffer.is_meta and name not in stored]:
         raise UnsupportedError(f"{config.model_type}: the value of buffer {missing[0]!r} is not known without weights")
     torch.nn.Module.to(model, "meta")
     return Skeleton(model=model, buffers=buffers)
@@ -67,28 +85,3 @@ class _EmptyOnMeta(TorchFunctionMode):
         if func is torch.empty:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
-
-
-def _fix_rotary(module: torch.nn.Module, max_context: int) -> None:
-    """Replace rotary frequencies that depend on the length by those for `max_context`, and stop their update in each call."""
-    rope_type = getattr(module, "rope_type", None)
-    if isinstance(rope_type, str) and _is_dynamic(rope_type):
-        _fix_frequencies(module, rope_type, None, max_context)
-        module.rope_type = "default"  # type: ignore[assignment]
-    elif isinstance(rope_type, dict):
-        for layer_type, kind in rope_type.items():
-            if _is_dynamic(kind):
-                _fix_frequencies(module, kind, layer_type, max_context)
-        fixed = {name: "default" if _is_dynamic(kind) else kind for name, kind in rope_type.items()}
-        module.rope_type = fixed  # type: ignore[assignment]
-
-
-def _is_dynamic(rope_type: str) -> bool:
-    return "dynamic" in rope_type or rope_type == "longrope"
-
-
-def _fix_frequencies(module: Any, rope_type: str, layer_type: str | None, max_context: int) -> None:
-    compute: Any = ROPE_INIT_FUNCTIONS[rope_type]
-    frequencies, _ = compute(module.config, torch.device("cpu"), seq_len=max_context, layer_type=layer_type)
-    name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
-    module.register_buffer(name, frequencies, persistent=False)

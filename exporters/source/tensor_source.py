@@ -55,6 +55,14 @@ class TensorSource(Protocol):
         """
         ...
 
+    @property
+    def missing(self) -> Mapping[str, Path]:
+        """The tensors that an index lists, but that are in no file, each with the file that should hold it.
+
+        It is an error only if a parameter or buffer needs one.
+        """
+        ...
+
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return the tensor `name` as float32, in memory of its own; nothing else is kept in memory.
 
@@ -131,6 +139,11 @@ class FolderFiles:
     def path(self) -> Path:
         """The directory."""
         return self._folder
+
+    @property
+    def missing(self) -> Mapping[str, Path]:
+        """Nothing: there is no index."""
+        return {}
 
     def codes(self, name: str) -> QuantizedRows | None:
         """Return None: the tensors are numbers."""

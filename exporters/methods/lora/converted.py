@@ -17,7 +17,7 @@ from enginewright.exporters.methods.lora.pairs import Pair
 from enginewright.exporters.methods.lora.places import Place
 from enginewright.exporters.methods.lora.products import product
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.source.parameters import Conversion
+from enginewright.exporters.source.conversions import Conversion
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 _Pairs = dict[str, tuple[Pair, float]]  # by tensor, with the scale

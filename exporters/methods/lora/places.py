@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from enginewright.exporters.methods.lora.adapter_config import AdapterConfig
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.source.parameters import Conversion, find_conversions
+from enginewright.exporters.source.conversions import Conversion, find_conversions
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import ExportError, UnsupportedError
 

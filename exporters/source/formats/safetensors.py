@@ -17,6 +17,7 @@ from enginewright.runtime.errors import ExportError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CONFIG, _INDEX_END = "config.json", ".safetensors.index.json"
 _PIECE = 1 << 24  # bytes read at once
 
 
@@ -31,11 +32,36 @@ class SafetensorsSource(FolderFiles):
     def tensors(self) -> dict[str, StoredTensor]:
         """The tensors by name; the files' headers are read and checked when they are asked for first."""
         found: dict[str, StoredTensor] = {}
-        for file in _weight_files(self.path):
-            found.update(self._read_header(file))
-        if _reads_index(self.path):
-            _check_index(self.path, found)
+        for file in self._files:
+            for name, stored in self._read_header(file):
+                if name in found:
+                    raise ExportError(f"{file}: tensor {name!r} is in {found[name].file.name}, too; keep one of them")
+                found[name] = stored
         return found
+
+    @functools.cached_property
+    def missing(self) -> dict[str, Path]:
+        """The tensors that the index lists, but no file holds."""
+        return {name: file for name, file in self._listed.items() if name not in self.tensors}
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, Path]:
+        """The tensors of the index with their files; empty where one file holds all."""
+        entry = _entry(self.path)
+        return _read_index(entry) if entry.name.endswith(_INDEX_END) else {}
+
+    @property
+    def _files(self) -> list[Path]:
+        """The files of tensors; of those that an index lists, the ones that are there.
+
+        Raises:
+            ExportError: none is there.
+        """
+        entry = _entry(self.path)
+        wanted = sorted(set(self._listed.values())) or [entry]
+        if files := [file for file in wanted if file.is_file()]:
+            return files
+        raise ExportError(f"{wanted[0]}: not found; the checkpoint is incomplete, download it again")
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return a tensor, or one slice of it, as float32."""
@@ -82,33 +108,33 @@ class SafetensorsSource(FolderFiles):
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a directory with a file in this format, or with an index of such files."""
-    return path.is_dir() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")))
+    return path.is_dir() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")) or bool(_named(path)))
 
 
-def _reads_index(path: Path) -> bool:
-    """Whether the index says which files are read; as in transformers, one file of weights comes before it."""
-    return (path / INDEX).is_file() and not (path / WEIGHTS).is_file()
+def _named(path: Path) -> str:
+    """The file of tensors, or the index, that config.json names; empty if it names none."""
+    try:
+        named = read_json(path / CONFIG).get("transformers_weights")
+    except (ExportError, OSError):
+        return ""
+    return named if isinstance(named, str) and named.endswith((".safetensors", _INDEX_END)) else ""
 
 
-def _weight_files(path: Path) -> list[Path]:
-    index = path / INDEX
-    if _reads_index(path):
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
-        files = [path / name for name in sorted(set(shards.values()))]
-    else:
-        files = [path / WEIGHTS]
-    for file in files:
-        if not file.is_file():
-            raise ExportError(f"{file}: not found; the checkpoint is incomplete, download it again")
-    return files
+def _entry(path: Path) -> Path:
+    """The file of tensors or the index to begin with, in transformers' order: one file goes before an index."""
+    if named := _named(path):
+        if not (path / named).resolve().is_relative_to(path.resolve()):
+            raise ExportError(f"{path / CONFIG}: transformers_weights: got {named!r}, expected a file in the directory")
+        return path / named
+    return path / (INDEX if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else WEIGHTS)
 
 
-def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    for name, file in read_json(path / INDEX)["weight_map"].items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise ExportError(f"{path / file}: tensor {name!r} is missing, but {INDEX} lists it; download it again")
+def _read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor that the index lists."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
+    return {name: index.parent / file for name, file in shards.items()}
 
 
 def _unreadable(file: Path, name: str, reason: str) -> ExportError:

@@ -21,7 +21,7 @@ from enginewright.exporters.calibration import (
 )
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
-from enginewright.exporters.source.skeleton import Skeleton, build_skeleton
+from enginewright.exporters.source.skeleton import Skeleton, load_skeleton
 from enginewright.exporters.weights.weight import Weight, quantized_weight
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.calibration_reference import Reference, draw_tokens, round_group, round_rows, start
@@ -160,11 +160,11 @@ def test_depth_attention_is_refused(tmp_path: Path) -> None:
 
 def test_models_without_blocks_are_refused(checkpoint: CheckpointMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*args: Any, **kwargs: Any) -> Skeleton:
-        skeleton = build_skeleton(*args, **kwargs)
+        skeleton = load_skeleton(*args, **kwargs)
         del skeleton.model.model.layers[1]
         return skeleton
 
-    monkeypatch.setattr(blocks, "build_skeleton", build)
+    monkeypatch.setattr(blocks, "load_skeleton", build)
     with pytest.raises(ExportError, match="got 0 lists of 2 modules, expected one, the decoder's blocks"):
         blocks.load_blocks(open_checkpoint(str(checkpoint("llama"))), None)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,57 +15,13 @@ from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source import checkpoint as checkpoints
 from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.source.formats.safetensors import INDEX, WEIGHTS
+from enginewright.exporters.source.formats.safetensors import WEIGHTS
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.registry import TOKENIZER_PATTERNS
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
+from tests.support.exporters.checkpoints import assert_same, bind, edit_config, edit_tensors, shards, truncate
 from tests.support.exporters.families import make_model
-from tests.support.exporters.fixtures import CheckpointMaker
-
-
-def edit_config(model: Path, **changes: object) -> None:
-    """Set keys of config.json."""
-    path = model / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors of a checkpoint of one file."""
-    tensors = load_file(model / WEIGHTS)
-    change(tensors)
-    save_file(tensors, model / WEIGHTS, {"format": "pt"})
-
-
-def truncate(path: Path, keep: int) -> None:
-    """Cut the file off after `keep` bytes."""
-    path.write_bytes(path.read_bytes()[:keep])
-
-
-@pytest.fixture
-def model(checkpoint: CheckpointMaker, tmp_path: Path) -> Path:
-    """A copy of a checkpoint in one file, to be damaged."""
-    return Path(shutil.copytree(checkpoint("qwen2"), tmp_path / "model"))
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """A checkpoint in several files, to be damaged."""
-    make_model("qwen2").save_pretrained(tmp_path / "model", max_shard_size="100KB")
-    return tmp_path / "model"
-
-
-def shards(model: Path) -> list[Path]:
-    """The weight files of a sharded checkpoint."""
-    return sorted(model.glob("model-*.safetensors"))
-
-
-def bind(model: Path) -> dict[str, torch.Tensor]:
-    """Every parameter as the exporter reads it."""
-    opened = open_checkpoint(str(model))
-    skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
-    return {name: torch.from_numpy(w.load()) for name, w in bind_parameters(opened, skeleton.model).items()}
-
 
 ONE_FILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (
@@ -120,41 +74,6 @@ def test_damage_is_named_and_nothing_is_written(case: str, model: Path, tmp_path
     with pytest.raises(EnginewrightError, match=message):
         build(str(model), tmp_path / "engine", Recipe(), "onnxruntime")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-SHARDED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing shard": (lambda m: shards(m)[1].unlink(), r"model-00002-of-.*: not found; the checkpoint is incomplete"),
-    "a cut shard": (lambda m: truncate(shards(m)[1], 200), r"model-00002-of-.*: not a whole safetensors file"),
-    "a shard lacks a listed tensor": (
-        lambda m: edit_index(m, lambda w: w.update({"model.norm.weight": shards(m)[0].name})),
-        r"model-00001-of-.*: tensor 'model.norm.weight' is missing, but model.safetensors.index.json lists it",
-    ),
-    "an index that lists what is nowhere": (
-        lambda m: edit_index(m, lambda w: w.update({"new": shards(m)[0].name})),
-        r"model-00001-of-.*: tensor 'new' is missing",
-    ),
-    "an index without a map": (lambda m: (m / INDEX).write_text("{}"), r"index.json: got no weight_map"),
-    "an index that maps to no names": (
-        lambda m: (m / INDEX).write_text('{"weight_map": {"a": ["x"]}}'),
-        r"index.json: got no weight_map",
-    ),
-    "a broken index": (lambda m: truncate(m / INDEX, 20), r"index.json: not valid JSON"),
-}
-
-
-def edit_index(model: Path, change: Callable[[dict[str, str]], object]) -> None:
-    """Change the index's map from tensor to file."""
-    raw = json.loads((model / INDEX).read_text())
-    change(raw["weight_map"])
-    (model / INDEX).write_text(json.dumps(raw))
-
-
-@pytest.mark.parametrize("case", SHARDED)
-def test_damage_of_shards_is_named(case: str, sharded: Path) -> None:
-    damage, message = SHARDED[case]
-    damage(sharded)
-    with pytest.raises(ExportError, match=message):
-        open_checkpoint(str(sharded))
 
 
 MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -233,21 +152,6 @@ def test_a_tied_matrix_may_be_stored_under_its_other_name(model: Path) -> None:
     assert_same(bind(model), expected)
 
 
-def test_extra_tensors_are_left_out(model: Path) -> None:
-    expected = bind(model)
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "optimizer.step": torch.ones(1)}
-    edit_tensors(model, lambda tensors: tensors.update(extra))
-    assert_same(bind(model), expected)
-
-
-def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Exactly the same tensors, float32."""
-    assert got.keys() == expected.keys()
-    for name, tensor in got.items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, expected[name]), name
-
-
 def test_a_tensor_that_becomes_unreadable(model: Path) -> None:
     opened = open_checkpoint(str(model))
     truncate(model / WEIGHTS, 200)
@@ -321,22 +225,3 @@ def test_the_hub_is_asked_for_no_pickle(model: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert checkpoints.open_checkpoint("owner/name").path == model
     assert asked == {"owner/name": ["*.json", "*.safetensors", *TOKENIZER_PATTERNS]}
-
-
-@pytest.mark.parametrize("left", ["an index of files that are gone", "an index and its files"])
-def test_one_file_of_weights_comes_before_an_index(left: str, sharded: Path) -> None:
-    """As in transformers: one file that was saved over a checkpoint in several is what counts."""
-    old = bind(sharded)
-    new = {name: tensor + 1 for name, tensor in load_shards(sharded).items()}
-    save_file(new, sharded / WEIGHTS, {"format": "pt"})
-    if left == "an index of files that are gone":
-        for path in shards(sharded):
-            path.unlink()
-    got = bind(sharded)
-    assert got.keys() == old.keys()
-    assert all(torch.equal(got[name], old[name] + 1) for name in old)
-
-
-def load_shards(model: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint in several files."""
-    return {name: tensor for path in shards(model) for name, tensor in load_file(path).items()}
