@@ -81,6 +81,7 @@ FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with t
         "logprobs": None,
         "logit_bias": {},
         "ignore_eos": False,
+        "skip_special_tokens": True,
         "logits_processors": {},
         "conditions": {},
         "model_defaults": True,
