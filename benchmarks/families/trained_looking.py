@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """Return a float32 model of `config` whose every stored tensor differs from what its constructor makes."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in model.parameters():
             _train(parameter)
@@ -20,7 +20,8 @@ def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
         for name in set(model.state_dict()) & set(buffers):
             if buffers[name].is_floating_point():
                 buffers[name].add_(torch.randn_like(buffers[name]), alpha=0.1)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _train(parameter: torch.nn.Parameter) -> None:

@@ -144,18 +144,20 @@ def _read_mask(family: str, layer: int, passed: object, window: int | None) -> A
     Raises:
         UnsupportedError: it is not one that `make_mask` has made, or its window is not the layer's.
     """
-    is_made = isinstance(passed, AttentionMask)
-    if not is_made or passed.refusal:
-        got = "no mask" if passed is None else passed.refusal if is_made else "a mask that its own code makes"
-        raise UnsupportedError(
-            f"{family}: layer {layer} attends with {got}; expected a causal mask or a sliding window"
-        )
+    if not isinstance(passed, AttentionMask):
+        raise _mask_refusal(family, layer, "no mask" if passed is None else "a mask that its own code makes")
+    if passed.refusal:
+        raise _mask_refusal(family, layer, passed.refusal)
     if window and window != passed.window:
         raise UnsupportedError(
             f"{family}: layer {layer} has a window of {window} tokens and a mask of {passed.window or 'all'} tokens, so "
             "kernels and masks of transformers disagree about what it sees"
         )
     return passed
+
+
+def _mask_refusal(family: str, layer: int, got: str) -> UnsupportedError:
+    return UnsupportedError(f"{family}: layer {layer} attends with {got}; expected a causal mask or a sliding window")
 
 
 def note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer, *, sees_later: bool = False) -> None:

@@ -60,7 +60,7 @@ def test_an_expert_is_made_without_the_others(family: str, checkpoint: Checkpoin
 
 
 def test_a_tied_bias_is_stored_once(tmp_path: Path) -> None:
-    """bert's output bias has two names and one tensor; it is no product of `torch.empty`, as weights are."""
+    """The output bias of bert has two names and one tensor; it is no product of `torch.empty`, as weights are."""
     config = AutoConfig.for_model(
         "bert", vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
     )
