@@ -22,17 +22,17 @@ from enginewright.runtime.loader import load
 # Each for a trait that the tests of single families do not have.
 SHORT = {
     "phimoe": "a window that only the mask tells",
-    "glm4_moe": "a buffer of the checkpoint that chooses experts; a dense layer first",
-    "gemma3n_text": "layers that read the keys and values of earlier ones",
-    "gemma4_text": "layers of other head sizes, and a scale that is a buffer",
-    "mimo_v2_flash": "values of another width than keys; other KV heads in windows",
     "gpt2": "learned positions, transposed projections",
     "gpt_bigcode": "one KV head",
     "opt": "learned positions with an offset",
+    "ctrl": "positions that are computed, no rotary embedding",
     "cohere2": "interleaved rotary embedding in windows only; a parallel block",
-    "olmo2": "norms over whole projections",
-    "granitemoe": "scales of embedding, residuals and logits; packed experts",
-    "nemotron": "a LayerNorm around one; partial rotary embedding",
+    "electra": "an encoder as a decoder; an output bias",
+    "gpt_neox": "one projection for queries, keys and values; partial rotary embedding",
+    "exaone4": "norms after the parts of a block, rotary embedding in windows only",
+    "ernie4_5_moe": "experts next to shared ones",
+    "hunyuan_v1_moe": "norms of queries and keys after the rotary embedding",
+    "flex_olmo": "norms over whole projections",
 }
 
 
