@@ -105,6 +105,12 @@ def bench(session: nox.Session) -> None:
     _run(session, _prepare(session, "test"), "-m", f"benchmarks.{name}", *options)
 
 
+@nox.session
+def families(session: nox.Session) -> None:
+    """Engines of every model type next to transformers: `nox -s families -- qwen3`; `-- --help` has the options."""
+    _run(session, _prepare(session, "test"), "-m", "benchmarks.families", *session.posargs)
+
+
 @nox.session(name="new-op")
 def new_op(session: nox.Session) -> None:
     """The files of a new op, which compile and pass their tests: `nox -s new-op -- ScaleRows`; then edit them."""

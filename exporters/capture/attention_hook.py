@@ -15,12 +15,15 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from enginewright.exporters.capture.attention_mask import AttentionMask, make_mask
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, Tensors
 from enginewright.exporters.features.feature import ValueMixer
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.errors import UnsupportedError
 
 ATTENTION = "enginewright"
+HARMLESS = frozenset({"dropout", "position_ids"})
+"""Keywords of an attention call that change nothing in inference, or say what the mask says as well."""
 
 
 @dataclass
@@ -65,12 +68,12 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: AttentionMask | torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Call the cache format's attention op, or only note the layer while its sizes are learned; returns [1, T, Hq, Dv].
 
@@ -78,19 +81,20 @@ def attend(
     query: [1, Hq, T, D].
     key: [1, Hkv, T, D].
     value: [1, Hkv, T, Dv].
+    attention_mask: what `make_mask` has made.
     scaling: the factor on q . k; None: 1 / sqrt(D).
-    sliding_window: tokens that a token sees, itself included; None: all.
+    sliding_window: the window as the layer has it; the mask's counts, as in transformers' own attention.
     softcap: the bound on logits; None: no bound.
     s_aux: the sinks [Hq].
 
-    Other keywords carry dropout and masks, which the inference of a decoder does not use.
-
     Raises:
-        UnsupportedError: a layer attends twice in one pass, or to later tokens.
+        UnsupportedError: a layer attends twice in one pass, or to later tokens, or with a mask or a keyword that the op does
+            not know.
     """
     trace = _current[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
-    window = _window(trace.config, layer, sliding_window)
+    _refuse_unknown(trace.config.model_type, layer, others)
+    mask = _read_mask(trace.config.model_type, layer, attention_mask, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
     for mixer in trace.mixers:
@@ -102,8 +106,8 @@ def attend(
             kv_heads=k.shape[1],
             key_dim=k.shape[2],
             value_dim=v.shape[2],
-            window=window,
-        ))  # fmt: skip
+            window=mask.window,
+        ), sees_later=mask.sees_later)  # fmt: skip
         return q.new_empty(1, q.shape[0], q.shape[1], v.shape[2]), None
     call = AttentionCall(
         query=q,
@@ -112,7 +116,7 @@ def attend(
         sinks=s_aux,
         layer=layer,
         scale=scale,
-        window=window,
+        window=mask.window,
         softcap=float(softcap or 0),
     )
     output, written = trace.cache.attend(call, trace.tables, trace.pools)
@@ -120,30 +124,53 @@ def attend(
     return output[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Make no mask: the op knows where each sequence begins."""
-
-
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+AttentionMaskInterface.register(ATTENTION, make_mask)
 
 
-def _window(config: PreTrainedConfig, layer: int, passed: int | None) -> int:
-    """The layer's window in tokens, 0 without one; a layer that the config calls sliding has one even if it passes none."""
-    types = getattr(config, "layer_types", None)
-    if types is not None and types[layer] == "sliding_attention" and not passed:
-        return int(config.sliding_window)
-    return int(passed or 0)
+def _refuse_unknown(family: str, layer: int, others: dict[str, Any]) -> None:
+    """Raise UnsupportedError about a keyword that may change what attention computes."""
+    for name, value in others.items():
+        is_set = value is not None and (value is not False or name == "is_causal")
+        if is_set and name not in HARMLESS:
+            raise UnsupportedError(
+                f"{family}: layer {layer} passes {name} to its attention, which the attention op does not know"
+            )
 
 
-def note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer) -> None:
+def _read_mask(family: str, layer: int, passed: object, window: int | None) -> AttentionMask:
+    """The layer's mask.
+
+    Raises:
+        UnsupportedError: it is not one that `make_mask` has made, or its window is not the layer's.
+    """
+    if not isinstance(passed, AttentionMask):
+        raise _mask_refusal(family, layer, "no mask" if passed is None else "a mask that its own code makes")
+    if passed.refusal:
+        raise _mask_refusal(family, layer, passed.refusal)
+    if window and window != passed.window:
+        raise UnsupportedError(
+            f"{family}: layer {layer} has a window of {window} tokens and a mask of {passed.window or 'all'} tokens, so "
+            "kernels and masks of transformers disagree about what it sees"
+        )
+    return passed
+
+
+def _mask_refusal(family: str, layer: int, got: str) -> UnsupportedError:
+    return UnsupportedError(f"{family}: layer {layer} attends with {got}; expected a causal mask or a sliding window")
+
+
+def note_layer(trace: Trace, module: torch.nn.Module, found: AttentionLayer, *, sees_later: bool = False) -> None:
     """Add the cache of the layer `found` to `trace.layers`.
+
+    sees_later: whether its mask lets tokens see later ones.
 
     Raises:
         UnsupportedError: the layer attends twice in one pass, or to later tokens.
     """
     if found.index in trace.layers:
         raise UnsupportedError(f"{found.family}: layer {found.index} attends twice in one pass")
-    if getattr(module, "is_causal", True) is False and not trace.cache.sees_later:
+    sees_later = sees_later or getattr(module, "is_causal", True) is False
+    if sees_later and not trace.cache.sees_later:
         raise UnsupportedError(f"{found.family}: layer {found.index} attends to later tokens; expected a decoder")
     trace.layers[found.index] = trace.cache.describe(found)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import PreTrainedModel
 
 from enginewright.exporters.capture import op_bindings
@@ -62,6 +63,11 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
             signature = Signature(layers, cache.token_inputs)
             example = example_inputs(signature)
             model = export_module(decoder, example, dynamic_shapes(signature), translations)
+    except (DataDependentOutputException, DynamicOutputShapeException) as e:
+        raise UnsupportedError(
+            f"{skeleton.model.config.model_type}: its steps depend on the numbers in a tensor ({e.func}), as those of a loop over "
+            "chosen experts do; a graph has the same steps for all tokens"
+        ) from e
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own errors are RuntimeErrors
         reason = str(e).strip().partition("\n")[0]
         family = skeleton.model.config.model_type

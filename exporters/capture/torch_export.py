@@ -15,6 +15,7 @@ from unittest import mock
 
 import onnx_ir as ir
 import torch
+from transformers import masking_utils
 from transformers.exporters import exporter_onnx
 from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 from transformers.integrations import moe
@@ -59,6 +60,8 @@ def traceable() -> Iterator[None]:
         # Experts go through transformers' traceable op; torch's own grouped product refuses float32 on meta.
         stack.enter_context(mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False))
         stack.enter_context(mock.patch.object(torch, "histc", _count_integers))
+        # Sequences are told apart by the attention op, so a mask is that of one sequence.
+        stack.enter_context(mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None))
         yield
 
 

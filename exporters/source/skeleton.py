@@ -72,6 +72,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     if missing := [name for name, buffer in buffers.items() if buffer.is_meta and name not in stored]:
         raise UnsupportedError(f"{config.model_type}: the value of buffer {missing[0]!r} is not known without weights")
     torch.nn.Module.to(model, "meta")
+    model.tie_weights()  # moving has parted the tied parameters that were not on the meta device yet, such as biases
     return Skeleton(model=model, buffers=buffers)
 
 

@@ -43,7 +43,7 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise UnsupportedError(f"{family}: a multimodal model; export its text model as a checkpoint of its own")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedError(f"{family}: transformers has no causal language model of this type")
-    if getattr(config, "kv_lora_rank", None):
+    if config.to_dict().get("kv_lora_rank"):  # it may vary over the layers, and is then no attribute of the whole
         raise UnsupportedError(f"{family}: latent attention (MLA) keeps no keys and values per head to cache")
     other = sorted(set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES)
     if other:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
@@ -57,3 +57,18 @@ def test_an_expert_is_made_without_the_others(family: str, checkpoint: Checkpoin
         assert len(weight.parts) == len(whole), name
         for index, part in enumerate(weight.parts):
             assert torch.equal(torch.from_numpy(part.load()), whole[index : index + 1]), name
+
+
+def test_a_tied_bias_is_stored_once(tmp_path: Path) -> None:
+    """The output bias of bert has two names and one tensor; it is no product of `torch.empty`, as weights are."""
+    config = AutoConfig.for_model(
+        "bert", vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_()
+    model.save_pretrained(tmp_path)
+    skeleton = build_skeleton(open_checkpoint(str(tmp_path)).config, attention="eager", max_context=64)
+    weights = bind_parameters(open_checkpoint(str(tmp_path)), skeleton.model)
+    assert weights["cls.predictions.decoder.bias"] is weights["cls.predictions.bias"]
+    assert (weights["cls.predictions.bias"].load() == model.cls.predictions.bias.detach().numpy()).all()

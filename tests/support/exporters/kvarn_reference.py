@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from enginewright.exporters.capture.attention_mask import make_mask
 from enginewright.exporters.features.depth_attention.rule import DepthMixer
 from enginewright.exporters.methods.kvarn import Config
 from enginewright.plugins.ops.tiles import TILE_TOKENS
@@ -45,7 +46,7 @@ def oracle_logits(
         sinks = more.get("s_aux")
         weighting = Weighting(
             scale=scaling,
-            window=more.get("sliding_window") or 0,
+            window=mask.window,
             softcap=more.get("softcap") or 0.0,
             sinks=None if sinks is None else sinks.numpy(),
         )
@@ -55,7 +56,7 @@ def oracle_logits(
         return torch.from_numpy(output.astype(np.float32))[None], None
 
     ALL_ATTENTION_FUNCTIONS.register("kvarn_oracle", attend)
-    AttentionMaskInterface.register("kvarn_oracle", lambda *_, **__: None)
+    AttentionMaskInterface.register("kvarn_oracle", make_mask)
     model.config._attn_implementation = "kvarn_oracle"
     pieces = []
     with torch.no_grad():

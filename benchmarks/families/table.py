@@ -1,0 +1,98 @@
+"""The results of a sweep as a page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from benchmarks.families.small_configs import model_types
+from benchmarks.families.variants import FLOAT_ERROR, VARIANTS
+from benchmarks.families.verdicts import Sweep, TypeResult, Verdict
+
+HEADINGS = {
+    "float32": "float32: largest error",
+    "plugins none": "standard ops: largest error",
+    "int8": "int8: mean KL",
+    "kvarn": "KVarN: part of its effect",
+}
+
+
+def page(sweep: Sweep) -> str:
+    """The page in Markdown: how it was made, the types that are right or wrong, and those that are refused."""
+    results = [sweep.results[name] for name in sorted(sweep.results)]
+    built = [result for result in results if result.kind == "right" or result.variants]
+    others = [result for result in results if result not in built]
+    return "\n".join([*_introduction(sweep, results), *_figures(built), "", "## Refused", "", *_reasons(others), ""])
+
+
+def _introduction(sweep: Sweep, results: Sequence[TypeResult]) -> list[str]:
+    kinds = [result.kind for result in results]
+    commits = ", ".join(sorted({result.commit for result in results}))
+    versions = ", ".join(f"{name} {version}" for name, version in sweep.versions.items())
+    return [
+        "# Model families",
+        "",
+        f"Of {len(kinds)} model types of which transformers has a causal language model, {kinds.count('right')} are right and",
+        f"{kinds.count('refused')} are refused with a reason; {kinds.count('wrong')} are wrong. The page is written by",
+        "`nox -s families -- --write docs/reference/families.md`",
+        f"({versions}; commit {commits}).",
+        "",
+        "Each type is a random checkpoint of three or four small layers that looks trained: norms that are not one, biases and",
+        "persistent buffers that are not zero, dense layers and layers of experts, and a window of 133 tokens where the type has",
+        "windows. Prompts have 1, 150 and 300 tokens (430 for KVarN), so they are longer than the window and go over several",
+        "tiles; greedy tokens are compared, too. What is compared:",
+        "",
+        f"* *float32*: a 32-bit cache. The largest error of a logit next to transformers' eager model; right up to {FLOAT_ERROR:.0e},",
+        "  which the order of float32 sums explains. Logits are 2 to 8 at most.",
+        "* *Standard ops*: the same for a graph without our ops (`--plugins none`).",
+        "* *int8*: mean KL of the model to the engine with 8-bit weights, in nats a token; right within the tolerance of",
+        "  `enginewright check`. Random weights lose more than trained ones.",
+        "* *KVarN*: the error next to the model whose attention is the method's oracle, as a part of what the method itself",
+        "  changes; right up to a tenth, because sums in another order round a few codes the other way.",
+        "",
+        "Sizes, and the settings that a type needs beyond them, are in `benchmarks/families/small_configs.py`. A type can",
+        "also be refused for settings that its small model does not have, such as scaled rotary embeddings that are not known.",
+        "",
+        *_missing(results),
+        "## Built and compared",
+        "",
+    ]
+
+
+def _missing(results: Iterable[TypeResult]) -> list[str]:
+    """A sentence about types that no sweep has tried yet."""
+    missing = sorted(set(model_types()) - {result.model_type for result in results})
+    if not missing:
+        return []
+    return [f"**Not tried yet** ({len(missing)}): {', '.join(f'`{name}`' for name in missing)}.", ""]
+
+
+def _figures(results: Iterable[TypeResult]) -> list[str]:
+    heads = " | ".join(HEADINGS[name] for name in VARIANTS)
+    lines = [f"| type | its small model has | {heads} |", "|---|---|" + "---|" * len(VARIANTS)]
+    for result in results:
+        cells = " | ".join(_cell(result.variants, name) for name in VARIANTS)
+        lines.append(f"| `{result.model_type}` | {', '.join(result.traits)} | {cells} |")
+    return lines
+
+
+def _cell(variants: Mapping[str, Verdict], name: str) -> str:
+    verdict = variants.get(name)
+    if verdict is None:
+        return "not run"
+    if verdict.kind == "refused":
+        return f"refused: {_plain(verdict.told)}"
+    figure = "" if verdict.value is None else f"{verdict.value:.1e}"
+    return figure if verdict.kind == "right" else f"**wrong**: {_plain(verdict.told)}"
+
+
+def _reasons(results: Iterable[TypeResult]) -> list[str]:
+    lines = ["| type | reason |", "|---|---|"]
+    for result in results:
+        told = result.refusal or f"**wrong**: {result.failure}"
+        lines.append(f"| `{result.model_type}` | {_plain(told.removeprefix(f'{result.model_type}: '))} |")
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text that is safe in a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,103 @@
+"""Tests of the sweep over model types: its published results are complete and true, and it finds what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.families.__main__ import describe
+from benchmarks.families.compare_type import try_type
+from benchmarks.families.small_configs import CONTEXT, LAYERS, model_types, small_config
+from benchmarks.families.table import page
+from benchmarks.families.trained_looking import make_model
+from benchmarks.families.variants import LENGTHS, VARIANTS, check_float
+from benchmarks.families.verdicts import Sweep, TypeResult, Verdict, installed_versions, read_sweep
+from enginewright.exporters.build import build
+from enginewright.runtime.loader import load
+
+# Each for a trait that the tests of single families do not have.
+SHORT = {
+    "phimoe": "a window that only the mask tells",
+    "gpt2": "learned positions, transposed projections",
+    "gpt_bigcode": "one KV head",
+    "opt": "learned positions with an offset",
+    "ctrl": "positions that are computed, no rotary embedding",
+    "cohere2": "interleaved rotary embedding in windows only; a parallel block",
+    "electra": "an encoder as a decoder; an output bias",
+    "gpt_neox": "one projection for queries, keys and values; partial rotary embedding",
+    "exaone4": "norms after the parts of a block, rotary embedding in windows only",
+    "ernie4_5_moe": "experts next to shared ones",
+    "hunyuan_v1_moe": "norms of queries and keys after the rotary embedding",
+    "flex_olmo": "norms over whole projections",
+}
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", SHORT)
+def test_types_of_many_traits_are_right(model_type: str) -> None:
+    result = try_type(model_type, ["float32"])
+    assert result.kind == "right", describe(result)
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_an_engine_of_another_model_is_wrong(tmp_path: Path) -> None:
+    model = make_model(small_config("llama"))
+    model.save_pretrained(tmp_path / "model")
+    build(str(tmp_path / "model"), tmp_path / "engine", VARIANTS["float32"].recipe, "onnxruntime", trial="none")
+    with load(tmp_path / "engine", threads=1) as llm:
+        assert check_float(llm, model).kind == "right"
+        with torch.no_grad():
+            model.model.layers[LAYERS - 1].input_layernorm.weight[0] += 0.01
+        verdict = check_float(llm, model)
+    assert verdict.kind == "wrong"
+    assert verdict.told.startswith("error ")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "glm4_moe", "gpt2", "gpt_oss"])
+def test_every_tensor_of_a_checkpoint_looks_trained(model_type: str) -> None:
+    """None is what the constructor makes, and no vector is constant."""
+    config = small_config(model_type)
+    torch.manual_seed(0)
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
+    for name, tensor in make_model(config).state_dict().items():
+        assert not torch.equal(tensor, fresh[name]), name
+        assert tensor.std() > 0.01, name
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "dots1", "laguna", "gemma3n_text"])
+def test_small_configs_keep_each_kind_of_layer(model_type: str) -> None:
+    config = small_config(model_type)
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    assert config.sliding_window < LENGTHS[1] < CONTEXT
+
+
+def test_verdicts_are_read_back(tmp_path: Path) -> None:
+    right = TypeResult(
+        model_type="llama", commit="c", traits=("windows",), variants={"float32": Verdict(kind="right", value=1e-6)}
+    )
+    wrong = replace(right, model_type="qwen2", variants={"float32": Verdict(kind="wrong", value=1.0, told="error 1")})
+    failed = TypeResult(model_type="a", commit="c", failure="TypeError: x")
+    refused = TypeResult(model_type="t5", commit="c", refusal="t5: an encoder-decoder model | so")
+    results = {result.model_type: result for result in (right, wrong, failed, refused)}
+    Sweep(versions=installed_versions(), results=results).write(tmp_path / "r.json")
+    assert read_sweep(tmp_path / "r.json").results == results
+    assert [results[name].kind for name in ("llama", "qwen2", "a", "t5")] == ["right", "wrong", "wrong", "refused"]
+    text = page(read_sweep(tmp_path / "r.json"))
+    assert "Of 4 model types" in text
+    assert f"**Not tried yet** ({len(set(model_types()) - set(results))})" in text
+    assert "1 are right and\n1 are refused with a reason; 2 are wrong" in text
+    assert "| `llama` | windows | 1.0e-06 | not run |" in text
+    assert "| `t5` | an encoder-decoder model \\| so |" in text
+
+
+def test_results_of_other_versions_are_dropped(tmp_path: Path) -> None:
+    refused = {"t5": TypeResult(model_type="t5", refusal="no")}
+    Sweep(versions={"transformers": "4.0"}, results=refused).write(tmp_path / "r.json")
+    assert read_sweep(tmp_path / "r.json") == Sweep(versions=installed_versions(), results={})
+    assert read_sweep(tmp_path / "none.json").results == {}
