@@ -55,6 +55,7 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
     Raises:
         UnsupportedError: the model's attention does not go through the hook, or does something that the op cannot express.
     """
+    _check_positions(skeleton.model)
     translations = op_bindings.register()
     decoder = PackedDecoder(skeleton.model, cache).eval()
     try:
@@ -111,6 +112,16 @@ class PackedDecoder(torch.nn.Module):
         )
         logits: torch.Tensor = output.logits.squeeze(0)
         return logits
+
+
+def _check_positions(model: PreTrainedModel) -> None:
+    """Raise UnsupportedError if the model counts a token's position from the ids before it, as RoBERTa and its kin do."""
+    for name, module in model.named_modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            raise UnsupportedError(
+                f"{model.config.model_type}: {name} derives positions from token ids and passes over padding tokens; "
+                "expected positions that count every token"
+            )
 
 
 def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:

@@ -134,3 +134,10 @@ def refusal(config: PreTrainedConfig) -> str:
 )
 def test_models_whose_attention_no_graph_expresses_are_refused(model_type: str, message: str) -> None:
     assert message in refusal(small_config(model_type))
+
+
+@pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])
+def test_positions_that_depend_on_token_ids_are_refused(model_type: str) -> None:
+    skeleton = build_skeleton(small_config(model_type), attention=ATTENTION, max_context=64)
+    with pytest.raises(UnsupportedError, match=rf"{model_type}: .*embeddings derives positions from token ids"):
+        capture(skeleton, PagedCacheFormat(32))

@@ -37,7 +37,7 @@ def oracle_logits(
     form = KVarNFormat(k_bits=config.k_bits, v_bits=config.v_bits, iterations=config.iterations, mode=config.mode)
     caches: dict[int, KVarNCache] = {}
 
-    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **more: Any) -> Any:
+    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **more: Any) -> Any:
         if mixer is not None:
             value = mixer(module.layer_idx, query, key, value, scaling)
         q, k, v = (x[0].transpose(0, 1).numpy() for x in (query, key, value))
@@ -46,7 +46,7 @@ def oracle_logits(
         sinks = more.get("s_aux")
         weighting = Weighting(
             scale=scaling,
-            window=mask.window,
+            window=attention_mask.window,
             softcap=more.get("softcap") or 0.0,
             sinks=None if sinks is None else sinks.numpy(),
         )
