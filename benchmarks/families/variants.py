@@ -62,15 +62,17 @@ def check_kvarn(llm: LLM, reference: PreTrainedModel) -> Verdict:
     """Compare with the model whose attention is KVarN's oracle; the value is the error as a part of the method's own effect.
 
     Sums in another order round a few codes the other way, so a tenth of the effect is allowed; an engine that encoded
-    nothing, or otherwise, would be off by all of it.
+    nothing, or otherwise, would be off by all of it. One token in twenty may be off by more: near a tie, such a code sends a
+    token to another expert.
     """
     tokens = np.random.default_rng(1).integers(3, llm.manifest.model.vocab_size, KVARN_TOKENS).tolist()
     exact, expected = plain_logits(reference, tokens), oracle_logits(reference, tokens, KVARN)
     reference.config._attn_implementation = "eager"
-    error = np.abs(llm.logits(tokens) - expected).max()
-    part = float(error / np.abs(exact - expected).max())
-    told = "" if part <= 0.1 else f"error {error:.1e}, {part:.2f} of the method's effect"
-    return Verdict(kind="right" if part <= 0.1 else "wrong", value=part, told=told)
+    errors, effects = np.abs(llm.logits(tokens) - expected).max(-1), np.abs(exact - expected).max(-1)
+    is_right = bool(np.quantile(errors, 0.95) <= 0.1 * np.quantile(effects, 0.95))
+    part = float(errors.max() / effects.max())
+    told = "" if is_right else f"error {errors.max():.1e}, {part:.2f} of the method's effect"
+    return Verdict(kind="right" if is_right else "wrong", value=part, told=told)
 
 
 def _recipe(**options: object) -> Recipe:
