@@ -31,7 +31,9 @@ from benchmarks.families.verdicts import TypeResult, read_sweep
 from benchmarks.results_file import this_commit
 
 RESULTS = Path(__file__).resolve().with_name("results.json")
-TYPES_A_PROCESS = 8  # what torch and transformers keep of each model adds up
+TYPES_A_PROCESS = (
+    8  # about: what torch and transformers keep of each model adds up; max_tasks_per_child hangs in Python 3.11
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,10 +80,12 @@ def sweep(types: Sequence[str], variants: Sequence[str], processes: int) -> Iter
             admitted.append(name)
     server = get_context("forkserver")
     server.set_forkserver_preload(["benchmarks.families.compare_type"])  # so that torch is imported once
-    with ProcessPoolExecutor(processes, mp_context=server, max_tasks_per_child=TYPES_A_PROCESS) as pool:
-        running = {pool.submit(try_type, name, variants): name for name in admitted}
-        for done in as_completed(running):
-            yield _outcome(running[done], done)
+    group = TYPES_A_PROCESS * processes
+    for some in (admitted[begin : begin + group] for begin in range(0, len(admitted), group)):
+        with ProcessPoolExecutor(processes, mp_context=server) as pool:
+            running = {pool.submit(try_type, name, variants): name for name in some}
+            for done in as_completed(running):
+                yield _outcome(running[done], done)
 
 
 def _outcome(name: str, done: Future[TypeResult]) -> TypeResult:
