@@ -177,7 +177,7 @@ class LLM:
         self.loop.submit(*(self.loop.scheduler.decoder.score(request) for request in requests))
         try:
             for request in requests:
-                _wait(request)
+                _wait(self.loop, request)
         finally:
             self.loop.cancel(*requests)
 
@@ -349,6 +349,8 @@ class Handle:
 
     def __iter__(self) -> Iterator[Token]:
         """Yield the tokens as they come; of several consumers, one gets each token."""
+        if not self.done:
+            self._llm.loop.check_may_wait()
         while True:
             event = self._request.events.get()
             if isinstance(event, Token):
@@ -361,7 +363,7 @@ class Handle:
 
     def result(self) -> Completion:
         """Wait for the end, and return the whole completion, whether or not its tokens were read."""
-        _wait(self._request)
+        _wait(self._llm.loop, self._request)
         assert self._request.completion is not None
         return self._request.completion
 
@@ -377,7 +379,10 @@ def _cancelling(handle: Handle) -> Iterator[Token]:
         handle.cancel()
 
 
-def _wait(request: Request) -> None:
+def _wait(loop: StepLoop, request: Request) -> None:
+    """Wait for the end of `request`, and raise the error that ended it."""
+    if not request.done.is_set():
+        loop.check_may_wait()
     request.done.wait()
     if request.error is not None:
         raise request.error

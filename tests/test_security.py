@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -82,3 +83,10 @@ def test_no_file_is_run(package: str) -> None:
 )
 def test_the_check_sees_and_spares(source: str, expected: list[str]) -> None:
     assert [call for _, call in wrong_calls(source)] == expected
+
+
+def test_a_jinja_with_known_ways_out_of_its_sandbox_is_not_taken() -> None:
+    """CVE-2024-56326 and CVE-2025-27516 are ways out of older sandboxes; transformers 5 refuses them, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (jinja,) = (each for each in project["dependencies"] if each.startswith("jinja2"))
+    assert jinja == "jinja2>=3.1.6"

@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     begin, backend = time.perf_counter(), arguments.backend
     chosen = options.from_arguments(arguments)
     builders.check_backend(backend, chosen)
-    manifest = builders.build(arguments.engine, directory.load(arguments.engine), backend, chosen)
+    with directory.kept(arguments.engine):
+        manifest = builders.build(arguments.engine, directory.load(arguments.engine), backend, chosen)
     for graph in manifest.graphs.values():
         for engine in (e for e in graph.engines if e.backend == backend):
             size, took = engine.files[0].size / 1e6, time.perf_counter() - begin

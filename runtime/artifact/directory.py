@@ -176,6 +176,24 @@ def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[P
         raise
 
 
+@contextmanager
+def kept(root: Path) -> Iterator[None]:
+    """Let no other command replace or change the engine at `root` while the block changes it.
+
+    There is no reservation where this user may not write next to the engine: none of the user's builds can replace it
+    there, and an engine on a volume of its own can still be changed.
+
+    Raises:
+        ArtifactError: another build or compilation writes `root` now.
+    """
+    output = Path(root).resolve()
+    if not output.is_dir() or not os.access(output.parent, os.W_OK):
+        yield
+        return
+    with reserved(output):
+        yield
+
+
 def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
     """Raise ArtifactError unless `output` is free, or may be overwritten and holds the file `mark`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):

@@ -12,6 +12,7 @@ from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.chat.conversation import Conversation
 
 _IMPLYING = ("chat", "system", "messages", "tools", "documents", "chat_template", "chat_template_kwargs")
+_NOT_GIVEN: tuple[object, ...] = (None, False, [])
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +46,16 @@ def make_conversations(texts: Sequence[str], arguments: argparse.Namespace) -> l
     Raises:
         RequestError: a file or an option is not the JSON that it has to be.
     """
-    if not any(getattr(arguments, name) for name in _IMPLYING):
+    if all(getattr(arguments, name) in _NOT_GIVEN for name in _IMPLYING):  # an empty text is given, too
         return list(texts)
     if arguments.system is not None and not texts:
         raise RequestError("--system: got no prompt to go before; write the system message into the file of --messages")
+    variables = arguments.chat_template_kwargs
     shared: dict[str, Any] = {
         "tools": None if arguments.tools is None else _read_json(arguments.tools),
         "documents": None if arguments.documents is None else _read_json(arguments.documents),
         "chat_template": arguments.chat_template,
-        "chat_template_kwargs": _parse("--chat-template-kwargs", arguments.chat_template_kwargs or "{}"),
+        "chat_template_kwargs": _parse("--chat-template-kwargs", "{}" if variables is None else variables),
     }
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     asked = [[*system, {"role": "user", "content": text}] for text in texts]

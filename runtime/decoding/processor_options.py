@@ -17,10 +17,13 @@ def read_options(kind: type[T], name: str, given: Mapping[str, Any]) -> T:
     Raises:
         RequestError: an option is missing, unknown, or of another type or value.
     """
+    where = f"Sampling.logits_processors[{name!r}]"
     try:
-        return parse(kind, _as_json(given), f"Sampling.logits_processors[{name!r}]")
+        return parse(kind, _as_json(given), where)
     except ValueError as e:
         raise RequestError(str(e)) from e
+    except RecursionError:
+        raise RequestError(f"{where}: got values nested too deeply; pass flatter ones") from None
 
 
 def check_ids(name: str, tokens: Iterable[int], vocab: int) -> None:

@@ -92,14 +92,18 @@ class StepLoop:
         Raises:
             RequestError: the loop is closed, or this is its own thread, which would wait for itself.
         """
+        self.check_may_wait()
+        result: Future[None] = Future()
+        self._send(Do(action, result))
+        result.result()
+
+    def check_may_wait(self) -> None:
+        """Raise RequestError where this is the loop's own thread, which would wait for itself, and all requests with it."""
         if threading.current_thread() is self._thread:
             raise RequestError(
                 "LLM: got a call from on_event, or the like, that waits for the step loop on its own thread; call it from another "
                 "thread"
             )
-        result: Future[None] = Future()
-        self._send(Do(action, result))
-        result.result()
 
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; requests that have ended already stay as they are."""

@@ -60,6 +60,8 @@ class Detokenizer:
         if certain == len(text):
             if piece:
                 self._slide(text, self._clean)
+            elif len(self._window) > _LONGEST_WINDOW and self._shown == len(text):
+                del self._window[-1]  # it has no text, as an id that the vocabulary lacks
             self._clean = len(self._window)
         elif piece and len(self._window) > _LONGEST_WINDOW:  # only broken bytes; a whole character ends them
             self._slide(text, len(self._window) - 2 * _LONGEST_CHARACTER)

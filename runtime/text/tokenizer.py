@@ -96,6 +96,8 @@ class Tokenizer:
         Raises:
             ArtifactError: the tokenizer cannot decode them.
         """
+        if not ids:
+            return ""  # some decoders panic on no tokens
         try:
             return self._core.decode(ids, skip_special_tokens)
         except BaseException as error:

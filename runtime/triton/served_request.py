@@ -108,7 +108,7 @@ def _read_processors(text: str) -> dict[str, dict[str, Any] | None]:
     """Return the names and options that a JSON object has."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(options, dict | None) for options in found.values()):
         raise RequestError(

@@ -63,7 +63,11 @@ def test_run_streams_what_generate_returns(capsys: Capture, chat_engine: Path) -
 @pytest.mark.native
 def test_run_sends_chat_messages(capsys: Capture, chat_engine: Path, byte_tokenizer: tokenizers.Tokenizer) -> None:
     command = ["run", str(chat_engine), "--prompt", "hi", "--max-tokens", "2", "--json"]
-    for options, text in ((["--chat"], "<user>hi"), (["--system", "be"], "<system>be<user>hi")):
+    for options, text in (
+        (["--chat"], "<user>hi"),
+        (["--system", "be"], "<system>be<user>hi"),
+        (["--system", ""], "<system><user>hi"),  # an option with an empty text is given all the same
+    ):
         assert cli.main([*command, *options]) == 0
         assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(byte_tokenizer.encode(text).ids)
 
@@ -100,6 +104,8 @@ def test_run_names_options_of_conversations_that_are_wrong(capsys: Capture, chat
     assert "chat_template_kwargs: expected an object" in _fails(capsys, *run, "--chat-template-kwargs", '"x"')
     assert "--chat-template-kwargs: got no valid JSON" in _fails(capsys, *run, "--chat-template-kwargs", "{")
     assert "got colour, expected no more than" in _fails(capsys, *run, "--chat-template-kwargs", '{"colour": 1}')
+    assert "--chat-template-kwargs: got no valid JSON" in _fails(capsys, *run, "--chat-template-kwargs", "")
+    assert "chat_template: got ''" in _fails(capsys, *run, "--chat-template", "")
     alone = ["run", str(chat_engine), "--messages", talk, "--system", "be"]
     assert "--system: got no prompt to go before" in _fails(capsys, *alone)
 

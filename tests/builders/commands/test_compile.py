@@ -16,7 +16,9 @@ from enginewright import builders
 from enginewright.builders.tensorrt import build
 from enginewright.runtime import cli
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.errors import TargetError
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.artifact.reservation import reserved
+from enginewright.runtime.errors import ArtifactError, TargetError
 from tests.support.exporters.families import save_checkpoint
 from tests.support.paths import ROOT
 
@@ -49,6 +51,28 @@ def test_without_torch(root: Path, tmp_path: Path) -> None:
     assert f"{root / 'engines/decoder.onnxruntime.onnx'}: " in done.stdout
     (engine,) = directory.load(root).graphs["decoder"].engines
     assert engine.backend == "onnxruntime"
+
+
+def test_a_build_of_the_same_output_is_refused_meanwhile(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or else the new engine would get the manifest of the old one."""
+    before, refused = snapshot(root), list[str]()
+
+    def build_meanwhile(*_: object) -> Manifest:
+        with pytest.raises(ArtifactError) as caught, directory.staged(root, overwrite=True):
+            raise AssertionError("it has begun")
+        refused.append(str(caught.value))
+        return directory.load(root)
+
+    monkeypatch.setattr(builders, "build", build_meanwhile)
+    words = ["compile", str(root), "--backend", "onnxruntime"]
+    assert cli.main(words) == 0 and "got another build that writes it now" in refused[0]
+    with reserved(root.resolve()):
+        assert cli.main(words) == 2
+    assert "got another build that writes it now" in capsys.readouterr().err
+    assert len(refused) == 1 and snapshot(root) == before
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
 
 
 @pytest.mark.parametrize(

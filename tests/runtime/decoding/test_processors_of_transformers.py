@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,7 @@ def test_growth_without_end_stays_finite() -> None:
     [
         ("suppress_tokens", {"tokens": [VOCAB]}, f"got token id {VOCAB}, expected ids from 0 to {VOCAB - 1}"),
         ("suppress_tokens", {}, "key 'tokens' is missing"),
+        ("suppress_tokens", {"tokens": json.loads("[" * 900 + "]" * 900)}, "nested too deeply; pass flatter ones"),
         ("begin_suppress_tokens", {"tokens": [-1]}, "got token id -1"),
         ("no_repeat_ngram", {"size": 0}, "size: got 0, expected a whole number from 1 up"),
         ("no_repeat_ngram", {"size": 2.5}, "size: got 2.5, expected int"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -40,17 +40,42 @@ def test_an_owner_whose_function_raises_loses_its_own_request(at: int) -> None:
         assert len(got) == at and isinstance(got[-1], Token if at == 1 else Completion)
 
 
-def test_waiting_for_the_loop_on_its_own_thread_is_refused() -> None:
+WAITS: dict[str, Callable[[LLM], object]] = {
+    "between_steps": lambda llm: llm.loop.between_steps(list),
+    "generate": lambda llm: llm.generate([5], Sampling(max_tokens=2)),
+    "stream": lambda llm: list(llm.stream([5], Sampling(max_tokens=2))),
+    "result": lambda llm: llm.submit([5], Sampling(max_tokens=2)).result(),
+    "logits": lambda llm: llm.logits([5, 6]),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_waiting_for_the_loop_on_its_own_thread_is_refused(name: str) -> None:
     refused: list[str] = []
 
     def take(_: Event) -> None:
         with pytest.raises(RequestError) as caught:
-            llm.loop.between_steps(list)
+            WAITS[name](llm)
         refused.append(str(caught.value))
 
-    with make_llm(eos=()) as llm:
-        assert len(llm.submit([1], Sampling(max_tokens=2), on_event=take).result().token_ids) == 2
+    llm = make_llm(eos=())  # closed below: while the loop waits for itself, nothing can close it
+    handle = llm.submit([1], Sampling(max_tokens=2), on_event=take)
+    assert handle._request.done.wait(30), "the loop waits for itself"
+    assert len(handle.result().token_ids) == 2
+    llm.close()
     assert len(refused) == 3 and "on its own thread; call it from another thread" in refused[0]
+
+
+def test_a_request_that_has_ended_can_be_read_on_the_loops_thread() -> None:
+    read: list[object] = []
+    with make_llm(eos=()) as llm:
+        done = llm.submit([5, 6], Sampling(max_tokens=2))
+        expected = [done.result(), [token.id for token in done]]
+        again = llm.submit([5, 6], Sampling(max_tokens=2))
+        again.result()
+        llm.submit([1], Sampling(max_tokens=1), on_event=lambda _: read.append(again.result())).result()
+        llm.submit([1], Sampling(max_tokens=1), on_event=lambda _: read.append([t.id for t in again])).result()
+    assert read[0].token_ids == expected[0].token_ids and read[2] == expected[1]
 
 
 @pytest.fixture

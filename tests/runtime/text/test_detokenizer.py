@@ -53,6 +53,21 @@ def test_endless_broken_bytes_are_shown_at_a_bounded_cost(byte_tokenizer: Tokeni
     assert max(decoded) < 100
 
 
+def test_endless_tokens_without_text_come_at_a_bounded_cost(byte_tokenizer: Tokenizer) -> None:
+    unused = byte_tokenizer.get_vocab_size() + 3
+    decoded: list[int] = []
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return byte_tokenizer.decode(ids)
+
+    detokenizer = Detokenizer(decode)
+    ids = [*byte_tokenizer.encode("ab").ids, *[unused] * 500, *byte_tokenizer.encode("end🙂").ids]
+    pieces = [detokenizer.push(token) for token in ids]
+    assert "".join(pieces) + detokenizer.flush() == byte_tokenizer.decode(ids) == "abend🙂"
+    assert max(decoded) < 100
+
+
 def test_text_comes_as_soon_as_it_is_certain(byte_tokenizer: Tokenizer) -> None:
     ids = byte_tokenizer.encode("a🙂b").ids
     assert _pieces(byte_tokenizer, ids)[0] == ["a", "", "", "", "🙂", "b"]

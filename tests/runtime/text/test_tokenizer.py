@@ -162,6 +162,13 @@ def test_special_tokens_are_those_that_a_text_is_shown_without(byte_tokenizer: t
     assert tokenizer.decode(ids) == "cat" and tokenizer.decode(ids, skip_special_tokens=False) == "<s>cat</s>"
 
 
+def test_no_tokens_are_no_text_whatever_the_decoder() -> None:
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, " ": 1}, []))
+    core.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 0, 1)])
+    tokenizer = Tokenizer(core, None)
+    assert tokenizer.decode([0, 1]) == "a" and tokenizer.decode([]) == ""  # the library panics on the latter
+
+
 def test_special_tokens_by_every_name_reach_the_template(open_files: Open) -> None:
     config = _config(
         image_token="<img>",

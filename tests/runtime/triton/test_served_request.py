@@ -195,6 +195,7 @@ BAD = [
     ({"conditions": texts(b"a=b*much")}, {}, "conditions: got the scale much, expected a number"),
     ({"logits_processors": texts(b"[1]")}, {}, r"logits_processors: got '\[1\]', expected a JSON object"),
     ({"logits_processors": texts(b'{"a": 1}')}, {}, "logits_processors: got .*expected a JSON object"),
+    ({"logits_processors": texts(b'{"a":' * 100_000)}, {}, "logits_processors: got .*expected a JSON object"),
     ({"guided_decoding_guide": texts(b"")}, {}, "guided_decoding_guide: this version does not hold the output to"),
     ({}, {"guided_decoding_guide_type": "json"}, "guided_decoding_guide_type: .*; leave it out"),
     ({"return_num_input_tokens": np.array([1])}, {"return_num_input_tokens": 1}, "given twice"),
