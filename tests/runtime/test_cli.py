@@ -92,12 +92,15 @@ def test_run_names_options_of_conversations_that_are_wrong(capsys: Capture, chat
     (tmp_path / "bad.json").write_text("[")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "talk.json").write_text('[{"role": "user", "content": "hi"}]')
-    bad, talk = str(tmp_path / "bad.json"), str(tmp_path / "talk.json")
+    (tmp_path / "one.json").write_text('{"messages": []}')
+    bad, talk, one = (str(tmp_path / name) for name in ("bad.json", "talk.json", "one.json"))
     run = ["run", str(chat_engine), "--prompt", "x"]
     assert "bad.json: got no valid JSON" in _fails(capsys, *run, "--tools", bad)
     assert "deep.json: got no valid JSON" in _fails(capsys, *run, "--documents", str(tmp_path / "deep.json"))
     assert "none.json: cannot be read" in _fails(capsys, *run, "--messages", str(tmp_path / "none.json"))
-    assert "chat_template_kwargs: expected an object" in _fails(capsys, *run, "--chat-template-kwargs", '"x"')
+    assert "chat_template_kwargs: got 'x', expected an object" in _fails(capsys, *run, "--chat-template-kwargs", '"x"')
+    assert "one.json: got a JSON dict, expected a list of messages" in _fails(capsys, *run, "--messages", one)
+    assert "one.json: got a JSON dict, expected a list of schemas" in _fails(capsys, *run, "--tools", one)
     assert "--chat-template-kwargs: got no valid JSON" in _fails(capsys, *run, "--chat-template-kwargs", "{")
     assert "got colour, expected no more than" in _fails(capsys, *run, "--chat-template-kwargs", '{"colour": 1}')
     alone = ["run", str(chat_engine), "--messages", talk, "--system", "be"]
