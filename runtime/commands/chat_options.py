@@ -76,7 +76,9 @@ def _read_list(name: str, kind: str) -> list[Any]:
         raise RequestError(f"{name}: cannot be read ({e.strerror}); pass a JSON file") from e
     value = _parse(name, content)
     if not isinstance(value, list):
-        raise RequestError(f"{name}: got a JSON {type(value).__name__}, expected a list of {kind}; write the list alone")
+        raise RequestError(
+            f"{name}: got a JSON {type(value).__name__}, expected a list of {kind}; write the list alone"
+        )
     return value
 
 
