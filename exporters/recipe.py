@@ -108,7 +108,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_bytes())
     except OSError as e:
-        raise ExportError(f"{path}: cannot be read ({e.strerror})") from e
+        raise ExportError(f"{path}: cannot be read ({e.strerror}); pass a YAML file") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ExportError(f"{path}: not valid YAML ({e})") from e
     known = [field.name for field in dataclasses.fields(Recipe)]

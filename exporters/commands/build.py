@@ -6,6 +6,7 @@ A command composes packages, so it may import the builders.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from enginewright.exporters.trial import KINDS, REPORT
 from enginewright.exporters.weights.registry import list_forms
 
 DEFAULTS = Recipe()
+FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:k=v,...",
         help=f"inference method, repeatable, in order; known: {', '.join(find_options())}",
     )
-    parser.add_argument("--recipe", type=Path, metavar="FILE.yaml", help="the options below and methods from a file")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE.yaml",
+        help=f"file with any of {', '.join(FIELDS)}; flags win over it, --apply adds to it",
+    )
     parser.add_argument("--backend", default="onnxruntime", help=f"one of {', '.join(builders.BACKENDS)}")
     parser.add_argument(
         "--weights",
         metavar="KIND[:k=v,...]",
-        help=f"stored form of the weights, with defaults of its options: {list_forms()}",
+        help=f"stored form of the weights (default {DEFAULTS.weights.kind}); the forms, with defaults of their options: {list_forms()}",
     )
     parser.add_argument(
         "--dtype",

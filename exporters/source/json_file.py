@@ -9,10 +9,10 @@ from typing import Any
 from enginewright.runtime.errors import ExportError
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; ExportError when there is none."""
+def read_json(path: Path, owner: str = "Hugging Face checkpoint") -> dict[str, Any]:
+    """Return the JSON object in `path`, a file in the directory of an `owner`; ExportError when there is none."""
     if not path.is_file():
-        raise ExportError(f"{path}: not found; expected a Hugging Face checkpoint directory with it")
+        raise ExportError(f"{path}: not found; expected the directory of a {owner} with it")
     return parse_json(path.read_bytes(), path)
 
 

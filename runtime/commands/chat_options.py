@@ -20,7 +20,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="send each prompt as a user's message (chat template); each of the next options implies it",
+        help=f"send each prompt as a user's message (chat template); implied by {_flags(_IMPLYING[1:])}",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message before each prompt")
     parser.add_argument(
@@ -33,7 +33,9 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tools", metavar="FILE", help="JSON file: a list of the schemas of tools that may be called")
     parser.add_argument("--documents", metavar="FILE", help="JSON file: a list of documents to answer from")
     parser.add_argument(
-        "--chat-template", metavar="NAME", help="one of the engine's templates, or the text of another one"
+        "--chat-template",
+        metavar="NAME_OR_TEXT",
+        help="name of one of the engine's templates, or the text of another one",
     )
     parser.add_argument(
         "--chat-template-kwargs", metavar="JSON", help='the template\'s variables, such as {"enable_thinking": false}'
@@ -52,23 +54,34 @@ def make_conversations(texts: Sequence[str], arguments: argparse.Namespace) -> l
         raise RequestError("--system: got no prompt to go before; write the system message into the file of --messages")
     variables = arguments.chat_template_kwargs
     shared: dict[str, Any] = {
-        "tools": None if arguments.tools is None else _read_json(arguments.tools),
-        "documents": None if arguments.documents is None else _read_json(arguments.documents),
+        "tools": None if arguments.tools is None else _read_list(arguments.tools, "schemas of tools"),
+        "documents": None if arguments.documents is None else _read_list(arguments.documents, "documents"),
         "chat_template": arguments.chat_template,
         "chat_template_kwargs": _parse("--chat-template-kwargs", "{}" if variables is None else variables),
     }
     system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     asked = [[*system, {"role": "user", "content": text}] for text in texts]
-    read = [_read_json(name) for name in arguments.messages]
+    read = [_read_list(name, 'messages such as {"role": "user", "content": "Hello"}') for name in arguments.messages]
     return [Conversation(messages=messages, **shared) for messages in (*asked, *read)]
 
 
-def _read_json(name: str) -> Any:
+def _flags(names: Sequence[str]) -> str:
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    return f"{', '.join(flags[:-1])} and {flags[-1]}"
+
+
+def _read_list(name: str, kind: str) -> list[Any]:
+    """Return the list in a JSON file; the error for anything else names the file and what the list is of."""
     try:
         content = Path(name).read_bytes()
     except OSError as e:
         raise RequestError(f"{name}: cannot be read ({e.strerror}); pass a JSON file") from e
-    return _parse(name, content)
+    value = _parse(name, content)
+    if not isinstance(value, list):
+        raise RequestError(
+            f"{name}: got a JSON {type(value).__name__}, expected a list of {kind}; write the list alone"
+        )
+    return value
 
 
 def _parse(where: str, text: str | bytes) -> Any:

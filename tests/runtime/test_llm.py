@@ -272,6 +272,8 @@ def test_closing_ends_what_runs_and_refuses_more(make_toy: Make) -> None:
         ([1.5], None, "expected text or token ids"),
         (None, None, "expected text or token ids"),
         (["the"], None, "expected text or token ids"),
+        ({"role": "user", "content": "x"}, None, "got a message, .* pass conversations to LLM.chat"),
+        ([{"role": "user", "content": "x"}], None, "got a message, .* pass conversations to LLM.chat"),
         ([[1], [2, 3]], None, "expected one list of token ids"),
         ("\ud800", None, "expected valid Unicode"),
         ([1] * 64, None, "context limit is 64"),

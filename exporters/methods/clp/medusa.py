@@ -42,7 +42,7 @@ def convert(root: Path, model: str, output: Path, heads: int | None = None) -> H
     """
     if output.exists() and any(output.iterdir()):
         raise ExportError(f"{output}: exists and is not empty; remove it, or choose another --output")
-    settings = read_json(root / CONFIG)
+    settings = read_json(root / CONFIG, "Medusa checkpoint")
     if settings.get("medusa_num_layers", 1) != 1:
         raise UnsupportedError(f"{root}: got {settings['medusa_num_layers']} blocks in a head, expected 1")
     found = _read(root)

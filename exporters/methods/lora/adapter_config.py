@@ -158,7 +158,7 @@ def read_settings(root: Path) -> AdapterConfig:
         UnsupportedError: the adapter is of a kind that cannot be merged.
     """
     path = root / CONFIG
-    raw = read_json(path)
+    raw = read_json(path, "PEFT adapter")
     _check_kind(path, raw)
     read = _Reader(path, raw)
     return AdapterConfig(

@@ -123,7 +123,9 @@ def _check_objects(name: str, objects: Any) -> None:
 
 def _check_variables(variables: Any) -> None:
     if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-        raise RequestError("chat_template_kwargs: expected an object of the template's variables by name")
+        raise RequestError(
+            f"chat_template_kwargs: got {variables!r}, expected an object of the template's variables by name"
+        )
     if reserved := [name for name in variables if name in RESERVED]:
         raise RequestError(
             f"chat_template_kwargs: got {reserved[0]}, which is an argument of its own; pass it there, not as a variable"

@@ -214,7 +214,11 @@ FILE = "adapter_model.safetensors"
 
 REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]] = {
     "no directory": (shutil.rmtree, ExportError, r"adapter_config.json: not found"),
-    "no config": (lambda r: (r / "adapter_config.json").unlink(), ExportError, r"adapter_config.json: not found"),
+    "no config": (
+        lambda r: (r / "adapter_config.json").unlink(),
+        ExportError,
+        r"config.json: not found; .* PEFT adapter",
+    ),
     "broken config": (lambda r: (r / "adapter_config.json").write_text("{"), ExportError, r"not valid JSON"),
     "no weights": (lambda r: (r / FILE).unlink(), ExportError, rf"{FILE}: not found"),
     "pickle": (lambda r: (r / FILE).rename(r / "adapter_model.bin"), ExportError, r"adapter_model.bin is a pickle"),
