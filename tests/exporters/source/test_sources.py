@@ -99,7 +99,7 @@ def test_a_format_may_go_before_another(tmp_path: Path) -> None:
 
 
 def test_the_bundled_formats() -> None:
-    assert FORMATS.names() == ("safetensors",)
+    assert FORMATS.names() == ("gguf", "safetensors")
 
 
 def test_content_is_what_is_stored(tmp_path: Path) -> None:
@@ -178,6 +178,9 @@ class Archive:
 
     def read_file(self, name):
         return self._content[name].tobytes()
+
+    def unused(self):
+        return ()
 
 SOURCE = SourceFormat(name="archive", expects="one .npz file", recognise=lambda p: p.suffix == ".npz", open=Archive)
 """
