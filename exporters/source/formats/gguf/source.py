@@ -15,7 +15,7 @@ from enginewright.exporters.source.formats.gguf import tokenizer
 from enginewright.exporters.source.formats.gguf.files import find_file, read_headers
 from enginewright.exporters.source.formats.gguf.model_config import read_config
 from enginewright.exporters.source.formats.gguf.tensors import TensorTable
-from enginewright.exporters.source.formats.gguf.transformers_reading import ARCHITECTURE, Conversion
+from enginewright.exporters.source.formats.gguf.transformers_reading import ARCHITECTURE, ArchitectureReading
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
@@ -57,8 +57,8 @@ class GgufSource:
         return self._table.content(name)
 
     def codes(self, name: str) -> QuantizedRows | None:
-        """Return None: the tensors are read as numbers."""
-        return None
+        """Return codes and scales of a matrix of Q8_0 or Q4_0 blocks; None for any other tensor."""
+        return self._table.codes(name)
 
     def file_names(self) -> tuple[str, ...]:
         """Names of the files that are made of the metadata."""
@@ -96,8 +96,8 @@ class GgufSource:
     @functools.cached_property
     def _table(self) -> TensorTable:
         tensors = {name: tensor for name, tensor in self._header.tensors.items() if name not in self._used}
-        conversion = Conversion(self._header.get(ARCHITECTURE), self._settings)
-        return TensorTable(tensors, conversion, AutoConfig.for_model(**self._settings))
+        reading = ArchitectureReading(self._header.get(ARCHITECTURE), self._settings)
+        return TensorTable(tensors, reading, AutoConfig.for_model(**self._settings))
 
     @functools.cached_property
     def _described(self) -> dict[str, StoredTensor]:

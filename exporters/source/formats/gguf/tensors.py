@@ -10,9 +10,11 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from enginewright.exporters.source.formats.gguf.header import FileTensor
+from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES
 from enginewright.exporters.source.formats.gguf.tensor_types import PLAIN, decode, refusal_of, type_name
-from enginewright.exporters.source.formats.gguf.transformers_reading import Conversion
+from enginewright.exporters.source.formats.gguf.transformers_reading import ArchitectureReading
 from enginewright.exporters.source.tensor_source import StoredTensor
+from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 _PIECE = 1 << 24  # bytes read at once
@@ -53,10 +55,12 @@ class TensorTable:
     `GgufSource` creates it.
     """
 
-    def __init__(self, tensors: Mapping[str, FileTensor], conversion: Conversion, config: PreTrainedConfig) -> None:
-        self._conversion = conversion
+    def __init__(
+        self, tensors: Mapping[str, FileTensor], reading: ArchitectureReading, config: PreTrainedConfig
+    ) -> None:
+        self._reading = reading
         found: dict[str, list[FileTensor]] = {}
-        names = conversion.names(config)
+        names = reading.names(config)
         for name, tensor in tensors.items():
             target = names.get(name) or names.get(name.removesuffix(".weight")) or name
             found.setdefault(target, []).append(tensor)
@@ -86,15 +90,21 @@ class TensorTable:
         else:
             yield self.read(name, None).astype(np.float32 if parameter.dtype == "F32" else np.float16).tobytes()
 
-    def move_rows(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-        """Return `rows`, one for each row of a matrix in the file, in the order that the parameter has.
-
-        None if the parameter is made of several tensors, or in another way than by the exchange of rows.
-        """
+    def codes(self, name: str) -> QuantizedRows | None:
+        """Return codes and scales of a matrix, its rows where the parameter has them; None for any other parameter."""
         parameter = self._parameters[name]
-        if len(parameter.parts) != 1 or not self._conversion.keeps_rows:
+        tensor = parameter.parts[0]
+        found = CODE_TYPES.get(tensor.kind)
+        if found is None or len(parameter.parts) > 1 or len(tensor.shape) != 2 or not self._reading.keeps_rows:
             return None
-        return self._conversion.apply(parameter.parts[0].name, rows)
+
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            codes, scales = found.read(read_bytes(tensor, tensor.begin, tensor.size), tensor.shape)
+            if not np.isfinite(scales).all():
+                raise ExportError(f"{tensor.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
+            return self._reading.apply(tensor.name, codes), self._reading.apply(tensor.name, scales)
+
+        return QuantizedRows(bits=found.bits, group_size=found.group_size, load=load)
 
     def _parameter(self, name: str, parts: list[FileTensor]) -> Parameter:
         shapes = [self._shape(part) for part in parts]
@@ -112,7 +122,7 @@ class TensorTable:
     def _shape(self, tensor: FileTensor) -> tuple[int, ...]:
         """The shape of the tensor's parameter, found with values that need no memory where they are not moved."""
         try:
-            return self._conversion.apply(tensor.name, np.broadcast_to(np.int8(0), tensor.shape)).shape
+            return self._reading.apply(tensor.name, np.broadcast_to(np.int8(0), tensor.shape)).shape
         except ValueError as e:
             raise ExportError(
                 f"{tensor.file}: tensor {tensor.name!r} got shape {list(tensor.shape)}, expected one that goes with the heads "
@@ -124,7 +134,7 @@ class TensorTable:
         if part is not None and len(shape) == 3:  # experts, whose values are never changed
             size //= shape[0]
             begin, shape = begin + part * size, (1, *shape[1:])
-        values = self._conversion.apply(tensor.name, decode(read_bytes(tensor, begin, size), tensor.kind, shape))
+        values = self._reading.apply(tensor.name, decode(read_bytes(tensor, begin, size), tensor.kind, shape))
         return values if part is None or len(tensor.shape) == 3 else values[part : part + 1]
 
 

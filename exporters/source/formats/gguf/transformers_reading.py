@@ -106,7 +106,7 @@ def _is_vocabulary(found: Value) -> bool:
     return isinstance(found.value, list) and len(found.value) > _LONGEST_LIST
 
 
-class Conversion:
+class ArchitectureReading:
     """The way from an architecture's tensors to transformers' parameters; `TensorTable` creates it."""
 
     def __init__(self, architecture: str, settings: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class Conversion:
 class _Names:
     """The names in a module and in its parts, as far as transformers has to look; it would visit every module in the model.
 
-    `Conversion.names` creates it.
+    `ArchitectureReading.names` creates it.
     """
 
     def __init__(self, module: torch.nn.Module, parts: dict[str, _Names]) -> None:
