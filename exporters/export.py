@@ -60,7 +60,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
-    keeps_codes = not registry.changes_weights(recipe.apply)
+    keeps_codes = recipe.weights.keeps_stored and not registry.changes_weights(recipe.apply)
     weights = bind_parameters(checkpoint, skeleton.model, keeps_codes=keeps_codes)
     weights = registry.transform_weights(recipe.apply, weights, checkpoint)
     untie(skeleton.model, weights)

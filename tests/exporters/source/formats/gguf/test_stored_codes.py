@@ -11,6 +11,8 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from onnx import numpy_helper
 
 from enginewright.exporters.build import build
+from enginewright.exporters.export import export
+from enginewright.exporters.methods.registry import changes_weights
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES
@@ -131,7 +133,20 @@ def test_an_engine_has_the_codes_of_the_file(weights: str, file: Path, tmp_path:
         assert list(got) == expected[0, len(prompt) :].tolist()
 
 
-def test_a_method_that_changes_weights_gets_numbers(file: Path) -> None:
-    from enginewright.exporters.methods.registry import changes_weights
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weights", "kept"), [("float32", False), ("float32:compute=float32", True), ("int8", True), ("int4", True)]
+)
+def test_numbers_are_not_less_exact_for_having_been_codes(weights: str, kept: bool, file: Path, tmp_path: Path) -> None:
+    root = tmp_path / "e"
+    root.mkdir()
+    export(str(file), root, Recipe(weights=parse_weights(weights), max_batch=2, max_context=64))
+    nodes = onnx.load(root / "graphs/decoder.onnx", load_external_data=False).graph.node
+    products = [node for node in nodes if node.op_type == "MatMulNBits"]
+    assert bool(products) is kept
+    exact = {"float32": 1, "int8": 4}["int8" if weights.startswith("int") else "float32"]
+    assert all(onnx.helper.get_node_attr_value(node, "accuracy_level") == exact for node in products)
 
+
+def test_a_method_that_changes_weights_gets_numbers(file: Path) -> None:
     assert changes_weights((parse_method("lora:path=x"),)) and not changes_weights((parse_method("kvarn"),))
