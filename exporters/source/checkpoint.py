@@ -184,12 +184,16 @@ def open_checkpoint(model: str) -> Checkpoint:
     config = _make_config(raw, path)
     source.tensors  # noqa: B018 (reads and checks the headers)
     generation = parse_json(source.read_file(GENERATION), path / GENERATION) if GENERATION in names else {}
+    unused = Unused()
+    for parts in source.unused():
+        unused.add(parts.file, parts.names, parts.reason)
     checkpoint = Checkpoint(
         name=_name(path) if Path(model).expanduser().exists() else model.split("/")[-1],
         format=found,
         source=source,
         config=config,
         generation=generation,
+        unused=unused,
     )
     _note_other_files(checkpoint)
     return checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -17,8 +18,11 @@ from enginewright.exporters.weights.weight import Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
 
-def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Weight]:
+def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel, *, keeps_codes: bool = False) -> dict[str, Weight]:
     """Return a float32 weight for every parameter of `model`, tied ones under each of their names.
+
+    keeps_codes: whether a matrix that the checkpoint stores as codes is quantised; else it is restored to numbers, which
+        methods can change.
 
     Raises:
         ExportError: a parameter has no tensor, or one of another shape or type, in the checkpoint.
@@ -29,6 +33,8 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
     for target, group in matching.groups.items():
         if target in parameters and group.whole:
             weights.update(_weights(checkpoint, model, target, group, parameters))
+    if not keeps_codes:
+        weights = {name: dataclasses.replace(weight, quantized=None) for name, weight in weights.items()}
     by_identity = _share_tied(checkpoint, weights, parameters)
     for name in [name for name in parameters if name not in weights]:
         tied = by_identity.get(id(parameters[name]))

@@ -36,7 +36,8 @@ def find_source(path: Path) -> SourceFormat:
         raise ExportError(f"{path}: got no checkpoint of a known format{_pickle(path)}, expected one of: {listing}")
     names = " and ".join(entry.name for entry in left)
     raise ExportError(
-        f"{path}: got a checkpoint that is {names} at once, expected one format; take the files of the others out"
+        f"{path}: got a checkpoint that is {names} at once, expected one format; take the files of the others out, or "
+        "pass the path of the one file that is meant"
     )
 
 

@@ -5,13 +5,14 @@ A format is one module in `exporters/source/formats/` with a `SOURCE`, a `Source
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
 
 TEMPLATES = "additional_chat_templates"
@@ -102,6 +103,10 @@ class TensorSource(Protocol):
         """Return the content of one of `file_names`."""
         ...
 
+    def unused(self) -> Iterable[UnusedParts]:
+        """Yield the parts of the checkpoint that the source itself makes nothing of, such as keys of metadata."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFormat:
@@ -157,3 +162,7 @@ class FolderFiles:
     def read_file(self, name: str) -> bytes:
         """The content of a file in the directory."""
         return (self._folder / name).read_bytes()
+
+    def unused(self) -> Iterable[UnusedParts]:
+        """Nothing: each file is given whole."""
+        return ()

@@ -41,6 +41,11 @@ class Storage:
         """The form itself."""
         return find_form(self.kind)
 
+    @property
+    def keeps_stored(self) -> bool:
+        """Whether codes that a checkpoint stores are kept."""
+        return self.form.keeps_stored(self.options)
+
     def describe(self, dtype: str) -> dict[str, Any]:
         """The manifest's record of a graph that computes in `dtype`."""
         record = self.form.describe(self.kind, self.options, dtype)

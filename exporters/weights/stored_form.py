@@ -106,6 +106,8 @@ class StoredForm(Generic[C]):
     takes: whether the form stores the matrix of this use, which is one of numbers.
     keeps: whether the form stores the codes that a method or a checkpoint has chosen, `use.rows.quantized`, as they are. If
         it does not, another form that does is asked; without one the matrix counts as numbers.
+    keeps_stored: whether the codes that a checkpoint stores count as chosen, with these options; else its matrices count as
+        numbers. A form of numbers says no where a product with codes would be less exact than one with numbers.
     encode: the matrix as recipes; nothing is computed yet. Uses of one matrix share the encoding of the first. It has
         `use.rows.quantized` only if the form keeps it.
     write: replaces the use's node by nodes that read the encoding.
@@ -123,6 +125,7 @@ class StoredForm(Generic[C]):
     encode: Callable[[C, WeightUse], Encoding]
     write: Callable[[C, WeightUse, Encoding, Values], None]
     keeps: Callable[[WeightUse], bool] = lambda use: False
+    keeps_stored: Callable[[C], bool] = lambda options: True
     describe: Callable[[str, C, str], dict[str, Any]] = describe_options
     opsets: dict[str, int] = field(default_factory=dict)
     products: tuple[str, ...] = ()

@@ -48,6 +48,7 @@ FORM = StoredForm(
     options=FloatOptions,
     takes=lambda options, use: False,
     keeps=keeps,
+    keeps_stored=lambda options: options.compute == "float32",  # int8 activations would round what numbers do not
     encode=_encode,
     write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
     describe=_describe,

@@ -99,7 +99,7 @@ def test_a_format_may_go_before_another(tmp_path: Path) -> None:
 
 
 def test_the_bundled_formats() -> None:
-    assert FORMATS.names() == ("safetensors",)
+    assert FORMATS.names() == ("gguf", "safetensors")
 
 
 def test_content_is_what_is_stored(tmp_path: Path) -> None:
@@ -179,6 +179,9 @@ class Archive:
     def read_file(self, name):
         return self._content[name].tobytes()
 
+    def unused(self):
+        return ()
+
 SOURCE = SourceFormat(name="archive", expects="one .npz file", recognise=lambda p: p.suffix == ".npz", open=Archive)
 """
 
@@ -243,8 +246,8 @@ class _Codes(SafetensorsSource):
         bits=4,
         group_size=32,
         load=lambda: (
-            np.random.default_rng(0).integers(-8, 8, (512, 256)).astype(np.int8),
-            np.full((512, 8), 0.01, np.float32),
+            np.random.default_rng(0).integers(-8, 8, (768, 256)).astype(np.int8),
+            np.full((768, 8), 0.01, np.float32),
         ),
     )
 
@@ -267,9 +270,20 @@ def test_codes_of_a_source_are_kept() -> None:
     opened = with_codes()
     skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
     shape = opened.tensors[_Codes.NAME].shape
-    weight = bind_parameters(opened, skeleton.model)[_Codes.NAME]
+    weight = bind_parameters(opened, skeleton.model, keeps_codes=True)[_Codes.NAME]
     assert weight.quantized is _Codes.ROWS and weight.shape == shape
     np.testing.assert_array_equal(weight.load(), _Codes.ROWS.restore())
+
+
+def test_codes_of_a_source_are_numbers_for_what_changes_weights() -> None:
+    opened = with_codes()
+    skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
+    weight = bind_parameters(opened, skeleton.model)[_Codes.NAME]
+    assert weight.quantized is None
+    np.testing.assert_array_equal(weight.load(), _Codes.ROWS.restore())
+    adapter = parse_method(f"lora:path={ROOT / 'examples/tiny-reasoner-lora'}")
+    changed = adapter.transform_weights(bind_parameters(opened, skeleton.model), opened)[_Codes.NAME]
+    assert not np.array_equal(changed.load(), weight.load())
 
 
 def test_a_source_that_gives_another_shape_is_named() -> None:
