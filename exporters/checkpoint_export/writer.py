@@ -46,8 +46,14 @@ from enginewright.exporters.methods.registry import (
     find_options,
     transform_weights,
 )
-from enginewright.exporters.source.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from enginewright.exporters.source.formats.safetensors import DTYPES, INDEX, WEIGHTS
+from enginewright.exporters.source.checkpoint import (
+    CONFIG,
+    GENERATION,
+    TOKENIZER_FILES,
+    Checkpoint,
+    open_checkpoint,
+)
+from enginewright.exporters.source.formats.safetensors import DTYPES, INDEX, NAMED, WEIGHTS
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
 from enginewright.exporters.source.skeleton import load_skeleton
@@ -60,18 +66,7 @@ FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors
 _FILE_BYTES = 4 << 30
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 RECORD = "enginewright.json"  # names what made the checkpoint; only a directory with this file is ever replaced
-COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",
-    "chat_template.json",
-    "LICENSE*",
-    "NOTICE*",
-)
+COPIED = (GENERATION, *TOKENIZER_FILES[""], "tokenizer*", "*.jinja", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +76,20 @@ class _Outputs:
     merged: changed weights by the name of the source tensor.
     quantized: quantised weights by the name of the source tensor.
     left_out: modules that stay as they are.
+    unties: whether names of one parameter of the model have different weights from now on.
     """
 
     merged: dict[str, Weight]
     quantized: dict[str, QuantizedLinear]
     left_out: LeftOut
+    unties: bool
 
 
 def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied, ...], format_name: str) -> int:
     """Write `checkpoint` with the methods `applied` under `root`, an empty directory; return the bytes of all tensors.
 
-    Memory holds one tensor at a time. Everything that can be refused early is refused before anything is written.
+    Memory holds one tensor at a time. Everything that can be refused early is refused before anything is written. Parts of
+    files that are neither used nor copied are named on standard error.
 
     Raises:
         ExportError, UnsupportedError: with the reason.
@@ -104,7 +102,8 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
     linears = list(outputs.quantized.values())
     described = chosen.describe(linears, outputs.left_out, producer) if linears else None
     size = _write_tensors(checkpoint, root, outputs, chosen)
-    _write_json(checkpoint, root, described)
+    _write_json(checkpoint, root, described, unties=outputs.unties)
+    checkpoint.unused.settle(strict=False, kept={path.name for path in root.iterdir()})
     record = {"producer": producer, "source": checkpoint.name, "applied": [method.describe() for method in applied]}
     _save(root / RECORD, record)
     return size
@@ -157,7 +156,14 @@ def _collect_outputs(checkpoint: Checkpoint, applied: tuple[Applied, ...]) -> _O
         merged={names[name]: weight for name, weight in changed.items() if weight.quantized is None},
         quantized=quantized,
         left_out=_left_out(model, names, set(quantized)),
+        unties=_unties(model, after),
     )
+
+
+def _unties(model: PreTrainedModel, after: dict[str, Weight]) -> bool:
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return any(after[first.setdefault(id(parameter), name)] is not after[name] for name, parameter in named)
 
 
 def _check_own(checkpoint: Checkpoint, names: dict[str, str], name: str, after: dict[str, Weight]) -> None:
@@ -312,16 +318,21 @@ def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
         )
 
 
-def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None) -> None:
+def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None, *, unties: bool) -> None:
     """Write config.json and the other files of a checkpoint that are not tensors."""
     text = checkpoint.read_file(CONFIG)
-    if described is None:
-        (root / CONFIG).write_bytes(text)
-    else:
-        config = parse_json(text, checkpoint.path / CONFIG)
-        _save(root / CONFIG, {**config, "quantization_config": described.quantization_config})
+    config = parse_json(text, checkpoint.path / CONFIG)
+    changed = {key: value for key, value in config.items() if key != NAMED}  # the index has its usual name
+    if unties:
+        changed["tie_word_embeddings"] = False
+    if described is not None:
+        changed["quantization_config"] = described.quantization_config
         for name, content in described.files.items():
             _save(root / name, content)
+    if changed == config:
+        (root / CONFIG).write_bytes(text)
+    else:
+        _save(root / CONFIG, changed)
     for name in checkpoint.file_names():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in COPIED):
             (root / name).parent.mkdir(exist_ok=True)

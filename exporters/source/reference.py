@@ -40,15 +40,15 @@ def load_reference(
     checkpoint = open_checkpoint(model)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    reference = _load_model(checkpoint)
-    if applied or not _loads_itself(checkpoint):
+    reference, is_filled = _load_model(checkpoint)
+    if applied or not is_filled:
         weights = bind_parameters(checkpoint, reference)
         for method in applied:
             weights = method.transform_weights(weights, checkpoint)
         untie(reference, weights)
         for name, parameter in reference.named_parameters():
             parameter.data.copy_(torch.from_numpy(np.ascontiguousarray(weights[name].load())))
-    if not _loads_itself(checkpoint):
+    if not is_filled:
         for name, values in bind_buffers(checkpoint, reference).items():
             reference.get_buffer(name).copy_(values)
     if max_context is not None:
@@ -59,17 +59,17 @@ def load_reference(
     return reference
 
 
-def _load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the model as transformers loads it, or with random weights where it cannot load them."""
+def _load_model(checkpoint: Checkpoint) -> tuple[PreTrainedModel, bool]:
+    """Return the model, and whether transformers has filled it; else its weights are random.
+
+    transformers fills it if it knows the format, and if the files are to its liking: it wants all that an index lists, and an
+    index with metadata.
+    """
     settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
-    model: PreTrainedModel
-    if _loads_itself(checkpoint):
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, trust_remote_code=False, **settings)
-    else:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config), **settings)  # type: ignore[no-untyped-call]
-    return model
-
-
-def _loads_itself(checkpoint: Checkpoint) -> bool:
-    """Whether transformers loads the checkpoint: it knows the format, and all files that an index lists are there."""
-    return checkpoint.format.in_transformers and not checkpoint.missing
+    if checkpoint.format.in_transformers and not checkpoint.missing:
+        try:
+            return AutoModelForCausalLM.from_pretrained(checkpoint.path, trust_remote_code=False, **settings), True
+        except (KeyError, OSError, ValueError):
+            pass  # what is wrong with the checkpoint itself was refused when it was opened
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config), **settings)  # type: ignore[no-untyped-call]
+    return model, False

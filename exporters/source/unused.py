@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +53,15 @@ class Unused:
         if parts.names and parts not in self._parts:
             self._parts.append(parts)
 
-    def settle(self, *, strict: bool) -> None:
+    def settle(self, *, strict: bool, kept: Collection[str] = ()) -> None:
         """Name every part on standard error, each on a line.
+
+        kept: files that are handed on whole, whose parts are not named.
 
         Raises:
             ExportError: `strict`, and there is at least one.
         """
-        told = [str(each) for each in self._parts]
+        told = [str(each) for each in self._parts if each.file not in kept]
         if strict and told:
             raise ExportError(
                 f"strict: got parts that are not used, expected none; remove them, or build without --strict\n{_lines(told)}"

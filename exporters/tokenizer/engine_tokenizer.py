@@ -20,7 +20,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from enginewright.exporters.source.checkpoint import CONFIG, Checkpoint
-from enginewright.exporters.tokenizer.agreement import check_agreement
+from enginewright.exporters.tokenizer.agreement import check_agreement, fill_token
 from enginewright.exporters.tokenizer.file_checks import WAY_OUT, check_files, vocabulary_files
 from enginewright.exporters.tokenizer.transformers_tokenizer import load_tokenizer
 from enginewright.runtime.artifact.tokenizer_json import SETTINGS, TOKENIZER, parse_tokenizer, tokenizer_errors
@@ -124,6 +124,8 @@ def _name_unused(checkpoint: Checkpoint, loaded: PreTrainedTokenizerBase, files:
     add(vocabulary_files(files)[0], [f"{token} ({id_})" for id_, token in beyond], reason)
     if loaded.clean_up_tokenization_spaces and _cleans_up(loaded):
         add(SETTINGS, ["clean_up_tokenization_spaces"], "it takes back spaces of a text that has been streamed already")
+    if fill := fill_token(loaded):
+        add(SETTINGS, ["fill_token"], f"a text with {fill} is not rearranged; write it with the tokens for infilling")
     if "auto_map" in loaded.init_kwargs:
         add(SETTINGS, ["auto_map"], "code of a checkpoint is never run")
     if _PROCESSOR_TEMPLATE in files and loaded.chat_template is None:

@@ -18,6 +18,8 @@ from enginewright.runtime.errors import ExportError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONFIG, _INDEX_END = "config.json", ".safetensors.index.json"
+NAMED = "transformers_weights"
+"""The key of config.json that names the file of tensors, or the index, where that is not one of the usual names."""
 _PIECE = 1 << 24  # bytes read at once
 
 
@@ -108,24 +110,31 @@ class SafetensorsSource(FolderFiles):
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a directory with a file in this format, or with an index of such files."""
-    return path.is_dir() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")) or bool(_named(path)))
+    if not path.is_dir():
+        return False
+    return (path / INDEX).exists() or any(path.glob("model*.safetensors")) or _is_entry(_named(path))
 
 
-def _named(path: Path) -> str:
-    """The file of tensors, or the index, that config.json names; empty if it names none."""
+def _named(path: Path) -> object:
+    """The file of tensors, or the index, that config.json names; None if it names none."""
     try:
-        named = read_json(path / CONFIG).get("transformers_weights")
+        return read_json(path / CONFIG).get(NAMED)
     except (ExportError, OSError):
-        return ""
-    return named if isinstance(named, str) and named.endswith((".safetensors", _INDEX_END)) else ""
+        return None
+
+
+def _is_entry(named: object) -> bool:
+    return isinstance(named, str) and named.endswith((".safetensors", _INDEX_END))
 
 
 def _entry(path: Path) -> Path:
     """The file of tensors or the index to begin with, in transformers' order: one file goes before an index."""
-    if named := _named(path):
-        if not (path / named).resolve().is_relative_to(path.resolve()):
-            raise ExportError(f"{path / CONFIG}: transformers_weights: got {named!r}, expected a file in the directory")
-        return path / named
+    if (named := _named(path)) is not None:
+        if not _is_entry(named) or not (path / str(named)).resolve().is_relative_to(path.resolve()):
+            raise ExportError(
+                f"{path / CONFIG}: {NAMED}: got {named!r}, expected a file in the directory, *.safetensors or *{_INDEX_END}"
+            )
+        return path / str(named)
     return path / (INDEX if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else WEIGHTS)
 
 

@@ -180,6 +180,11 @@ def test_templates_are_chosen_as_in_transformers(
             "auto_map: not used",
         ),
         ("words", {"padding_side": "left", "model_max_length": 5, "truncation_side": "left"}, ""),
+        (
+            "SentencePiece BPE",
+            {"tokenizer_class": "CodeLlamaTokenizer", "add_eos_token": False},
+            "fill_token: not used: a text with <FILL_ME> is not rearranged",
+        ),
     ],
 )
 def test_settings_that_an_engine_does_not_follow_are_named(
