@@ -169,14 +169,14 @@ def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
         max_positions=checkpoint.longest_context,
         parameters=sum(math.prod(p.shape) for p in captured.skeleton.model.parameters()),
         eos_token_ids=_eos_token_ids(checkpoint),
-        bos_token_id=config.bos_token_id,
+        bos_token_id=getattr(config, "bos_token_id", None),
     )
 
 
 def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     found: Any = checkpoint.generation.get("eos_token_id")
     if found is None:
-        found = checkpoint.config.eos_token_id
+        found = getattr(checkpoint.config, "eos_token_id", None)  # some families have none
     if found is None:
         return ()
     tokens = found if isinstance(found, list) else [found]

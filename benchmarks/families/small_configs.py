@@ -94,6 +94,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 16},  # its output projection is square
     "lfm2": {"layer_types": ["full_attention"] * LAYERS},  # its convolutions keep a state and are refused
     "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS, "num_dense_layers": 1},
+    "mimo_v2_flash": {"num_key_value_heads": 1},  # layers with windows have twice as many
     "minimax_m3_vl_text": {"dense_intermediate_size": 160, "shared_intermediate_size": 64, "rotary_dim": 16},
     "modernbert-decoder": {"local_attention": WINDOW},
     "qwen2": {"use_sliding_window": True},

@@ -16,12 +16,21 @@ def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             _train(parameter)
+        _scale_scores(model)
         buffers = dict(model.named_buffers())
         for name in set(model.state_dict()) & set(buffers):
             if buffers[name].is_floating_point():
                 buffers[name].add_(torch.randn_like(buffers[name]), alpha=0.1)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def _scale_scores(model: PreTrainedModel) -> None:
+    """Let the norms of queries scale scores where attention itself does not; trained ones do, or a softmax sees one token."""
+    for module in model.modules():
+        norm = getattr(getattr(module, "q_norm", None), "weight", None)
+        if norm is not None and getattr(module, "scaling", None) == 1.0:
+            norm.mul_(norm.shape[-1] ** -0.5)
 
 
 def _train(parameter: torch.nn.Parameter) -> None:

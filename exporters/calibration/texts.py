@@ -84,7 +84,7 @@ def tokens_from_model(
     place_tensors(skeleton.model, "", skeleton.buffers, weights, dtype, place)
     generator = torch.Generator(place).manual_seed(seed)
     ids = torch.empty(sequences, length, dtype=torch.int64, device=place)
-    first = config.bos_token_id
+    first = getattr(config, "bos_token_id", None)
     if first is None:
         ids[:, 0] = torch.randint(int(config.vocab_size), (sequences,), generator=generator, device=place)
     else:

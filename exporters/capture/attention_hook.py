@@ -97,6 +97,9 @@ def attend(
     mask = _read_mask(trace.config.model_type, layer, attention_mask, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
+    if q.shape[1] % k.shape[1]:
+        got = f"{q.shape[1]} query heads for {k.shape[1]} KV heads"
+        raise UnsupportedError(f"{trace.config.model_type}: layer {layer} has {got}; expected a multiple of them")
     for mixer in trace.mixers:
         v = mixer(layer, q, k, v, scale)
     if trace.tables is None:

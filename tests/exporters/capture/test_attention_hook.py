@@ -1,4 +1,4 @@
-"""Tests of the layers that attention attends to later tokens in: refused, unless the cache's format can do it."""
+"""Tests of layers that are refused: those that attend to later tokens, and those whose heads do not fit together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from enginewright.exporters.capture.attention_hook import Trace, note_layer
+from enginewright.exporters.capture.attention_hook import Trace, attend, note_layer, tracing
+from enginewright.exporters.capture.attention_mask import AttentionMask
 from enginewright.exporters.capture.cache_formats import AttentionLayer, PagedCacheFormat
 from enginewright.runtime.errors import UnsupportedError
 
@@ -22,3 +23,14 @@ def test_a_layer_that_attends_to_later_tokens_needs_a_format_that_does() -> None
     trace = Trace(Qwen2Config(), dataclasses.replace(cache, sees_later=True))
     note_layer(trace, module, layer)
     assert list(trace.layers) == [0]
+
+
+def test_query_heads_that_kv_heads_do_not_divide() -> None:
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    query, key = torch.zeros(1, 6, 3, 16), torch.zeros(1, 4, 3, 16)
+    refusal = pytest.raises(
+        UnsupportedError, match="qwen2: layer 0 has 6 query heads for 4 KV heads; expected a multiple"
+    )
+    with refusal, tracing(Trace(Qwen2Config(), PagedCacheFormat(16))):
+        attend(module, query, key, key, AttentionMask(family="qwen2"))
