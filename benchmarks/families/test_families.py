@@ -9,31 +9,59 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.families.__main__ import describe
-from benchmarks.families.compare_type import try_type
-from benchmarks.families.small_configs import CONTEXT, LAYERS, model_types, small_config
+from benchmarks.families.__main__ import RESULTS, describe
+from benchmarks.families.compare_type import refusal_of, try_type
+from benchmarks.families.small_configs import CONTEXT, LAYERS, model_types, published_config, small_config
 from benchmarks.families.table import page
 from benchmarks.families.trained_looking import make_model
 from benchmarks.families.variants import LENGTHS, VARIANTS, check_float
 from benchmarks.families.verdicts import Sweep, TypeResult, Verdict, installed_versions, read_sweep
 from enginewright.exporters.build import build
 from enginewright.runtime.loader import load
+from tests.support.paths import ROOT
 
 # Each for a trait that the tests of single families do not have.
 SHORT = {
     "phimoe": "a window that only the mask tells",
+    "glm4_moe": "a buffer of the checkpoint that chooses experts; a dense layer first",
+    "gemma3n_text": "layers that read the keys and values of earlier ones",
+    "gemma4_text": "layers of other head sizes, and a scale that is a buffer",
+    "mimo_v2_flash": "values of another width than keys; other KV heads in windows",
     "gpt2": "learned positions, transposed projections",
     "gpt_bigcode": "one KV head",
     "opt": "learned positions with an offset",
-    "ctrl": "positions that are computed, no rotary embedding",
     "cohere2": "interleaved rotary embedding in windows only; a parallel block",
-    "electra": "an encoder as a decoder; an output bias",
-    "gpt_neox": "one projection for queries, keys and values; partial rotary embedding",
-    "exaone4": "norms after the parts of a block, rotary embedding in windows only",
-    "ernie4_5_moe": "experts next to shared ones",
-    "hunyuan_v1_moe": "norms of queries and keys after the rotary embedding",
-    "flex_olmo": "norms over whole projections",
+    "olmo2": "norms over whole projections",
+    "granitemoe": "scales of embedding, residuals and logits; packed experts",
+    "nemotron": "a LayerNorm around one; partial rotary embedding",
 }
+
+
+@pytest.fixture(scope="module")
+def published() -> Sweep:
+    return read_sweep(RESULTS)
+
+
+def test_every_type_of_this_transformers_is_in_the_results(published: Sweep) -> None:
+    """A new version of transformers asks for a new sweep: nox -s families -- --write docs/reference/families.md."""
+    assert tuple(sorted(published.results)) == model_types()
+
+
+def test_every_type_is_right_or_refused(published: Sweep) -> None:
+    wrong = [describe(result) for result in published.results.values() if result.kind == "wrong"]
+    assert not wrong
+    kinds = [result.kind for result in published.results.values()]
+    assert len(kinds) >= 100
+    assert kinds.count("right") >= 75
+
+
+def test_refusals_are_those_of_the_support_check(published: Sweep) -> None:
+    refused = {name: refusal for name in model_types() if (refusal := refusal_of(published_config(name)))}
+    assert {name: published.results[name].refusal for name in refused} == refused
+
+
+def test_the_page_shows_the_results(published: Sweep) -> None:
+    assert (ROOT / "docs/reference/families.md").read_text() == page(published)
 
 
 @pytest.mark.native

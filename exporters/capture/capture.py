@@ -70,11 +70,18 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
             "chosen experts do; a graph has the same steps for all tokens"
         ) from e
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as e:  # torch's own errors are RuntimeErrors
-        reason = str(e).strip().partition("\n")[0]
+        reason = _innermost(e).strip().partition("\n")[0]
         family = skeleton.model.config.model_type
         raise UnsupportedError(f"{family}: its forward pass cannot be captured as a graph ({reason})") from e
     name_signature(model, signature, [*example[4], *example[5]])
     return Captured(model=model, skeleton=skeleton, layers=layers)
+
+
+def _innermost(error: BaseException) -> str:
+    """The message of an error; of those of torch's exporter, which speak of steps, that of the error that began it."""
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 class PackedDecoder(torch.nn.Module):

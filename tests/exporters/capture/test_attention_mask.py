@@ -141,3 +141,9 @@ def test_positions_that_depend_on_token_ids_are_refused(model_type: str) -> None
     skeleton = build_skeleton(small_config(model_type), attention=ATTENTION, max_context=64)
     with pytest.raises(UnsupportedError, match=rf"{model_type}: .*embeddings derives positions from token ids"):
         capture(skeleton, PagedCacheFormat(32))
+
+
+def test_an_operator_that_the_graph_cannot_have_is_named() -> None:
+    skeleton = build_skeleton(small_config("gemma3n_text"), attention=ATTENTION, max_context=64)
+    with pytest.raises(UnsupportedError, match=r"gemma3n_text: .*captured as a graph \(.*prims\.erf_inv"):
+        capture(skeleton, PagedCacheFormat(32))
