@@ -97,9 +97,7 @@ def attend(
     mask = _read_mask(trace.config.model_type, layer, attention_mask, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
-    if q.shape[1] % k.shape[1]:
-        got = f"{q.shape[1]} query heads for {k.shape[1]} KV heads"
-        raise UnsupportedError(f"{trace.config.model_type}: layer {layer} has {got}; expected a multiple of them")
+    _check_heads(trace.config.model_type, layer, q.shape[1], k.shape[1])
     for mixer in trace.mixers:
         v = mixer(layer, q, k, v, scale)
     if trace.tables is None:
@@ -139,6 +137,12 @@ def _refuse_unknown(family: str, layer: int, others: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"{family}: layer {layer} passes {name} to its attention, which the attention op does not know"
             )
+
+
+def _check_heads(family: str, layer: int, queries: int, keys: int) -> None:
+    if queries % keys:
+        got = f"{queries} query heads for {keys} KV heads"
+        raise UnsupportedError(f"{family}: layer {layer} has {got}; expected a multiple of them")
 
 
 def _read_mask(family: str, layer: int, passed: object, window: int | None) -> AttentionMask:
