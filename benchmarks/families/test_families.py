@@ -42,6 +42,7 @@ def published() -> Sweep:
     return read_sweep(RESULTS)
 
 
+@pytest.mark.slow
 def test_every_type_of_this_transformers_is_in_the_results(published: Sweep) -> None:
     """A new version of transformers asks for a new sweep: nox -s families -- --write docs/reference/families.md."""
     assert tuple(sorted(published.results)) == model_types()

@@ -29,7 +29,7 @@ from tests.support.exporters.families import save_checkpoint
 from tests.support.exporters.fixtures import CheckpointMaker
 from tests.support.extensions import SAMPLES, extended
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -143,6 +143,7 @@ def test_a_request_with_other_options_does_not_change_its_neighbours(
     assert second.token_ids == alone.token_ids != first.token_ids
 
 
+@pytest.mark.slow
 def test_drafts_are_judged_with_the_models_defaults(
     model: Path, reference: PreTrainedModel, plain: list[int], engine: EngineMaker, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_comparing_an_engine_with_its_model_leaves_the_models_settings_aside(
     assert all(each.matched == each.wanted == 12 for each in parity.greedy)
 
 
+@pytest.mark.slow
 def test_a_build_keeps_the_settings_and_names_what_it_does_not_use(
     model: Path, reference: PreTrainedModel, plain: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_first_tile_of_an_encoded_cache_is_exact(checkpoint: CheckpointMaker
         np.testing.assert_allclose(llm.logits(tokens), expected, atol=1e-3)  # keys and values are halves
 
 
+@pytest.mark.slow
 def test_verified_guesses_change_nothing(checkpoint: CheckpointMaker, engine: EngineMaker, tmp_path: Path) -> None:
     model = checkpoint("qwen3", num_hidden_layers=1)
     heads = Applied("clp", ClpConfig(heads=str(random_set(model, tmp_path / "heads")), tau=0.01, verify=True))

@@ -145,6 +145,7 @@ run(Path({path!r}), Path({folder!r}), "cross", quantize)
 """
 
 
+@pytest.mark.slow
 def test_resumes_after_being_killed(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
     path, killed = checkpoint("qwen2"), tmp_path / "killed"
     killed.mkdir()

@@ -143,6 +143,7 @@ def test_positions_that_depend_on_token_ids_are_refused(model_type: str) -> None
         capture(skeleton, PagedCacheFormat(32))
 
 
+@pytest.mark.slow
 def test_an_operator_that_the_graph_cannot_have_is_named() -> None:
     skeleton = build_skeleton(small_config("gemma3n_text"), attention=ATTENTION, max_context=64)
     with pytest.raises(UnsupportedError, match=r"gemma3n_text: .*captured as a graph \(.*prims\.erf_inv"):

@@ -35,6 +35,8 @@ from enginewright.runtime.errors import ExtensionError, UnsupportedError
 from tests.support.exporters.families import FAMILIES
 from tests.support.exporters.fixtures import CheckpointMaker
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 TOKENS, CONTEXT = 9, 64
 MORE = {  # of other structures: parallel attention and feed-forward parts, norms after the parts alone, scaled sums

@@ -189,6 +189,7 @@ def test_adapters_may_be_many() -> None:
     assert len(Recipe(apply=(parse_method("lora:path=a"), parse_method("lora:path=b"))).apply) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", ["all", "none"])
 def test_a_file_with_a_condition_goes_into_the_engine(
     plugins: str, folder: Path, checkpoint: CheckpointMaker, tmp_path: Path

@@ -102,6 +102,7 @@ def test_a_context_beyond_the_scaled_one_is_refused(tmp_path: Path) -> None:
         build(str(model), tmp_path / "engine", Recipe(max_context=257), "onnxruntime")
 
 
+@pytest.mark.slow
 def test_the_named_context_stays_the_default(tmp_path: Path) -> None:
     model = save("llama", {"rope_type": "linear", "factor": 4.0}, NAMED, tmp_path / "model")
     (tmp_path / "engine").mkdir()
