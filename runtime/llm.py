@@ -15,7 +15,7 @@ from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.cache.capacity import Capacity
-from enginewright.runtime.decoding.processor_kind import open_processors
+from enginewright.runtime.decoding.processor_kind import check_switched_off, open_processors
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.condition_entries import ConditionEntries
@@ -266,7 +266,9 @@ class LLM:
 
     def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
         """Return the request, after checking everything that could keep it from being served."""
-        sampling = resolve(sampling or Sampling(), self.manifest.generation)
+        wanted = sampling or Sampling()
+        check_switched_off(wanted)
+        sampling = resolve(wanted, self.manifest.generation)
         vocab = self.manifest.model.vocab_size
         ids = check_token_ids(self._need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt, vocab)
         for name in ("stop_token_ids", "logit_bias"):

@@ -11,6 +11,7 @@ from enginewright.runtime.artifact.extension import Door
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.logits_processor import Ints, LogitsProcessor
 from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
+from enginewright.runtime.requests.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,22 @@ def open_processors(sampling: ResolvedSampling, prompt: Ints, vocab: int) -> tup
         elif name in kinds and (open_named := kinds[name].from_options) is not None:
             opened.append((_place(kinds[name]), open_named(given, prompt, vocab)))
         else:
-            known = ", ".join(sorted(each.name for each in kinds.values() if each.from_options is not None)) or "none"
-            raise RequestError(
-                f"Sampling.logits_processors: got {name!r}, expected one that is installed ({known}), or a function that "
-                "makes a processor"
-            )
+            raise _unknown(name, kinds)
     return tuple(processor for _, processor in sorted(opened, key=lambda pair: pair[0]))
+
+
+def check_switched_off(sampling: Sampling) -> None:
+    """Raise RequestError if `logits_processors` has None, which switches one off, for a name that is not installed."""
+    for name, given in sampling.logits_processors.items():
+        if given is None and name not in (kinds := PROCESSORS.entries()):
+            raise _unknown(name, kinds)
+
+
+def _unknown(name: str, kinds: Mapping[str, ProcessorKind]) -> RequestError:
+    known = ", ".join(sorted(each.name for each in kinds.values() if each.from_options is not None)) or "none"
+    return RequestError(
+        f"Sampling.logits_processors: got {name!r}, expected one that is installed ({known}), or a function that makes a processor"
+    )
 
 
 def _place(kind: ProcessorKind) -> float:

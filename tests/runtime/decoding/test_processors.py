@@ -56,3 +56,15 @@ def test_a_processor_that_raises_midway_ends_its_own_request(
             bad.result()
         assert list(other.result().token_ids) == greedy([5, 6], 12)
         assert bad._request.generated == greedy([3, 4], 2) and np.array_equal(bad._request.tokens[:2], [3, 4])
+
+
+def test_switching_off_a_processor_whose_name_is_misspelt_is_refused() -> None:
+    with make_llm() as llm:
+        off = Sampling(max_tokens=2, logits_processors={"suppress_tokens": None})
+        assert list(llm.generate([5, 6], off)[0].token_ids) == greedy([5, 6], 2), (
+            "the model has none, which is no error"
+        )
+        with pytest.raises(
+            RequestError, match=r"logits_processors: got 'suppres_tokens', expected one that is installed"
+        ):
+            llm.generate([5, 6], Sampling(logits_processors={"suppres_tokens": None}))
