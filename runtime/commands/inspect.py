@@ -14,6 +14,7 @@ from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
 from enginewright.runtime.errors import RequestError
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 _GIB = 2**30
 
@@ -30,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
-    manifest = directory.load(Path(arguments.engine), verify=False)
+    root = Path(arguments.engine)
+    manifest = directory.load(root, verify=False)
     limit = manifest.limits.max_context
     if arguments.context is not None and not 1 <= arguments.context <= limit:
         raise RequestError(f"--context: got {arguments.context}, expected 1 to {limit}, the engine's limit")
     if not 0 < arguments.memory < math.inf:
         raise RequestError(f"--memory: got {arguments.memory}, expected a positive number of GiB")
     description = describe(manifest, memory=int(arguments.memory * _GIB), context=arguments.context or limit)
+    description["chat_templates"] = Tokenizer.load_templates(root, manifest).reads()
     if arguments.json:
         print(json.dumps(description, indent=2))
     else:
@@ -52,6 +55,7 @@ def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]
         "created_by": manifest.created_by,
         "model": f"{model.family}, {_count(model.parameters)} parameters, vocabulary {model.vocab_size}",
         "limits": f"{limits.max_batch} requests at once, {limits.max_context} tokens each",
+        "end_tokens": list(model.eos_token_ids),
         "generation": manifest.generation.given,
         "decoding": manifest.decoding,
         "weights": manifest.weights,
@@ -140,7 +144,9 @@ def _lines(description: dict[str, Any]) -> list[str]:
         f"{description['name']}  ({_bytes(description['total_bytes'])}, by {description['created_by']})",
         f"  model     {description['model']}",
         f"  limits    {description['limits']}",
+        f"  ends with {', '.join(map(str, description['end_tokens'])) or 'no token'}",
         *([f"  defaults  {_pairs(description['generation'])}"] if description["generation"] else []),
+        *(f"  chat      {name} reads {', '.join(reads)}" for name, reads in description["chat_templates"].items()),
         f"  decoding  {_pairs(description['decoding'])}",
         f"  weights   {_pairs(description['weights'])}",
         *(f"  method    {method.pop('name', '?')}  {_pairs(method)}" for method in methods),

@@ -55,9 +55,15 @@ class Tokenizer:
             lambda reason: ArtifactError(f"{path}: cannot be read ({reason}); build the engine again")
         ):
             core = parse_tokenizer(path.read_bytes())
-        settings = _read_object(paths[SETTINGS]) if SETTINGS in paths else {}
+        settings = _read_settings(paths)
         core.encode_special_tokens = settings.get("split_special_tokens") is True
         return cls(core, _find_templates(settings, paths))
+
+    @staticmethod
+    def load_templates(root: Path, manifest: Manifest) -> TemplateSet:
+        """Return the engine's chat templates alone, without its vocabulary; ArtifactError where they cannot be read."""
+        paths = {Path(file.path).name: root / file.path for file in manifest.tokenizer}
+        return _find_templates(_read_settings(paths), paths)
 
     @property
     def core(self) -> tokenizers.Tokenizer:
@@ -152,6 +158,10 @@ def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     named |= others if isinstance(others, dict) else {}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _read_settings(paths: Mapping[str, Path]) -> dict[str, Any]:
+    return _read_object(paths[SETTINGS]) if SETTINGS in paths else {}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -148,6 +148,24 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
     assert described["files"] == files and described["total_bytes"] == sum(files.values())
     assert described["cache"]["tokens_per_gib"] == 2**30 // 256
     assert described["conditions"] == {}
+    manifest = directory.load(tiny_engine)
+    assert described["end_tokens"] == list(manifest.model.eos_token_ids) != []
+    assert f"  ends with {', '.join(map(str, manifest.model.eos_token_ids))}\n" in text
+
+
+def test_inspect_says_what_chat_templates_read(
+    capsys: Capture, make_engine: Callable[..., Path], byte_tokenizer: tokenizers.Tokenizer
+) -> None:
+    templates = [
+        {"name": "default", "template": "{% for m in messages %}{{ m.content }}{{ mood }}{% endfor %}"},
+        {"name": "tool_use", "template": "{{ tools }}{{ messages }}"},
+    ]
+    root = make_engine(tokenizer=byte_tokenizer, config=json.dumps({"chat_template": templates}))
+    assert cli.main(["inspect", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "  chat      default reads messages, mood\n" in text and "  chat      tool_use reads messages, tools\n" in text
+    )
 
 
 def test_inspect_names_conditions(capsys: Capture, make_engine: Callable[..., Path], tmp_path: Path) -> None:

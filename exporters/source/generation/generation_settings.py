@@ -65,7 +65,8 @@ class Settings:
             self.refuse(key, "a list of token ids")
         inside = tuple(token for token in value if 0 <= token < self.vocab)
         if len(inside) < len(value):
-            self.leave(key, f"of its token ids, {len(value) - len(inside)} are outside the vocabulary of {self.vocab}")
+            outside = len(value) - len(inside)
+            self.leave(key, f"{outside} of its token ids, outside the vocabulary of {self.vocab}; the others are")
         return inside
 
     def is_sequence(self, value: object) -> bool:

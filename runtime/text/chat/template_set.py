@@ -26,6 +26,14 @@ class TemplateSet:
         self._known = ", ".join(sources) or "there are none"
         self._templates = {name: ChatTemplate(source, special, where=named[name]) for name, source in sources.items()}
 
+    def reads(self) -> dict[str, list[str]]:
+        """Return the variables that each template reads, by its name.
+
+        Raises:
+            RequestError: one is no valid template.
+        """
+        return {name: sorted(template.reads()) for name, template in self._templates.items()}
+
     def render(self, conversation: Conversation) -> str:
         """Return the conversation as text, written through the template that it names or, where it names none, is for it.
 

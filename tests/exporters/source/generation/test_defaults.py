@@ -137,7 +137,7 @@ def test_an_unknown_setting_is_named() -> None:
 def test_tokens_outside_the_vocabulary_are_named() -> None:
     files = Files({"suppress_tokens": [-1, 3, VOCAB]})
     assert read(files).logits_processors == {"suppress_tokens": {"tokens": [3]}}
-    assert named(files) == {"suppress_tokens": "of its token ids, 2 are outside the vocabulary of 100"}
+    assert named(files) == {"suppress_tokens": "2 of its token ids, outside the vocabulary of 100; the others are"}
 
 
 def test_stop_strings_without_a_tokenizer_are_named() -> None:
