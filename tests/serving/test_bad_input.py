@@ -39,7 +39,7 @@ BY_STREAM: list[tuple[dict[str, Any], str]] = [
     ({"conditions": ["mood=calm"]}, "Sampling.conditions: got 'mood', and the engine has the conditions none"),
     (
         {"logits_processors": ['{"ban": {}}']},
-        "Sampling.logits_processors: got 'ban', expected one that is installed (none)",
+        "Sampling.logits_processors: got 'ban', expected one that is installed (bad_words, begin_suppress_tokens, ",
     ),
     ({"logprobs": 10**6}, "Sampling.logprobs: got 1000000"),
 ]
