@@ -73,7 +73,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """The tests to run while working, in under two minutes on two cores: none that is slow, or compiles, or wants a GPU."""
+    """The tests to run while working, in about three minutes on two cores: none that is slow, or compiles, or wants a GPU."""
     _pytest(session, "-m", "not slow and not emulated and not cuda")
 
 

@@ -27,7 +27,7 @@ from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.rope_scaling import describe_fixed
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tied import untie
-from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
+from enginewright.exporters.tokenizer.engine_tokenizer import EngineTokenizer, read_tokenizer
 from enginewright.exporters.weights.graph_weights import to_initializers
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
@@ -64,10 +64,9 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     weights = bind_parameters(checkpoint, skeleton.model, keeps_codes=keeps_codes)
     weights = registry.transform_weights(recipe.apply, weights, checkpoint)
     untie(skeleton.model, weights)
-    tokenizer = _write_tokenizer(checkpoint, root)
-    generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=bool(tokenizer))
+    tokenizer = read_tokenizer(checkpoint)
+    generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=tokenizer is not None)
     checkpoint.unused.settle(strict=strict)
-    checkpoint.unused.save(root)
     _announce(f"capturing the graph of {checkpoint.name} ({checkpoint.config.model_type})")
     captured = capture(skeleton, cache)
     attach_weights(captured, weights)
@@ -83,6 +82,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         LowerToStandardPass(limits.max_context)(captured.model)
         described = _to_dense(described, limits.max_context)
     to_initializers(captured.model.graph)
+    checkpoint.unused.save(root)
     _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
         name=checkpoint.name,
@@ -97,7 +97,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         conditions=conditions,
         token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
-        tokenizer=tokenizer,
+        tokenizer=_write_tokenizer(tokenizer, root),
     )
     directory.save(manifest, root)
     return manifest
@@ -206,7 +206,6 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
 
 
-def _write_tokenizer(checkpoint: Checkpoint, root: Path) -> tuple[File, ...]:
-    tokenizer = read_tokenizer(checkpoint)
+def _write_tokenizer(tokenizer: EngineTokenizer | None, root: Path) -> tuple[File, ...]:
     written = () if tokenizer is None else tokenizer.write(root / "tokenizer")
     return tuple(directory.describe_file(root, path) for path in written)

@@ -287,7 +287,9 @@ def test_a_processor_that_fails_or_leaves_no_token_ends_its_request_alone(made: 
             with pytest.raises(RequestError, match=message):
                 llm.generate([5, 6, 7], Sampling(max_tokens=4, logits_processors={"it": factory}))
         assert other.result().token_ids == expected
-        with pytest.raises(RequestError, match=r"got 'unheard', expected one that is installed \(alternate\)"):
+        with pytest.raises(
+            RequestError, match=r"got 'unheard', expected one that is installed \(alternate, bad_words, "
+        ):
             llm.generate([5], Sampling(logits_processors={"unheard": {}}))
         with pytest.raises(RequestError, match="alternate: got the options"):
             llm.generate([5], Sampling(logits_processors={"alternate": {"wrong": 1}}))

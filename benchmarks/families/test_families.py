@@ -24,7 +24,6 @@ from tests.support.paths import ROOT
 SHORT = {
     "phimoe": "a window that only the mask tells",
     "glm4_moe": "a buffer of the checkpoint that chooses experts; a dense layer first",
-    "gemma3n_text": "layers that read the keys and values of earlier ones",
     "gemma4_text": "layers of other head sizes, and a scale that is a buffer",
     "mimo_v2_flash": "values of another width than keys; other KV heads in windows",
     "gpt2": "learned positions, transposed projections",
