@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import MergeModulelist
 
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.tensor_matching import TensorGroup, find_targets
@@ -66,18 +65,14 @@ def _group(model: PreTrainedModel, names: set[str]) -> dict[str, TensorGroup]:
 
 
 def _experts(group: TensorGroup, shape: tuple[int, ...]) -> list[TensorGroup]:
-    """The group of each expert, where every pattern that has tensors has one for each; else none."""
-    if group.converter is None or len(shape) != 3 or not isinstance(group.converter.operations[0], MergeModulelist):
+    """The group of each expert, with "" for the tensors of patterns that have none; none if it is no tensor of experts."""
+    if group.converter is None or len(shape) != 3:
         return []
-    by_pattern: dict[str, list[str]] = {pattern: [] for pattern in group.converter.source_patterns}
+    named: dict[str, list[str]] = {pattern: [] for pattern in group.converter.source_patterns}
     for pattern, name in group.tensors:
-        by_pattern[pattern].append(name)
-    if any(len(names) not in (0, shape[0]) for names in by_pattern.values()):
-        return []
-    slices = [
-        [(pattern, names[part] if names else "") for pattern, names in by_pattern.items()] for part in range(shape[0])
-    ]
-    return [TensorGroup(tensors=tensors, converter=group.converter) for tensors in slices]
+        named[pattern].append(name)
+    tensors = [(pattern, name) for pattern, names in named.items() for name in names or [""] * shape[0]]
+    return TensorGroup(tensors=tensors, converter=group.converter).experts(shape[0])
 
 
 def _conversion(

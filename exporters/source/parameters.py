@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import MergeModulelist
 
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.tensor_matching import TensorGroup, check_shape, match_tensors, note_unused
@@ -120,16 +119,8 @@ def _parts(
     reads: list[Callable[[], torch.Tensor]] = []
     if group.converter is None:
         reads = [partial(checkpoint.read, group.tensors[0][1], part) for part in range(shape[0])]
-    elif isinstance(group.converter.operations[0], MergeModulelist):
-        by_pattern: dict[str, list[str]] = {}
-        for pattern, name in group.tensors:
-            by_pattern.setdefault(pattern, []).append(name)
-        if any(len(names) != shape[0] for names in by_pattern.values()):
-            return ()
-        for part in range(shape[0]):
-            tensors = [(pattern, names[part]) for pattern, names in by_pattern.items()]
-            one = TensorGroup(tensors=tensors, converter=group.converter)
-            reads.append(partial(_read_one, checkpoint, model, target, one))
+    else:
+        reads = [partial(_read_one, checkpoint, model, target, one) for one in group.experts(shape[0])]
     return tuple(
         Weight(shape=(1, *shape[1:]), dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read)) for read in reads
     )

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -66,6 +67,18 @@ class TensorGroup:
             converter.add_tensor(target, name, pattern, tensor)
         made = converter.convert(target, model=model, config=model.config)
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+    def experts(self, count: int) -> list[TensorGroup]:
+        """Return the group of each of `count` experts; none unless every pattern that has tensors has one for each."""
+        if self.converter is None or not isinstance(self.converter.operations[0], MergeModulelist):
+            return []
+        by_pattern: dict[str, list[str]] = {}
+        for pattern, name in self.tensors:
+            by_pattern.setdefault(pattern, []).append(name)
+        if any(len(names) != count for names in by_pattern.values()):
+            return []
+        slices = ([(pattern, names[part]) for pattern, names in by_pattern.items()] for part in range(count))
+        return [TensorGroup(tensors=tensors, converter=self.converter) for tensors in slices]
 
     def shapes(self, checkpoint: Checkpoint, model: PreTrainedModel, target: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what `make` returns, computed on meta tensors.
