@@ -29,6 +29,7 @@ from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tied import untie
 from enginewright.exporters.tokenizer.engine_tokenizer import EngineTokenizer, read_tokenizer
 from enginewright.exporters.weights.graph_weights import to_initializers
+from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
@@ -60,8 +61,9 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
-    keeps_codes = recipe.weights.keeps_stored and not registry.changes_weights(recipe.apply)
-    weights = bind_parameters(checkpoint, skeleton.model, keeps_codes=keeps_codes)
+    restored = _restores(recipe)
+    weights = bind_parameters(checkpoint, skeleton.model, restored=restored)
+    storage = recipe.weights.settled(has_codes=not restored and _has_codes(weights))
     weights = registry.transform_weights(recipe.apply, weights, checkpoint)
     untie(skeleton.model, weights)
     tokenizer = read_tokenizer(checkpoint)
@@ -73,7 +75,8 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     rewrite(captured.model, registry.passes(recipe.apply))
     anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
     registry.extend_graph(recipe.apply, anchors)
-    QuantizeWeightsPass(recipe.weights, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")(captured.model)
+    quantise = QuantizeWeightsPass(storage, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")
+    quantise(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
     described = Cache(
         kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers, policy=cache.policy
@@ -93,7 +96,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         generation=generation,
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
-        weights=recipe.weights.describe(recipe.dtype),
+        weights=storage.describe(recipe.dtype, quantise.codes()),
         conditions=conditions,
         token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
@@ -119,6 +122,19 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
+
+
+def _restores(recipe: Recipe) -> str:
+    """Why codes that a checkpoint stores become numbers first, as a phrase; empty where they are kept."""
+    if changing := registry.changing(recipe.apply):
+        return f"{changing} changes weights"
+    return "" if recipe.weights.form.keeps_stored else f"--weights {recipe.weights.kind} was asked for"
+
+
+def _has_codes(weights: dict[str, Weight]) -> bool:
+    """Whether a weight, or a part of one, is codes that the checkpoint stores."""
+    parts = (part for weight in weights.values() for part in (weight, *weight.parts))
+    return any(part.quantized is not None and part.stored is not None for part in parts)
 
 
 def _announce(stage: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
 from enginewright.exporters.trial import KINDS, REPORT
 from enginewright.exporters.weights.registry import list_forms
+from enginewright.runtime.artifact.stored_codes import codes_lines
 
 DEFAULTS = Recipe()
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         trial=arguments.trial,
         strict=arguments.strict,
     )
+    for line in codes_lines(manifest.weights):
+        tqdm.write(line, file=sys.stderr)
     size = sum(file.size for file in manifest.files())
     told = json.loads((arguments.output / REPORT).read_text())["told"]
     tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s; {told}")

@@ -130,9 +130,9 @@ def _hooks(applied: Sequence[Applied], name: str) -> Iterator[tuple[Applied, Cal
             yield method, hook
 
 
-def changes_weights(applied: Sequence[Applied]) -> bool:
-    """Whether a method changes weights, so that codes of a checkpoint have to be restored to numbers for it."""
-    return any(True for _ in _hooks(applied, "transform_weights"))
+def changing(applied: Sequence[Applied]) -> str:
+    """The first method that changes weights, so that codes of a checkpoint have to be restored to numbers; empty for none."""
+    return next((method.name for method, _ in _hooks(applied, "transform_weights")), "")
 
 
 def transform_weights(

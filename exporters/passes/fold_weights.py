@@ -19,6 +19,8 @@ from enginewright.exporters.weights.weight import Weight
 
 FOLDABLE = {"Transpose", "Split", "Squeeze", "Unsqueeze", "Reshape", "Slice", "Gather", "Add", "Mul", "Identity"}
 
+_MOVED = "the graph moves its axes"
+
 
 class FoldWeightsPass(ir.passes.InPlacePass):
     """Turn nodes whose inputs are weights and constants into weights, in graph order, until none is left.
@@ -63,6 +65,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
             weight = _transposed(inputs[base], list(node.attributes.get_ints("perm", [])), weight)
         elif node.op_type == "Split" and _splits_parts(node, inputs[base]):
             weight = inputs[base].parts[index]
+        elif node.op_type in ("Squeeze", "Reshape") and inputs[base].shape == (1, *weight.shape):
+            weight = inputs[base].squeezed()
         suffix = node.op_type.lower() if len(node.outputs) == 1 else f"{node.op_type.lower()}.{index}"
         folded = add_weight(graph, f"{base}.{suffix}", weight)
         output.replace_all_uses_with(folded)
@@ -75,8 +79,10 @@ def _transposed(source: Weight, perm: list[int], folded: Weight) -> Weight:
         return source.transposed()
     if not source.parts or perm[0] != 0:
         return folded
+    if perm == [0, 2, 1]:
+        return dataclasses.replace(folded, parts=tuple(part.transposed() for part in source.parts))
     shape = (1, *folded.shape[1:])
-    parts = tuple(part.derive(shape, partial(np.transpose, axes=perm)) for part in source.parts)
+    parts = tuple(part.restored(_MOVED).derive(shape, partial(np.transpose, axes=perm)) for part in source.parts)
     return dataclasses.replace(folded, parts=parts)
 
 

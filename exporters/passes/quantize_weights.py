@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import onnx_ir as ir
 
 from enginewright.exporters.weights.graph_weights import KEY, add_weight, weight_of
 from enginewright.exporters.weights.registry import FORMS, Storage, choose_storage
 from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
+from enginewright.exporters.weights.weight import Weight
 
 Stored = tuple[Storage, Encoding, Values]
+Told = tuple[str, str, str]
+"""(type of codes in the checkpoint, "kept" or "restored", how they are held or why they are not kept)."""
+_NO_FORM = "no stored form holds its groups"
+_NO_PRODUCT = "it is neither in a plain product nor looked up"
 
 
 class QuantizeWeightsPass(ir.passes.InPlacePass):
@@ -28,6 +34,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
     def __init__(self, storage: Storage, *, for_cpu: bool = False) -> None:
         self._storage = storage
+        self._told: dict[str, tuple[Told, int, int]] = {}
         self._others = tuple(choose_storage(kind) for kind in FORMS.names() if kind != storage.kind)
         self._for_cpu = for_cpu
 
@@ -39,20 +46,46 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
             if use is not None and not (use.is_product and _routes(node)):
                 self._store(use, stored)
         for value in graph.inputs:
-            if (left := weight_of(value)) is not None and left.quantized is not None:
+            left = weight_of(value)
+            if left is not None and value.uses():
+                self._tell(value.name or "", left, "restored", _NO_PRODUCT)
+            if left is not None and left.quantized is not None:
                 value.meta[KEY] = dataclasses.replace(left, quantized=None)
         for storage, _, _ in stored.values():
             model.opset_imports.update(storage.form.opsets)
         return ir.passes.PassResult(model, modified=bool(stored))
 
+    def codes(self) -> list[dict[str, Any]]:
+        """Return, for each type of codes in the checkpoint, what became of them: `type`, the number of `matrices` and of
+        `weights`, and `kept`, how they are held, or `restored`, why they are numbers. Known after the pass has run.
+        """
+        counted: dict[Told, list[int]] = {}
+        for told, matrices, weights in self._told.values():
+            total = counted.setdefault(told, [0, 0])
+            total[0] += matrices
+            total[1] += weights
+        return [
+            {"type": told[0], "matrices": matrices, "weights": weights, told[1]: told[2]}
+            for told, (matrices, weights) in sorted(counted.items())
+        ]
+
+    def _tell(self, name: str, weight: Weight, outcome: str, how: str) -> None:
+        stored = weight.stored
+        if stored is not None and name not in self._told:
+            reason = stored.restored if outcome == "restored" and stored.restored else how
+            self._told[name] = (stored.name, outcome, reason), stored.matrices, weight.size
+
     def _store(self, use: WeightUse, stored: dict[str, Stored]) -> None:
         """Write the use in the form that takes it, if one does."""
         storage = self._keeper(use) if use.rows.quantized is not None else None
+        matrix = use.node.inputs[1 if use.is_product else 0]
+        if matrix is None or matrix.name is None:
+            return
         if storage is None:
+            self._tell(matrix.name, use.rows, "restored", _NO_FORM)
             use = dataclasses.replace(use, rows=dataclasses.replace(use.rows, quantized=None))
             storage = self._storage if self._storage.form.takes(self._storage.options, use) else None
-        matrix = use.node.inputs[1 if use.is_product else 0]
-        if storage is None or matrix is None or matrix.name is None:
+        if storage is None:
             return
         name = matrix.name if storage is self._storage else f"{matrix.name}.{storage.kind}"
         if name not in stored:
@@ -62,6 +95,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
             }
             stored[name] = storage, encoding, values
         storage, encoding, values = stored[name]
+        self._tell(matrix.name, use.rows, "kept", encoding.told)
         storage.form.write(storage.options, use, encoding, values)
 
     def _keeper(self, use: WeightUse) -> Storage | None:

@@ -132,9 +132,9 @@ class Checkpoint:
         """Yield the bytes of the tensor `name` as they are stored, a piece at a time."""
         return self.source.content(name)
 
-    def codes(self, name: str) -> QuantizedRows | None:
-        """Return codes and scales of the tensor `name`; None where it is stored as numbers."""
-        return self.source.codes(name)
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
+        """Return codes and scales of the tensor `name`, or of one slice of it; None where it is stored as numbers."""
+        return self.source.codes(name, part)
 
     @property
     def default_context(self) -> int:

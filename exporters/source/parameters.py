@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -12,16 +11,19 @@ import torch
 from transformers import PreTrainedModel
 
 from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.quantized.bind_codes import keep_codes
 from enginewright.exporters.source.tensor_matching import TensorGroup, check_shape, match_tensors, note_unused
-from enginewright.exporters.weights.weight import Weight, quantized_weight
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 
 
-def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel, *, keeps_codes: bool = False) -> dict[str, Weight]:
+def bind_parameters(
+    checkpoint: Checkpoint, model: PreTrainedModel, *, restored: str = "the command reads numbers"
+) -> dict[str, Weight]:
     """Return a float32 weight for every parameter of `model`, tied ones under each of their names.
 
-    keeps_codes: whether a matrix that the checkpoint stores as codes is quantised; else it is restored to numbers, which
-        methods can change.
+    restored: why matrices that the checkpoint stores as codes become numbers, which methods can change, as a phrase; empty:
+        they are quantised.
 
     Raises:
         ExportError: a parameter has no tensor, or one of another shape or type, in the checkpoint.
@@ -32,8 +34,8 @@ def bind_parameters(checkpoint: Checkpoint, model: PreTrainedModel, *, keeps_cod
     for target, group in matching.groups.items():
         if target in parameters and group.whole:
             weights.update(_weights(checkpoint, model, target, group, parameters))
-    if not keeps_codes:
-        weights = {name: dataclasses.replace(weight, quantized=None) for name, weight in weights.items()}
+    if restored:
+        weights = {name: weight.restored(restored) for name, weight in weights.items()}
     by_identity = _share_tied(checkpoint, weights, parameters)
     for name in [name for name in parameters if name not in weights]:
         tied = by_identity.get(id(parameters[name]))
@@ -101,12 +103,9 @@ def _weights(
         def load(name: str = name) -> np.ndarray:
             return group.make(model, target, checkpoint.read)[name].numpy()
 
-        rows = checkpoint.codes(group.tensors[0][1]) if group.converter is None and len(shape) == 2 else None
-        if rows is not None:
-            weights[name] = quantized_weight(shape, rows)
-            continue
         parts = _parts(checkpoint, model, name, group, shape)
-        weights[name] = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load, parts=parts)
+        weight = Weight(shape=shape, dtype=ir.DataType.FLOAT, load=load, parts=parts)
+        weights[name] = keep_codes(checkpoint, model, name, group, weight) if len(shape) == 2 else weight
     return weights
 
 
@@ -116,14 +115,20 @@ def _parts(
     """The slices of a tensor of experts, so that one expert can be made without the others."""
     if len(shape) != 3:
         return ()
-    reads: list[Callable[[], torch.Tensor]] = []
+    slice_shape = (1, *shape[1:])
+    parts: list[Weight] = []
     if group.converter is None:
-        reads = [partial(checkpoint.read, group.tensors[0][1], part) for part in range(shape[0])]
-    else:
-        reads = [partial(_read_one, checkpoint, model, target, one) for one in group.experts(shape[0])]
-    return tuple(
-        Weight(shape=(1, *shape[1:]), dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read)) for read in reads
-    )
+        for number in range(shape[0]):
+            weight = _slice(slice_shape, partial(checkpoint.read, group.tensors[0][1], number))
+            parts.append(keep_codes(checkpoint, model, target, group, weight, number))
+    for one in group.experts(shape[0]):
+        weight = _slice(slice_shape, partial(_read_one, checkpoint, model, target, one))
+        parts.append(keep_codes(checkpoint, model, target, one, weight))
+    return tuple(parts)
+
+
+def _slice(shape: tuple[int, ...], read: Callable[[], torch.Tensor]) -> Weight:
+    return Weight(shape=shape, dtype=ir.DataType.FLOAT, load=partial(_as_numpy, read))
 
 
 def _read_one(checkpoint: Checkpoint, model: PreTrainedModel, target: str, group: TensorGroup) -> torch.Tensor:

@@ -28,6 +28,8 @@ class StoredTensor:
     shape: of the tensor.
     size: bytes of its content.
     refusal: why `read` does not take it, as "expected one of F32, BF16"; empty where it does.
+    codes: name of the type of codes that it is stored as, as "Q4_1"; empty for numbers.
+    restored: why `codes` of the source does not give them, as a phrase; empty where it does.
     """
 
     file: Path
@@ -35,6 +37,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     size: int
     refusal: str = ""
+    codes: str = ""
+    restored: str = ""
 
 
 class TensorSource(Protocol):
@@ -85,10 +89,12 @@ class TensorSource(Protocol):
         """
         ...
 
-    def codes(self, name: str) -> QuantizedRows | None:
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
         """Return codes and scales of a matrix [outputs, inputs] that is stored as such, so that an engine can keep them.
 
         None for a tensor of numbers, or of codes that `QuantizedRows` cannot express: it is then read with `read`.
+
+        part: number of the one slice [1, ...] of a tensor of experts, which is a matrix.
         """
         ...
 
@@ -150,7 +156,7 @@ class FolderFiles:
         """Nothing: there is no index."""
         return {}
 
-    def codes(self, name: str) -> QuantizedRows | None:
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
         """Return None: the tensors are numbers."""
         return None
 

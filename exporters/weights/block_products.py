@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,12 @@ from enginewright.exporters.weights.block_codes import (
     quantize_blocks_with_zero_points,
     store_codes,
     store_zero_points,
+)
+from enginewright.exporters.weights.block_corrections import (
+    correct_lookup,
+    correct_product,
+    correction_parts,
+    reorder,
 )
 from enginewright.exporters.weights.stored_form import Encoding, StoredForm, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
@@ -62,12 +69,16 @@ class BlockLayout:
     n, k: rows and columns of the matrix.
     bits: of a stored code.
     block_size: columns that share a scale.
+    group_size: columns that share a minimum; 0 without minima.
+    order: hash of the order of columns; empty where they are in their order.
     """
 
     n: int
     k: int
     bits: int
     block_size: int
+    group_size: int = 0
+    order: str = ""
 
 
 def check_compute(compute: str) -> None:
@@ -95,9 +106,12 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
 def keeps(use: WeightUse) -> bool:
     """Whether the use's matrix is quantised in a way that blocks express; a lookup needs blocks that fill its rows."""
     chosen, k = use.rows.quantized, use.rows.shape[1]
-    if chosen is None or chosen.minima is not None:
+    if chosen is None:
         return False
-    return use.is_product or k % block_form(chosen.bits, chosen.group_size, k)[1] == 0
+    if chosen.group_size != k and all(chosen.group_size % size for size in BLOCK_SIZES):
+        return False
+    fills = k % block_form(chosen.bits, chosen.group_size, k)[1] == 0
+    return use.is_product or (fills and chosen.order is None)
 
 
 def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> Encoding:
@@ -116,7 +130,15 @@ def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> En
             return codes, scales
         return codes, scales, store_zero_points(chosen.zero_points(), k, chosen.group_size, bits, size)
 
-    return _encoding(use.rows.shape, bits, size, make, symmetric=symmetric)
+    blocks = _encoding(use.rows.shape, bits, size, make, symmetric=symmetric)
+    parts = {**blocks.parts, **correction_parts(chosen, use.rows.shape)}
+    layout = dataclasses.replace(blocks.layout, group_size=chosen.group_size, order=chosen.order_hash)
+    return Encoding(parts=parts, layout=layout, told=_describe_blocks(chosen, bits, size))
+
+
+def _describe_blocks(chosen: QuantizedRows, bits: int, size: int) -> str:
+    offset = {"": "", "zero_points": ", with zero points", "minima": ", with minima"}[chosen.offset]
+    return f"{bits} bits in blocks of {size}{offset}{', reordered' if chosen.order is not None else ''}"
 
 
 def write_blocks(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) -> None:
@@ -177,7 +199,8 @@ def _shared(make: Callable[[], tuple[np.ndarray, ...]]) -> Callable[[int], np.nd
 
 
 def _write_product(accuracy: int, use: WeightUse, layout: BlockLayout, values: Values) -> None:
-    inputs = [use.input, values["codes"], values["scales"], values.get("zero_points"), None, use.bias]
+    source = reorder(use, values, layout.order)
+    inputs = [source, values["codes"], values["scales"], values.get("zero_points"), None, use.bias]
     while inputs[-1] is None:
         inputs.pop()
     attributes = {
@@ -187,7 +210,8 @@ def _write_product(accuracy: int, use: WeightUse, layout: BlockLayout, values: V
         "block_size": layout.block_size,
         "accuracy_level": accuracy,
     }
-    use.replace([ir.node(PRODUCT, inputs, domain=MICROSOFT, attributes=attributes)], adds_bias=True)
+    product = ir.node(PRODUCT, inputs, domain=MICROSOFT, attributes=attributes)
+    use.replace(correct_product(use, source, product, values, layout.group_size), adds_bias=True)
 
 
 def _write_lookup(use: WeightUse, layout: BlockLayout, values: Values) -> None:
@@ -197,4 +221,5 @@ def _write_lookup(use: WeightUse, layout: BlockLayout, values: Values) -> None:
     if "zero_points" in values:
         inputs.append(values["zero_points"])
     attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": layout.bits, "block_size": layout.block_size}
-    use.replace([shape, rows, ir.node(LOOKUP, inputs, domain=MICROSOFT, attributes=attributes)])
+    lookup = ir.node(LOOKUP, inputs, domain=MICROSOFT, attributes=attributes)
+    use.replace([shape, rows, *correct_lookup(lookup, use.input, values, layout.group_size)])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from enginewright.exporters.config_text import make_config
 from enginewright.exporters.weights.stored_form import StoredForm
 from enginewright.runtime.artifact.extension import Door
+from enginewright.runtime.artifact.stored_codes import CODES
 from enginewright.runtime.errors import ExportError
 
 FORMS: Door[StoredForm[Any]] = Door("enginewright.exporters.weights.forms", "FORM", StoredForm)
-DEFAULT = "float32"
+DEFAULT = "stored"
 
 
 def find_form(kind: str) -> StoredForm[Any]:
@@ -41,15 +42,26 @@ class Storage:
         """The form itself."""
         return find_form(self.kind)
 
-    @property
-    def keeps_stored(self) -> bool:
-        """Whether codes that a checkpoint stores are kept."""
-        return self.form.keeps_stored(self.options)
+    def settled(self, *, has_codes: bool) -> Storage:
+        """Return the form that stores the weights of a checkpoint.
 
-    def describe(self, dtype: str) -> dict[str, Any]:
-        """The manifest's record of a graph that computes in `dtype`."""
+        has_codes: whether it stores codes that are kept.
+        """
+        name = self.form.for_numbers
+        if has_codes or not name:
+            return self
+        known = {field.name for field in dataclasses.fields(find_form(name).options)}
+        given = {key: value for key, value in dataclasses.asdict(self.options).items() if key in known}
+        return choose_storage(name, given)
+
+    def describe(self, dtype: str, codes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """The manifest's record of a graph that computes in `dtype`.
+
+        codes: what became of the codes of the checkpoint, as `QuantizeWeightsPass.codes`.
+        """
         record = self.form.describe(self.kind, self.options, dtype)
-        return record if self.form.max_kl is None else {**record, "max_kl": self.form.max_kl}
+        bound = {} if self.form.max_kl is None else {"max_kl": self.form.max_kl}
+        return {**record, **bound, **({CODES: list(codes)} if codes else {})}
 
 
 def choose_storage(kind: str = DEFAULT, options: Mapping[str, Any] | None = None) -> Storage:

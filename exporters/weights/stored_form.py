@@ -81,10 +81,12 @@ class Encoding:
 
     parts: the tensors by the last part of their names; "codes" of the matrix `w` is the graph's weight `w.codes`.
     layout: everything else that the form's nodes depend on.
+    told: how the matrix is held, for reports, as "4 bits in blocks of 32".
     """
 
     parts: dict[str, Weight]
     layout: Any = None
+    told: str = ""
 
 
 Values = Mapping[str, ir.Value]
@@ -106,8 +108,10 @@ class StoredForm(Generic[C]):
     takes: whether the form stores the matrix of this use, which is one of numbers.
     keeps: whether the form stores the codes that a method or a checkpoint has chosen, `use.rows.quantized`, as they are. If
         it does not, another form that does is asked; without one the matrix counts as numbers.
-    keeps_stored: whether the codes that a checkpoint stores count as chosen, with these options; else its matrices count as
-        numbers. A form of numbers says no where a product with codes would be less exact than one with numbers.
+    keeps_stored: whether the codes that a checkpoint stores count as chosen; else its matrices count as numbers, and codes
+        are chosen anew.
+    for_numbers: name of the form that takes the place of this one, with the options that it has, too, where a checkpoint
+        stores no codes; empty: this form itself.
     encode: the matrix as recipes; nothing is computed yet. Uses of one matrix share the encoding of the first. It has
         `use.rows.quantized` only if the form keeps it.
     write: replaces the use's node by nodes that read the encoding.
@@ -125,7 +129,8 @@ class StoredForm(Generic[C]):
     encode: Callable[[C, WeightUse], Encoding]
     write: Callable[[C, WeightUse, Encoding, Values], None]
     keeps: Callable[[WeightUse], bool] = lambda use: False
-    keeps_stored: Callable[[C], bool] = lambda options: True
+    keeps_stored: bool = False
+    for_numbers: str = ""
     describe: Callable[[str, C, str], dict[str, Any]] = describe_options
     opsets: dict[str, int] = field(default_factory=dict)
     products: tuple[str, ...] = ()

@@ -7,6 +7,8 @@ tensor at a time, and what its recipe reads.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ import onnx_ir as ir
 
 from enginewright.runtime.errors import ExportError
 
-WeightForm = tuple[int, int, int, str]  # (bits, group size, input axis, "" or the offset that groups have)
+WeightForm = tuple[int, int, int, str, str]
+"""(bits, group size, input axis, "" or the offset that groups have, "" or a hash of the order of columns)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class QuantizedRows:
 
         scales[i, g] * codes[i, j]                          without an offset
         scales[i, g] * (codes[i, j] - zero_points[i, g])
-        scales[i, g] * codes[i, j] + minima[i, g]
+        scales[i, g] * (codes[i, j] + 2^(bits - 1)) + minima[i, g]
 
     `open_block` creates it from the results of a method that quantises, and a source from a checkpoint's codes. Rows are
     outputs, columns inputs.
@@ -38,6 +41,8 @@ class QuantizedRows:
     input_axis: the axis of the stored weight that the columns lie along: 1, or 0 when it is transposed.
     zero_points: returns zero points [n, k / group_size] int8, in the range of codes; None: there are none.
     minima: returns minima [n, k / group_size] float32; None: there are none. Zero points and minima exclude each other.
+    order: returns order[k] int32: column j of codes is column order[j] of the matrix, so that columns that share a scale need
+        not be neighbours; None: the columns are in their order.
     """
 
     bits: int
@@ -46,6 +51,7 @@ class QuantizedRows:
     input_axis: int = 1
     zero_points: Callable[[], np.ndarray] | None = None
     minima: Callable[[], np.ndarray] | None = None
+    order: Callable[[], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         assert self.zero_points is None or self.minima is None
@@ -55,6 +61,11 @@ class QuantizedRows:
         """The offset that groups have: "zero_points", "minima", or "" for none."""
         return "zero_points" if self.zero_points is not None else "minima" if self.minima is not None else ""
 
+    @functools.cached_property
+    def order_hash(self) -> str:
+        """A hash of the order of columns; empty where they are in their order."""
+        return "" if self.order is None else hashlib.sha256(self.order().astype("<i4").tobytes()).hexdigest()
+
     def restore(self) -> np.ndarray:
         """The weight as it is stored, float32."""
         codes, scales = self.load()
@@ -62,14 +73,32 @@ class QuantizedRows:
         groups = rows.reshape(*scales.shape, self.group_size)
         if self.zero_points is not None:
             groups -= self.zero_points()[..., None]
+        if self.minima is not None:
+            groups += np.float32(1 << (self.bits - 1))
         groups *= scales[..., None]
         if self.minima is not None:
             groups += self.minima()[..., None]
+        if self.order is not None:
+            rows[:, self.order()] = rows.copy()
         return rows if self.input_axis == 1 else rows.T
 
     def transposed(self) -> QuantizedRows:
         """The same for the transposed matrix."""
         return dataclasses.replace(self, input_axis=1 - self.input_axis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredType:
+    """The type of codes that a checkpoint stores a matrix in; `bind_parameters` creates it.
+
+    name: of the type, as "Q4_1".
+    restored: why the matrix is numbers for an engine all the same, as a phrase; empty: its codes are in `Weight.quantized`.
+    matrices: of the checkpoint that it is made of.
+    """
+
+    name: str
+    restored: str = ""
+    matrices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +109,9 @@ class Weight:
     dtype: known without loading.
     load: computes the values anew at each call.
     parts: for a tensor of experts, the slices [1, ...] along axis 0, each of which can be loaded alone; empty for any other.
-    quantized: for a matrix that a method has quantised, its codes and scales; `load` then restores the matrix from them.
+    quantized: for a matrix that is codes, or a slice [1, ...] that is such a matrix, its codes and scales; `load` then
+        restores it from them.
+    stored: for a matrix that the checkpoint stores as codes, their type; None for any other.
     """
 
     shape: tuple[int, ...]
@@ -88,6 +119,7 @@ class Weight:
     load: Callable[[], np.ndarray]
     parts: tuple[Weight, ...] = ()
     quantized: QuantizedRows | None = None
+    stored: StoredType | None = None
 
     @property
     def size(self) -> int:
@@ -98,13 +130,32 @@ class Weight:
     def form(self) -> WeightForm | None:
         """The form in which the weight is quantised; None for one that is not."""
         rows = self.quantized
-        return None if rows is None else (rows.bits, rows.group_size, rows.input_axis, rows.offset)
+        return None if rows is None else (rows.bits, rows.group_size, rows.input_axis, rows.offset, rows.order_hash)
 
     def transposed(self) -> Weight:
-        """The matrix with its two axes exchanged."""
+        """The same with its last two axes exchanged."""
+        shape = (*self.shape[:-2], self.shape[-1], self.shape[-2])
         if self.quantized is not None:
-            return quantized_weight(self.shape[::-1], self.quantized.transposed())
-        return self.derive(self.shape[::-1], lambda x: x.T)
+            return quantized_weight(shape, self.quantized.transposed(), self.stored)
+        return dataclasses.replace(self.derive(shape, lambda x: np.swapaxes(x, -1, -2)), stored=self.stored)
+
+    def restored(self, reason: str) -> Weight:
+        """The same as numbers.
+
+        reason: why the codes that a checkpoint stores are given up, if it is one of those.
+        """
+        stored = self.stored
+        if stored is not None and not stored.restored:
+            stored = dataclasses.replace(stored, restored=reason)
+        parts = tuple(part.restored(reason) for part in self.parts)
+        return dataclasses.replace(self, quantized=None, stored=stored, parts=parts)
+
+    def squeezed(self) -> Weight:
+        """The matrix of a slice [1, n, k]."""
+        shape = self.shape[1:]
+        if self.quantized is not None:
+            return quantized_weight(shape, self.quantized, self.stored)
+        return dataclasses.replace(self.derive(shape, lambda x: x[0]), stored=self.stored)
 
     def derive(
         self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray], dtype: ir.DataType | None = None
@@ -119,9 +170,16 @@ class Weight:
         return Weight(shape=tuple(shape), dtype=dtype or self.dtype, load=lambda: change(self.load()))
 
 
-def quantized_weight(shape: Sequence[int], rows: QuantizedRows) -> Weight:
-    """Return the weight whose values are restored from `rows`."""
-    return Weight(shape=tuple(shape), dtype=ir.DataType.FLOAT, load=rows.restore, quantized=rows)
+def quantized_weight(shape: Sequence[int], rows: QuantizedRows, stored: StoredType | None = None) -> Weight:
+    """Return the weight whose values are restored from `rows`: a matrix, or a slice [1, ...] that is one."""
+    shape = tuple(shape)
+    return Weight(
+        shape=shape,
+        dtype=ir.DataType.FLOAT,
+        load=lambda: rows.restore().reshape(shape),
+        quantized=rows,
+        stored=stored,
+    )
 
 
 def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
@@ -140,7 +198,8 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
             raise ExportError(
                 f"weights {[list(part.shape) for part in parts]}: quantised in different ways, cannot be joined"
             )
-        return quantized_weight(shape, _join_rows([part.quantized for part in parts if part.quantized is not None]))
+        rows = _join_rows([part.quantized for part in parts if part.quantized is not None])
+        return quantized_weight(shape, rows, _join_types(parts))
 
     def load() -> np.ndarray:
         result = np.empty(shape, parts[0].dtype.numpy())
@@ -152,7 +211,17 @@ def concatenate(parts: Sequence[Weight], axis: int) -> Weight:
             begin += part.shape[axis]
         return result
 
-    return Weight(shape=tuple(shape), dtype=parts[0].dtype, load=load)
+    return Weight(shape=tuple(shape), dtype=parts[0].dtype, load=load, stored=_join_types(parts))
+
+
+def _join_types(parts: Sequence[Weight]) -> StoredType | None:
+    """The type of all parts; None where one has none."""
+    types = [part.stored for part in parts if part.stored is not None]
+    if len(types) != len(parts):
+        return None
+    names = "+".join(dict.fromkeys(each.name for each in types))
+    reason = next((each.restored for each in types if each.restored), "")
+    return StoredType(name=names, restored=reason, matrices=sum(each.matrices for each in types))
 
 
 def _join_rows(parts: Sequence[QuantizedRows]) -> QuantizedRows:

@@ -12,6 +12,7 @@ from typing import Any
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
+from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
 from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
@@ -148,7 +149,8 @@ def _lines(description: dict[str, Any]) -> list[str]:
         *([f"  defaults  {_pairs(description['generation'])}"] if description["generation"] else []),
         *(f"  chat      {name} reads {', '.join(reads)}" for name, reads in description["chat_templates"].items()),
         f"  decoding  {_pairs(description['decoding'])}",
-        f"  weights   {_pairs(description['weights'])}",
+        f"  weights   {_pairs({key: value for key, value in description['weights'].items() if key != CODES})}",
+        *(f"  codes     {line}" for line in codes_lines(description["weights"])),
         *(f"  method    {method.pop('name', '?')}  {_pairs(method)}" for method in methods),
         *(f"  condition {name}: {_condition_line(each)}" for name, each in description["conditions"].items()),
         *_cache_lines(cache),

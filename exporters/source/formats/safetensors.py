@@ -67,11 +67,22 @@ class SafetensorsSource(FolderFiles):
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return a tensor, or one slice of it, as float32."""
+        return self._copy(name, part, torch.float32)
+
+    def read_stored(self, name: str, part: int | None = None) -> torch.Tensor:
+        """Return a tensor, or one slice of it, in the type in which it is stored, in memory of its own.
+
+        Raises:
+            ExportError: the file cannot be read any more.
+        """
+        return self._copy(name, part, None)
+
+    def _copy(self, name: str, part: int | None, dtype: torch.dtype | None) -> torch.Tensor:
         file = self.tensors[name].file
         try:
             with safe_open(file, framework="pt") as f:  # opened anew: closing unmaps what was read
                 found = f.get_tensor(name) if part is None else f.get_slice(name)[part : part + 1]
-                tensor: torch.Tensor = found.to(torch.float32, copy=True)
+                tensor: torch.Tensor = found.to(dtype or found.dtype, copy=True)
         except (SafetensorError, OSError) as e:
             raise _unreadable(file, name, str(e)) from e
         return tensor

@@ -1,4 +1,4 @@
-"""Weights as numbers of the type that the graph computes in; codes that a method or a checkpoint has chosen stay codes."""
+"""Weights as numbers of the type that the graph computes in; codes that a method has chosen stay codes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ FORM = StoredForm(
     options=FloatOptions,
     takes=lambda options, use: False,
     keeps=keeps,
-    keeps_stored=lambda options: options.compute == "float32",  # int8 activations would round what numbers do not
     encode=_encode,
     write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
     describe=_describe,

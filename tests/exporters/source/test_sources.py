@@ -270,7 +270,7 @@ def test_codes_of_a_source_are_kept() -> None:
     opened = with_codes()
     skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
     shape = opened.tensors[_Codes.NAME].shape
-    weight = bind_parameters(opened, skeleton.model, keeps_codes=True)[_Codes.NAME]
+    weight = bind_parameters(opened, skeleton.model, restored="")[_Codes.NAME]
     assert weight.quantized is _Codes.ROWS and weight.shape == shape
     np.testing.assert_array_equal(weight.load(), _Codes.ROWS.restore())
 

@@ -102,7 +102,7 @@ def test_a_quantised_weight_restores_its_codes() -> None:
     codes, scales = weight.quantized.load()
     np.testing.assert_array_equal(weight.load(), codes * np.repeat(scales, 2, axis=1))
     turned = weight.transposed()
-    assert turned.shape == (6, 3) and turned.form == (4, 2, 0, "") and turned.transposed().form == weight.form
+    assert turned.shape == (6, 3) and turned.form == (4, 2, 0, "", "") and turned.transposed().form == weight.form
     np.testing.assert_array_equal(turned.load(), weight.load().T)
 
 
@@ -121,7 +121,7 @@ def test_an_offset_is_part_of_the_values(offset: str) -> None:
 def test_quantised_weights_are_joined_along_their_outputs(offset: str) -> None:
     parts = [quantized(3, 6, offset=offset), quantized(2, 6, seed=1, offset=offset)]
     whole = concatenate([part.transposed() for part in parts], axis=1)
-    assert whole.shape == (6, 5) and whole.form == (4, 2, 0, offset)
+    assert whole.shape == (6, 5) and whole.form == (4, 2, 0, offset, "")
     np.testing.assert_array_equal(whole.load(), np.concatenate([part.load() for part in parts]).T)
 
 

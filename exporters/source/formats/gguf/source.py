@@ -56,9 +56,9 @@ class GgufSource:
         """Yield a tensor's numbers, or its blocks as they are in the file."""
         return self._table.content(name)
 
-    def codes(self, name: str) -> QuantizedRows | None:
-        """Return codes and scales of a matrix of Q8_0 or Q4_0 blocks; None for any other tensor."""
-        return self._table.codes(name)
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
+        """Return codes and scales of a matrix, or of one slice of experts, in blocks that are multiples of a scale."""
+        return self._table.codes(name, part)
 
     def file_names(self) -> tuple[str, ...]:
         """Names of the files that are made of the metadata."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedConfig
 
 from enginewright.exporters.source.formats.gguf.header import FileTensor
-from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES
+from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, BlockCodes
 from enginewright.exporters.source.formats.gguf.tensor_types import PLAIN, decode, refusal_of, type_name
 from enginewright.exporters.source.formats.gguf.transformers_reading import ArchitectureReading
 from enginewright.exporters.source.tensor_source import StoredTensor
@@ -43,6 +44,11 @@ class Parameter:
         return self.dtype in PLAIN
 
     @property
+    def codes(self) -> str:
+        """The names of its types of blocks; empty for numbers."""
+        return "" if self.is_plain else "+".join(sorted({type_name(part.kind) for part in self.parts}))
+
+    @property
     def content_size(self) -> int:
         """Bytes of `TensorTable.content`."""
         width = 4 if self.dtype == "F32" else 2
@@ -68,7 +74,7 @@ class TensorTable:
 
     def describe(self) -> dict[str, StoredTensor]:
         """The tensors as generic code sees them."""
-        return {name: _describe(parameter) for name, parameter in self._parameters.items()}
+        return {name: self._describe(parameter) for name, parameter in self._parameters.items()}
 
     def __getitem__(self, name: str) -> Parameter:
         return self._parameters[name]
@@ -90,21 +96,48 @@ class TensorTable:
         else:
             yield self.read(name, None).astype(np.float32 if parameter.dtype == "F32" else np.float16).tobytes()
 
-    def codes(self, name: str) -> QuantizedRows | None:
-        """Return codes and scales of a matrix, its rows where the parameter has them; None for any other parameter."""
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
+        """Return codes and scales of a matrix, or of one slice of experts, its rows where the parameter has them.
+
+        None for a parameter that cannot keep them.
+        """
         parameter = self._parameters[name]
-        tensor = parameter.parts[0]
-        found = CODE_TYPES.get(tensor.kind)
-        if found is None or len(parameter.parts) > 1 or len(tensor.shape) != 2 or not self._reading.keeps_rows:
+        if not parameter.codes or self._restored(parameter):
             return None
+        tensors, kind = parameter.parts, parameter.parts[0].kind
+        found = CODE_TYPES[kind]
+
+        def read(pick: Callable[[BlockCodes], np.ndarray | None]) -> np.ndarray:
+            halves = [self._reading.apply(tensor.name, _present(pick(_read_codes(tensor, part)))) for tensor in tensors]
+            return halves[0] if len(halves) == 1 else np.concatenate(halves)
 
         def load() -> tuple[np.ndarray, np.ndarray]:
-            codes, scales = found.read(read_bytes(tensor, tensor.begin, tensor.size), tensor.shape)
-            if not np.isfinite(scales).all():
-                raise ExportError(f"{tensor.file}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
-            return self._reading.apply(tensor.name, codes), self._reading.apply(tensor.name, scales)
+            return read(lambda blocks: blocks.codes), read(lambda blocks: blocks.scales)
 
-        return QuantizedRows(bits=found.bits, group_size=found.group_size, load=load)
+        minima = partial(read, lambda blocks: blocks.minima) if found.has_minima else None
+        return QuantizedRows(bits=found.bits, group_size=found.group_size, load=load, minima=minima)
+
+    def _restored(self, parameter: Parameter) -> str:
+        """Why the codes of a parameter cannot be kept, as a phrase; empty where they can."""
+        if len({part.kind for part in parameter.parts}) > 1:
+            return "its halves have codes of two types"
+        if parameter.parts[0].kind not in CODE_TYPES:
+            return "its codes stand for numbers that are no multiples of a scale"
+        if len(parameter.parts[0].shape) not in (2, 3):
+            return "it is no matrix"
+        return "" if self._reading.keeps_rows else "the model has it transposed"
+
+    def _describe(self, parameter: Parameter) -> StoredTensor:
+        refusals = [refusal for part in parameter.parts if (refusal := refusal_of(part.kind))]
+        return StoredTensor(
+            file=parameter.parts[0].file,
+            dtype=parameter.dtype,
+            shape=parameter.shape,
+            size=parameter.content_size,
+            refusal=refusals[0] if refusals else "",
+            codes=parameter.codes,
+            restored=self._restored(parameter) if parameter.codes else "",
+        )
 
     def _parameter(self, name: str, parts: list[FileTensor]) -> Parameter:
         shapes = [self._shape(part) for part in parts]
@@ -155,6 +188,23 @@ def read_bytes(tensor: FileTensor, begin: int, size: int) -> bytes:
     return content
 
 
+def _read_codes(tensor: FileTensor, part: int | None) -> BlockCodes:
+    """The codes of a matrix, or of one slice of experts."""
+    begin, size, shape = tensor.begin, tensor.size, tensor.shape
+    if part is not None:
+        size //= shape[0]
+        begin, shape = begin + part * size, shape[1:]
+    found = CODE_TYPES[tensor.kind].read(read_bytes(tensor, begin, size), shape, tensor.kind)
+    if not all(np.isfinite(each).all() for each in (found.scales, found.minima) if each is not None):
+        raise ExportError(f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinity; the checkpoint is damaged")
+    return found
+
+
+def _present(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None, "it is asked for where a type has it"
+    return values
+
+
 def _pieces(tensor: FileTensor) -> Iterator[bytes]:
     for begin in range(0, tensor.size, _PIECE):
         yield read_bytes(tensor, tensor.begin + begin, min(_PIECE, tensor.size - begin))
@@ -162,14 +212,3 @@ def _pieces(tensor: FileTensor) -> Iterator[bytes]:
 
 def _unreadable(tensor: FileTensor, reason: str) -> ExportError:
     return ExportError(f"{tensor.file}: tensor {tensor.name!r} cannot be read ({reason}); download the file again")
-
-
-def _describe(parameter: Parameter) -> StoredTensor:
-    refusals = [refusal for part in parameter.parts if (refusal := refusal_of(part.kind))]
-    return StoredTensor(
-        file=parameter.parts[0].file,
-        dtype=parameter.dtype,
-        shape=parameter.shape,
-        size=parameter.content_size,
-        refusal=refusals[0] if refusals else "",
-    )

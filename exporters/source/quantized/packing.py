@@ -1,0 +1,37 @@
+"""Unpacks codes that checkpoints keep in words, and the numbers of 4 bits that have an exponent."""
+
+from __future__ import annotations
+
+import numpy as np
+
+E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""Twice the number that each code of 4 bits stands for: 1 bit of sign, 2 of exponent, 1 of mantissa.
+
+Source: OCP Microscaling Formats (MX) 1.0, 5.3.3.
+"""
+
+
+def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Return the codes of each row of `words` int32 [n, w], which are one stream of bits, lowest bit first: uint8 [n, count].
+
+    It is the inverse of `packed_codes.pack_words`, without its offset.
+    """
+    stream = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
+    if bits == 8:
+        return stream[:, :count]
+    if bits in (2, 4):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        codes = stream[..., None] >> shifts & np.uint8((1 << bits) - 1)
+        return codes.reshape(len(stream), -1)[:, :count]
+    single = np.unpackbits(stream, axis=-1, count=bits * count, bitorder="little").reshape(len(stream), count, bits)
+    return np.packbits(single, axis=-1, bitorder="little")[..., 0]
+
+
+def unpack_pairs(packed: np.ndarray) -> np.ndarray:
+    """Return two codes of 4 bits for each byte of `packed` uint8 [..., m], the low one first: uint8 [..., 2 m]."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def center(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Return codes uint8 counted from the lowest, 0 .. 2^bits - 1, as int8 around 0, -2^(bits - 1) .. 2^(bits - 1) - 1."""
+    return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)

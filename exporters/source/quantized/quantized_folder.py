@@ -1,0 +1,182 @@
+"""The base of formats whose matrices are codes: directories of safetensors files, in which several tensors stand for one.
+
+A format derives from `QuantizedFolder`, and says with `matrices` which stored tensors make which tensor of the model. All
+other tensors of the files are numbers, as in a directory that is not quantised.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from enginewright.exporters.source.formats.safetensors import CONFIG, SafetensorsSource, recognise
+from enginewright.exporters.source.json_file import read_json
+from enginewright.exporters.source.tensor_source import FolderFiles, StoredTensor
+from enginewright.exporters.source.unused import UnusedParts
+from enginewright.exporters.weights.weight import QuantizedRows
+from enginewright.runtime.errors import ExportError
+
+SETTINGS = "quantization_config"
+"""The key of config.json that says how a checkpoint is quantised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMatrix:
+    """A tensor of the model, in codes that several stored tensors hold; a format creates it.
+
+    parts: names of those stored tensors.
+    shape: of the tensor: [n, k], or [experts, ...].
+    codes_name: of the type of codes, for reports: "int4 in groups of 128".
+    read: returns the tensor, or the one slice [1, ...] of the number given, as float32 in memory of its own.
+    codes: returns its codes, or those of one slice, as `TensorSource.codes`; None: engines cannot keep them.
+    restored: the reason where `codes` is None, as a phrase: "its numbers are float8".
+    """
+
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    codes_name: str
+    read: Callable[[int | None], torch.Tensor]
+    codes: Callable[[int | None], QuantizedRows] | None = None
+    restored: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.codes is None) == bool(self.restored)
+
+
+class QuantizedFolder(FolderFiles, ABC):
+    """An opened directory whose matrices are codes; the `open` of a format's SOURCE creates it. Headers alone are read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.files = SafetensorsSource(path)
+
+    @abstractmethod
+    def matrices(self) -> Mapping[str, StoredMatrix]:
+        """Return the tensors that are codes, by the names that they have in a checkpoint of numbers ("X.weight").
+
+        Raises:
+            ExportError, UnsupportedError: the settings or the stored tensors do not go together.
+        """
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `read_settings`."""
+        return read_settings(self.path)
+
+    @functools.cached_property
+    def _matrices(self) -> dict[str, StoredMatrix]:
+        found = dict(self.matrices())
+        if missing := [part for each in found.values() for part in each.parts if part not in self.files.tensors]:
+            raise ExportError(
+                f"{self.path}: tensor {missing[0]!r} is not in the checkpoint, but others of its matrix are; download it again"
+            )
+        return found
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The tensors of numbers as they are stored, and each matrix under the name that it has in the model."""
+        parts = {part for matrix in self._matrices.values() for part in matrix.parts}
+        kept = {name: stored for name, stored in self.files.tensors.items() if name not in parts}
+        return {**kept, **{name: self._describe(matrix) for name, matrix in self._matrices.items()}}
+
+    @property
+    def missing(self) -> Mapping[str, Path]:
+        """The tensors that the index lists, but no file holds."""
+        return self.files.missing
+
+    def read(self, name: str, part: int | None = None) -> torch.Tensor:
+        """Return a tensor, or one slice of it, as float32."""
+        matrix = self._matrices.get(name)
+        return self.files.read(name, part) if matrix is None else matrix.read(part)
+
+    def content(self, name: str) -> Iterator[bytes]:
+        """Yield a tensor's bytes, or those of all the tensors that stand for it."""
+        matrix = self._matrices.get(name)
+        for part in (name,) if matrix is None else matrix.parts:
+            yield from self.files.content(part)
+
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
+        """Return codes and scales of a matrix; None for any other tensor."""
+        matrix = self._matrices.get(name)
+        return None if matrix is None or matrix.codes is None else matrix.codes(part)
+
+    def read_file(self, name: str) -> bytes:
+        """The content of a file in the directory; config.json without the settings that this source has applied."""
+        if name != CONFIG:
+            return super().read_file(name)
+        return json.dumps(
+            {key: value for key, value in read_json(self.path / CONFIG).items() if key != SETTINGS}
+        ).encode()
+
+    def unused(self) -> Iterable[UnusedParts]:
+        """Nothing, unless a format derives more."""
+        return ()
+
+    def array(self, name: str, part: int | None = None) -> np.ndarray:
+        """Return a stored tensor, or one slice of it, as it is stored; types that numpy lacks become float32."""
+        tensor = self.files.read_stored(name, part)
+        return (tensor if tensor.dtype in _IN_NUMPY else tensor.to(torch.float32)).numpy()
+
+    def _describe(self, matrix: StoredMatrix) -> StoredTensor:
+        first = self.files.tensors[matrix.parts[0]]
+        return StoredTensor(
+            file=first.file,
+            dtype=matrix.codes_name,
+            shape=matrix.shape,
+            size=sum(self.files.tensors[part].size for part in matrix.parts),
+            codes=matrix.codes_name,
+            restored=matrix.restored,
+        )
+
+
+_IN_NUMPY = {
+    torch.float16,
+    torch.float32,
+    torch.float64,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return `quantization_config` of a directory's config.json, also where it is in the text's part; empty without one."""
+    try:
+        config = read_json(path / CONFIG)
+    except (ExportError, OSError):
+        return {}
+    text = config.get("text_config")
+    found = config.get(SETTINGS) or (text.get(SETTINGS) if isinstance(text, dict) else None)
+    return found if isinstance(found, dict) else {}
+
+
+def is_quantised_with(path: Path, *methods: str) -> bool:
+    """Whether `path` is a directory of safetensors files whose config.json names one of `methods` as its `quant_method`."""
+    return recognise(path) and read_settings(path).get("quant_method") in methods
+
+
+def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtypes: str) -> None:
+    """Raise ExportError unless the stored tensor `name` has the shape and one of the types that its matrix needs.
+
+    dtypes: safetensors' names.
+    """
+    stored = source.files.tensors.get(name)
+    if stored is None:
+        raise ExportError(
+            f"{source.path}: tensor {name!r} is missing, expected {list(shape)}; download the checkpoint again"
+        )
+    if stored.shape != shape or stored.dtype not in dtypes:
+        raise ExportError(
+            f"{stored.file}: tensor {name!r} got {stored.dtype} {list(stored.shape)}, expected {' or '.join(dtypes)} "
+            f"{list(shape)}; the file is damaged, or {CONFIG} belongs to another checkpoint"
+        )
