@@ -14,6 +14,7 @@ from tqdm import tqdm
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
 from enginewright.exporters.capture.capture import Captured, capture
+from enginewright.exporters.capture.torch_export import fewer_collections
 from enginewright.exporters.methods import registry
 from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.passes.lower_to_standard import LowerToStandardPass
@@ -43,6 +44,7 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 DECODER = "graphs/decoder.onnx"
 
 
+@fewer_collections()
 def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> Manifest:
     """Write graphs/, tokenizer/ and the manifest of `model` under `root`, an empty directory.
 
