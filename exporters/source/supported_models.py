@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enginewright.exporters.features.registry import read_features
+from enginewright.exporters.source.quantized.refused_methods import describe_refusal
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -25,9 +26,7 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
             raise UnsupportedError(f"{where}: {family!r} needs code from the checkpoint (auto_map), which is never run")
         raise UnsupportedError(f"{where}: model_type {family!r} is unknown to this version of transformers")
     if settings := raw.get("quantization_config"):
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
-        method = method or "quantization_config names no method"
-        raise UnsupportedError(f"{where}: weights are quantised ({method}); pass the unquantised checkpoint")
+        raise UnsupportedError(f"{where}: {describe_refusal(settings)}")
 
 
 def check_supported(config: PreTrainedConfig) -> None:

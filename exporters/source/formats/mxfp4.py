@@ -30,6 +30,7 @@ from enginewright.runtime.errors import ExportError
 METHOD = "mxfp4"
 BLOCK = 32
 _BIAS = 127
+_LARGEST = 252  # with it, 6 * 2^(scale - 127) is still a float32; 255 stands for NaN
 _CODES, _SCALES = "_blocks", "_scales"
 _BITS = 8  # codes are doubled to be whole, so that they run from -12 to 12
 
@@ -68,8 +69,11 @@ class Mxfp4Folder(QuantizedFolder):
         """Codes [n, k] and scales [n, k / 32] of one expert."""
         blocks = self.array(f"{name}{_CODES}", part)[0]
         codes = E2M1[unpack_pairs(blocks)].reshape(len(blocks), -1)
-        exponents = self.array(f"{name}{_SCALES}", part)[0].astype(np.int32) - _BIAS - 1
-        return codes, np.ldexp(np.float32(1), exponents)
+        exponents = self.array(f"{name}{_SCALES}", part)[0].astype(np.int32)
+        if (exponents > _LARGEST).any():
+            where = self.files.tensors[f"{name}{_SCALES}"].file
+            raise ExportError(f"{where}: tensor {name + _SCALES!r} holds NaN or infinity; the checkpoint is damaged")
+        return codes, np.ldexp(np.float32(1), exponents - _BIAS - 1)
 
     def _read(self, name: str, part: int | None) -> torch.Tensor:
         experts = self.files.tensors[f"{name}{_CODES}"].shape[0]

@@ -57,7 +57,7 @@ def _find_rows(
     found = {name: checkpoint.codes(name, part) for name in names}
     rows = [each for each in found.values() if each is not None]
     if len(rows) != len(names):
-        return None, "no form of codes expresses it"
+        return None, "its groups differ in size, which no form of codes expresses"
     if group.converter is None:
         return rows[0], ""
     if not all(isinstance(step, ROW_WISE) for step in group.converter.operations) or any(

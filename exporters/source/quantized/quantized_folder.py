@@ -26,6 +26,7 @@ from enginewright.runtime.errors import ExportError
 
 SETTINGS = "quantization_config"
 """The key of config.json that says how a checkpoint is quantised."""
+_AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class StoredMatrix:
     shape: tuple[int, ...]
     codes_name: str
     read: Callable[[int | None], torch.Tensor]
-    codes: Callable[[int | None], QuantizedRows] | None = None
+    codes: Callable[[int | None], QuantizedRows | None] | None = None
     restored: str = ""
 
     def __post_init__(self) -> None:
@@ -163,6 +164,11 @@ def read_settings(path: Path) -> dict[str, Any]:
 def is_quantised_with(path: Path, *methods: str) -> bool:
     """Whether `path` is a directory of safetensors files whose config.json names one of `methods` as its `quant_method`."""
     return recognise(path) and read_settings(path).get("quant_method") in methods
+
+
+def is_packed_by_auto_round(path: Path, *packings: str) -> bool:
+    """Whether `path` is such a directory of AutoRound's, in one of `packings`, whose layouts are those of other methods."""
+    return is_quantised_with(path, *_AUTO_ROUND) and read_settings(path).get("packing_format") in packings
 
 
 def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtypes: str) -> None:
