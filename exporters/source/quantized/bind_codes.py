@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -64,12 +65,27 @@ def _find_rows(
         r.input_axis != 1 for r in rows
     ):
         return None, _CHANGED
+    rows = _alike(rows)
     if len({(each.bits, each.group_size, each.offset, each.order_hash) for each in rows}) != 1:
         return None, _MIXED
-    joined = _join(model, target, group, {name: each for name, each in found.items() if each is not None})
+    joined = _join(model, target, group, dict(zip(found, rows, strict=True)))
     wanted = weight.shape[-2:]
     shapes = group.shapes(checkpoint, model, target)
     return (joined, "") if tuple(shapes[target][-2:]) == wanted else (None, _CHANGED)
+
+
+def _alike(rows: list[QuantizedRows]) -> list[QuantizedRows]:
+    """The same with zero points in the middle where others have some: these change nothing."""
+    if {each.offset for each in rows} != {"", "zero_points"}:
+        return rows
+    return [
+        dataclasses.replace(each, zero_points=partial(_middle, each)) if each.zero_points is None else each
+        for each in rows
+    ]
+
+
+def _middle(rows: QuantizedRows) -> np.ndarray:
+    return np.zeros(rows.load()[1].shape, np.int8)
 
 
 def _join(model: PreTrainedModel, target: str, group: TensorGroup, rows: dict[str, QuantizedRows]) -> QuantizedRows:
