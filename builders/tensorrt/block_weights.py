@@ -22,7 +22,7 @@ def check_blocks(graph: ir.Graph, backend: str) -> None:
         if node.domain == MICROSOFT and zeros is not None:
             raise BuildError(
                 f"--backend {backend}: got weights with zero points ({zeros.name}), expected codes around 0; build with "
-                "--weights KIND:symmetric=true"
+                "--weights float32, or with int4 or int8 and without symmetric=false"
             )
 
 
@@ -39,6 +39,7 @@ class BlockWeightsPass(ir.passes.InPlacePass):
     5. Codes of 2 bits become codes of 4 bits.
     6. A MatMulNBits with zero points or an order of groups stays, and so does a GatherBlockQuantized along other axes.
        `check_blocks` refuses zero points before.
+    7. What corrects a product or a lookup for minima, or reorders an input, is of standard nodes and stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -63,8 +63,6 @@ class _Narrowing:
         assert name is not None and last is not None
         cast = ir.node("Cast", [output], attributes={"to": ir.DataType.FLOAT})
         cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), output.shape
-        output.replace_all_uses_with(cast.outputs[0])
-        cast.replace_input_with(0, output)
         self._graph.insert_after(last, cast)
         output.name, cast.outputs[0].name = f"{name}.narrow", name
         return cast.outputs[0]

@@ -22,14 +22,14 @@ def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     if bits in (2, 4):
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = stream[..., None] >> shifts & np.uint8((1 << bits) - 1)
-        return codes.reshape(len(stream), -1)[:, :count]
+        return codes.reshape(len(stream), stream.shape[1] * len(shifts))[:, :count]
     single = np.unpackbits(stream, axis=-1, count=bits * count, bitorder="little").reshape(len(stream), count, bits)
     return np.packbits(single, axis=-1, bitorder="little")[..., 0]
 
 
 def unpack_pairs(packed: np.ndarray) -> np.ndarray:
     """Return two codes of 4 bits for each byte of `packed` uint8 [..., m], the low one first: uint8 [..., 2 m]."""
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def center(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import PagedCacheFormat
 from enginewright.exporters.capture.capture import capture
 from enginewright.exporters.recipe import Recipe
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.quantized.refused_methods import REASONS
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
@@ -65,9 +67,20 @@ RAW: dict[str, tuple[dict[str, Any], type[EnginewrightError], str]] = {
         r"'nonesuch' needs code from the checkpoint \(auto_map\), which is never run",
     ),
     "quantised": (
-        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
         UnsupportedError,
-        r"weights are quantised \(gptq\); pass the unquantised checkpoint",
+        r"weights are quantised \(bitsandbytes\): its codes are in blocks of the flattened matrix, and stand for uneven steps, "
+        r"expected one of awq, .*fp8, gptq, .*mxfp4, or GGUF; pass the unquantised checkpoint",
+    ),
+    "quantised in a way that is not known": (
+        {"model_type": "llama", "quantization_config": {"quant_method": "nonesuch"}},
+        UnsupportedError,
+        r"weights are quantised \(nonesuch\), expected one of awq, .*or GGUF; pass the unquantised checkpoint",
+    ),
+    "quantised, and remote code": (
+        {"model_type": "nonesuch", "auto_map": {"AutoConfig": "m.C"}, "quantization_config": {"quant_method": "gptq"}},
+        UnsupportedError,
+        r"'nonesuch' needs code from the checkpoint \(auto_map\), which is never run",
     ),
     "quantised by an unnamed method": (
         {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
@@ -87,6 +100,16 @@ def test_refusals_from_the_raw_config(case: str) -> None:
     raw, error, message = RAW[case]
     with pytest.raises(error, match=message):
         check_supported_raw(raw, Path("model"))
+
+
+@pytest.mark.parametrize("method", REASONS)
+def test_a_checkpoint_in_a_way_that_is_not_read_names_the_reason(method: str, tmp_path: Path) -> None:
+    settings = {"quant_method": method, "packing_format": "auto_round:llm_compressor", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": settings}))
+    (tmp_path / "model.safetensors").touch()  # no whole file, which is never looked at
+    with pytest.raises(UnsupportedError) as caught:
+        open_checkpoint(str(tmp_path))
+    assert f"{tmp_path / 'config.json'}: weights are quantised ({method}): {REASONS[method]}, expected" in str(caught.value)
 
 
 def test_remote_code_beside_a_known_family_is_not_run() -> None:

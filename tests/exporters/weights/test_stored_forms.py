@@ -57,7 +57,7 @@ def sample() -> Iterator[None]:
 
 
 def test_the_bundled_forms_and_their_help() -> None:
-    assert FORMS.names() == ("float32", "int4", "int8")
+    assert FORMS.names() == ("float32", "int4", "int8", "stored")
     assert "int4:block_size=32,compute=int8,embedding=true,lm_head=true,symmetric=true, int8:" in list_forms()
 
 
@@ -71,7 +71,9 @@ def test_a_form_of_an_extension_is_a_kind_of_the_flag(sample: None) -> None:
 
 
 def test_records_of_the_manifest() -> None:
-    assert choose_storage().describe("bfloat16") == {"kind": "bfloat16"}
+    assert choose_storage("float32").describe("bfloat16") == {"kind": "bfloat16"}
+    assert choose_storage().describe("float32") == {"kind": "stored", "compute": "int8", "dtype": "float32", "max_kl": 1e-2}
+    assert "max_kl" not in parse_weights("stored:compute=float32").describe("float32"), "codes as they are, and exact sums"
     record = parse_weights("int4:symmetric=false").describe("float16")
     assert record == {
         "kind": "int4",
@@ -109,14 +111,30 @@ def test_codes_with_zero_points_are_kept(kind: str) -> None:
     np.testing.assert_allclose(evaluate(model, IDS)[0], expected, atol=1e-4, rtol=0)
 
 
-def test_codes_with_minima_are_restored_or_quantised_anew() -> None:
-    chosen = quantized(12, 32, group_size=16, offset="minima")
-    model, expected = stored("float32:compute=float32", a=chosen)
-    assert op_types(model)["MatMulNBits"] == 0
+@pytest.mark.parametrize("kind", ["float32:compute=float32", "int8:compute=float32,embedding=false,lm_head=false"])
+def test_codes_with_minima_are_kept(kind: str) -> None:
+    model, expected = stored(kind, a=quantized(12, 32, group_size=16, offset="minima"))
+    types = op_types(model)
+    assert (types["MatMulNBits"], types["MatMul"], types["ReduceSum"]) == (1, 2, 1)
+    product = next(node for node in model.graph if node.op_type == "MatMulNBits")
+    assert product.attributes.get_int("bits") == 4 and product.attributes.get_int("block_size") == 16
     np.testing.assert_allclose(evaluate(model, IDS)[0], expected, atol=1e-4, rtol=0)
-    model, expected = stored("int8:compute=float32,embedding=false,lm_head=false,block_size=16", a=chosen)
-    assert op_types(model)["MatMulNBits"] == 1
-    assert np.abs(evaluate(model, IDS)[0] - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("group_size", [2, 8, 40])
+def test_groups_that_no_block_divides_are_restored_or_quantised_anew(group_size: int) -> None:
+    """No block size divides groups of 2, 8 or 40, and none of these is a whole row."""
+    k = 80 if group_size == 40 else 32
+    text = TEXT.replace("32", str(k))
+    chosen = quantized(12, k, group_size=group_size)
+    arrays = random_arrays(e=(9, k), b=(12,), h=(12, 9))
+    for kind, products in (("stored:compute=float32", 0), ("int8:compute=float32,embedding=false,lm_head=false", 1)):
+        model = make_graph(text, {**arrays, "a": chosen.load().T})
+        next(v for v in model.graph.inputs if v.name == "a").meta[KEY] = chosen.transposed()
+        QuantizeWeightsPass(parse_weights(kind))(model)
+        assert op_types(model)["MatMulNBits"] == products
+        expected = evaluate(make_graph(text, {**arrays, "a": chosen.load().T}), IDS)[0]
+        assert np.abs(evaluate(model, IDS)[0] - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_a_lookup_keeps_codes_in_whole_blocks_alone() -> None:

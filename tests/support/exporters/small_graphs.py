@@ -36,9 +36,20 @@ def make_weight(array: np.ndarray, *, closed: bool = False) -> Weight:
 
 
 def quantized(
-    rows: int, columns: int, bits: int = 4, group_size: int = 2, seed: int = 0, *, offset: str = ""
+    rows: int,
+    columns: int,
+    bits: int = 4,
+    group_size: int = 2,
+    seed: int = 0,
+    *,
+    offset: str = "",
+    order: int | None = None,
 ) -> Weight:
-    """A weight [rows, columns] of random codes and scales; offset: "zero_points" or "minima", or none."""
+    """A weight [rows, columns] of random codes and scales.
+
+    offset: "zero_points" or "minima", or none.
+    order: seed of a random order of the columns; None: they are in their order.
+    """
     rng = np.random.default_rng(seed)
     half = 1 << (bits - 1)
     codes = rng.integers(-half, half, (rows, columns)).astype(np.int8)
@@ -51,6 +62,7 @@ def quantized(
         load=lambda: (codes.copy(), scales.copy()),
         zero_points=(lambda: zero_points.copy()) if offset == "zero_points" else None,
         minima=(lambda: minima.copy()) if offset == "minima" else None,
+        order=None if order is None else lambda: np.random.default_rng(order).permutation(columns).astype(np.int32),
     )
     return quantized_weight((rows, columns), found)
 
