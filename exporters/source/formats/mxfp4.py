@@ -46,6 +46,10 @@ class Mxfp4Folder(QuantizedFolder):
             if name.endswith(_CODES)
         }
 
+    def matrix_of(self, part: str) -> str:
+        """The name without the end that says which part it is."""
+        return part.removesuffix(_CODES).removesuffix(_SCALES)
+
     def _matrix(self, name: str) -> StoredMatrix:
         stored = self.files.tensors[f"{name}{_CODES}"]
         if len(stored.shape) != 4 or stored.shape[-1] * 2 != BLOCK:

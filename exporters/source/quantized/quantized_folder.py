@@ -90,8 +90,14 @@ class QuantizedFolder(FolderFiles, ABC):
 
     @property
     def missing(self) -> Mapping[str, Path]:
-        """The tensors that the index lists, but no file holds."""
-        return self.files.missing
+        """The tensors that the index lists, but no file holds, and the matrices that they are parts of."""
+        missing, tensors = self.files.missing, self.tensors
+        matrices = {self.matrix_of(name): file for name, file in missing.items()}
+        return {**{name: file for name, file in matrices.items() if name not in tensors}, **missing}
+
+    def matrix_of(self, part: str) -> str:
+        """Return the name that the matrix has of which the stored tensor `part` is a part, if it is one."""
+        return f"{part.rpartition('.')[0]}.weight"
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return a tensor, or one slice of it, as float32."""

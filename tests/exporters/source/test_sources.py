@@ -24,7 +24,7 @@ from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.source.registry import FORMATS, find_source
 from enginewright.exporters.source.skeleton import build_skeleton
-from enginewright.exporters.source.tensor_source import SourceFormat
+from enginewright.exporters.source.tensor_source import SourceFormat, StoredTensor
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.loader import load
@@ -239,7 +239,7 @@ def test_types_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None:
 
 
 class _Codes(SafetensorsSource):
-    """The bundled model, of which one matrix is stored as codes; it has no numbers for it."""
+    """The bundled model, of which one matrix is stored as codes."""
 
     NAME = "model.layers.0.mlp.up_proj.weight"
     ROWS = QuantizedRows(
@@ -251,13 +251,16 @@ class _Codes(SafetensorsSource):
         ),
     )
 
-    def codes(self, name: str) -> QuantizedRows | None:
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:  # type: ignore[override]
+        stored = super().tensors
+        return {**stored, self.NAME: replace(stored[self.NAME], codes="Q")}
+
+    def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
         return self.ROWS if name == self.NAME else None
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
-        if name == self.NAME:
-            raise AssertionError("codes are never read as numbers")
-        return super().read(name, part)
+        return torch.from_numpy(self.ROWS.restore()) if name == self.NAME else super().read(name, part)
 
 
 def with_codes() -> Checkpoint:
@@ -279,7 +282,8 @@ def test_codes_of_a_source_are_numbers_for_what_changes_weights() -> None:
     opened = with_codes()
     skeleton = build_skeleton(opened.config, attention="eager", max_context=64)
     weight = bind_parameters(opened, skeleton.model)[_Codes.NAME]
-    assert weight.quantized is None
+    assert weight.quantized is None and weight.stored is not None
+    assert (weight.stored.name, weight.stored.restored) == ("Q", "the command reads numbers")
     np.testing.assert_array_equal(weight.load(), _Codes.ROWS.restore())
     adapter = parse_method(f"lora:path={ROOT / 'examples/tiny-reasoner-lora'}")
     changed = adapter.transform_weights(bind_parameters(opened, skeleton.model), opened)[_Codes.NAME]

@@ -109,7 +109,9 @@ def test_a_checkpoint_in_a_way_that_is_not_read_names_the_reason(method: str, tm
     (tmp_path / "model.safetensors").touch()  # no whole file, which is never looked at
     with pytest.raises(UnsupportedError) as caught:
         open_checkpoint(str(tmp_path))
-    assert f"{tmp_path / 'config.json'}: weights are quantised ({method}): {REASONS[method]}, expected" in str(caught.value)
+    assert f"{tmp_path / 'config.json'}: weights are quantised ({method}): {REASONS[method]}, expected" in str(
+        caught.value
+    )
 
 
 def test_remote_code_beside_a_known_family_is_not_run() -> None:

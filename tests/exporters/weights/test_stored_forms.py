@@ -72,8 +72,15 @@ def test_a_form_of_an_extension_is_a_kind_of_the_flag(sample: None) -> None:
 
 def test_records_of_the_manifest() -> None:
     assert choose_storage("float32").describe("bfloat16") == {"kind": "bfloat16"}
-    assert choose_storage().describe("float32") == {"kind": "stored", "compute": "int8", "dtype": "float32", "max_kl": 1e-2}
-    assert "max_kl" not in parse_weights("stored:compute=float32").describe("float32"), "codes as they are, and exact sums"
+    assert choose_storage().describe("float32") == {
+        "kind": "stored",
+        "compute": "int8",
+        "dtype": "float32",
+        "max_kl": 1e-2,
+    }
+    assert "max_kl" not in parse_weights("stored:compute=float32").describe("float32"), (
+        "codes as they are, and exact sums"
+    )
     record = parse_weights("int4:symmetric=false").describe("float16")
     assert record == {
         "kind": "int4",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.checkpoints import edit_config, edit_tensors
@@ -310,6 +313,32 @@ def test_contents_that_are_refused(packed: Path) -> None:
     damage("g_idx", 3)
     with pytest.raises(ExportError, match=rf"tensor '{NAME}.g_idx' got group 3, expected 0 .. 2; the checkpoint"):
         open_checkpoint(str(packed)).codes(f"{NAME}.weight")
+
+
+def test_a_missing_file_is_named(packed: Path) -> None:
+    """The index lists the parts of the last product in a file that is not there."""
+    names = [f"{NAME}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")]
+    edit_tensors(packed, lambda tensors: [tensors.pop(name) for name in names])
+    (packed / "model.safetensors").rename(packed / "model-00001-of-00002.safetensors")
+    listed = dict.fromkeys(load_file(packed / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors")
+    listed.update(dict.fromkeys(names, "model-00002-of-00002.safetensors"))
+    (packed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    opened = open_checkpoint(str(packed))
+    model = build_skeleton(opened.config, attention="eager", max_context=64).model
+    with pytest.raises(
+        ExportError, match=rf"model-00002-of-00002.safetensors: tensor '{NAME}.weight' of parameter '{NAME}"
+    ):
+        bind_parameters(opened, model)
+
+
+def test_the_reference_has_the_numbers_of_the_twin(checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        got, expected = (
+            load_reference(str(path), ())(input_ids=ids).logits
+            for path in write(checkpoint("qwen2"), tmp_path, desc_act=True)
+        )
+    assert torch.equal(got, expected)
 
 
 def test_a_family_with_transposed_matrices_is_refused(packed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -167,6 +168,14 @@ def write_moe(root: Path, pack: Any, settings: dict[str, Any]) -> tuple[Path, Pa
     """A checkpoint of one layer with experts that are stored one by one."""
     make_gguf_model("qwen3_moe", num_hidden_layers=1).save_pretrained(root / "model")
     return write_twins(root / "model", root, pack, settings)
+
+
+@pytest.mark.slow
+def test_a_graph_of_standard_ops_gives_the_same_logits(gptq: Made, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, plugins="none")
+    build(str(gptq.packed), tmp_path / "dense", recipe, "onnxruntime", trial="none")
+    dense = dataclasses.replace(gptq, engine=tmp_path / "dense")
+    assert dense.logits_differ_by() < 1e-5 and dense.codes == gptq.codes
 
 
 @pytest.mark.native
