@@ -55,7 +55,7 @@ def locate(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    weights = [pattern for _, entry in sorted(FORMATS.entries().items()) for pattern in entry.hub_files]
+    weights = dict.fromkeys(pattern for _, entry in sorted(FORMATS.entries().items()) for pattern in entry.hub_files)
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", *weights, *TOKENIZER_PATTERNS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:

@@ -17,6 +17,18 @@ from enginewright.runtime.errors import ExportError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {
+    **DTYPES,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 CONFIG, _INDEX_END = "config.json", ".safetensors.index.json"
 NAMED = "transformers_weights"
 """The key of config.json that names the file of tensors, or the index, where that is not one of the usual names."""
@@ -78,14 +90,25 @@ class SafetensorsSource(FolderFiles):
         return self._copy(name, part, None)
 
     def _copy(self, name: str, part: int | None, dtype: torch.dtype | None) -> torch.Tensor:
-        file = self.tensors[name].file
+        """The tensor, read at its place in the file: to parse a header of 20,000 tensors for each one takes 40 ms."""
+        stored = self.tensors[name]
+        shape, begin = stored.shape, self._begins[name]
+        size = stored.size
+        if part is not None:
+            size //= shape[0]
+            shape, begin = (1, *shape[1:]), begin + part * size
+        content = bytearray(size)
         try:
-            with safe_open(file, framework="pt") as f:  # opened anew: closing unmaps what was read
-                found = f.get_tensor(name) if part is None else f.get_slice(name)[part : part + 1]
-                tensor: torch.Tensor = found.to(dtype or found.dtype, copy=True)
-        except (SafetensorError, OSError) as e:
-            raise _unreadable(file, name, str(e)) from e
-        return tensor
+            with stored.file.open("rb") as file:
+                file.seek(begin)
+                count = file.readinto(content)
+        except OSError as e:
+            raise _unreadable(stored.file, name, str(e)) from e
+        if count != size:
+            raise _unreadable(stored.file, name, "the file has become shorter")
+        kind = _TYPES[stored.dtype]
+        found = torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
+        return found.reshape(shape).to(dtype or kind)
 
     def content(self, name: str) -> Iterator[bytes]:
         """Yield a tensor's bytes."""
