@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
@@ -30,6 +31,7 @@ from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tied import untie
 from enginewright.exporters.tokenizer.engine_tokenizer import EngineTokenizer, read_tokenizer
 from enginewright.exporters.weights.graph_weights import to_initializers
+from enginewright.exporters.weights.registry import Storage
 from enginewright.exporters.weights.weight import Weight
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.plugins.ops.registry import op_versions
@@ -63,10 +65,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     conditions = registry.conditions(recipe.apply, checkpoint)
     limits = _limits(checkpoint, recipe)
     skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
-    restored = _restores(recipe)
-    weights = bind_parameters(checkpoint, skeleton.model, restored=restored)
-    storage = recipe.weights.settled(has_codes=not restored and _has_codes(weights))
-    weights = registry.transform_weights(recipe.apply, weights, checkpoint)
+    weights, storage = _bind(checkpoint, skeleton.model, recipe)
     untie(skeleton.model, weights)
     tokenizer = read_tokenizer(checkpoint)
     generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=tokenizer is not None)
@@ -124,6 +123,14 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
+
+
+def _bind(checkpoint: Checkpoint, model: PreTrainedModel, recipe: Recipe) -> tuple[dict[str, Weight], Storage]:
+    """The weights as the methods make them, and the form that stores them."""
+    restored = _restores(recipe)
+    weights = bind_parameters(checkpoint, model, restored=restored)
+    storage = recipe.weights.settled(has_codes=not restored and _has_codes(weights))
+    return registry.transform_weights(recipe.apply, weights, checkpoint), storage
 
 
 def _restores(recipe: Recipe) -> str:

@@ -6,24 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.builders.tensorrt.graph_file import RowsTensor
-from enginewright.runtime.errors import BuildError
 
 MICROSOFT = "com.microsoft"
 STORED = {2: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 SIGN = {4: 0x88, 8: 0x80}  # an exclusive or with it turns a byte of codes with an offset into two's complement
-
-
-def check_blocks(graph: ir.Graph, backend: str) -> None:
-    """Raise BuildError where a product or a lookup of codes has zero points, which its blocks do not take."""
-    for node in graph:
-        zeros = (
-            node.inputs[3] if node.op_type in ("MatMulNBits", "GatherBlockQuantized") and len(node.inputs) > 3 else None
-        )
-        if node.domain == MICROSOFT and zeros is not None:
-            raise BuildError(
-                f"--backend {backend}: got weights with zero points ({zeros.name}), expected codes around 0; build with "
-                "--weights float32, or with int4 or int8 and without symmetric=false"
-            )
 
 
 class BlockWeightsPass(ir.passes.InPlacePass):
@@ -37,9 +23,10 @@ class BlockWeightsPass(ir.passes.InPlacePass):
     4. GatherBlockQuantized(codes, ids, scales) -> Gather(table, ids), the table in the type of its scales. A tied weight is
        stored twice: as codes for case 1 and as a table.
     5. Codes of 2 bits become codes of 4 bits.
-    6. A MatMulNBits with zero points or an order of groups stays, and so does a GatherBlockQuantized along other axes.
-       `check_blocks` refuses zero points before.
-    7. What corrects a product or a lookup for minima, or reorders an input, is of standard nodes and stays.
+    6. Zero points, which a DequantizeLinear of 4 bits does not take: the product is that of codes around 0, and the sums of
+       x over blocks, times -scale * zero point, are added to it. A table has them in its numbers.
+    7. A MatMulNBits with an order of groups stays, and so does a GatherBlockQuantized along other axes.
+    8. What corrects a product or a lookup for minima, or reorders an input, is of standard nodes and stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -57,9 +44,9 @@ class BlockWeightsPass(ir.passes.InPlacePass):
 def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
     source, codes, scales, zeros, order, bias = (*node.inputs, *[None] * 3)[:6]
     bits, block, k = (node.attributes.get_int(name, 0) for name in ("bits", "block_size", "K"))
-    if source is None or zeros is not None or order is not None or bits not in STORED:
+    stored, steps, centers = _constant(codes), _constant(scales), _constant(zeros)
+    if source is None or order is not None or bits not in STORED or (zeros is not None and centers is None):
         return False
-    stored, steps = _constant(codes), _constant(scales)
     if stored is None or steps is None or codes is None or scales is None:
         return False
     n, blocks = stored.shape.numpy()[:2]
@@ -80,6 +67,12 @@ def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
         made.append(_node("Pad", [source, ends], dtype, None))
         source = made[-1].outputs[0]
     made.append(_node("MatMul", [source, matrix], dtype, None))
+    if zeros is not None and centers is not None:
+        offsets = _add(
+            graph, f"{zeros.name}.offsets", dtype, (n, blocks), lambda a, b: _offsets(steps, centers, bits, a, b)
+        )
+        made[-1].outputs[0].shape = node.outputs[0].shape
+        made += _add_offsets(graph, source, offsets, made[-1].outputs[0], block)
     if bias is not None:
         made[-1].outputs[0].shape = node.outputs[0].shape
         made.append(_node("Add", [made[-1].outputs[0], bias], dtype, None))
@@ -87,19 +80,40 @@ def _replace_product(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
+def _add_offsets(graph: ir.Graph, source: ir.Value, offsets: ir.Value, product: ir.Value, block: int) -> list[ir.Node]:
+    """The nodes that add to `product` [..., n] the sums of `source` [..., blocks * block] over blocks, times `offsets`."""
+    rank, dtype = len(product.shape or source.shape or ()), product.dtype
+    assert dtype is not None and offsets.shape is not None
+    n, blocks = offsets.shape.numpy()
+    shape = _add_small(graph, f"blocks_of_{block}.rank_{rank}", np.array([*[0] * (rank - 1), -1, block], np.int64))
+    split = _node("Reshape", [source, shape], dtype, None)
+    last = _add_small(graph, "last_axis", np.array([-1], np.int64))
+    sums = _node("ReduceSum", [split.outputs[0], last], dtype, None, keepdims=0)
+    turned = _node("Transpose", [offsets], dtype, (blocks, n), perm=[1, 0])
+    share = _node("MatMul", [sums.outputs[0], turned.outputs[0]], dtype, None)
+    return [split, sums, turned, share, _node("Add", [product, share.outputs[0]], dtype, None)]
+
+
 def _replace_gather(graph: ir.Graph, node: ir.Node) -> bool:
-    data, ids, scales = node.inputs[:3]
+    data, ids, scales, zeros = (*node.inputs, None)[:4]
     bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 128)
     axes = node.attributes.get_int("gather_axis", 0), node.attributes.get_int("quantize_axis", 1)
     reshape = data.producer() if data is not None else None
     codes = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else data
     stored, steps = _constant(codes), _constant(scales)
-    if stored is None or steps is None or codes is None or axes != (0, 1) or bits not in STORED or len(node.inputs) > 3:
+    centers = _constant(zeros)
+    if stored is None or steps is None or codes is None or axes != (0, 1) or bits not in STORED:
+        return False
+    if zeros is not None and centers is None:
         return False
     n = stored.shape.numpy()[0]
     k = stored.size * 8 // bits // n
     table = _add(
-        graph, f"{codes.name}.table", steps.dtype, (n, k), lambda a, b: _dequantized(stored, steps, bits, block, a, b)
+        graph,
+        f"{codes.name}.table",
+        steps.dtype,
+        (n, k),
+        lambda a, b: _dequantized(stored, steps, centers, bits, block, a, b),
     )
     _replace_node(graph, node, [_node("Gather", [table, ids], steps.dtype, None, axis=0)])
     return True
@@ -126,14 +140,37 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     return codes.reshape(len(packed), -1)
 
 
+def _centers(zero_points: ir.TensorProtocol, n: int, blocks: int, bits: int, begin: int, end: int) -> np.ndarray:
+    """The zero points of rows begin .. end - 1, float32 [rows, blocks], around the middle of the codes' range."""
+    stored = _rows(zero_points, n)[begin:end]
+    return _unpacked(stored, bits)[:, :blocks].astype(np.float32) - (1 << (bits - 1))
+
+
+def _offsets(scales: ir.TensorProtocol, zero_points: ir.TensorProtocol, bits: int, begin: int, end: int) -> np.ndarray:
+    """What every element of a block is more than code * scale, with codes around 0: [rows, blocks] in the type of `scales`."""
+    n = scales.shape.numpy()[0]
+    steps = _rows(scales, n)[begin:end]
+    centers = _centers(zero_points, n, steps.shape[1], bits, begin, end)
+    offsets: np.ndarray = (-steps.astype(np.float32) * centers).astype(steps.dtype)
+    return offsets
+
+
 def _dequantized(
-    codes: ir.TensorProtocol, scales: ir.TensorProtocol, bits: int, block: int, begin: int, end: int
+    codes: ir.TensorProtocol,
+    scales: ir.TensorProtocol,
+    zero_points: ir.TensorProtocol | None,
+    bits: int,
+    block: int,
+    begin: int,
+    end: int,
 ) -> np.ndarray:
     """Rows begin .. end - 1 of the weight itself, in the type of `scales`."""
     n = codes.shape.numpy()[0]
     packed, steps = _rows(codes, n)[begin:end], _rows(scales, n)[begin:end]
     q = _unpacked(packed, bits)
     blocks = (q.astype(np.float32) - (1 << (bits - 1))).reshape(len(q), -1, block)
+    if zero_points is not None:
+        blocks -= _centers(zero_points, n, blocks.shape[1], bits, begin, end)[..., None]
     rows: np.ndarray = (blocks * steps.astype(np.float32)[..., None]).reshape(len(q), -1).astype(steps.dtype)
     return rows
 

@@ -21,7 +21,7 @@ from onnx_ir.passes import common
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.builders.supported_kernels import check_graph
-from enginewright.builders.tensorrt.block_weights import BlockWeightsPass, check_blocks
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
 from enginewright.builders.tensorrt.graph_file import data_path, move_rewritten, save_rewritten
 from enginewright.builders.tensorrt.network import PlanBuilder, plugins_loaded
 from enginewright.builders.tensorrt.plugin_nodes import PluginNodesPass
@@ -76,7 +76,6 @@ def _read(path: Path, backend: str) -> ir.Model:
     """Load the exported graph and make the checks that need no TensorRT."""
     model = ir.load(path)
     check_graph(model.graph, backend)
-    check_blocks(model.graph, backend)
     return model
 
 

@@ -1,4 +1,4 @@
-"""What became of the codes of a quantised checkpoint, in sentences: `Manifest.weights` has it under "codes"."""
+"""Tells what became of the codes of a quantised checkpoint, which `Manifest.weights` records under "codes"."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
-from enginewright.builders.tensorrt.block_weights import BlockWeightsPass, check_blocks
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
 from enginewright.builders.tensorrt.graph_file import RowsTensor, data_path, move_rewritten, save_rewritten
 from enginewright.exporters.weights.block_codes import dequantize_blocks, quantize_blocks
-from enginewright.runtime.errors import BuildError
 
 Arrays = dict[str, np.ndarray]
 HEADER = '<ir_version: 10, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
@@ -145,22 +144,49 @@ def test_tied_weights() -> None:
     assert set(model.graph.initializers) == {"codes.signed", "scales.blocks", "codes.table"}
 
 
+def make_zero_points(bits: int, blocks: int) -> np.ndarray:
+    """Zero points of ten rows in whole bytes."""
+    return np.random.default_rng(4).integers(0, 256, (N, -(-blocks * bits // 8))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize(("bits", "k", "block"), [(4, 64, 32), (4, 96, 32), (4, 60, 32), (8, 64, 32), (8, 33, 16)])
+def test_zero_points_of_a_product(bits: int, k: int, block: int, bias: bool) -> None:
+    """The product of codes around 0, and what the zero points take off it."""
+    rng = np.random.default_rng(1)
+    blocks = -(-k // block)
+    zeros = make_zero_points(bits, blocks)
+    constants = {**make_blocks(bits, k, block), "zeros": zeros, "bias": rng.standard_normal(N).astype(np.float32)}
+    graph = f"""g (float[1, T, {k}] x, uint8[10, {blocks}, {block * bits // 8}] codes, float[10, {blocks}] scales,
+        uint8[10, {zeros.shape[1]}] zeros, float[10] bias) => (float[1, T, 10] y) {{
+        {PRODUCT.format(k=k, bits=bits, block=block, rest=", zeros, , bias" if bias else ", zeros")} }}"""
+    feeds = {"x": rng.standard_normal((1, 5, k)).astype(np.float32)}
+    model = rewritten(make_model(graph, constants))
+    expected = evaluate(make_model(graph, constants), feeds)
+    np.testing.assert_allclose(evaluate(model, feeds), expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
+    assert set(model.opset_imports) == {""}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_of_an_embedding(bits: int) -> None:
+    zeros = make_zero_points(bits, 2)
+    constants = {**make_blocks(bits, 64, 32), "shape": np.array([N, -1]), "zeros": zeros}
+    lookup = GATHER.format(bits=bits, block=32).replace("scales)", "scales, zeros)")
+    assert "zeros" in lookup
+    graph = f"""g (int64[1, T] ids, uint8[10, 2, {bits * 4}] codes, float[10, 2] scales, uint8[10, {zeros.shape[1]}] zeros,
+        int64[2] shape) => (float[1, T, 64] y) {{ {lookup} }}"""
+    feeds = {"ids": np.array([[0, 9, 3, 3]])}
+    model = rewritten(make_model(graph, constants))
+    assert [node.op_type for node in model.graph] == ["Gather"]
+    np.testing.assert_allclose(evaluate(model, feeds), evaluate(make_model(graph, constants), feeds), atol=1e-6)
+
+
 def test_what_it_does_not_know_stays() -> None:
-    graph = """g (float[T, 64] x, uint8[10, 2, 16] codes, float[10, 2] scales, uint8[10, 1] zeros) => (float[T, 10] y) {
-        y = com.microsoft.MatMulNBits <K = 64, N = 10, bits = 4, block_size = 32> (x, codes, scales, zeros) }"""
-    model = make_model(graph, {**make_blocks(4, 64, 32), "zeros": np.zeros((N, 1), np.uint8)})
+    graph = """g (float[T, 64] x, uint8[10, 2, 16] codes, float[10, 2] scales, int32[64] order) => (float[T, 10] y) {
+        y = com.microsoft.MatMulNBits <K = 64, N = 10, bits = 4, block_size = 32> (x, codes, scales, , order) }"""
+    model = make_model(graph, {**make_blocks(4, 64, 32), "order": np.zeros(64, np.int32)})
     assert not BlockWeightsPass()(model).modified
     assert [node.op_type for node in model.graph] == ["MatMulNBits"] and "com.microsoft" in model.opset_imports
-
-
-@pytest.mark.parametrize("op", ["MatMulNBits", "GatherBlockQuantized"])
-def test_zero_points_are_refused_by_name(op: str) -> None:
-    graph = f"""g (float[T, 64] x, uint8[10, 2, 16] codes, float[10, 2] scales, uint8[10, 1] zeros) => (float[T, 10] y) {{
-        y = com.microsoft.{op} <K = 64, N = 10, bits = 4, block_size = 32> (x, codes, scales, zeros) }}"""
-    model = make_model(graph, {**make_blocks(4, 64, 32), "zeros": np.zeros((N, 1), np.uint8)})
-    with pytest.raises(BuildError, match=r"--backend tensorrt: got weights with zero points \(zeros\), expected codes"):
-        check_blocks(model.graph, "tensorrt")
-    check_blocks(make_model(graph.replace(", zeros)", ")"), make_blocks(4, 64, 32)).graph, "tensorrt")
 
 
 def test_saved_beside_the_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

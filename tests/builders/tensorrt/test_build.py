@@ -55,6 +55,11 @@ def packed_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def packed_zero_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make("qwen3", tmp_path_factory, dtype="float16", weights=parse_weights("int4:symmetric=false"))
+
+
+@pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make("qwen3", tmp_path_factory, dtype="float16", plugins="none", weights=parse_weights("int4"))
 
@@ -100,13 +105,6 @@ class TestPacked:
         assert (root / PLAN).read_bytes() == b"plan of an engine"
         assert listing(root) - listing(packed) == {PLAN, "engines/tensorrt.timing"}
 
-    def test_zero_points_are_refused_before_tensorrt_is_asked(
-        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-    ) -> None:
-        source = make("qwen3", tmp_path_factory, dtype="float16", weights=parse_weights("int4:symmetric=false"))
-        with pytest.raises(BuildError, match="--backend tensorrt: got weights with zero points"):
-            build(source, tmp_path)
-
     def test_in_this_order(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         build(packed, tmp_path)
         strongly_typed = 1 << int(fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -115,7 +113,10 @@ class TestPacked:
         assert fake.config.features == {"ALIASED_PLUGIN_IO_10_03": True}
         assert fake.config.flags == set() and fake.config.builder_optimization_level is None
 
-    @pytest.mark.parametrize("source", ["packed", pytest.param("packed_int4", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "source",
+        ["packed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("packed_int4", "packed_zero_points"))],
+    )
     def test_the_parser_gets_plugins_and_standard_ops(
         self, source: str, fake: Fake, tmp_path: Path, request: pytest.FixtureRequest
     ) -> None:
@@ -133,7 +134,7 @@ class TestPacked:
             assert "" not in node.input and values["present"].bit_count() == len(node.input)
         attention = [node for node in model.graph.node if node.op_type in ("PagedAttention", "KVarNAttention")]
         assert len(attention) == 2
-        if source == "packed_int4":
+        if source != "packed":
             codes = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4}
             assert len(codes) == 9 and not any(t.data_type == onnx.TensorProto.UINT8 for t in model.graph.initializer)
 

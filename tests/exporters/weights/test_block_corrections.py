@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from enginewright.builders.tensorrt.block_weights import BlockWeightsPass, check_blocks
+from enginewright.builders.tensorrt.block_weights import BlockWeightsPass
 from enginewright.exporters.passes.narrow_activations import NarrowActivationsPass
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass, output_projection
 from enginewright.exporters.recipe import parse_weights
@@ -205,7 +205,6 @@ def test_tensorrt_gets_blocks_and_standard_nodes(bits: int, k: int, group_size: 
     chosen = {name: quantized(12, k, bits, group_size, seed, offset=offset, order=1) for seed, name in enumerate("ac")}
     model, expected, feeds = products(chosen, k, for_cpu=False)
     to_initializers(model.graph)
-    check_blocks(model.graph, "tensorrt")
     BlockWeightsPass()(model)
     assert not [node for node in model.graph if node.domain]
     types = check(model, expected, feeds)
