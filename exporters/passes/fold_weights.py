@@ -20,6 +20,7 @@ from enginewright.exporters.weights.weight import Weight
 FOLDABLE = {"Transpose", "Split", "Squeeze", "Unsqueeze", "Reshape", "Slice", "Gather", "Add", "Mul", "Identity"}
 
 _MOVED = "the graph moves its axes"
+_COMPUTED = "the graph reads a part of it, or computes with it before it is used"
 
 
 class FoldWeightsPass(ir.passes.InPlacePass):
@@ -59,8 +60,9 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
             return results[index]
 
         assert output.shape is not None and output.dtype is not None and output.name is not None
-        weight = Weight(shape=tuple(output.shape.numpy()), dtype=output.dtype, load=load)
         base = next(iter(inputs))
+        stored = inputs[base].given_up(_COMPUTED)
+        weight = Weight(shape=tuple(output.shape.numpy()), dtype=output.dtype, load=load, stored=stored)
         if node.op_type == "Transpose":
             weight = _transposed(inputs[base], list(node.attributes.get_ints("perm", [])), weight)
         elif node.op_type == "Split" and _splits_parts(node, inputs[base]):

@@ -70,7 +70,7 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         ]
 
     def _tell(self, name: str, weight: Weight, outcome: str, how: str) -> None:
-        stored = weight.stored
+        stored = weight.stored or weight.given_up(how)
         if stored is not None and name not in self._told:
             reason = stored.restored if outcome == "restored" and stored.restored else how
             self._told[name] = (stored.name, outcome, reason), stored.matrices, weight.size

@@ -139,15 +139,23 @@ class Weight:
             return quantized_weight(shape, self.quantized.transposed(), self.stored)
         return dataclasses.replace(self.derive(shape, lambda x: np.swapaxes(x, -1, -2)), stored=self.stored)
 
+    def given_up(self, reason: str) -> StoredType | None:
+        """The type of codes of the weight, or of its parts together, that are numbers from now on; None where there are none.
+
+        reason: why, if they were codes until now.
+        """
+        stored = self.stored or (_join_types(self.parts) if self.parts else None)
+        if stored is None or stored.restored:
+            return stored
+        return dataclasses.replace(stored, restored=reason)
+
     def restored(self, reason: str) -> Weight:
         """The same as numbers.
 
         reason: why the codes that a checkpoint stores are given up, if it is one of those.
         """
-        stored = self.stored
-        if stored is not None and not stored.restored:
-            stored = dataclasses.replace(stored, restored=reason)
         parts = tuple(part.restored(reason) for part in self.parts)
+        stored = None if parts else self.given_up(reason)
         return dataclasses.replace(self, quantized=None, stored=stored, parts=parts)
 
     def squeezed(self) -> Weight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
 from enginewright.exporters.weights.block_codes import block_form, dequantize_blocks, quantize_blocks, store_codes
 from enginewright.exporters.weights.graph_weights import KEY, weight_of
 from enginewright.exporters.weights.registry import Storage, choose_storage
+from enginewright.exporters.weights.weight import StoredType
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.small_graphs import (
     Arrays,
@@ -68,6 +70,22 @@ class TestFoldWeights:
         text = """g (float[1, T, 8] x, float[8, 8] w) => (float[1, T, 8] y)
             { w1 = Transpose <perm = [1, 0]> (w)  a = MatMul (x, w1)  b = MatMul (x, w)  y = Add (a, b) }"""
         assert check_pass(FoldWeightsPass(), text, random_arrays(w=(8, 8)), X)[0] == Types(MatMul=2, Add=1)
+
+    @pytest.mark.parametrize(("body", "kept"), [("w1 = Identity (w)", False), ("w1 = Add (w, one)", False), ("", True)])
+    def test_codes_that_a_graph_computes_with_are_reported(self, body: str, kept: bool) -> None:
+        read = "w1" if body else "w"
+        text = f"""g (float[1, T, 32] x, float[4, 32] w) => (float[1, T, 4] y) <float[1] one = {{1}}>
+            {{ {body} t = Transpose <perm = [1, 0]> ({read})  y = MatMul (x, t) }}"""
+        model = make_graph(text)
+        codes = dataclasses.replace(quantized(4, 32, group_size=16), stored=StoredType(name="Q4_1"))
+        next(value for value in model.graph.inputs if value.name == "w").meta[KEY] = codes
+        FoldWeightsPass()(model)
+        quantise = QuantizeWeightsPass(choose_storage("stored"))
+        quantise(model)
+        (told,) = quantise.codes()
+        assert (told["type"], told["matrices"], told["weights"], "kept" in told) == ("Q4_1", 1, 128, kept)
+        if not kept:
+            assert told["restored"].startswith("the graph reads a part of it, or computes with it")
 
 
 class TestPackProjections:
