@@ -75,7 +75,7 @@ class TestFoldWeights:
     def test_codes_that_a_graph_computes_with_are_reported(self, body: str, kept: bool) -> None:
         read = "w1" if body else "w"
         text = f"""g (float[1, T, 32] x, float[4, 32] w) => (float[1, T, 4] y) <float[1] one = {{1}}>
-            {{ {body} t = Transpose <perm = [1, 0]> ({read})  y = MatMul (x, t) }}"""
+            {{ {body} t = Transpose <perm = [1, 0]> ({read})  m = MatMul (x, t)  y = Neg (m) }}"""
         model = make_graph(text)
         codes = dataclasses.replace(quantized(4, 32, group_size=16), stored=StoredType(name="Q4_1"))
         next(value for value in model.graph.inputs if value.name == "w").meta[KEY] = codes
