@@ -1,4 +1,4 @@
-"""What transformers reads from a GGUF file, in a form small enough to lie in the repository.
+"""A record of what transformers reads from a GGUF file, small enough to lie in the repository.
 
     python -m tests.support.exporters.recorded_reading MODEL.gguf RECORD.json
 
