@@ -92,7 +92,22 @@ def test_neighbours_change_nothing(engine: Path) -> None:
             assert llm.generate([prompt], sampling)[0].token_ids == completion.token_ids
 
 
+def test_layers_with_a_window(tmp_path: Path) -> None:
+    root = write_engine(tmp_path / "windowed", windows=(0, 256), encoded=(False, False), max_context=2048)
+    exact, shadow = read(root, None, tokens(900))
+    for windowed in (False, True):
+        codec = parse_codec("kvarn-k2v2", windowed=windowed)
+        quantised, done = read(root, codec, tokens(900))
+        np.testing.assert_array_equal(quantised[:256], exact[:256])
+        assert np.abs(quantised[256:] - exact[256:]).max(axis=1).min() > TOLERANCE
+        assert [each.tiles.tolist() for each in done] == [[tile] for tile in range(1, 7)]
+        for each in done:
+            for true, stored in ((each.keys, each.stored_keys), (each.values, each.stored_values)):
+                assert (true[1] == stored[1]).all() != windowed and (true[0] != stored[0]).any()
+    np.testing.assert_array_equal(done[0].keys, shadow[0].keys)  # before it, nothing was quantised
+
+
 def test_other_caches_are_refused(tmp_path: Path) -> None:
     write_engine(tmp_path / "windowed", windows=(0, 64), encoded=(False, False))
-    with pytest.raises(UnsupportedError, match="full attention"):
+    with pytest.raises(UnsupportedError, match="windows of 128 tokens or more"):
         open_quantised(tmp_path / "windowed", CODEC, threads=1, max_batch=1)
