@@ -38,8 +38,8 @@ NAME = "benchmarks.speed.extra_heads"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question for every engine; answer: the right one, None where there is none."""
+class AskedPrompt:
+    """A question that every engine answers; answer: the right one, None where there is none."""
 
     text: str
     answer: str | None = None
@@ -69,7 +69,7 @@ class Run:
         return self.tokens - sum(saved)
 
 
-def answer_all(root: str, questions: list[Question], threads: int, max_tokens: int) -> Run:
+def answer_all(root: str, questions: list[AskedPrompt], threads: int, max_tokens: int) -> Run:
     """Ask an engine one question after another."""
     sampling = Sampling(max_tokens=max_tokens, model_defaults=False)
     completions, seconds = [], []
@@ -84,7 +84,7 @@ def answer_all(root: str, questions: list[Question], threads: int, max_tokens: i
     return Run(completions=completions, seconds=seconds, verified=verified)
 
 
-def line(name: str, run: Run, plain: Run, questions: list[Question]) -> tuple[str, list[Figure]]:
+def line(name: str, run: Run, plain: Run, questions: list[AskedPrompt]) -> tuple[str, list[Figure]]:
     """One row of the table, and its figures."""
     pairs = list(zip(run.completions, plain.completions, strict=True))
     same = sum(a.token_ids == b.token_ids for a, b in pairs)
@@ -145,14 +145,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def pick_questions(options: argparse.Namespace) -> list[Question]:
+def pick_questions(options: argparse.Namespace) -> list[AskedPrompt]:
     """The prompts for chat, or the held-out problems."""
     if options.chat:
-        return [Question(text=prompt) for prompt in TESTS]
+        return [AskedPrompt(text=prompt) for prompt in TESTS]
     problems = (
         p for kind in KINDS for p in held_out_problems(kind, options.level, options.count // len(KINDS), seed=0)
     )
-    return [Question(text=problem.question, answer=problem.answer) for problem in problems]
+    return [AskedPrompt(text=problem.question, answer=problem.answer) for problem in problems]
 
 
 def main(arguments: Sequence[str]) -> None:
