@@ -147,6 +147,12 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
-    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=cache.tile_tokens))
+    scored = (
+        llm.capacity.logit_rows - llm.capacity.rows * llm.capacity.width
+    )  # fewer than a tile for large vocabularies
+    piece = 1 << (
+        min(cache.tile_tokens, scored).bit_length() - 1
+    )  # its own tile is exact, so parts of one see the same
+    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=piece))
     engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK), decoder)
     return llm
