@@ -43,7 +43,7 @@ def replies(llm: LLM, prompts: Sequence[str], max_tokens: int) -> list[dict[str,
     return rows
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,11 +58,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Generate and write the replies."""
-    args = make_parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
         prompts = training_prompts(args.count)
     except ValueError as error:
-        make_parser().error(str(error))
+        _parser().error(str(error))
     with load(args.engine, args.threads) as llm:
         rows = replies(llm, prompts, args.max_tokens)
     args.output.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))

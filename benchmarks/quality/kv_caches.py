@@ -142,9 +142,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     """Build the engine that all simulated caches share."""
     from enginewright.exporters.build import build as build_engine
-    from enginewright.exporters.recipe import Recipe
+    from enginewright.exporters.recipe import Recipe, parse_weights
 
-    recipe = Recipe(kv_bits=16, max_batch=args.max_batch, max_context=args.max_context)
+    recipe = Recipe(
+        weights=parse_weights("float32"), kv_bits=16, max_batch=args.max_batch, max_context=args.max_context
+    )
     build_engine(model, output, recipe, "onnxruntime")
     return output
 
