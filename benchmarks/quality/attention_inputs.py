@@ -30,6 +30,7 @@ class RecordedAttention:
     key, value: [T, Hkv, D], rounded to halves as the cache holds them.
     output: [T, Hq, Dv].
     scale: factor of q . k.
+    window: the number of tokens that each token sees, itself included; 0: all before it.
     """
 
     query: Floats
@@ -37,22 +38,34 @@ class RecordedAttention:
     value: Floats
     output: Floats
     scale: float
+    window: int = 0
 
-    def over(self, keys: Floats, values: Floats) -> Floats:
-        """Compute attention over a quantised cache: [T - first, Hq, Dv] for the tokens from first = 2 * TILE_TOKENS on.
+    def over(self, keys: Floats, values: Floats, every: int = 1) -> Floats:
+        """Compute attention over a quantised cache: [tokens, Hq, Dv] for the tokens in `rows(every)`.
 
         keys, values: [tiles, Hkv, TILE_TOKENS, D], the cache's contents for the second tile and those after it.
+        every: compute only every so many tiles of tokens.
 
         A token sees these contents for whole tiles, and the exact ones in the first tile and in its own tile.
         """
-        return np.concatenate(
-            [self._block(block, keys, values) for block in range(2, -(-len(self.query) // TILE_TOKENS))]
-        )
+        return np.concatenate([self._block(block, keys, values) for block in self._blocks(every)])
+
+    def rows(self, every: int = 1) -> NDArray[np.int64]:
+        """The positions for which `over` computes attention."""
+        spans = [np.arange(block * TILE_TOKENS, self._end(block)) for block in self._blocks(every)]
+        return np.concatenate(spans)
+
+    def _blocks(self, every: int) -> range:
+        return range(2, -(-len(self.query) // TILE_TOKENS), every)
+
+    def _end(self, block: int) -> int:
+        return min((block + 1) * TILE_TOKENS, len(self.query))
 
     def _block(self, block: int, keys: Floats, values: Floats) -> Floats:
         """The output for the tokens of tile number `block`."""
-        begin, end = block * TILE_TOKENS, min((block + 1) * TILE_TOKENS, len(self.query))
-        hidden = np.arange(end) > np.arange(begin, end)[:, None]
+        begin, end = block * TILE_TOKENS, self._end(block)
+        behind = np.arange(begin, end)[:, None] - np.arange(end)  # how far each token sees back
+        hidden = (behind < 0) | (behind >= self.window) if self.window else behind < 0
         group = self.query.shape[1] // self.key.shape[1]
         parts = []
         for head in range(self.key.shape[1]):
@@ -130,11 +143,13 @@ def write_tapped_engine(engine: Path, copy: Path) -> tuple[float, ...]:
     return tuple(scales[layer] for layer in sorted(scales))
 
 
-def join_steps(steps: Sequence[list[list[NDArray[np.float32]]]], scales: Sequence[float]) -> list[RecordedAttention]:
+def join_steps(
+    steps: Sequence[list[list[NDArray[np.float32]]]], scales: Sequence[float], windows: Sequence[int]
+) -> list[RecordedAttention]:
     """The attention of each layer over all steps of one text; keys and values are rounded as a cache of halves rounds them."""
     layers = []
-    for layer, scale in enumerate(scales):
+    for layer, (scale, window) in enumerate(zip(scales, windows, strict=True)):
         query, key, value, output = (np.concatenate([step[layer][tap] for step in steps]) for tap in range(len(TAPS)))
         key, value = (x.astype(np.float16).astype(np.float32) for x in (key, value))
-        layers.append(RecordedAttention(query=query, key=key, value=value, output=output, scale=scale))
+        layers.append(RecordedAttention(query=query, key=key, value=value, output=output, scale=scale, window=window))
     return layers

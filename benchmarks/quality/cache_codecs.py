@@ -8,6 +8,7 @@ scale per token. All methods round asymmetrically from minimum to maximum and st
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ class Codec:
     k_bits, v_bits: bits of a key's and of a value's code.
     tokens: tokens of a tile.
     exact_layers: the number of first layers that are not quantised.
+    windowed: whether layers with a sliding window are quantised.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Codec:
     v_bits: int
     tokens: int = 128
     exact_layers: int = 0
+    windowed: bool = True
 
     @property
     def name(self) -> str:
@@ -77,16 +80,17 @@ class Codec:
         method = METHODS[self.method]
         return _restored(keys, self.k_bits, method.keys, method), _restored(values, self.v_bits, "token", method)
 
-    def restore_layers(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
-        """Store and read back the tiles of all layers [layers, ...]; the result has the arguments' types."""
-        restored = self.restore(
-            keys[self.exact_layers :].astype(np.float64), values[self.exact_layers :].astype(np.float64)
-        )
-        kept = (
-            np.concatenate([own[: self.exact_layers], x.astype(own.dtype)])
-            for own, x in zip((keys, values), restored, strict=True)
-        )
-        return next(kept), next(kept)
+    def layers(self, windows: Sequence[int]) -> list[int]:
+        """The numbers of the layers that are quantised; windows: each layer's sliding window in tokens, 0 for none."""
+        return [i for i, window in enumerate(windows) if i >= self.exact_layers and (self.windowed or not window)]
+
+    def restore_layers(self, keys: Floats, values: Floats, layers: Sequence[int]) -> tuple[Floats, Floats]:
+        """Store and read back the tiles [all layers, ...] of the given layers; the result has the arguments' types."""
+        keys, values = keys.copy(), values.copy()
+        for layer in layers:  # one by one, so that the codec's doubles stay small
+            own = keys[layer].astype(np.float64), values[layer].astype(np.float64)
+            keys[layer], values[layer] = self.restore(*own)
+        return keys, values
 
     def bits_per_element(self, key_dim: int, value_dim: int) -> tuple[float, float]:
         """The stored bits of a key's and of a value's element, scales and offsets included."""
@@ -102,7 +106,7 @@ class Codec:
         return (keys * key_dim + values * value_dim) / 8
 
 
-def parse_codec(name: str, exact_layers: int = 0) -> Codec:
+def parse_codec(name: str, exact_layers: int = 0, *, windowed: bool = True) -> Codec:
     """The codec with the name `METHOD-kXvY`.
 
     Raises:
@@ -115,7 +119,7 @@ def parse_codec(name: str, exact_layers: int = 0) -> Codec:
     widths = int(match[2]), int(match[3])
     if not set(widths) <= set(BITS):
         raise ValueError(f"--caches: got {name!r}, expected bits among {', '.join(map(str, BITS))}")
-    return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1], exact_layers=exact_layers)
+    return Codec(method=match[1], k_bits=widths[0], v_bits=widths[1], exact_layers=exact_layers, windowed=windowed)
 
 
 def round_groups(x: Floats, bits: int, axis: int) -> Doubles:

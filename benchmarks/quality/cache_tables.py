@@ -1,11 +1,10 @@
-"""Writes the accuracy and the errors of caches as tables, JSON and figures."""
+"""Writes the accuracy of caches as tables, JSON and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.quality.blockwise_decode import CacheErrors, TileErrors
 from benchmarks.quality.cache_accuracy import CacheAnswers, ComparedCache, compare, same_replies
 from benchmarks.results_file import Condition, Figure
 from enginewright.runtime.evaluation.intervals import Estimate
@@ -19,7 +18,7 @@ def accuracy_table(results: Sequence[CacheAnswers]) -> str:
         by_kind = result.accuracy_by_kind()
         rows.append(
             [
-                *_cache_cells(result.cache),
+                *cache_cells(result.cache),
                 _percent(result.accuracy()),
                 *(_percent(by_kind[kind]) for kind in kinds),
                 str(result.answers.tokens),
@@ -27,14 +26,14 @@ def accuracy_table(results: Sequence[CacheAnswers]) -> str:
                 f"{result.codec_seconds:.0f} of {result.answers.seconds:.0f}",
             ]
         )
-    head = f"{len(results[0].right)} problems{_exact([r.cache for r in results])}; bytes: of a quantised token in one KV head; [low, high]: 95 % interval"
-    tables = [head, _grid(rows)]
+    head = f"{len(results[0].right)} problems{exact_layers_of([r.cache for r in results])}; bytes: of a quantised token in one KV head; [low, high]: 95 % interval"
+    tables = [head, grid(rows)]
     compared = [["minus", "", "points", "McNemar p", "same reply"]]
     for ours, theirs in pairs_of(results):
         points, probability = compare(ours, theirs)
         numbers = [_points(points), f"{probability:.2g}", f"{100 * same_replies(ours, theirs):.1f} %"]
         compared.append([ours.cache.name, theirs.cache.name, *numbers])
-    return "\n\n".join([*tables, _grid(compared)] if len(compared) > 1 else tables)
+    return "\n\n".join([*tables, grid(compared)] if len(compared) > 1 else tables)
 
 
 def accuracy_json(results: Sequence[CacheAnswers]) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def accuracy_json(results: Sequence[CacheAnswers]) -> dict[str, Any]:
         "kinds": results[0].kinds,
         "caches": [
             {
-                **_cache_json(result.cache),
+                **cache_json(result.cache),
                 "accuracy": vars(result.accuracy()),
                 "accuracy_by_kind": {kind: vars(share) for kind, share in result.accuracy_by_kind().items()},
                 "right": result.right,
@@ -71,25 +70,12 @@ def accuracy_figures(results: Sequence[CacheAnswers]) -> list[Figure]:
     """The figures of right answers for each cache, and of the paired differences."""
     figures = []
     for result in results:
-        about: dict[str, Condition] = {**_cache_conditions(result.cache), "problems": len(result.right)}
-        figures.append(_figure("right", "%", 100, result.accuracy(), about))
+        about: dict[str, Condition] = {**cache_conditions(result.cache), "problems": len(result.right)}
+        figures.append(estimate_figure("right", "%", 100, result.accuracy(), about))
     for ours, theirs in pairs_of(results):
         points, probability = compare(ours, theirs)
         pair: dict[str, Condition] = {"cache": ours.cache.name, "minus": theirs.cache.name, "McNemar p": probability}
-        figures.append(_figure("right, difference", "points", 100, points, pair))
-    return figures
-
-
-def norms_figures(errors: Sequence[CacheErrors]) -> list[Figure]:
-    """The figures of each cache's mean KL, and of its static and accumulated errors if its tiles can be read."""
-    figures = []
-    for each in errors:
-        about = _cache_conditions(each.cache)
-        figures.append(_figure("mean KL", "nats", 1, each.divergence()[0], about))
-        for kind, seen in (("static", each.static), ("accumulated", each.accumulated)):
-            for name, value in (seen.summary() or {}).items():
-                own: dict[str, Condition] = {**about, "kind": kind}
-                figures.append(Figure(name=f"error, {name}", value=value, unit="relative", conditions=own))
+        figures.append(estimate_figure("right, difference", "points", 100, points, pair))
     return figures
 
 
@@ -103,44 +89,6 @@ def pairs_of(results: Sequence[CacheAnswers]) -> Iterator[tuple[CacheAnswers, Ca
                 yield ours, theirs
 
 
-def norms_table(errors: Sequence[CacheErrors]) -> str:
-    """The table of each cache's errors: of key norms, keys and values, static and accumulated, then KL."""
-    titles = ["key norm", "worst 5 %", "keys", "values", "attention"]
-    again = [f"{title}, acc." for title in titles]
-    rows = [["cache", "bits K, V", "bytes", *titles, *again, "mean KL, nats", "worst 5 %", "same top token"]]
-    for each in errors:
-        mean, worst = each.divergence()
-        cells = [*_error_cells(each.static, len(titles)), *_error_cells(each.accumulated, len(titles))]
-        rows.append([*_cache_cells(each.cache), *cells, _nats(mean), _nats(worst), f"{100 * each.top1:.2f} %"])
-    draws, tokens = len(errors[0].kl), errors[0].tokens
-    exact = _exact([each.cache for each in errors])
-    about = f"{draws} texts{exact}, {tokens} tokens that see a quantised tile; relative errors; acc.: accumulated"
-    if errors[0].static.keys:
-        spreads = "norms of tokens vary by {:.1%}, standard deviations of channels by {:.1%}"
-        about += f"\nin a tile of keys, {spreads.format(*errors[0].static.spreads())}"
-    return f"{about}\n\n{_grid(rows)}"
-
-
-def norms_json(errors: Sequence[CacheErrors]) -> list[dict[str, Any]]:
-    """Every number of the table of errors, as JSON."""
-    rows = []
-    for each in errors:
-        mean, worst = each.divergence()
-        rows.append(
-            {
-                **_cache_json(each.cache),
-                "tokens": each.tokens,
-                "static": _errors_json(each.static),
-                "accumulated": _errors_json(each.accumulated),
-                "mean_kl": vars(mean),
-                "worst_kl": vars(worst),
-                "top1": each.top1,
-                "key_spreads": each.static.spreads() if each.static.keys else None,
-            }
-        )
-    return rows
-
-
 def _comparable(ours: ComparedCache, theirs: ComparedCache) -> bool:
     """Whether `ours`, simulated or an engine's own cache, holds as many bits as the simulated `theirs`."""
     if ours.codec is None:
@@ -149,43 +97,40 @@ def _comparable(ours: ComparedCache, theirs: ComparedCache) -> bool:
     return (ours.codec.k_bits, ours.codec.v_bits) == (theirs.codec.k_bits, theirs.codec.v_bits)
 
 
-def _exact(caches: Sequence[ComparedCache]) -> str:
+def exact_layers_of(caches: Sequence[ComparedCache]) -> str:
+    """The words for the first layers that some of the caches leave exact; empty where none does."""
     layers = {cache.codec.exact_layers for cache in caches if cache.codec is not None} - {0}
     return "".join(f", exact in the first {count} of {len(caches[0].manifest.cache.layers)} layers" for count in layers)
 
 
-def _cache_cells(cache: ComparedCache) -> list[str]:
+def cache_cells(cache: ComparedCache) -> list[str]:
+    """A table's cells for the cache itself: its name, the bits of keys and values, the bytes of a token in one head."""
     keys, values = cache.bits
     bits = f"{keys:.2f}" if cache.codec is None else f"{keys:.2f} {values:.2f}"
     return [cache.name, bits, f"{cache.bytes_per_token:.0f}"]
 
 
-def _cache_conditions(cache: ComparedCache) -> dict[str, Condition]:
+def cache_conditions(cache: ComparedCache) -> dict[str, Condition]:
+    """A figure's conditions that tell the cache from others."""
     about: dict[str, Condition] = {"cache": cache.name, "bytes per token and head": cache.bytes_per_token}
     if cache.codec is not None and cache.codec.exact_layers:
         about["exact layers"] = cache.codec.exact_layers
+    if cache.codec is not None and not cache.codec.windowed:
+        about["layers with a window"] = "exact"
     return about
 
 
-def _figure(name: str, unit: str, scale: float, found: Estimate, about: dict[str, Condition]) -> Figure:
+def estimate_figure(name: str, unit: str, scale: float, found: Estimate, about: dict[str, Condition]) -> Figure:
+    """The figure of an estimate; scale: factor of the value, so that it is in `unit`."""
     known = found.low is not None and found.high is not None
     interval = (scale * (found.low or 0.0), scale * (found.high or 0.0)) if known else None
     return Figure(name=name, value=scale * found.value, unit=unit, conditions=about, interval=interval)
 
 
-def _cache_json(cache: ComparedCache) -> dict[str, Any]:
+def cache_json(cache: ComparedCache) -> dict[str, Any]:
+    """A cache's name, bits and bytes."""
     keys, values = cache.bits
     return {"name": cache.name, "key_bits": keys, "value_bits": values, "bytes_per_token": cache.bytes_per_token}
-
-
-def _error_cells(errors: TileErrors, count: int) -> list[str]:
-    summary = errors.summary()
-    return ["-"] * count if summary is None else [f"{value:.4f}" for value in summary.values()]
-
-
-def _errors_json(errors: TileErrors) -> dict[str, Any] | None:
-    summary = errors.summary()
-    return None if summary is None else summary | {"outputs_by_layer": errors.outputs_by_layer()}
 
 
 def _percent(share: Estimate) -> str:
@@ -198,11 +143,7 @@ def _points(difference: Estimate) -> str:
     return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _nats(kl: Estimate) -> str:
-    return f"{kl.value:.2e}" if kl.low is None or kl.high is None else f"{kl.value:.2e} [{kl.low:.2e}, {kl.high:.2e}]"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> str:
+def grid(rows: Sequence[Sequence[str]]) -> str:
     """Return the rows with aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

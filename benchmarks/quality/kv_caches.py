@@ -3,14 +3,16 @@
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 200
     python -m benchmarks.quality.kv_caches --model examples/tiny-reasoner --level hard --count 10 --norms
 
-Table: docs/benchmarks.md, "KVarN: quality". A cache is fp16, or METHOD-kXvY with X bits for keys and Y bits for values. It is
+    python -m benchmarks.quality.kv_caches --model FILE.gguf --norms --data TEXT --window 8192 --block 1024 --every 8
+
+Tables: docs/methods/kvarn.md, "Quality"; docs/benchmarks/real-models.md. A cache is fp16, or METHOD-kXvY with X bits for keys and Y bits for values. It is
 simulated over one engine with halves in its cache, so that sinks, newest tile and attention are the same for all. --engine
 adds an engine directory that keeps such a cache itself.
 
 Without --norms, the model answers the same held-out problems over every cache. The table has the right answers with Wilson's
 interval, and the differences from fp16 and from KVarN at the same bits with Newcombe's interval for pairs and McNemar's exact
-probability. With --norms, problems with their solutions, or windows of --data, are read block by block; the table has the
-errors of keys and values, and KL. --json writes everything that was measured, including whether each problem was answered
+probability. With --norms, problems with their solutions, or windows of --data, are read block by block; the tables have KL and
+perplexity, and the errors of keys, values and attention, static and accumulated, by place in the text and by layer. --json writes everything that was measured, including whether each problem was answered
 right; --results writes the figures of the table.
 """
 
@@ -23,17 +25,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quality.blockwise_decode import read_texts
+from benchmarks.quality.blockwise_decode import ReadingSizes, read_texts
 from benchmarks.quality.cache_accuracy import ComparedCache, measure
 from benchmarks.quality.cache_codecs import METHODS, parse_codec
-from benchmarks.quality.cache_tables import (
-    accuracy_figures,
-    accuracy_json,
-    accuracy_table,
-    norms_figures,
-    norms_json,
-    norms_table,
-)
+from benchmarks.quality.cache_tables import accuracy_figures, accuracy_json, accuracy_table
+from benchmarks.quality.error_tables import norms_figures, norms_json, norms_table
 from benchmarks.results_file import benchmark_parser
 from benchmarks.results_file import save as save_results
 from enginewright.runtime.errors import EnginewrightError
@@ -63,14 +59,16 @@ def main(arguments: Sequence[str]) -> int:
                 name=name,
                 engine=root,
                 manifest=candidate.manifest,
-                codec=None if name == "fp16" else parse_codec(name, args.exact_layers),
+                codec=None if name == "fp16" else parse_codec(name, args.exact_layers, windowed=not args.exact_windows),
             )
             for name in args.caches.split(",")
         ]
         engines = open_candidates([str(path) for path in args.engine], None) if args.engine else []
         caches += [ComparedCache(name=own.name, engine=own.root, manifest=own.manifest) for own in engines]
         if args.norms:
-            errors = read_texts(candidate, caches, pick_texts(candidate, args), args.threads)
+            texts = pick_texts(candidate, args)
+            sizes = ReadingSizes(block=args.block, static=args.static, every=args.every)
+            errors = read_texts(candidate.root, caches, texts, args.threads, sizes=sizes, keep=args.keep)
             save(args.json, norms_json(errors))
             save_results(args.results, NAME, arguments, norms_figures(errors))
             print(norms_table(errors))
@@ -99,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--exact-layers", type=int, default=0, metavar="N", help="leave the first N layers as they are (0)"
     )
+    parser.add_argument("--exact-windows", action="store_true", help="leave layers with a sliding window as they are")
     parser.add_argument("--level", default="hard", choices=LEVELS)
     parser.add_argument(
         "--kinds", default=",".join(KINDS), help=f"kinds of problems: {', '.join(KINDS)} (default: all)"
@@ -108,6 +107,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--norms", action="store_true", help="measure errors of keys and values instead of answers")
     parser.add_argument("--data", metavar="FILE", help="with --norms: read this text instead of problems")
     parser.add_argument("--window", type=int, default=2048, help="tokens of --data at a time (2048)")
+    parser.add_argument("--block", type=int, default=0, help="positions of --data that are one draw (0: a window)")
+    parser.add_argument("--static", type=int, default=1 << 30, help="static errors on so many texts (all)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="with --norms: keep the errors of each text there, to go on"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, help="static errors of attention for one in N tiles of tokens (1)"
+    )
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--max-context", type=int, default=4096)
     parser.add_argument("--threads", type=int, help="default: the physical cores")
@@ -135,9 +142,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def build(model: str, output: Path, args: argparse.Namespace) -> Path:
     """Build the engine that all simulated caches share."""
     from enginewright.exporters.build import build as build_engine
-    from enginewright.exporters.recipe import Recipe
+    from enginewright.exporters.recipe import Recipe, parse_weights
 
-    recipe = Recipe(kv_bits=16, max_batch=args.max_batch, max_context=args.max_context)
+    recipe = Recipe(
+        weights=parse_weights("float32"), kv_bits=16, max_batch=args.max_batch, max_context=args.max_context
+    )
     build_engine(model, output, recipe, "onnxruntime")
     return output
 

@@ -73,6 +73,7 @@ class QuantisedSession:
         self.observer: Callable[[CompletedTiles], None] | None = None
         self.run_seconds = self.codec_seconds = 0.0
         self._tables = tables
+        self._windows = [layer.window for layer in manifest.cache.layers]
         layer = manifest.cache.layers[0]
         self._heads = layer.kv_heads
         element = np.float16 if manifest.cache.kv_bits == 16 else np.float32
@@ -110,7 +111,7 @@ class QuantisedSession:
         values = np.stack([pool[own] for pool, own in zip(self._values, ids, strict=True)])
         stored_keys, stored_values = keys, values
         if self.codec is not None:
-            stored_keys, stored_values = self.codec.restore_layers(keys, values)
+            stored_keys, stored_values = self.codec.restore_layers(keys, values, self.codec.layers(self._windows))
             for index, own in enumerate(ids):
                 self._keys[index][own] = stored_keys[index].reshape(*own.shape, *self._keys[index].shape[1:])
                 self._values[index][own] = stored_values[index]
@@ -131,18 +132,27 @@ def open_quantised(root: Path, codec: Codec | None, *, threads: int | None, max_
     """Load the engine at `root` with a cache that `codec` quantises.
 
     Raises:
-        UnsupportedError: the engine's cache is not PagedAttention's, its layers differ, or they have a window.
+        UnsupportedError: the engine's cache is not PagedAttention's, its layers' heads differ, or a window is shorter than
+            the tile that is just complete.
     """
     llm = load(root, threads, max_batch=max_batch, prefill_chunk=CHUNK + max_batch, prefix_reuse=False, verify=False)
     cache, engine = llm.manifest.cache, llm.loop
-    if cache.kind != "paged" or len(set(cache.layers)) > 1 or cache.layers[0].window:
+    heads = {(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in cache.layers}
+    if cache.kind != "paged" or len(heads) > 1 or any(0 < layer.window < TILE_TOKENS for layer in cache.layers):
         llm.close()
         raise UnsupportedError(
-            f"{root}: got other layers, expected equal layers of full attention over plain tiles; choose another engine"
+            f"{root}: got other layers, expected layers with equal heads over plain tiles, and windows of {TILE_TOKENS} "
+            "tokens or more; choose another engine"
         )
     tables = engine.scheduler.tables
     assert isinstance(engine.session, CpuSession)
     engine.session = QuantisedSession(engine.session, llm.manifest, tables, codec)
-    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=cache.tile_tokens))
+    scored = (
+        llm.capacity.logit_rows - llm.capacity.rows * llm.capacity.width
+    )  # fewer than a tile for large vocabularies
+    piece = 1 << (
+        min(cache.tile_tokens, scored).bit_length() - 1
+    )  # its own tile is exact, so parts of one see the same
+    decoder = find_kind(llm.manifest).open(llm.manifest.decoding, Pieces(chunk=CHUNK, tile_tokens=piece))
     engine.scheduler = Scheduler(tables, dataclasses.replace(llm.capacity, chunk=CHUNK), decoder)
     return llm

@@ -78,7 +78,10 @@ def test_tables(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     table = run(capsys, "--model", MODEL, *few)
     assert all(word in table for word in ("2 problems", "retrieval", "8.50 8.62", "137", "McNemar", "same reply"))
     table = run(capsys, "--fp16", engine, *few, "--norms")
-    assert all(word in table for word in ("2 texts", "key norm", "keys, acc.", "same top token"))
+    assert all(
+        word in table
+        for word in ("in 2 draws", "perplexity", "key norm", "accumulated", "same top token", "256 to 1024")
+    )
 
 
 @pytest.mark.parametrize("wrong", [["--caches", "kivi-k3v3"], ["--caches", "none"], ["--kinds", "poems"]])

@@ -10,6 +10,8 @@ import pytest
 from benchmarks.quality.cache_codecs import Codec, parse_codec
 from benchmarks.quality.quantised_cache import CompletedTiles, QuantisedSession, open_quantised
 from enginewright.runtime import Sampling, UnsupportedError, load
+from enginewright.runtime.artifact import directory
+from enginewright.runtime.cache import capacity
 from tests.support.runtime.tiny_engine import write_engine
 
 pytestmark = pytest.mark.native
@@ -92,7 +94,34 @@ def test_neighbours_change_nothing(engine: Path) -> None:
             assert llm.generate([prompt], sampling)[0].token_ids == completion.token_ids
 
 
+def test_layers_with_a_window(tmp_path: Path) -> None:
+    root = write_engine(tmp_path / "windowed", windows=(0, 256), encoded=(False, False), max_context=2048)
+    exact, shadow = read(root, None, tokens(900))
+    for windowed in (False, True):
+        codec = parse_codec("kvarn-k2v2", windowed=windowed)
+        quantised, done = read(root, codec, tokens(900))
+        np.testing.assert_array_equal(quantised[:256], exact[:256])
+        assert np.abs(quantised[256:] - exact[256:]).max(axis=1).min() > TOLERANCE
+        assert [each.tiles.tolist() for each in done] == [[tile] for tile in range(1, 7)]
+        for each in done:
+            for true, stored in ((each.keys, each.stored_keys), (each.values, each.stored_values)):
+                assert (true[1] == stored[1]).all() != windowed and (true[0] != stored[0]).any()
+    np.testing.assert_array_equal(done[0].keys, shadow[0].keys)  # before it, nothing was quantised
+
+
+def test_a_large_vocabulary(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step has logits for fewer tokens than a tile, texts are read in parts of tiles, to the same result."""
+    expected, tiles = read(engine, CODEC, tokens(600))
+    manifest = directory.load(engine)
+    monkeypatch.setattr(capacity, "_LOGIT_BYTES", 4 * manifest.model.vocab_size * 50)
+    found, again = read(engine, CODEC, tokens(600))
+    np.testing.assert_allclose(
+        found, expected, atol=5e-3
+    )  # a part's keys are rounded to halves before the next sees them
+    assert [each.tiles.tolist() for each in again] == [each.tiles.tolist() for each in tiles]
+
+
 def test_other_caches_are_refused(tmp_path: Path) -> None:
     write_engine(tmp_path / "windowed", windows=(0, 64), encoded=(False, False))
-    with pytest.raises(UnsupportedError, match="full attention"):
+    with pytest.raises(UnsupportedError, match="windows of 128 tokens or more"):
         open_quantised(tmp_path / "windowed", CODEC, threads=1, max_batch=1)

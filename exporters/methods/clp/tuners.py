@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from enginewright.exporters.methods.clp import medusa, train
 from enginewright.exporters.methods.clp.backbone_states import TokenSequence
 from enginewright.exporters.methods.clp.report import HeadsReport
 from enginewright.exporters.methods.tuner import Tuner, TuningData
+from enginewright.exporters.source.checkpoint import CONFIG, open_checkpoint
+from enginewright.exporters.tokenizer.file_checks import check_files, vocabulary_files
+from enginewright.exporters.tokenizer.transformers_tokenizer import load_tokenizer
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.machine import physical_cores
 
@@ -88,15 +91,24 @@ def _texts(arguments: argparse.Namespace, data: TuningData) -> Iterator[TokenSeq
     is_problems = arguments.data == PROBLEMS and not Path(arguments.data).exists()
     length = arguments.length or (PROBLEM_LENGTH if is_problems else TEXT_LENGTH)
     documents = () if is_problems else data.read_texts(Path(arguments.data))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise ExportError(f"{arguments.model}: got no tokenizer that transformers can read ({e})") from e
+    tokenizer = _open_tokenizer(arguments.model)
     if is_problems:
         for prompt, text in _problems(tokenizer, data, arguments.seed):
             yield from _sequences(tokenizer, prompt, text, length)
     for document in documents:
         yield from _sequences(tokenizer, document.prompt, document.text, length)
+
+
+def _open_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint of any format; ExportError where it has none or transformers cannot read it."""
+    checkpoint = open_checkpoint(model)
+    files = checkpoint.tokenizer_files()
+    if not vocabulary_files(files):
+        raise ExportError(
+            f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the checkpoint"
+        )
+    check_files(files, checkpoint.path)
+    return load_tokenizer({**files, CONFIG: checkpoint.read_file(CONFIG)}, checkpoint.path)
 
 
 def _sequences(tokenizer: Any, prompt: str, text: str, length: int) -> Iterator[TokenSequence]:

@@ -14,12 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.methods.clp import train
 from enginewright.exporters.methods.clp.backbone_states import TokenSequence, compute_states
-from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
+from enginewright.exporters.methods.clp.head_set import WEIGHTS, hash_of, read_head_set
 from enginewright.exporters.methods.clp.heads import classifier_loss
 from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
+from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError
+from tests.exporters.source.formats.gguf.test_tokenizer import of_bytes
 from tests.support.exporters.fixtures import CheckpointMaker
+from tests.support.exporters.gguf_files import make_model, write_gguf
 from tests.support.paths import ROOT
 
 FAST = {"epochs": 6, "rate": 5e-3, "classifier_epochs": 4}
@@ -158,6 +161,26 @@ def test_the_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert read_head_set(tmp_path / "heads").shape.hidden_size == 256
     assert main([*arguments, "--samples", "0"]) == 2
     assert "--samples: got 0, expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_reads_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Heads are trained on a file's own tokens, and are for its tensors; a file without a vocabulary is refused."""
+    metadata = of_bytes()
+    size = len(metadata["tokenizer.ggml.tokens"])
+    model = make_model("qwen2", vocab_size=size)
+    file = write_gguf(model, tmp_path / "m.gguf", metadata=metadata)
+    data = tmp_path / "rows.jsonl"
+    row = {"prompt": "<tool>Hello", "completion": " the world, 12 of the other worlds<|end|>"}
+    data.write_text(f"{json.dumps(row)}\n" * 12)
+    arguments = ["tune", "clp", "--data", str(data), "--epochs", "1", "--threads", "1"]
+    assert main([*arguments, "--model", str(file), "--output", str(tmp_path / "heads")]) == 0
+    heads = read_head_set(tmp_path / "heads")
+    assert heads.shape.vocab_size == size and heads.backbone.sha256 == hash_of(open_checkpoint(str(file)))
+    bare = write_gguf(model, tmp_path / "bare.gguf")
+    capsys.readouterr()
+    assert main([*arguments, "--model", str(bare), "--output", str(tmp_path / "none")]) == 2
+    assert "got no tokenizer, expected one" in capsys.readouterr().err
 
 
 @pytest.mark.slow
