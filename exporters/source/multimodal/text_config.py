@@ -22,11 +22,14 @@ _GENERATING: tuple[Any, ...] = (
 )
 _CARRIED = ("bos_token_id", "eos_token_id")
 """Settings of the whole model that go before those of its text part, as in transformers' `generate`."""
+_DRAFTS = "a model that drafts for another one from its hidden states; expected a language model"
 _REFUSED = {
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
     "paligemma": "tokens of a prompt attend to later ones of it, as its processor asks for with token_type_ids; expected a "
     "model whose tokens attend to earlier ones alone",
 }
-"""Types whose text part has a class that answers otherwise than the whole model does."""
+"""Types whose text part has a class of its own that does not answer as the whole model does."""
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
@@ -50,7 +53,7 @@ def find_text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     text = twin_config(nested) if nested.model_type in TWINS else copy.deepcopy(nested)
     for name in _CARRIED:
         if (value := getattr(config, name, None)) is not None:
-            setattr(text, name, value)
+            setattr(text, name, list(value) if isinstance(value, tuple) else value)  # some types refuse tuples
     if getattr(text, "dtype", None) is None:
         text.dtype = getattr(config, "dtype", None)
     return text
