@@ -9,6 +9,8 @@ persistent buffers that are not zero, a window below the length of the prompts. 
 32-bit cache, the same of standard ops, with int8 weights, and with KVarN. The first two are compared with transformers'
 eager float32 logits, the third by the tolerance of `enginewright check`, the last with the same model over KVarN's oracle.
 
+Of multimodal types, an engine of the text part, in float32 with a 32-bit cache, is compared with the whole model on text.
+
 Exit status: 0, if no type is wrong; 1, if one is.
 """
 
@@ -24,8 +26,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.families.compare_type import refusal_of, try_type
-from benchmarks.families.small_configs import model_types, published_config
+from benchmarks.families.small_configs import model_types, published_config, whole_types
 from benchmarks.families.table import page
+from benchmarks.families.text_parts import try_text_part
 from benchmarks.families.variants import VARIANTS
 from benchmarks.families.verdicts import TypeResult, read_sweep
 from benchmarks.results_file import this_commit
@@ -40,16 +43,17 @@ def main(arguments: Sequence[str]) -> int:
     """Sweep, print each type's verdict as it comes, and the types that are wrong."""
     args = parse_arguments(arguments)
     found = read_sweep(args.json)
-    wanted = args.types or ([] if args.write else [name for name in model_types() if name not in found.results])
+    wanted = args.types or ([] if args.write else [name for name in all_types() if name not in found.of(name)])
     commit = this_commit()
     for result in sweep(wanted, args.variants, args.processes):
         print(describe(result), flush=True)
-        known = found.results.get(result.model_type, result).variants
-        found.results[result.model_type] = replace(result, commit=commit, variants={**known, **result.variants})
+        kept = found.of(result.model_type)
+        known = kept.get(result.model_type, result).variants
+        kept[result.model_type] = replace(result, commit=commit, variants={**known, **result.variants})
         found.write(args.json)
     if args.write is not None:
         args.write.write_text(page(found))
-    kinds = [result.kind for result in found.results.values()]
+    kinds = [result.kind for results in (found.results, found.text_parts) for result in results.values()]
     print(f"{kinds.count('right')} right, {kinds.count('refused')} refused, {kinds.count('wrong')} wrong")
     return 1 if "wrong" in kinds else 0
 
@@ -65,7 +69,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where results are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the results as a page of the documentation")
     args = parser.parse_args(arguments)
-    if unknown := sorted(set(args.types) - set(model_types())):
+    if unknown := sorted(set(args.types) - set(all_types())):
         parser.error(f"got {unknown[0]!r}, expected model types of transformers, such as qwen3")
     return args
 
@@ -83,9 +87,13 @@ def sweep(types: Sequence[str], variants: Sequence[str], processes: int) -> Iter
     group = TYPES_A_PROCESS * processes
     for some in (admitted[begin : begin + group] for begin in range(0, len(admitted), group)):
         with ProcessPoolExecutor(processes, mp_context=server) as pool:
-            running = {pool.submit(try_type, name, variants): name for name in some}
+            running = {_submit(pool, name, variants): name for name in some}
             for done in as_completed(running):
                 yield _outcome(running[done], done)
+
+
+def _submit(pool: ProcessPoolExecutor, name: str, variants: Sequence[str]) -> Future[TypeResult]:
+    return pool.submit(try_text_part, name) if name in whole_types() else pool.submit(try_type, name, variants)
 
 
 def _outcome(name: str, done: Future[TypeResult]) -> TypeResult:
@@ -94,6 +102,11 @@ def _outcome(name: str, done: Future[TypeResult]) -> TypeResult:
     if error is None:
         return done.result()
     return TypeResult(model_type=name, failure=f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+def all_types() -> tuple[str, ...]:
+    """The types of language models, and the multimodal ones."""
+    return (*model_types(), *whole_types())
 
 
 def describe(result: TypeResult) -> str:

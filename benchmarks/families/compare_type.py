@@ -57,8 +57,8 @@ def try_type(model_type: str, names: Sequence[str]) -> TypeResult:
                 _build(root, variant)
             except EnginewrightError as e:
                 if reference is None:
-                    return TypeResult(model_type=model_type, refusal=_without_path(str(e), root))
-                verdicts[name] = Verdict(kind="refused", told=_without_path(str(e), root))
+                    return TypeResult(model_type=model_type, refusal=without_path(str(e), root))
+                verdicts[name] = Verdict(kind="refused", told=without_path(str(e), root))
                 continue
             reference = reference or load_reference(str(root / "model"), ())
             with load(engine_path(root, variant), threads=1, prefill_chunk=128) as llm:
@@ -71,7 +71,8 @@ def _build(root: Path, variant: Variant) -> Manifest:
     return build(str(root / "model"), engine_path(root, variant), variant.recipe, "onnxruntime", trial="none")
 
 
-def _without_path(text: str, root: Path) -> str:
+def without_path(text: str, root: Path) -> str:
+    """A message about the checkpoint root/model without its path."""
     return text.replace(f"{root}/model: ", "").replace(f"{root}/", "")
 
 

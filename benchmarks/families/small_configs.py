@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from enginewright.exporters.source.multimodal.text_config import find_class, is_multimodal
+from enginewright.runtime.errors import UnsupportedError
 
 LAYERS = 3
 WINDOW = 133
@@ -105,9 +109,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def model_types() -> tuple[str, ...]:
-    """The model types of which transformers has a causal language model, in order."""
-    return tuple(sorted(name for name, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING))
+    """The model types of which transformers has a causal language model, without multimodal ones, in order."""
+    found = sorted(name for name, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return tuple(name for name in found if not is_whole(published_config(name)))
+
+
+def is_whole(config: PreTrainedConfig) -> bool:
+    """Whether the config is that of a model of several parts, one of them for text, and none an encoder of it."""
+    try:
+        return is_multimodal(config)
+    except ValueError:  # it has two texts, as models with an encoder have
+        return False
 
 
 def published_config(model_type: str) -> PreTrainedConfig:
@@ -116,9 +130,30 @@ def published_config(model_type: str) -> PreTrainedConfig:
     return config
 
 
+@functools.cache
+def whole_types() -> tuple[str, ...]:
+    """The multimodal types of which transformers has a class that generates text without an encoder for it, in order."""
+    found = []
+    for name in sorted(CONFIG_MAPPING):
+        try:
+            config = published_config(name)
+            if is_whole(config) and not getattr(config, "is_encoder_decoder", False):
+                find_class(config)
+                found.append(name)
+        except (ValueError, UnsupportedError):  # its class makes no config of defaults, or generates no text
+            continue
+    return tuple(found)
+
+
 def small_config(model_type: str) -> PreTrainedConfig:
     """Return a config of the type in a few layers, with the pattern that its own layers have."""
-    published = published_config(model_type)
+    sizes = text_sizes(published_config(model_type), OVERRIDES.get(model_type, {}))
+    config: PreTrainedConfig = AutoConfig.for_model(model_type, **sizes)
+    return config
+
+
+def text_sizes(published: PreTrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a small model of the kind of `published`; `overrides` go before them."""
     stored = published.to_dict()
     names = type(published).attribute_map
     sizes: dict[str, Any] = {}
@@ -128,9 +163,7 @@ def small_config(model_type: str) -> PreTrainedConfig:
     if stored.get("is_decoder", getattr(published, "is_decoder", True)) is False:
         sizes["is_decoder"] = True  # of an encoder that can be one
     sizes.update(_short_patterns(stored))
-    sizes.update(OVERRIDES.get(model_type, {}))
-    config: PreTrainedConfig = AutoConfig.for_model(model_type, **sizes)
-    return config
+    return {**sizes, **overrides}
 
 
 def _short_patterns(stored: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.families.small_configs import model_types
+from benchmarks.families.small_configs import model_types, whole_types
 from benchmarks.families.variants import FLOAT_ERROR, VARIANTS
 from benchmarks.families.verdicts import Sweep, TypeResult, Verdict
 
@@ -21,7 +21,19 @@ def page(sweep: Sweep) -> str:
     results = [sweep.results[name] for name in sorted(sweep.results)]
     built = [result for result in results if result.kind == "right" or result.variants]
     others = [result for result in results if result not in built]
-    return "\n".join([*_introduction(sweep, results), *_figures(built), "", "## Refused", "", *_reasons(others), ""])
+    return "\n".join(
+        [
+            *_introduction(sweep, results),
+            *_figures(built),
+            "",
+            "## Refused",
+            "",
+            *_reasons(others),
+            "",
+            *_text_parts(sweep),
+            "",
+        ]
+    )
 
 
 def _introduction(sweep: Sweep, results: Sequence[TypeResult]) -> list[str]:
@@ -60,12 +72,46 @@ def _introduction(sweep: Sweep, results: Sequence[TypeResult]) -> list[str]:
     ]
 
 
+def _text_parts(sweep: Sweep) -> list[str]:
+    """The section about multimodal types: the figures of those that are built, and the reasons of the others."""
+    results = [sweep.text_parts[name] for name in sorted(sweep.text_parts)]
+    built = [result for result in results if result.variants]
+    others = [result for result in results if not result.variants]
+    kinds = [result.kind for result in results]
+    return [
+        "## Text parts of multimodal models",
+        "",
+        f"Of {len(kinds)} multimodal types of which transformers has a class that generates text, the text parts of",
+        f"{kinds.count('right')} are right and {kinds.count('refused')} are refused with a reason; "
+        f"{kinds.count('wrong')} are wrong. Each is a whole random model that is saved by",
+        "transformers, with few layers in its other parts. The engine of its text part, with a 32-bit cache, is compared with",
+        "the whole model on text alone, in float32 as above.",
+        "",
+        *_not_tried(set(whole_types()) - {result.model_type for result in results}),
+        "| type | text part of type | largest error |",
+        "|---|---|---|",
+        *(
+            f"| `{each.model_type}` | `{each.traits[0]}`{_note(each)} | {_cell(each.variants, 'float32')} |"
+            for each in built
+        ),
+        "",
+        *_reasons(others),
+    ]
+
+
+def _note(result: TypeResult) -> str:
+    return "".join(f" ({trait})" for trait in result.traits[1:])
+
+
 def _missing(results: Iterable[TypeResult]) -> list[str]:
     """A sentence about types that no sweep has tried yet."""
-    missing = sorted(set(model_types()) - {result.model_type for result in results})
+    return _not_tried(set(model_types()) - {result.model_type for result in results})
+
+
+def _not_tried(missing: set[str]) -> list[str]:
     if not missing:
         return []
-    return [f"**Not tried yet** ({len(missing)}): {', '.join(f'`{name}`' for name in missing)}.", ""]
+    return [f"**Not tried yet** ({len(missing)}): {', '.join(f'`{name}`' for name in sorted(missing))}.", ""]
 
 
 def _figures(results: Iterable[TypeResult]) -> list[str]:

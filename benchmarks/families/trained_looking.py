@@ -13,6 +13,12 @@ def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """Return a float32 model of `config` whose every stored tensor differs from what its constructor makes."""
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    look_trained(model)
+    return model
+
+
+def look_trained(model: PreTrainedModel) -> None:
+    """Give every stored tensor of `model` other values than its constructor makes, and put it into evaluation mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             _train(parameter)
@@ -22,7 +28,6 @@ def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
             if buffers[name].is_floating_point():
                 buffers[name].add_(torch.randn_like(buffers[name]), alpha=0.1)
     model.eval()  # type: ignore[no-untyped-call]
-    return model
 
 
 def _scale_scores(model: PreTrainedModel) -> None:

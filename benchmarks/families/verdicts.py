@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from benchmarks.families.small_configs import whole_types
+
 Kind: TypeAlias = Literal["right", "wrong", "refused"]
 
 
@@ -59,16 +61,23 @@ class Sweep:
 
     versions: of the libraries that define what is right.
     results: by model type.
+    text_parts: of multimodal types, by type.
     """
 
     versions: dict[str, str]
     results: dict[str, TypeResult]
+    text_parts: dict[str, TypeResult] = field(default_factory=dict)
+
+    def of(self, model_type: str) -> dict[str, TypeResult]:
+        """The results that one of the type is, or would be, among."""
+        return self.text_parts if model_type in whole_types() else self.results
 
     def write(self, file: Path) -> None:
         """Write the file, complete or not at all."""
-        results = [asdict(self.results[name]) for name in sorted(self.results)]
+        results, parts = ([asdict(found[name]) for name in sorted(found)] for found in (self.results, self.text_parts))
+        content = {"versions": self.versions, "results": results, "text_parts": parts}
         staged = file.with_name(file.name + ".part")
-        staged.write_text(json.dumps({"versions": self.versions, "results": results}, indent=1) + "\n")
+        staged.write_text(json.dumps(content, indent=1) + "\n")
         staged.replace(file)
 
 
@@ -83,7 +92,10 @@ def read_sweep(file: Path) -> Sweep:
     found = json.loads(file.read_text()) if file.is_file() else {}
     if found.get("versions") != versions:
         return Sweep(versions=versions, results={})
-    return Sweep(versions=versions, results={each["model_type"]: _from_json(each) for each in found["results"]})
+    results, parts = (
+        {each["model_type"]: _from_json(each) for each in found.get(name, ())} for name in ("results", "text_parts")
+    )
+    return Sweep(versions=versions, results=results, text_parts=parts)
 
 
 def _from_json(found: dict[str, Any]) -> TypeResult:

@@ -103,7 +103,8 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
     described = chosen.describe(linears, outputs.left_out, producer) if linears else None
     size = _write_tensors(checkpoint, root, outputs, chosen)
     _write_json(checkpoint, root, described, unties=outputs.unties)
-    checkpoint.unused.settle(strict=False, kept={path.name for path in root.iterdir()})
+    kept = {path.name for path in root.iterdir() if not (checkpoint.is_text_part and path.suffix == ".safetensors")}
+    checkpoint.unused.settle(strict=False, kept=kept)
     record = {"producer": producer, "source": checkpoint.name, "applied": [method.describe() for method in applied]}
     _save(root / RECORD, record)
     return size
@@ -320,7 +321,7 @@ def _note_wide_scales(wide: list[QuantizedLinear]) -> None:
 
 def _write_json(checkpoint: Checkpoint, root: Path, described: Description | None, *, unties: bool) -> None:
     """Write config.json and the other files of a checkpoint that are not tensors."""
-    text = checkpoint.read_file(CONFIG)
+    text = checkpoint.config_content()
     config = parse_json(text, checkpoint.path / CONFIG)
     changed = {key: value for key, value in config.items() if key != NAMED}  # the index has its usual name
     if unties:

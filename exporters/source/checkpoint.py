@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enginewright.exporters.source.json_file import parse_json
+from enginewright.exporters.source.multimodal.text_config import is_multimodal
+from enginewright.exporters.source.multimodal.text_source import TextSource
+from enginewright.exporters.source.multimodal.whole_model import build_whole
 from enginewright.exporters.source.registry import find_source, locate
 from enginewright.exporters.source.rope_scaling import longest_context, named_context
 from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
@@ -61,9 +65,11 @@ class Checkpoint:
     name: of the directory, the file or the hub repository.
     format: of the source.
     source: gives the tensors and the other files.
-    config: as transformers reads config.json.
+    config: as transformers reads config.json, of a multimodal model that of its text part.
     generation: generation_config.json, empty without one.
     unused: the parts of its files that an export has found no use for.
+    is_text_part: whether `source` and `config` are those of the text part of a multimodal model; other files, config.json
+        among them, are those of the whole model.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Checkpoint:
     config: PreTrainedConfig
     generation: dict[str, Any] = field(default_factory=dict)
     unused: Unused = field(default_factory=Unused)
+    is_text_part: bool = False
 
     @property
     def path(self) -> Path:
@@ -161,6 +168,15 @@ class Checkpoint:
         except OSError as e:
             raise ExportError(f"{self.path / name}: cannot be read ({e.strerror or e})") from e
 
+    def config_content(self) -> bytes:
+        """Return the content of the config.json of a checkpoint of these tensors: the file, or the config of the text part."""
+        if not self.is_text_part:
+            return self.read_file(CONFIG)
+        content = json.loads(self.config.to_json_string())
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
+        content["architectures"] = [kind.__name__]
+        return (json.dumps(content, indent=2) + "\n").encode()
+
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files from which transformers can make the tokenizer, by name; not what they refer to."""
         return {name: self.read_file(name) for name in self.file_names() if _is_tokenizer_file(name)}
@@ -182,30 +198,32 @@ def open_checkpoint(model: str) -> Checkpoint:
     raw = parse_json(source.read_file(CONFIG), path / CONFIG)
     check_supported_raw(raw, path)
     config = _make_config(raw, path)
+    unused = Unused()
+    _note_other_files(source, unused)
+    if multimodal := is_multimodal(config):
+        whole = build_whole(config)
+        source, config = TextSource(source, whole), whole.text
     source.tensors  # noqa: B018 (reads and checks the headers)
     generation = parse_json(source.read_file(GENERATION), path / GENERATION) if GENERATION in names else {}
-    unused = Unused()
     for parts in source.unused():
-        unused.add(parts.file, parts.names, parts.reason)
-    checkpoint = Checkpoint(
+        unused.add(parts.file, parts.names, parts.reason, by_design=parts.by_design)
+    return Checkpoint(
         name=_name(path) if Path(model).expanduser().exists() else model.split("/")[-1],
         format=found,
         source=source,
         config=config,
         generation=generation,
         unused=unused,
+        is_text_part=multimodal,
     )
-    _note_other_files(checkpoint)
-    return checkpoint
 
 
-def _note_other_files(checkpoint: Checkpoint) -> None:
+def _note_other_files(source: TensorSource, unused: Unused) -> None:
     """Name the files of tensors in the checkpoint's directory that none of its tensors lies in."""
-    read = {stored.file.name for stored in checkpoint.tensors.values()}
-    for name in checkpoint.file_names():
+    read = {stored.file.name for stored in source.tensors.values()}
+    for name in source.file_names():
         if name.endswith(".safetensors") and name not in read:
-            reason = f"the model's tensors are those of {', '.join(sorted(read)[:3])}"
-            checkpoint.unused.add(name, ["every tensor"], reason)
+            unused.add(name, ["every tensor"], f"the model's tensors are those of {', '.join(sorted(read)[:3])}")
 
 
 def _is_tokenizer_file(name: str) -> bool:

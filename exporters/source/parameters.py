@@ -42,7 +42,7 @@ def bind_parameters(
         if tied is None:
             raise matching.lack(checkpoint, name, "parameter")
         weights[name] = tied
-    note_unused(checkpoint, model, matching)
+    note_unused(checkpoint, checkpoint.unused, model, matching)
     return weights
 
 

@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enginewright.exporters.features.registry import read_features
+from enginewright.exporters.source.multimodal.text_config import find_text_config, is_multimodal
 from enginewright.exporters.source.quantized.refused_methods import describe_refusal
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -32,14 +33,21 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
 def check_supported(config: PreTrainedConfig) -> None:
     """Raise UnsupportedError with the reason unless `config` describes a decoder that the hook can capture.
 
+    Of a multimodal model, its text part has to be one.
+
     Raises:
         ExportError: an attention feature that it asks for has a setting that is missing, unknown or out of range.
     """
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{family}: an encoder-decoder model; expected a decoder-only language model")
-    if config.get_text_config() is not config:
-        raise UnsupportedError(f"{family}: a multimodal model; export its text model as a checkpoint of its own")
+    if is_multimodal(config):
+        text = find_text_config(config)
+        try:
+            check_supported(text)
+        except (ExportError, UnsupportedError) as e:
+            raise type(e)(f"{family}: its text part cannot be exported: {e}") from e
+        return
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedError(f"{family}: transformers has no causal language model of this type")
     if config.to_dict().get("kv_lora_rank"):  # it may vary over the layers, and is then no attribute of the whole

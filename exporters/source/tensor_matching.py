@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -25,7 +26,8 @@ from transformers.core_model_loading import (
 )
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.exporters.source.tensor_source import StoredTensors
+from enginewright.exporters.source.unused import Unused
 from enginewright.runtime.errors import ExportError
 
 _REASON = "no parameter or buffer of the model is made of it"
@@ -80,7 +82,28 @@ class TensorGroup:
         slices = ([(pattern, names[part]) for pattern, names in by_pattern.items()] for part in range(count))
         return [TensorGroup(tensors=tensors, converter=self.converter) for tensors in slices]
 
-    def shapes(self, checkpoint: Checkpoint, model: PreTrainedModel, target: str) -> dict[str, tuple[int, ...]]:
+    def reduced(self, stored: tuple[int, ...], made: tuple[int, ...]) -> TensorGroup:
+        """Return the group without its conversion, if that looks at the shapes of both and then changes nothing.
+
+        stored, made: shape of the first stored tensor, and of what `make` returns.
+        """
+        turns = self._turns()
+        if turns and stored == made and all(step.check_dims for step in turns):
+            return TensorGroup(tensors=self.tensors, missing=self.missing)
+        return self
+
+    @property
+    def is_by_slice(self) -> bool:
+        """Whether slice i along axis 0 of what `make` returns is made of slice i of the one stored tensor."""
+        return bool(turns := self._turns()) and all(0 not in (step.dim0, step.dim1) for step in turns)
+
+    def _turns(self) -> list[Transpose]:
+        """The steps of the conversion, if it is one of transpositions of one tensor alone."""
+        steps = [] if self.converter is None else self.converter.operations
+        turns = [step for step in steps if isinstance(step, Transpose)]
+        return turns if len(turns) == len(steps) and len(self.tensors) == 1 else []
+
+    def shapes(self, checkpoint: StoredTensors, model: PreTrainedModel, target: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what `make` returns, computed on meta tensors.
 
         Raises:
@@ -109,7 +132,7 @@ class Matching:
     groups: dict[str, TensorGroup]
     unmatched: dict[str, tuple[str, ...]]
 
-    def lack(self, checkpoint: Checkpoint, name: str, kind: str) -> ExportError:
+    def lack(self, checkpoint: StoredTensors, name: str, kind: str) -> ExportError:
         """Return the error about a tensor of the model, a `kind` such as "parameter", that cannot be made."""
         group = self.groups.get(name, TensorGroup())
         if not group.missing:
@@ -153,7 +176,7 @@ def find_targets(model: PreTrainedModel, names: Iterable[str]) -> Iterator[Match
         yield MatchedName(name=name, target=target, pattern=pattern, converter=converter)
 
 
-def match_tensors(checkpoint: Checkpoint, model: PreTrainedModel) -> Matching:
+def match_tensors(checkpoint: StoredTensors, model: PreTrainedModel) -> Matching:
     """Group the checkpoint's tensors by the parameter or persistent buffer that they make."""
     known, missing = model.state_dict(), checkpoint.missing
     groups: dict[str, TensorGroup] = {}
@@ -178,7 +201,7 @@ def persistent_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name in stored}
 
 
-def check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], expected: torch.Tensor) -> None:
+def check_shape(checkpoint: StoredTensors, name: str, shape: tuple[int, ...], expected: torch.Tensor) -> None:
     """Raise ExportError unless the checkpoint gives the tensor `name` of the model the shape that it has there."""
     if shape != tuple(expected.shape):
         raise ExportError(
@@ -187,15 +210,22 @@ def check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], expec
         )
 
 
-def note_unused(checkpoint: Checkpoint, model: PreTrainedModel, matching: Matching) -> None:
-    """Name the tensors that make nothing, by file, except those that transformers declares as left out for this model."""
+def note_unused(checkpoint: StoredTensors, unused: Unused, model: PreTrainedModel, matching: Matching) -> None:
+    """Add the tensors that make nothing to `unused`, by file."""
+    for file, names in unexpected_tensors(checkpoint, model, matching).items():
+        unused.add(file, names, _REASON)
+
+
+def unexpected_tensors(
+    checkpoint: StoredTensors, model: PreTrainedModel, matching: Matching
+) -> dict[str, tuple[str, ...]]:
+    """Return {file: tensors that make nothing}, without those that transformers declares as left out for this model."""
     unexpected = _without_declared(model, (name for names in matching.unmatched.values() for name in names))
     by_file: dict[str, list[str]] = {}
     for name, renamed in matching.unmatched.items():
         if not unexpected.isdisjoint(renamed):
             by_file.setdefault(checkpoint.tensors[name].file.name, []).append(name)
-    for file, names in sorted(by_file.items()):
-        checkpoint.unused.add(file, names, _REASON)
+    return {file: tuple(names) for file, names in sorted(by_file.items())}
 
 
 def _without_declared(model: PreTrainedModel, names: Iterable[str]) -> set[str]:

@@ -41,8 +41,8 @@ class StoredTensor:
     restored: str = ""
 
 
-class TensorSource(Protocol):
-    """An opened source; `SourceFormat.open` creates it."""
+class StoredTensors(Protocol):
+    """The tensors of an opened source by name, without their numbers."""
 
     @property
     def path(self) -> Path:
@@ -67,6 +67,10 @@ class TensorSource(Protocol):
         It is an error only if a parameter or buffer needs one.
         """
         ...
+
+
+class TensorSource(StoredTensors, Protocol):
+    """An opened source; `SourceFormat.open` creates it."""
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return the tensor `name` as float32, in memory of its own; nothing else is kept in memory.

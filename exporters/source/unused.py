@@ -25,11 +25,14 @@ class UnusedParts:
     file: the file's name, such as "generation_config.json".
     names: of the settings, tensors or tokens.
     reason: as a phrase that ends the sentence "not used: ...".
+    by_design: whether no engine of such a model can use them, and answers without them as the model does; they are named,
+        and are no error for `--strict`.
     """
 
     file: str
     names: tuple[str, ...]
     reason: str
+    by_design: bool = False
 
     def __str__(self) -> str:
         more = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
@@ -47,9 +50,9 @@ class Unused:
         """What was added, in order."""
         return tuple(self._parts)
 
-    def add(self, file: str, names: Iterable[str], reason: str) -> None:
+    def add(self, file: str, names: Iterable[str], reason: str, *, by_design: bool = False) -> None:
         """Add the parts `names` of `file`; nothing if there are none, or if they were added before."""
-        parts = UnusedParts(file=file, names=tuple(names), reason=reason)
+        parts = UnusedParts(file=file, names=tuple(names), reason=reason, by_design=by_design)
         if parts.names and parts not in self._parts:
             self._parts.append(parts)
 
@@ -59,15 +62,15 @@ class Unused:
         kept: files that are handed on whole, whose parts are not named.
 
         Raises:
-            ExportError: `strict`, and there is at least one.
+            ExportError: `strict`, and there is at least one that is not left out by design.
         """
-        told = [str(each) for each in self._parts if each.file not in kept]
-        if strict and told:
+        left = [each for each in self._parts if each.file not in kept]
+        if strict and (wrong := [each for each in left if not each.by_design]):
             raise ExportError(
-                f"strict: got parts that are not used, expected none; remove them, or build without --strict\n{_lines(told)}"
+                f"strict: got parts that are not used, expected none; remove them, or build without --strict\n{_lines(wrong)}"
             )
-        if told:
-            print(_lines(told), file=sys.stderr)
+        if left:
+            print(_lines(left), file=sys.stderr)
 
     def save(self, root: Path) -> None:
         """Write the report into the engine directory `root`, an empty list if everything is used."""
@@ -76,5 +79,5 @@ class Unused:
         path.write_text(json.dumps([dataclasses.asdict(each) for each in self._parts], indent=2) + "\n")
 
 
-def _lines(told: list[str]) -> str:
-    return "\n".join(told)
+def _lines(parts: Iterable[UnusedParts]) -> str:
+    return "\n".join(map(str, parts))

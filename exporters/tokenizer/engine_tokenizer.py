@@ -20,6 +20,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from enginewright.exporters.source.checkpoint import CONFIG, Checkpoint
+from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.tokenizer.agreement import check_agreement, fill_token
 from enginewright.exporters.tokenizer.file_checks import WAY_OUT, check_files, vocabulary_files
 from enginewright.exporters.tokenizer.transformers_tokenizer import load_tokenizer
@@ -71,6 +72,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> EngineTokenizer | None:
     check_files(files, path)
     where = f"{path}: the tokenizer of {', '.join(vocabulary_files(files))}"
     loaded = load_tokenizer({**files, CONFIG: checkpoint.read_file(CONFIG)}, path)
+    if checkpoint.is_text_part and loaded.chat_template is None:
+        loaded.chat_template = _processor_template(files, path)
     with tokenizer_errors(lambda reason: ExportError(f"{where}: cannot be used ({reason}); {WAY_OUT}")):
         content = _serialise(loaded, checkpoint)
         core = parse_tokenizer(content)
@@ -102,6 +105,18 @@ def _settings(loaded: PreTrainedTokenizerBase, path: Path) -> dict[str, Any]:
     if loaded.chat_template is not None:
         settings["chat_template"] = _templates(loaded.chat_template, path)
     return settings
+
+
+def _processor_template(files: dict[str, bytes], path: Path) -> str | None:
+    """The chat template of a multimodal model's processor, which such a model has in place of its tokenizer's; None without."""
+    if _PROCESSOR_TEMPLATE not in files:
+        return None
+    template = parse_json(files[_PROCESSOR_TEMPLATE], path / _PROCESSOR_TEMPLATE).get("chat_template")
+    if not isinstance(template, str):
+        raise ExportError(
+            f"{path / _PROCESSOR_TEMPLATE}: chat_template: got {template!r}, expected a text; correct the file"
+        )
+    return template
 
 
 def _templates(found: object, path: Path) -> str | list[dict[str, str]]:

@@ -38,5 +38,5 @@ def test_the_report_has_all_of_them(tmp_path: Path) -> None:
     unused.add("model.safetensors", ["a", "b"], "no parameter has this name")
     unused.save(tmp_path)
     assert json.loads((tmp_path / REPORT).read_text()) == [
-        {"file": "model.safetensors", "names": ["a", "b"], "reason": "no parameter has this name"}
+        {"file": "model.safetensors", "names": ["a", "b"], "reason": "no parameter has this name", "by_design": False}
     ]
