@@ -63,7 +63,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     try:
         with _EmptyOnMeta():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+    except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
         raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e
     model.eval()  # type: ignore[no-untyped-call]
     fix_rotary(model, max_context)

@@ -19,6 +19,7 @@ from enginewright.exporters.source.formats.gguf.transformers_reading import ARCH
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
+from enginewright.runtime.errors import ExportError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -97,7 +98,15 @@ class GgufSource:
     def _table(self) -> TensorTable:
         tensors = {name: tensor for name, tensor in self._header.tensors.items() if name not in self._used}
         reading = ArchitectureReading(self._header.get(ARCHITECTURE), self._settings)
-        return TensorTable(tensors, reading, AutoConfig.for_model(**self._settings))
+        config = AutoConfig.for_model(**self._settings)
+        try:
+            names = reading.names(config)
+        except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+            raise ExportError(
+                f"{self._header.file}: transformers cannot make a {config.model_type} model of the metadata ({e}); the file is "
+                "damaged"
+            ) from e
+        return TensorTable(tensors, reading, names)
 
     @functools.cached_property
     def _described(self) -> dict[str, StoredTensor]:

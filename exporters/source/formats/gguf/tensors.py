@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from transformers import PreTrainedConfig
 
 from enginewright.exporters.source.formats.gguf.header import FileTensor
 from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, BlockCodes
@@ -62,11 +61,10 @@ class TensorTable:
     """
 
     def __init__(
-        self, tensors: Mapping[str, FileTensor], reading: ArchitectureReading, config: PreTrainedConfig
+        self, tensors: Mapping[str, FileTensor], reading: ArchitectureReading, names: Mapping[str, str]
     ) -> None:
         self._reading = reading
         found: dict[str, list[FileTensor]] = {}
-        names = reading.names(config)
         for name, tensor in tensors.items():
             target = names.get(name) or names.get(name.removesuffix(".weight")) or name
             found.setdefault(target, []).append(tensor)
