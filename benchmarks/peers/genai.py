@@ -6,6 +6,11 @@
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu     # wants tokenizer files too
     python -m benchmarks.peers.genai --engine ENGINE --peer PEER
 
+The model of a GGUF file is a checkpoint of its numbers for the builder, which rounds them to its own codes:
+
+    python -m benchmarks.peers.write_checkpoint --gguf FILE.gguf --output CHECKPOINT
+    python -m onnxruntime_genai.models.builder -i CHECKPOINT -o PEER -p int4 -e cpu --extra_options hf_token=false
+
 Table: docs/benchmarks.md, "onnxruntime-genai". benchmarks/peers/rounds.py describes the rounds and the limit.
 """
 

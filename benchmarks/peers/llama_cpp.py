@@ -8,6 +8,9 @@
     LLAMA/bin/python -m benchmarks.peers.write_gguf --checkpoint CHECKPOINT --output MIXED.gguf --type q4_0
     python -m benchmarks.peers.llama_cpp --engine ENGINE --gguf PURE.gguf MIXED.gguf --peer-python LLAMA/bin/python
 
+A GGUF file that is there needs no other: the engine is built from it (`build_engine.py --model FILE.gguf`), and `--gguf FILE.gguf`
+is the peer's.
+
 Table: docs/benchmarks.md, "llama.cpp". benchmarks/peers/rounds.py describes the rounds and the limit. A second command shows
 that a file contains the checkpoint's model:
 
