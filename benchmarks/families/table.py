@@ -78,6 +78,7 @@ def _text_parts(sweep: Sweep) -> list[str]:
     built = [result for result in results if result.variants]
     others = [result for result in results if not result.variants]
     kinds = [result.kind for result in results]
+    commits = ", ".join(sorted({result.commit for result in results}))
     return [
         "## Text parts of multimodal models",
         "",
@@ -85,7 +86,7 @@ def _text_parts(sweep: Sweep) -> list[str]:
         f"{kinds.count('right')} are right and {kinds.count('refused')} are refused with a reason; "
         f"{kinds.count('wrong')} are wrong. Each is a whole random model that is saved by",
         "transformers, with few layers in its other parts. The engine of its text part, with a 32-bit cache, is compared with",
-        "the whole model on text alone, in float32 as above.",
+        f"the whole model on text alone, in float32 as above (commit {commits}).",
         "",
         *_not_tried(set(whole_types()) - {result.model_type for result in results}),
         "| type | text part of type | largest error |",

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.families import text_parts
 from benchmarks.families.__main__ import RESULTS, describe
 from benchmarks.families.compare_type import refusal_of, try_type
-from benchmarks.families.small_configs import CONTEXT, LAYERS, model_types, published_config, small_config
+from benchmarks.families.small_configs import (
+    CONTEXT,
+    LAYERS,
+    model_types,
+    published_config,
+    small_config,
+    whole_types,
+)
 from benchmarks.families.table import page
+from benchmarks.families.text_parts import small_whole_config, try_text_part
 from benchmarks.families.trained_looking import make_model
 from benchmarks.families.variants import LENGTHS, VARIANTS, check_float
 from benchmarks.families.verdicts import Sweep, TypeResult, Verdict, installed_versions, read_sweep
@@ -45,6 +54,7 @@ def published() -> Sweep:
 def test_every_type_of_this_transformers_is_in_the_results(published: Sweep) -> None:
     """A new version of transformers asks for a new sweep: nox -s families -- --write docs/reference/families.md."""
     assert tuple(sorted(published.results)) == model_types()
+    assert tuple(sorted(published.text_parts)) == whole_types()
 
 
 def test_every_type_is_right_or_refused(published: Sweep) -> None:
@@ -55,9 +65,17 @@ def test_every_type_is_right_or_refused(published: Sweep) -> None:
     assert kinds.count("right") >= 75
 
 
+def test_every_text_part_is_right_or_refused(published: Sweep) -> None:
+    wrong = [describe(result) for result in published.text_parts.values() if result.kind == "wrong"]
+    assert not wrong
+    assert [result.kind for result in published.text_parts.values()].count("right") >= 55
+
+
 def test_refusals_are_those_of_the_support_check(published: Sweep) -> None:
     refused = {name: refusal for name in model_types() if (refusal := refusal_of(published_config(name)))}
     assert {name: published.results[name].refusal for name in refused} == refused
+    refused = {name: refusal for name in whole_types() if (refusal := refusal_of(published_config(name)))}
+    assert {name: published.text_parts[name].refusal for name in refused} == refused
 
 
 def test_the_page_shows_the_results(published: Sweep) -> None:
@@ -87,6 +105,44 @@ def test_an_engine_of_another_model_is_wrong(tmp_path: Path) -> None:
     assert verdict.told.startswith("error ")
 
 
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["blip-2", "qwen3_omni_moe_thinker"])
+def test_text_parts_are_right(model_type: str) -> None:
+    """One whose class wants an image, and one that lies in a thinker."""
+    result = try_text_part(model_type)
+    assert result.kind == "right", describe(result)
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_an_engine_of_another_text_part_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved model is not the one that is compared."""
+    train = text_parts.look_trained
+
+    def train_and_save(whole: PreTrainedModel) -> None:
+        train(whole)
+        save = whole.save_pretrained
+
+        def save_then_change(path: Path) -> None:
+            save(path)
+            with torch.no_grad():
+                whole.model.language_model.layers[LAYERS - 1].input_layernorm.weight[0] += 0.01
+
+        monkeypatch.setattr(whole, "save_pretrained", save_then_change)
+
+    monkeypatch.setattr(text_parts, "look_trained", train_and_save)
+    result = try_text_part("llava")
+    assert result.kind == "wrong"
+    assert result.variants["float32"].told.startswith("error ")
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl", "qwen3_omni_moe"])
+def test_small_whole_configs_have_small_text_parts(model_type: str) -> None:
+    text = small_whole_config(model_type).get_text_config()
+    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (96, LAYERS, 250)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "glm4_moe", "gpt2", "gpt_oss"])
 def test_every_tensor_of_a_checkpoint_looks_trained(model_type: str) -> None:
     """None is what the constructor makes, and no vector is constant."""
@@ -113,8 +169,11 @@ def test_verdicts_are_read_back(tmp_path: Path) -> None:
     failed = TypeResult(model_type="a", commit="c", failure="TypeError: x")
     refused = TypeResult(model_type="t5", commit="c", refusal="t5: an encoder-decoder model | so")
     results = {result.model_type: result for result in (right, wrong, failed, refused)}
-    Sweep(versions=installed_versions(), results=results).write(tmp_path / "r.json")
+    part = TypeResult(model_type="llava", commit="d", traits=("llama", "so"), variants=right.variants)
+    parts = {"llava": part, "clip": replace(refused, model_type="clip")}
+    Sweep(versions=installed_versions(), results=results, text_parts=parts).write(tmp_path / "r.json")
     assert read_sweep(tmp_path / "r.json").results == results
+    assert read_sweep(tmp_path / "r.json").text_parts == parts
     assert [results[name].kind for name in ("llama", "qwen2", "a", "t5")] == ["right", "wrong", "wrong", "refused"]
     text = page(read_sweep(tmp_path / "r.json"))
     assert "Of 4 model types" in text
@@ -122,6 +181,8 @@ def test_verdicts_are_read_back(tmp_path: Path) -> None:
     assert "1 are right and\n1 are refused with a reason; 2 are wrong" in text
     assert "| `llama` | windows | 1.0e-06 | not run |" in text
     assert "| `t5` | an encoder-decoder model \\| so |" in text
+    assert "1 are right and 1 are refused with a reason; 0 are wrong." in text
+    assert "| `llava` | `llama` (so) | 1.0e-06 |" in text
 
 
 def test_results_of_other_versions_are_dropped(tmp_path: Path) -> None:

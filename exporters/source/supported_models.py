@@ -26,7 +26,8 @@ def check_supported_raw(raw: dict[str, Any], path: Path) -> None:
         if "auto_map" in raw:
             raise UnsupportedError(f"{where}: {family!r} needs code from the checkpoint (auto_map), which is never run")
         raise UnsupportedError(f"{where}: model_type {family!r} is unknown to this version of transformers")
-    if settings := raw.get("quantization_config"):
+    parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
+    if settings := next(filter(None, (part.get("quantization_config") for part in parts)), None):
         raise UnsupportedError(f"{where}: {describe_refusal(settings)}")
 
 

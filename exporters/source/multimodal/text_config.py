@@ -26,6 +26,7 @@ _DRAFTS = "a model that drafts for another one from its hidden states; expected 
 _REFUSED = {
     "gemma4_assistant": _DRAFTS,
     "gemma4_unified_assistant": _DRAFTS,
+    "shieldgemma2": "a classifier of images; expected a model that answers to text",
     "paligemma": "tokens of a prompt attend to later ones of it, as its processor asks for with token_type_ids; expected a "
     "model whose tokens attend to earlier ones alone",
 }

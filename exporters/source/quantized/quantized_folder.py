@@ -24,8 +24,8 @@ from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
-SETTINGS = "quantization_config"
-"""The key of config.json that says how a checkpoint is quantised."""
+SETTINGS, TEXT = "quantization_config", "text_config"
+"""The keys of config.json that say how a checkpoint is quantised, and of the part of a multimodal model where that may be."""
 _AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
@@ -119,9 +119,11 @@ class QuantizedFolder(FolderFiles, ABC):
         """The content of a file in the directory; config.json without the settings that this source has applied."""
         if name != CONFIG:
             return super().read_file(name)
-        return json.dumps(
-            {key: value for key, value in read_json(self.path / CONFIG).items() if key != SETTINGS}
-        ).encode()
+        config = read_json(self.path / CONFIG)
+        for part in (config, config.get(TEXT)):
+            if isinstance(part, dict):
+                part.pop(SETTINGS, None)
+        return json.dumps(config).encode()
 
     def unused(self) -> Iterable[UnusedParts]:
         """Nothing, unless a format derives more."""
@@ -162,7 +164,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         config = read_json(path / CONFIG)
     except (ExportError, OSError):
         return {}
-    text = config.get("text_config")
+    text = config.get(TEXT)
     found = config.get(SETTINGS) or (text.get(SETTINGS) if isinstance(text, dict) else None)
     return found if isinstance(found, dict) else {}
 

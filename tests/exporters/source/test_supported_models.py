@@ -80,6 +80,11 @@ RAW: dict[str, tuple[dict[str, Any], type[EnginewrightError], str]] = {
         UnsupportedError,
         r"'nonesuch' needs code from the checkpoint \(auto_map\), which is never run",
     ),
+    "quantised in its text part": (
+        {"model_type": "llava", "text_config": {"quantization_config": {"quant_method": "hqq"}}},
+        UnsupportedError,
+        r"weights are quantised \(hqq\)",
+    ),
     "quantised by an unnamed method": (
         {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
         UnsupportedError,

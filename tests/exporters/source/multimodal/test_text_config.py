@@ -24,6 +24,8 @@ REFUSED = {
     "clip": "clip: a model of several parts that does not generate text; expected a language model, or a multimodal",
     "colpali": "colpali: a model of several parts that does not generate text",
     "paligemma": "paligemma: tokens of a prompt attend to later ones of it, as its processor asks for with token_type_ids",
+    "shieldgemma2": "shieldgemma2: a classifier of images; expected a model that answers to text",
+    "gemma4_unified_assistant": "gemma4_unified_assistant: a model that drafts for another one from its hidden states",
     "florence2": "florence2: an encoder-decoder model",
     "siglip_vision_model": "siglip_vision_model: transformers has no causal language model of this type",
 }

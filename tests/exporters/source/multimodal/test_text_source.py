@@ -23,6 +23,7 @@ from enginewright.runtime.loader import load
 from tests.support.exporters.adapters import load_with_peft, random_adapter
 from tests.support.exporters.checkpoints import edit_tensors
 from tests.support.exporters.multimodal import CONTEXT, TYPES, rename, save_whole, whole_logits
+from tests.support.exporters.packed_checkpoints import Parts, gptq_parts, random_integers, seed_of, write_twins
 
 TOKENS = np.random.default_rng(0).integers(8, 240, CONTEXT - 10).tolist()  # more than a window has
 OLD = "language_model.model.", "language_model.lm_head."
@@ -240,6 +241,27 @@ def test_content_has_the_type_of_the_stored_tensors(tmp_path: Path) -> None:
     assert (stored.dtype, stored.size) == ("BF16", len(content))
     values = torch.frombuffer(content, dtype=torch.bfloat16).reshape(stored.shape).float()
     assert torch.equal(values, opened.read(name))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
+def test_the_text_part_may_be_codes(nested: bool, llava: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    """A format of codes below the names of a text part; its settings are those of the whole, or of the part."""
+
+    def pack(name: str, shape: tuple[int, ...]) -> tuple[Parts, np.ndarray]:
+        made = random_integers(*shape, seed_of(name), bits=4, group_size=32)
+        return gptq_parts(made), made.numbers
+
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
+    packed, twin = write_twins(llava[0], tmp_path, pack, settings, ends=("up_proj.weight",))
+    if nested:
+        config = json.loads((packed / "config.json").read_text())
+        config["text_config"]["quantization_config"] = config.pop("quantization_config")
+        (packed / "config.json").write_text(json.dumps(config))
+    name = "model.layers.0.mlp.up_proj.weight"
+    opened, expected = open_checkpoint(str(packed)), open_checkpoint(str(twin))
+    assert opened.codes(name) is not None
+    assert torch.equal(opened.read(name), expected.read(name))
+    assert error_of(reference_logits(packed), reference_logits(twin)) < 1e-6
 
 
 def test_codes_of_the_source_are_passed_on(llava: tuple[Path, PreTrainedModel]) -> None:
