@@ -56,6 +56,7 @@ from enginewright.exporters.source.checkpoint import (
 from enginewright.exporters.source.formats.safetensors import DTYPES, INDEX, NAMED, WEIGHTS
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.parameters import bind_parameters, source_names
+from enginewright.exporters.source.quantized.exported_bits import CODE_BITS, RECORD
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import Weight
@@ -65,7 +66,6 @@ from enginewright.runtime.errors import ExportError, UnsupportedError
 FORMATS: dict[str, CheckpointFormat] = {"compressed-tensors": compressed_tensors, "modelopt": modelopt}
 _FILE_BYTES = 4 << 30
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
-RECORD = "enginewright.json"  # names what made the checkpoint; only a directory with this file is ever replaced
 COPIED = (GENERATION, *TOKENIZER_FILES[""], "tokenizer*", "*.jinja", "LICENSE*", "NOTICE*")
 
 
@@ -105,7 +105,13 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
     _write_json(checkpoint, root, described, unties=outputs.unties)
     kept = {path.name for path in root.iterdir() if not (checkpoint.is_text_part and path.suffix == ".safetensors")}
     checkpoint.unused.settle(strict=False, kept=kept)
-    record = {"producer": producer, "source": checkpoint.name, "applied": [method.describe() for method in applied]}
+    record: dict[str, Any] = {
+        "producer": producer,
+        "source": checkpoint.name,
+        "applied": [method.describe() for method in applied],
+    }
+    if widened := {linear.module: linear.rows.bits for linear in linears if linear.rows.bits < linear.bits}:
+        record[CODE_BITS] = widened
     _save(root / RECORD, record)
     return size
 

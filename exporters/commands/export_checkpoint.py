@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from enginewright.exporters.checkpoint_export.writer import (
     FORMATS,
-    RECORD,
     check_methods,
     export_checkpoint,
     open_source,
 )
 from enginewright.exporters.methods.registry import Applied, find_options
 from enginewright.exporters.recipe import parse_method, read_recipe
+from enginewright.exporters.source.quantized.exported_bits import RECORD
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import ExportError
 

@@ -9,6 +9,12 @@ E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.in
 
 Source: OCP Microscaling Formats (MX) 1.0, 5.3.3.
 """
+_E2M3 = [*range(8), *range(8, 16), *range(16, 32, 2), *range(32, 64, 4)]
+E2M3 = np.array([*_E2M3, *(-number for number in _E2M3)], np.int8)
+"""Eight times the number that each code of 6 bits stands for: 1 bit of sign, 2 of exponent, 3 of mantissa.
+
+Source: OCP Microscaling Formats (MX) 1.0, 5.3.2.
+"""
 
 
 def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -16,7 +22,11 @@ def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 
     It is the inverse of `packed_codes.pack_words`, without its offset.
     """
-    stream = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
+    return unpack_stream(np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8), bits, count)
+
+
+def unpack_stream(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Return the codes of each row of `stream` uint8 [n, bytes], lowest bit first, one a byte: uint8 [n, count]."""
     if bits == 8:
         return stream[:, :count]
     if bits in (2, 4):

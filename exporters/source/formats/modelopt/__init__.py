@@ -1,0 +1,17 @@
+"""ModelOpt's unified checkpoints, and those that `export-checkpoint --format modelopt` writes.
+
+Source: github.com/NVIDIA/TensorRT-Model-Optimizer, modelopt/torch/export/quant_utils.py.
+"""
+
+from enginewright.exporters.source.formats.modelopt.algorithm import recognise
+from enginewright.exporters.source.formats.modelopt.unified_folder import UnifiedFolder
+from enginewright.exporters.source.tensor_source import SourceFormat
+
+SOURCE = SourceFormat(
+    name="modelopt",
+    expects="a directory of safetensors files with hf_quant_config.json, or whose config.json has quant_method modelopt",
+    recognise=recognise,
+    open=UnifiedFolder,
+    instead_of="safetensors",
+    hub_files=("*.safetensors",),
+)
