@@ -22,6 +22,9 @@ from enginewright.exporters.source.rope_scaling import fix_rotary
 from enginewright.exporters.source.tensor_matching import persistent_buffers
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
+MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What transformers raises where it cannot make a model of a config."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
@@ -63,7 +66,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     try:
         with _EmptyOnMeta():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+    except MODEL_ERRORS as e:
         raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e
     model.eval()  # type: ignore[no-untyped-call]
     fix_rotary(model, max_context)

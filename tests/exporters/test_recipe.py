@@ -64,7 +64,8 @@ def test_bad_methods(spec: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("float32", choose_storage()),
+        ("float32", choose_storage("float32")),
+        ("stored", choose_storage()),
         ("int8", choose_storage("int8")),
         (
             "int4:block_size=64,compute=float32,embedding=false,lm_head=False",
@@ -173,11 +174,11 @@ def test_nothing_said_is_the_default() -> None:
 
 def test_flags_go_before_the_file_and_methods_add_up(recipe_file: Path) -> None:
     got = parse("--recipe", str(recipe_file), "--kv-bits", "16", "--weights", "float32", "--apply", "lora:path=third")
-    assert (got.kv_bits, got.weights, got.max_batch) == (16, choose_storage(), 4)
+    assert (got.kv_bits, got.weights, got.max_batch) == (16, choose_storage("float32"), 4)
     assert got.apply == (lora("first", 0.5), lora("second"), lora("third"))
 
 
-@pytest.mark.parametrize("text", ["apply:\n", "apply: []\n", "weights: float32\n", "max_context:\n"])
+@pytest.mark.parametrize("text", ["apply:\n", "apply: []\n", "weights: stored\n", "max_context:\n"])
 def test_harmless_files(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)
     assert parse("--recipe", str(tmp_path / "r.yaml")) == Recipe()

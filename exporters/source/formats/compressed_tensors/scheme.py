@@ -1,4 +1,4 @@
-"""How the weights of one group of modules are quantised, as compressed-tensors' settings say it."""
+"""Reads how the weights of one group of modules are quantised from compressed-tensors' settings."""
 
 from __future__ import annotations
 

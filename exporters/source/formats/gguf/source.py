@@ -22,6 +22,7 @@ from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+_MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class GgufSource:
@@ -101,7 +102,7 @@ class GgufSource:
         config = AutoConfig.for_model(**self._settings)
         try:
             names = reading.names(config)
-        except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+        except _MODEL_ERRORS as e:
             raise ExportError(
                 f"{self._header.file}: transformers cannot make a {config.model_type} model of the metadata ({e}); the file is "
                 "damaged"

@@ -1,4 +1,4 @@
-"""How ModelOpt's checkpoints are quantised: one algorithm for all modules, or one for each, from either of two files."""
+"""Reads how a checkpoint of ModelOpt is quantised: one algorithm for all modules, or one for each, from either of two files."""
 
 from __future__ import annotations
 
