@@ -41,18 +41,24 @@ def read_code_bits(path: Path) -> dict[str, int]:
 
 def narrow(parts: ModuleParts, rows: QuantizedRows) -> QuantizedRows:
     """Return `rows` as codes of `parts.code_bits`, where these are fewer; each is checked when it is loaded."""
-    bits = parts.code_bits
-    if not bits or bits >= rows.bits or rows.offset:
+    bits, zero_points = parts.code_bits, rows.zero_points
+    if not bits or bits >= rows.bits:
         return rows
 
     def load() -> tuple[np.ndarray, np.ndarray]:
         codes, scales = rows.load()
-        bound = 1 << (bits - 1)
-        if codes.size and not -bound <= int(codes.min()) <= int(codes.max()) < bound:
-            raise ExportError(
-                f"{parts.source.path / RECORD}: {CODE_BITS}: got {bits} for {parts.module!r}, whose codes need more; take the "
-                "file out, it belongs to another checkpoint"
-            )
-        return codes, scales
+        return _check(parts, codes), scales
 
-    return dataclasses.replace(rows, bits=bits, load=load)
+    return dataclasses.replace(
+        rows, bits=bits, load=load, zero_points=None if zero_points is None else lambda: _check(parts, zero_points())
+    )
+
+
+def _check(parts: ModuleParts, codes: np.ndarray) -> np.ndarray:
+    bound = 1 << (parts.code_bits - 1)
+    if codes.size and not -bound <= int(codes.min()) <= int(codes.max()) < bound:
+        raise ExportError(
+            f"{parts.source.path / RECORD}: {CODE_BITS}: got {parts.code_bits} for {parts.module!r}, whose codes need more; "
+            "take the file out, it belongs to another checkpoint"
+        )
+    return codes

@@ -29,6 +29,7 @@ from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.weights.registry import choose_storage
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
 from enginewright.runtime import cli
@@ -138,6 +139,23 @@ def assert_loads_as_restored(source: Path, output: Path, config: Config, dtype: 
     assert torch.equal(logits(load(output, dtype)), expected)
 
 
+def assert_reads_back(source: Path, output: Path, config: Config) -> None:
+    """The codes of an engine of `output` are those that the method chose for `source`."""
+    first, second = open_checkpoint(str(source)), open_checkpoint(str(output))
+    model = load_skeleton(first, attention="eager", max_context=1).model
+    chosen = round_weights(config, bind_parameters(first, model), first)
+    read = bind_parameters(second, model, restored="")
+    assert second.unused.parts == first.unused.parts
+    for name, weight in chosen.items():
+        assert read[name].form == weight.form, name
+        if (rows := weight.quantized) is None or (again := read[name].quantized) is None:
+            continue
+        for left, right in zip(rows.load(), again.load(), strict=True):
+            np.testing.assert_array_equal(left, right)
+        if rows.zero_points is not None and again.zero_points is not None:
+            np.testing.assert_array_equal(rows.zero_points(), again.zero_points())
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with rows of 64 and of 128, tokenizer files and a licence."""
@@ -205,6 +223,15 @@ def test_zero_points_restore_as_chosen(bits: int, group_size: int, llama: Path, 
     for module, parts in linears.items():
         found = PackedQuantizationCompressor.decompress(parts, group)["weight"]
         assert torch.equal(found, expected[f"{module}.weight"]), module
+    assert_reads_back(llama, tmp_path / "out", config)
+
+
+@pytest.mark.parametrize("wide", ["none", "o_proj"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_read_back(family: str, wide: str, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    config = Config(group_size=0, wide=wide)
+    assert export(checkpoint(family), tmp_path / "out", config=config) == 0
+    assert_reads_back(checkpoint(family), tmp_path / "out", config)
 
 
 def test_a_group_as_long_as_a_row_is_a_group(llama: Path, tmp_path: Path) -> None:
