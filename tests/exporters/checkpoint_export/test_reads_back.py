@@ -144,4 +144,6 @@ def test_what_is_read_can_be_written_again(source: Path, tmp_path: Path) -> None
     assert second.format.name == "compressed-tensors"
     for name in first.tensors:
         expected = first.read(name)
-        assert (second.read(name) - expected).abs().max() <= expected.abs().max() / 127  # the largest code is one less than the scale asks for
+        assert (
+            second.read(name) - expected
+        ).abs().max() <= expected.abs().max() / 127  # the largest code is one less than the scale asks for

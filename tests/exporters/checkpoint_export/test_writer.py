@@ -551,6 +551,7 @@ def initializers(root: Path) -> dict[str, bytes]:
     return {each.name: onnx.numpy_helper.to_array(each).tobytes() for each in graph.initializer}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format_name", "config"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Targets:
         Raises:
             ExportError: it is left out of all groups, or the one that means it has weights that are numbers.
         """
-        if left_out := next((target for target in self.ignored if _names(module, target)), None):
+        if left_out := self._left_out(module):
             raise ExportError(
                 f"{self.where}: ignore: got {left_out!r}, but {module!r} is stored as codes; the settings belong to another "
                 "checkpoint"
@@ -79,14 +80,32 @@ class Targets:
         """The names of the modules that groups of codes name one by one."""
         for group in self.groups:
             for target in group.targets if group.scheme is not None else ():
-                if not target.startswith(_PATTERN) and "." in target and not _matches(target, self.ignored):
+                if not target.startswith(_PATTERN) and "." in target and not self._left_out(target):
                     yield target
 
+    @functools.cached_property
+    def _by_target(self) -> dict[str, ModuleGroup]:
+        return {target: group for group in self.groups for target in group.targets}
+
+    @functools.cached_property
+    def _patterns(self) -> tuple[str, ...]:
+        return tuple(sorted(target for target in self._by_target if target.startswith(_PATTERN)))
+
+    @functools.cached_property
+    def _ignored(self) -> tuple[frozenset[str], tuple[str, ...]]:
+        """The names, and the patterns."""
+        patterns = tuple(target for target in self.ignored if target.startswith(_PATTERN))
+        return frozenset(self.ignored) - frozenset(patterns), patterns
+
+    def _left_out(self, module: str) -> str:
+        """The target among those that are ignored that means the module; empty without one."""
+        names, patterns = self._ignored
+        return module if module in names else _first_fit(module, patterns)
+
     def _group(self, module: str) -> ModuleGroup | None:
-        by_target = {target: group for group in self.groups for target in group.targets}
-        named = sorted((target for target in by_target if _names(module, target)), key=_rank)
         kinds = ("Embedding", "Linear") if _EMBEDDING.search(module.rpartition(".")[2]) else ("Linear",)
-        return next((by_target[target] for target in (*named, *kinds) if target in by_target), None)
+        targets = (module, _first_fit(module, self._patterns), *kinds)
+        return next((self._by_target[target] for target in targets if target in self._by_target), None)
 
 
 def read_groups(settings: dict[str, Any], path: Path) -> Targets:
@@ -139,16 +158,7 @@ def _check_patterns(targets: Iterable[str], where: str) -> None:
             raise ExportError(f"{where}: got {target!r}, which is no pattern ({e}); correct it") from e
 
 
-def _rank(target: str) -> tuple[bool, str]:
-    return target.startswith(_PATTERN), target
-
-
-def _matches(module: str, targets: Iterable[str]) -> bool:
-    return any(_names(module, target) for target in targets)
-
-
-def _names(module: str, target: str) -> bool:
-    """Whether a target means the module by its name: the pattern fits the name's beginning, or it is the name."""
-    if target.startswith(_PATTERN):
-        return re.match(target.removeprefix(_PATTERN), module) is not None
-    return target == module
+def _first_fit(module: str, patterns: Iterable[str]) -> str:
+    """The first of the patterns that fits the beginning of the module's name; empty where none does."""
+    fitting = (pattern for pattern in patterns if re.match(pattern.removeprefix(_PATTERN), module))
+    return next(fitting, "")
