@@ -138,9 +138,17 @@ def changing(applied: Sequence[Applied]) -> str:
 def transform_weights(
     applied: Sequence[Applied], weights: dict[str, Weight], checkpoint: Checkpoint
 ) -> dict[str, Weight]:
-    """Pass the weights of `checkpoint`'s model through every method that changes them, in order."""
+    """Pass the weights of `checkpoint`'s model through every method that changes them, in order.
+
+    Changed weights keep the record of the codes that the checkpoint stores them in; names of one weight stay so.
+    """
     for method, hook in _hooks(applied, "transform_weights"):
-        weights = hook(method.config, weights, checkpoint)
+        changed, made = hook(method.config, weights, checkpoint), dict[int, Weight]()
+        for name, weight in changed.items():
+            if id(weight) not in made:
+                before = weights.get(name, weight)
+                made[id(weight)] = weight.in_place_of(before, f"{method.name} changes weights")
+        weights = {name: made[id(weight)] for name, weight in changed.items()}
     return weights
 
 

@@ -72,8 +72,8 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     def _tell(self, name: str, weight: Weight, outcome: str, how: str) -> None:
         stored = weight.stored or weight.given_up(how)
         if stored is not None and name not in self._told:
-            reason = stored.restored if outcome == "restored" and stored.restored else how
-            self._told[name] = (stored.name, outcome, reason), stored.matrices, weight.size
+            told = ("restored", stored.restored) if stored.restored else (outcome, how)
+            self._told[name] = (stored.name, *told), stored.matrices, weight.size
 
     def _store(self, use: WeightUse, stored: dict[str, Stored]) -> None:
         """Write the use in the form that takes it, if one does."""

@@ -20,6 +20,7 @@ from enginewright.runtime.errors import ExportError
 
 WeightForm = tuple[int, int, int, str, str]
 """(bits, group size, input axis, "" or the offset that groups have, "" or a hash of the order of columns)."""
+_DERIVED = "other numbers are computed of its numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,19 @@ class Weight:
             return stored
         return dataclasses.replace(stored, restored=reason)
 
+    def in_place_of(self, other: Weight, reason: str) -> Weight:
+        """The same with the types of codes that `other`, whose place it takes, and its parts were stored in.
+
+        reason: why these codes are given up, if they are not yet.
+        """
+        if self.stored is not None:
+            return self
+        pairs = zip(self.parts, other.parts, strict=True) if len(self.parts) == len(other.parts) else ()
+        parts = tuple(mine.in_place_of(theirs, reason) for mine, theirs in pairs) or self.parts
+        stored = None if parts else other.given_up(reason)
+        same = stored is None and all(one is two for one, two in zip(parts, self.parts, strict=True))
+        return self if same else dataclasses.replace(self, stored=stored, parts=parts)
+
     def restored(self, reason: str) -> Weight:
         """The same as numbers.
 
@@ -168,14 +182,15 @@ class Weight:
     def derive(
         self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray], dtype: ir.DataType | None = None
     ) -> Weight:
-        """Return the weight that `change` makes from the values of this one.
+        """Return the weight that `change` makes from the values of this one, with the type of codes that these were stored in.
 
         Raises:
             ExportError: this weight is quantised, and the choice of its codes would be lost.
         """
         if self.quantized is not None:
             raise ExportError(f"a quantised weight of shape {list(self.shape)} would be changed; quantise after that")
-        return Weight(shape=tuple(shape), dtype=dtype or self.dtype, load=lambda: change(self.load()))
+        stored = self.given_up(_DERIVED)
+        return Weight(shape=tuple(shape), dtype=dtype or self.dtype, load=lambda: change(self.load()), stored=stored)
 
 
 def quantized_weight(shape: Sequence[int], rows: QuantizedRows, stored: StoredType | None = None) -> Weight:

@@ -38,6 +38,7 @@ from enginewright.exporters.source.quantized.quantized_folder import (
     check_part,
     is_packed_by_auto_round,
     is_quantised_with,
+    where_missing,
 )
 from enginewright.exporters.source.tensor_source import SourceFormat
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -132,7 +133,7 @@ class GptqFolder(QuantizedFolder):
             check_part(self, g_idx, (k,), "I32", "I64")
         elif settings.get("desc_act"):
             raise ExportError(
-                f"{self.path}: tensor {g_idx!r} is missing, but {SETTINGS}.desc_act reorders inputs by it; download the "
+                f"{where_missing(self, g_idx)}: tensor {g_idx!r} is missing, but {SETTINGS}.desc_act reorders inputs by it; download the "
                 "checkpoint again"
             )
         return GroupedIntegers(

@@ -77,7 +77,7 @@ class QuantizedFolder(FolderFiles, ABC):
         found = dict(self.matrices())
         if missing := [part for each in found.values() for part in each.parts if part not in self.files.tensors]:
             raise ExportError(
-                f"{self.path}: tensor {missing[0]!r} is not in the checkpoint, but others of its matrix are; download it again"
+                f"{where_missing(self, missing[0])}: tensor {missing[0]!r} is not in the checkpoint, but others of its matrix are; download it again"
             )
         return found
 
@@ -179,6 +179,11 @@ def is_packed_by_auto_round(path: Path, *packings: str) -> bool:
     return is_quantised_with(path, *_AUTO_ROUND) and read_settings(path).get("packing_format") in packings
 
 
+def where_missing(source: QuantizedFolder, name: str) -> Path:
+    """Return the file that the index names for the stored tensor `name`, which is missing; the directory without one."""
+    return source.files.missing.get(name, source.path)
+
+
 def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtypes: str) -> None:
     """Raise ExportError unless the stored tensor `name` has the shape and one of the types that its matrix needs.
 
@@ -187,7 +192,7 @@ def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtyp
     stored = source.files.tensors.get(name)
     if stored is None:
         raise ExportError(
-            f"{source.path}: tensor {name!r} is missing, expected {list(shape)}; download the checkpoint again"
+            f"{where_missing(source, name)}: tensor {name!r} is missing, expected {list(shape)}; download the checkpoint again"
         )
     if stored.shape != shape or stored.dtype not in dtypes:
         raise ExportError(

@@ -9,7 +9,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from enginewright.exporters.source.quantized.quantized_folder import QuantizedFolder, StoredMatrix, check_part
+from enginewright.exporters.source.quantized.quantized_folder import (
+    QuantizedFolder,
+    StoredMatrix,
+    check_part,
+    where_missing,
+)
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
@@ -55,9 +60,9 @@ class ModuleParts:
             ExportError: it is missing.
         """
         if not self.has(part):
+            where = where_missing(self.source, self.name(part))
             raise ExportError(
-                f"{self.source.path}: tensor {self.name(part)!r} is missing, but others of its matrix are there; download "
-                "the checkpoint again"
+                f"{where}: tensor {self.name(part)!r} is missing, but others of its matrix are there; download the checkpoint again"
             )
         return self.source.files.tensors[self.name(part)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -14,7 +16,7 @@ from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.weights.graph_weights import add_weight, to_initializers, weight_of
 from enginewright.exporters.weights.registry import choose_storage
-from enginewright.exporters.weights.weight import Weight, concatenate
+from enginewright.exporters.weights.weight import StoredType, Weight, concatenate
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.families import make_model
 from tests.support.exporters.small_graphs import Arrays, make_graph, make_weight, quantized, random_arrays
@@ -29,6 +31,24 @@ def test_derived_weights() -> None:
     assert weight.transposed().shape == (4, 3)
     half = weight.derive((12,), lambda x: x.reshape(-1).astype(np.float16), ir.DataType.FLOAT16)
     assert half.dtype is ir.DataType.FLOAT16 and half.load().dtype == np.float16
+
+
+def test_a_weight_in_the_place_of_another_keeps_the_record_of_its_codes() -> None:
+    """Of the matrix itself or of each expert; a record that a weight has already counts, and nothing is made without one."""
+    old = dataclasses.replace(make_weight(W["a"]), stored=StoredType(name="Q"))
+    new = make_weight(W["a"] + 1)
+    told = StoredType(name="Q", restored="m changes weights")
+    assert new.in_place_of(old, "m changes weights").stored == told
+    assert new.in_place_of(old, "m changes weights").in_place_of(old, "n changes weights").stored == told
+    assert new.in_place_of(make_weight(W["a"]), "m changes weights") is new
+    stack, adapted = dataclasses.replace(old, stored=None, parts=(old, old)), dataclasses.replace(new, parts=(old, new))
+    found = adapted.in_place_of(stack, "m changes weights")
+    assert found.stored is None and found.parts[0] is old and found.parts[1].stored == told
+    whole = new.in_place_of(stack, "m changes weights").stored
+    assert whole == dataclasses.replace(told, matrices=2)
+    assert old.restored("it is asked for").derive((12,), np.ravel).stored == StoredType(
+        name="Q", restored="it is asked for"
+    )
 
 
 @pytest.mark.parametrize(("names", "axis"), [("ab", 0), ("ac", 1), ("a", 0), ("aaa", 1)])

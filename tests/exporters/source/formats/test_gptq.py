@@ -315,20 +315,31 @@ def test_contents_that_are_refused(packed: Path) -> None:
         open_checkpoint(str(packed)).codes(f"{NAME}.weight")
 
 
-def test_a_missing_file_is_named(packed: Path) -> None:
-    """The index lists the parts of the last product in a file that is not there."""
-    names = [f"{NAME}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")]
+def move_to_missing_file(packed: Path, names: list[str]) -> None:
+    """Let the index list the tensors `names` in a second file, which is not there."""
     edit_tensors(packed, lambda tensors: [tensors.pop(name) for name in names])
     (packed / "model.safetensors").rename(packed / "model-00001-of-00002.safetensors")
     listed = dict.fromkeys(load_file(packed / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors")
     listed.update(dict.fromkeys(names, "model-00002-of-00002.safetensors"))
     (packed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+
+
+def test_a_missing_file_is_named(packed: Path) -> None:
+    """The index lists the parts of the last product in a file that is not there."""
+    move_to_missing_file(packed, [f"{NAME}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")])
     opened = open_checkpoint(str(packed))
     model = build_skeleton(opened.config, attention="eager", max_context=64).model
     with pytest.raises(
         ExportError, match=rf"model-00002-of-00002.safetensors: tensor '{NAME}.weight' of parameter '{NAME}"
     ):
         bind_parameters(opened, model)
+
+
+@pytest.mark.parametrize("part", ["scales", "g_idx"])
+def test_a_missing_file_with_one_part_of_a_matrix_is_named(part: str, packed: Path) -> None:
+    move_to_missing_file(packed, [f"{NAME}.{part}"])
+    with pytest.raises(ExportError, match=rf"model-00002-of-00002.safetensors: tensor '{NAME}.{part}' is missing"):
+        open_checkpoint(str(packed))
 
 
 def test_the_reference_has_the_numbers_of_the_twin(checkpoint: CheckpointMaker, tmp_path: Path) -> None:

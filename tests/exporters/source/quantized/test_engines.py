@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.build import build
 from enginewright.exporters.export import export
-from enginewright.exporters.recipe import Recipe, parse_weights
+from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import build_skeleton
 from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.loader import load
+from tests.support.exporters.adapters import train_with_peft
 from tests.support.exporters.families import save_checkpoint
 from tests.support.exporters.gguf_files import make_model as make_gguf_model
 from tests.support.exporters.mxfp4_files import EXPERTS, write_mxfp4
@@ -162,6 +163,29 @@ def test_projections_of_one_input_share_its_order(gptq: Made) -> None:
     nodes = ir.load(gptq.engine / "graphs/decoder.onnx").graph
     reordered = [node for node in nodes if node.op_type == "Gather" and (node.inputs[1].name or "").endswith(".order")]
     assert len(reordered) == 2 * 4 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("apply", "weights", "reason"),
+    [
+        ("lora:path={adapter}", "stored", "lora changes weights"),
+        ("piso:bits=4,group_size=32,sequences=2,length=32,work={work}", "stored", "piso changes weights"),
+        ("kvarn", "int8", "--weights int8 was asked for"),
+    ],
+)
+def test_matrices_that_a_method_changes_are_told_of(apply: str, weights: str, reason: str, tmp_path: Path) -> None:
+    """Each of the 7 matrices of a layer is counted, whichever of them the method makes anew."""
+    save_checkpoint("qwen3", tmp_path / "model", num_hidden_layers=1, vocab_size=256, head_dim=64)
+    packed, twin = write_twins(tmp_path / "model", tmp_path, packer(gptq_parts, act_order=True, **INTEGERS), GPTQ)
+    if "{adapter}" in apply:
+        model = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32)
+        train_with_peft(model, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    method = parse_method(apply.format(adapter=tmp_path / "adapter", work=tmp_path / "work"))
+    recipe = Recipe(max_batch=2, max_context=64, weights=parse_weights(weights), apply=(method,))
+    (tmp_path / "engine").mkdir()
+    codes = export(str(packed), tmp_path / "engine", recipe).weights["codes"]
+    assert [each["matrices"] for each in codes] == [7] and {each["restored"] for each in codes} == {reason}
 
 
 def write_moe(root: Path, pack: Any, settings: dict[str, Any]) -> tuple[Path, Path]:
