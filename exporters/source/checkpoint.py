@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from enginewright.exporters.source.formats.safetensors import INTEGERS
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.multimodal.text_config import is_multimodal
 from enginewright.exporters.source.multimodal.text_source import TextSource
@@ -47,14 +48,6 @@ TOKENIZER_FILES = {
     TEMPLATES: ("*.jinja",),
 }
 """Patterns of the names of a tokenizer's files, by the folder that they are in."""
-INTEGERS = {  # safetensors' names of the types whose values are not rounded when they are read
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _CHECKED_AT_ONCE = 1 << 22  # numbers, because the check copies them
 
 

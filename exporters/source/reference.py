@@ -62,8 +62,8 @@ def load_reference(
 def _load_model(checkpoint: Checkpoint) -> tuple[PreTrainedModel, bool]:
     """Return the model, and whether transformers has filled it; else its weights are random.
 
-    transformers fills it if it knows the format and the model is no part of another one, and if the files are to its liking: it wants all that an index lists, and an
-    index with metadata.
+    transformers fills it if it knows the format and the model is no part of another one, and if the files are to its liking:
+    it wants all that an index lists, and an index with metadata.
     """
     settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     if checkpoint.format.in_transformers and not checkpoint.is_text_part and not checkpoint.missing:

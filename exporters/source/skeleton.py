@@ -19,11 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from enginewright.exporters.source.buffers import bind_buffers
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.rope_scaling import fix_rotary
+from enginewright.exporters.source.supported_models import MODEL_ERRORS
 from enginewright.exporters.source.tensor_matching import persistent_buffers
 from enginewright.runtime.errors import ExportError, UnsupportedError
-
-MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What transformers raises where it cannot make a model of a config."""
 
 
 @dataclass(frozen=True, kw_only=True)

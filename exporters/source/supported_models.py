@@ -15,6 +15,8 @@ from enginewright.exporters.source.quantized.refused_methods import describe_ref
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What transformers raises where it cannot make a model of a config."""
 
 
 def check_supported_raw(raw: dict[str, Any], path: Path) -> None:

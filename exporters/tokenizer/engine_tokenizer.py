@@ -61,19 +61,15 @@ def read_tokenizer(checkpoint: Checkpoint) -> EngineTokenizer | None:
         ExportError: a file is damaged, or transformers cannot read it.
         UnsupportedError: a tokenizer.json cannot hold it.
     """
-    files = checkpoint.tokenizer_files()
-    if not vocabulary_files(files):
+    files, path = checkpoint.tokenizer_files(), checkpoint.path
+    loaded = open_tokenizer(checkpoint, files)
+    if loaded is None:
         for name in files:
             checkpoint.unused.add(
                 name, [name], "there is no vocabulary, so that the engine takes and gives token ids alone"
             )
         return None
-    path = checkpoint.path
-    check_files(files, path)
     where = f"{path}: the tokenizer of {', '.join(vocabulary_files(files))}"
-    loaded = load_tokenizer({**files, CONFIG: checkpoint.read_file(CONFIG)}, path)
-    if checkpoint.is_text_part and loaded.chat_template is None:
-        loaded.chat_template = _processor_template(files, path)
     with tokenizer_errors(lambda reason: ExportError(f"{where}: cannot be used ({reason}); {WAY_OUT}")):
         content = _serialise(loaded, checkpoint)
         core = parse_tokenizer(content)
@@ -117,6 +113,24 @@ def _processor_template(files: dict[str, bytes], path: Path) -> str | None:
             f"{path / _PROCESSOR_TEMPLATE}: chat_template: got {template!r}, expected a text; correct the file"
         )
     return template
+
+
+def open_tokenizer(checkpoint: Checkpoint, files: dict[str, bytes]) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer as transformers reads it; None where there is no vocabulary.
+
+    files: `checkpoint.tokenizer_files()`.
+
+    Raises:
+        ExportError: a file is damaged, or transformers cannot read it.
+    """
+    if not vocabulary_files(files):
+        return None
+    path = checkpoint.path
+    check_files(files, path)
+    loaded = load_tokenizer({**files, CONFIG: checkpoint.read_file(CONFIG)}, path)
+    if checkpoint.is_text_part and loaded.chat_template is None:
+        loaded.chat_template = _processor_template(files, path)
+    return loaded
 
 
 def _templates(found: object, path: Path) -> str | list[dict[str, str]]:

@@ -24,15 +24,26 @@ OFFSETS, ORDER = "offsets", "order"
 _SHARED = "enginewright.corrections"  # in the meta of a value: what was made of it, by (kind, key)
 
 
-def correction_parts(rows: QuantizedRows, shape: tuple[int, ...]) -> dict[str, Weight]:
-    """Return the tensors that the nodes need besides codes and scales: offsets [groups, n] float32, order [k] int32."""
+def correction_parts(
+    rows: QuantizedRows, shape: tuple[int, ...], offsets: Callable[[], np.ndarray]
+) -> dict[str, Weight]:
+    """Return the tensors that the nodes need besides codes and scales: offsets [groups, n] float32, order [k] int32.
+
+    offsets: returns the `offsets_of` the rows; it is called only if these have minima.
+    """
     n, k = shape
     parts: dict[str, Weight] = {}
     if rows.minima is not None:
-        parts[OFFSETS] = Weight(shape=(k // rows.group_size, n), dtype=ir.DataType.FLOAT, load=partial(_offsets, rows))
+        parts[OFFSETS] = Weight(shape=(k // rows.group_size, n), dtype=ir.DataType.FLOAT, load=offsets)
     if rows.order is not None:
         parts[ORDER] = Weight(shape=(k,), dtype=ir.DataType.INT32, load=partial(_order, rows))
     return parts
+
+
+def offsets_of(bits: int, scales: np.ndarray, minima: np.ndarray) -> np.ndarray:
+    """Return m + 2^(bits - 1) s of scales and minima [n, groups]: [groups, n]."""
+    offsets: np.ndarray = (minima + np.float32(1 << (bits - 1)) * scales).T
+    return offsets
 
 
 def reorder(use: WeightUse, values: Values, rows_hash: str) -> ir.Value:
@@ -72,13 +83,6 @@ def correct_lookup(lookup: ir.Node, ids: ir.Value, values: Values, group_size: i
     for node in (lookup, by_row, flat[-1], turned, rows[-1], total):
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return [lookup, by_row, *flat, turned, *rows, total, shape, result]
-
-
-def _offsets(rows: QuantizedRows) -> np.ndarray:
-    assert rows.minima is not None
-    scales = rows.load()[1]
-    offsets: np.ndarray = (rows.minima() + np.float32(1 << (rows.bits - 1)) * scales).T
-    return offsets
 
 
 def _order(rows: QuantizedRows) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from enginewright.exporters.weights.block_corrections import (
     correct_lookup,
     correct_product,
     correction_parts,
+    offsets_of,
     reorder,
 )
 from enginewright.exporters.weights.stored_form import Encoding, StoredForm, Values, WeightUse
@@ -63,6 +64,22 @@ class BlockOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenOptions:
+    """Options of weights whose codes, if they are such, were chosen before; `choose_storage` creates it.
+
+    compute: type of the activations in a product with codes: int8 (faster) or float32 (exact).
+
+    Raises:
+        ExportError: a value that is not known.
+    """
+
+    compute: Compute = "int8"
+
+    def __post_init__(self) -> None:
+        check_compute(self.compute)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockLayout:
     """Sizes of a matrix in blocks; `encode` creates it.
 
@@ -96,10 +113,35 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
         takes=_takes,
         keeps=keeps,
         encode=partial(_quantize, bits),
-        write=lambda options, use, encoding, values: write_blocks(options.compute, use, encoding, values),
+        write=_write,
         opsets={MICROSOFT: 1},
         products=(PRODUCT,),
         max_kl=max_kl,
+    )
+
+
+def chosen_codes_form(
+    name: str,
+    summary: str,
+    describe: Callable[[str, ChosenOptions, str], dict[str, Any]],
+    *,
+    keeps_stored: bool = False,
+    for_numbers: str = "",
+) -> StoredForm[ChosenOptions]:
+    """Return a form that chooses no codes itself: it keeps those of methods, and leaves matrices of numbers as they are."""
+    return StoredForm(
+        name=name,
+        summary=summary,
+        options=ChosenOptions,
+        takes=lambda options, use: False,
+        keeps=keeps,
+        keeps_stored=keeps_stored,
+        for_numbers=for_numbers,
+        encode=_keep,
+        write=_write,
+        describe=describe,
+        opsets={MICROSOFT: 1},
+        products=(PRODUCT,),
     )
 
 
@@ -114,7 +156,12 @@ def keeps(use: WeightUse) -> bool:
     return use.is_product or (fills and chosen.order is None)
 
 
-def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> Encoding:
+def _keep(options: ChosenOptions, use: WeightUse) -> Encoding:
+    assert use.rows.quantized is not None, "it takes no other"
+    return _encode_chosen(options.compute, use, use.rows.quantized)
+
+
+def _encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> Encoding:
     """Return codes that were chosen before in blocks, without a change.
 
     Codes of 2 bits are stored in 2 bits for a CPU with int8 activations, and in 4 bits anywhere else.
@@ -125,13 +172,17 @@ def encode_chosen(compute: Compute, use: WeightUse, chosen: QuantizedRows) -> En
     bits, size = block_form(chosen.bits, chosen.group_size, k, takes_two=takes_two)
 
     def make() -> tuple[np.ndarray, ...]:
-        codes, scales = store_codes(*chosen.load(), chosen.group_size, bits, size)
-        if chosen.zero_points is None:
-            return codes, scales
-        return codes, scales, store_zero_points(chosen.zero_points(), k, chosen.group_size, bits, size)
+        rows, steps = chosen.load()
+        codes, scales = store_codes(rows, steps, chosen.group_size, bits, size)
+        if chosen.minima is not None:
+            return codes, scales, offsets_of(chosen.bits, steps, chosen.minima())
+        if chosen.zero_points is not None:
+            return codes, scales, store_zero_points(chosen.zero_points(), k, chosen.group_size, bits, size)
+        return codes, scales
 
-    blocks = _encoding(use.rows.shape, bits, size, make, symmetric=symmetric)
-    parts = {**blocks.parts, **correction_parts(chosen, use.rows.shape)}
+    part = _shared(make)
+    blocks = _encoding(use.rows.shape, bits, size, part, symmetric=symmetric)
+    parts = {**blocks.parts, **correction_parts(chosen, use.rows.shape, lambda: part(2))}
     layout = dataclasses.replace(blocks.layout, group_size=chosen.group_size, order=chosen.order_hash)
     return Encoding(parts=parts, layout=layout, told=_describe_blocks(chosen, bits, size))
 
@@ -141,10 +192,10 @@ def _describe_blocks(chosen: QuantizedRows, bits: int, size: int) -> str:
     return f"{bits} bits in blocks of {size}{offset}{', reordered' if chosen.order is not None else ''}"
 
 
-def write_blocks(compute: Compute, use: WeightUse, encoding: Encoding, values: Values) -> None:
+def _write(options: BlockOptions | ChosenOptions, use: WeightUse, encoding: Encoding, values: Values) -> None:
     """Replace the use's node by MatMulNBits, with the bias in it, or by GatherBlockQuantized."""
     if use.is_product:
-        _write_product(ACCURACY[compute], use, encoding.layout, values)
+        _write_product(ACCURACY[options.compute], use, encoding.layout, values)
     else:
         _write_lookup(use, encoding.layout, values)
 
@@ -158,22 +209,21 @@ def _takes(options: BlockOptions, use: WeightUse) -> bool:
 def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
     rows, size = use.rows, options.block_size
     if rows.quantized is not None:
-        return encode_chosen(options.compute, use, rows.quantized)
+        return _encode_chosen(options.compute, use, rows.quantized)
 
     def make() -> tuple[np.ndarray, ...]:
         quantize = quantize_blocks if options.symmetric else quantize_blocks_with_zero_points
         return quantize(rows.load(), bits, size)
 
-    return _encoding(rows.shape, bits, size, make, symmetric=options.symmetric)
+    return _encoding(rows.shape, bits, size, _shared(make), symmetric=options.symmetric)
 
 
 def _encoding(
-    shape: tuple[int, ...], bits: int, block_size: int, make: Callable[[], tuple[np.ndarray, ...]], *, symmetric: bool
+    shape: tuple[int, ...], bits: int, block_size: int, part: Callable[[int], np.ndarray], *, symmetric: bool
 ) -> Encoding:
-    """Describe the arrays that `make` returns: codes, scales, and zero points unless `symmetric`."""
+    """Describe the arrays that `part` returns by number: codes, scales, and zero points unless `symmetric`."""
     n, k = shape
     blocks = -(-k // block_size)
-    part = _shared(make)
     parts = {
         "codes": Weight(shape=(n, blocks, block_size * bits // 8), dtype=ir.DataType.UINT8, load=lambda: part(0)),
         "scales": Weight(shape=(n, blocks), dtype=ir.DataType.FLOAT, load=lambda: part(1)),

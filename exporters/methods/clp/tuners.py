@@ -17,9 +17,8 @@ from enginewright.exporters.methods.clp import medusa, train
 from enginewright.exporters.methods.clp.backbone_states import TokenSequence
 from enginewright.exporters.methods.clp.report import HeadsReport
 from enginewright.exporters.methods.tuner import Tuner, TuningData
-from enginewright.exporters.source.checkpoint import CONFIG, open_checkpoint
-from enginewright.exporters.tokenizer.file_checks import check_files, vocabulary_files
-from enginewright.exporters.tokenizer.transformers_tokenizer import load_tokenizer
+from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.machine import physical_cores
 
@@ -102,13 +101,12 @@ def _texts(arguments: argparse.Namespace, data: TuningData) -> Iterator[TokenSeq
 def _open_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint of any format; ExportError where it has none or transformers cannot read it."""
     checkpoint = open_checkpoint(model)
-    files = checkpoint.tokenizer_files()
-    if not vocabulary_files(files):
+    found = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
+    if found is None:
         raise ExportError(
             f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the checkpoint"
         )
-    check_files(files, checkpoint.path)
-    return load_tokenizer({**files, CONFIG: checkpoint.read_file(CONFIG)}, checkpoint.path)
+    return found
 
 
 def _sequences(tokenizer: Any, prompt: str, text: str, length: int) -> Iterator[TokenSequence]:

@@ -41,8 +41,8 @@ from enginewright.exporters.source.quantized.quantized_folder import (
     check_part,
     is_packed_by_auto_round,
     is_quantised_with,
+    quantized_format,
 )
-from enginewright.exporters.source.tensor_source import SourceFormat
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 METHOD = "awq"
@@ -142,11 +142,8 @@ def _unpack(words: np.ndarray) -> np.ndarray:
     return codes[..., _PLACES].reshape(m, -1)
 
 
-SOURCE = SourceFormat(
-    name=METHOD,
-    expects=f"a directory of safetensors files whose config.json has quantization_config with quant_method {METHOD}",
-    recognise=lambda path: is_quantised_with(path, METHOD) or is_packed_by_auto_round(path, *_PACKINGS),
-    open=AwqFolder,
-    instead_of="safetensors",
-    hub_files=("*.safetensors",),
+SOURCE = quantized_format(
+    METHOD,
+    AwqFolder,
+    lambda path: is_quantised_with(path, METHOD) or is_packed_by_auto_round(path, *_PACKINGS),
 )

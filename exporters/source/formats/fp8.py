@@ -19,14 +19,17 @@ import numpy as np
 import torch
 
 from enginewright.exporters.source.formats.safetensors import CONFIG
+from enginewright.exporters.source.quantized.packing import exponents_to_scales
 from enginewright.exporters.source.quantized.quantized_folder import (
     SETTINGS,
     QuantizedFolder,
     StoredMatrix,
     check_part,
     is_quantised_with,
+    quantized_format,
 )
-from enginewright.exporters.source.tensor_source import SourceFormat, StoredTensor
+from enginewright.exporters.source.quantized.shared_scales import ScaleTile
+from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -35,7 +38,6 @@ FLOATS = {"F8_E4M3": "float8 e4m3", "F8_E5M2": "float8 e5m2"}
 _SCALES = ("_scale_inv", "_scale")
 _ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub")
 _EXPONENTS = "ue8m0"
-_BIAS = 127
 
 
 class Fp8Folder(QuantizedFolder):
@@ -125,26 +127,19 @@ class Fp8Folder(QuantizedFolder):
         stored = self.files.tensors[name]
         one_each = is_stack and len(stored.shape) > 0 and stored.shape != (1,)
         found = self.array(name, part if one_each else None)
-        return np.ldexp(np.float32(1), found.astype(np.int32) - _BIAS) if found.dtype == np.uint8 else found
+        return exponents_to_scales(found) if found.dtype == np.uint8 else found
 
     def _multiply(self, matrix: np.ndarray, scales: np.ndarray) -> None:
         """Multiply `matrix` [n, k] by its scales, in place."""
         n, k = matrix.shape
-        block = self._block
-        if scales.size == 1:
-            matrix *= scales.reshape(())
-        elif block is None:
-            matrix *= scales.reshape(n, 1)
-        else:
-            for row, of_row in enumerate(scales):
-                matrix[row * block[0] : (row + 1) * block[0]] *= np.repeat(of_row, block[1])[:k]
+        rows, columns = (n, k) if scales.size == 1 else self._block or (1, k)
+        tile = ScaleTile(shape=(n, k), rows=max(rows, 1), columns=max(columns, 1))
+        tile.scale(matrix, scales)
 
 
-SOURCE = SourceFormat(
-    name="fp8",
-    expects=f"a directory of safetensors files whose config.json has quantization_config with quant_method {' or '.join(METHODS)}",
-    recognise=lambda path: is_quantised_with(path, *METHODS),
-    open=Fp8Folder,
-    instead_of="safetensors",
-    hub_files=("*.safetensors",),
+SOURCE = quantized_format(
+    "fp8",
+    Fp8Folder,
+    lambda path: is_quantised_with(path, *METHODS),
+    expects=f"whose config.json has {SETTINGS} with quant_method {' or '.join(METHODS)}",
 )

@@ -38,9 +38,9 @@ from enginewright.exporters.source.quantized.quantized_folder import (
     check_part,
     is_packed_by_auto_round,
     is_quantised_with,
+    quantized_format,
     where_missing,
 )
-from enginewright.exporters.source.tensor_source import SourceFormat
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 METHOD = "gptq"
@@ -170,11 +170,8 @@ class GptqFolder(QuantizedFolder):
         return any(str(tool).startswith(_WORD_WISE) for tool in (tools if isinstance(tools, list) else [tools]))
 
 
-SOURCE = SourceFormat(
-    name=METHOD,
-    expects=f"a directory of safetensors files whose config.json has quantization_config with quant_method {METHOD}",
-    recognise=lambda path: is_quantised_with(path, METHOD) or is_packed_by_auto_round(path, *_PACKINGS),
-    open=GptqFolder,
-    instead_of="safetensors",
-    hub_files=("*.safetensors",),
+SOURCE = quantized_format(
+    METHOD,
+    GptqFolder,
+    lambda path: is_quantised_with(path, METHOD) or is_packed_by_auto_round(path, *_PACKINGS),
 )

@@ -16,20 +16,19 @@ from functools import partial
 import numpy as np
 import torch
 
-from enginewright.exporters.source.quantized.packing import E2M1, unpack_pairs
+from enginewright.exporters.source.quantized.packing import E2M1, exponents_to_scales, unpack_pairs
 from enginewright.exporters.source.quantized.quantized_folder import (
     QuantizedFolder,
     StoredMatrix,
     check_part,
     is_quantised_with,
+    quantized_format,
 )
-from enginewright.exporters.source.tensor_source import SourceFormat
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 METHOD = "mxfp4"
 BLOCK = 32
-_BIAS = 127
 _LARGEST = 252  # with it, 6 * 2^(scale - 127) is still a float32; 255 stands for NaN
 _CODES, _SCALES = "_blocks", "_scales"
 _BITS = 8  # codes are doubled to be whole, so that they run from -12 to 12
@@ -73,11 +72,11 @@ class Mxfp4Folder(QuantizedFolder):
         """Codes [n, k] and scales [n, k / 32] of one expert."""
         blocks = self.array(f"{name}{_CODES}", part)[0]
         codes = E2M1[unpack_pairs(blocks)].reshape(len(blocks), -1)
-        exponents = self.array(f"{name}{_SCALES}", part)[0].astype(np.int32)
+        exponents = self.array(f"{name}{_SCALES}", part)[0]
         if (exponents > _LARGEST).any():
             where = self.files.tensors[f"{name}{_SCALES}"].file
             raise ExportError(f"{where}: tensor {name + _SCALES!r} holds NaN or infinity; the checkpoint is damaged")
-        return codes, np.ldexp(np.float32(1), exponents - _BIAS - 1)
+        return codes, exponents_to_scales(exponents, 2)
 
     def _read(self, name: str, part: int | None) -> torch.Tensor:
         experts = self.files.tensors[f"{name}{_CODES}"].shape[0]
@@ -89,11 +88,4 @@ class Mxfp4Folder(QuantizedFolder):
         return torch.stack([torch.from_numpy(np.ascontiguousarray(each.restore())) for each in rows])
 
 
-SOURCE = SourceFormat(
-    name=METHOD,
-    expects=f"a directory of safetensors files whose config.json has quantization_config with quant_method {METHOD}",
-    recognise=lambda path: is_quantised_with(path, METHOD),
-    open=Mxfp4Folder,
-    instead_of="safetensors",
-    hub_files=("*.safetensors",),
-)
+SOURCE = quantized_format(METHOD, Mxfp4Folder, lambda path: is_quantised_with(path, METHOD))

@@ -17,17 +17,21 @@ from enginewright.runtime.errors import ExportError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TYPES = {
-    **DTYPES,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
+INTEGERS = {
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+}
+"""The types whose values are not rounded when they are read."""
+_TYPES = {
+    **DTYPES,
+    **INTEGERS,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 CONFIG, _INDEX_END = "config.json", ".safetensors.index.json"
 NAMED = "transformers_weights"

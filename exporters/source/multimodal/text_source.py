@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,14 @@ from enginewright.runtime.errors import UnsupportedError
 _OF_PROCESSORS = "*processor_config.json"
 _CONVERTED = "transformers converts it for the text part of a multimodal model"
 _BY_DESIGN = "an engine has the text part of a multimodal model alone"
+
+
+class _Origin(NamedTuple):
+    """What a tensor of the text part is made of: a group, its first tensor of the whole model, and the tensor's shape."""
+
+    target: str
+    group: TensorGroup
+    shape: tuple[int, ...]
 
 
 class TextSource:
@@ -61,7 +70,7 @@ class TextSource:
 
     def read(self, name: str, part: int | None = None) -> torch.Tensor:
         """Return a tensor, or one slice of it, as float32."""
-        target, group = self._origins[name]
+        target, group, _ = self._origins[name]
         if group.converter is None:
             return self._inner.read(group.tensors[0][1], part)
         if part is None:
@@ -74,7 +83,7 @@ class TextSource:
 
     def content(self, name: str) -> Iterator[bytes]:
         """Yield a tensor's bytes, those of a converted one in the type that its parts are stored in."""
-        _, group = self._origins[name]
+        group = self._origins[name].group
         if group.converter is None:
             yield from self._inner.content(group.tensors[0][1])
             return
@@ -84,7 +93,7 @@ class TextSource:
 
     def codes(self, name: str, part: int | None = None) -> QuantizedRows | None:
         """Return codes and scales of a matrix that is stored as such; None for any other tensor, and for converted ones."""
-        _, group = self._origins[name]
+        group = self._origins[name].group
         return self._inner.codes(group.tensors[0][1], part) if group.converter is None else None
 
     def file_names(self) -> tuple[str, ...]:
@@ -111,31 +120,26 @@ class TextSource:
         return match_tensors(self._inner, self._whole.model)
 
     @functools.cached_property
-    def _origins(self) -> dict[str, tuple[str, TensorGroup]]:
-        """The group that each tensor of the text part is made of, with the group's first tensor of the whole model."""
-        found: dict[str, tuple[str, TensorGroup]] = {}
+    def _origins(self) -> dict[str, _Origin]:
+        """What each tensor of the text part is made of."""
+        found: dict[str, _Origin] = {}
         for target, group in self._matching.groups.items():
             if target not in self._whole.names or not group.whole:
                 continue
-            if group.converter is None:
-                found[self._whole.names[target]] = target, group
-                continue
             stored = self._inner.tensors[group.tensors[0][1]].shape
-            for name, shape in group.shapes(self._inner, self._whole.model, target).items():
-                found[self._whole.names[name]] = target, group.reduced(stored, shape)
+            made = {target: stored}
+            if group.converter is not None:
+                made = group.shapes(self._inner, self._whole.model, target)
+            for name, shape in made.items():
+                found[self._whole.names[name]] = _Origin(target, group.reduced(stored, shape), shape)
         return found
 
     @functools.cached_property
     def _described(self) -> dict[str, StoredTensor]:
         found: dict[str, StoredTensor] = {}
-        for name, (target, group) in self._origins.items():
-            stored = [self._inner.tensors[each] for _, each in group.tensors]
-            if group.converter is None:
-                found[name] = stored[0]
-                continue
-            shapes = group.shapes(self._inner, self._whole.model, target)
-            shape = next(shape for made, shape in shapes.items() if self._whole.names[made] == name)
-            found[name] = _describe_made(stored, shape)
+        for name, origin in self._origins.items():
+            stored = [self._inner.tensors[each] for _, each in origin.group.tensors]
+            found[name] = stored[0] if origin.group.converter is None else _describe_made(stored, origin.shape)
         if not found:
             raise UnsupportedError(
                 f"{self.path}: got no tensor of the text part ({self._whole.place}), expected a checkpoint of a "

@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from enginewright.exporters.source.multimodal.text_config import find_class, find_text_config
+from enginewright.exporters.source.supported_models import MODEL_ERRORS
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
-_BUILD_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ImportError)
+_BUILD_ERRORS = (*MODEL_ERRORS, ImportError)  # a part may need a library that is not there
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,12 +92,18 @@ def _join(model: PreTrainedModel, target: str, group: TensorGroup, rows: dict[st
     """The rows of all tensors in the places that the conversion gives them."""
     first = next(iter(rows.values()))
 
-    def convert(read: Callable[[QuantizedRows], np.ndarray]) -> np.ndarray:
-        made = group.make(model, target, lambda name: torch.from_numpy(np.ascontiguousarray(read(rows[name]))))[target]
+    def place(values: dict[str, np.ndarray]) -> np.ndarray:
+        made = group.make(model, target, lambda name: torch.from_numpy(np.ascontiguousarray(values[name])))[target]
         return made.reshape(-1, made.shape[-1]).numpy()
 
+    def convert(read: Callable[[QuantizedRows], np.ndarray]) -> np.ndarray:
+        return place({name: read(each) for name, each in rows.items()})
+
     def load() -> tuple[np.ndarray, np.ndarray]:
-        return convert(lambda each: each.load()[0]), convert(lambda each: each.load()[1])
+        loaded = {name: each.load() for name, each in rows.items()}
+        return place({name: codes for name, (codes, _) in loaded.items()}), place(
+            {name: scales for name, (_, scales) in loaded.items()}
+        )
 
     return QuantizedRows(
         bits=first.bits,

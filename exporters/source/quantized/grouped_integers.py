@@ -14,6 +14,7 @@ import torch
 
 from enginewright.exporters.source.formats.safetensors import CONFIG
 from enginewright.exporters.source.json_file import read_json
+from enginewright.exporters.source.quantized.finite import check_finite
 from enginewright.exporters.source.quantized.packing import center
 from enginewright.exporters.source.quantized.quantized_folder import SETTINGS, QuantizedFolder, StoredMatrix
 from enginewright.exporters.weights.weight import QuantizedRows
@@ -106,12 +107,7 @@ class GroupedIntegers:
         return np.ascontiguousarray(center(self.zero_points(), self.bits).T)
 
     def _finite_scales(self) -> np.ndarray:
-        scales = self.scales()
-        if not np.isfinite(scales).all():
-            raise ExportError(
-                f"{self.where}: tensor {self.parts[2]!r} holds NaN or infinity; the checkpoint is damaged"
-            )
-        return scales
+        return check_finite(self.scales(), self.where, self.parts[2])
 
     def _checked_groups(self) -> np.ndarray | None:
         if self.groups is None:

@@ -1,4 +1,4 @@
-"""Unpacks codes that checkpoints keep in words, and the numbers of 4 bits that have an exponent."""
+"""Unpacks codes that checkpoints keep in words, numbers of few bits that have an exponent, and scales that are exponents."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ E2M3 = np.array([*_E2M3, *(-number for number in _E2M3)], np.int8)
 
 Source: OCP Microscaling Formats (MX) 1.0, 5.3.2.
 """
+_BIAS = 127
+
+
+def exponents_to_scales(exponents: np.ndarray, divisor: int = 1) -> np.ndarray:
+    """Return 2^(e - 127) / divisor of exponents uint8, float32; the exponent 255, which is NaN, becomes infinity.
+
+    divisor: a power of two.
+    """
+    down = divisor.bit_length() - 1
+    scales: np.ndarray = np.ldexp(np.float32(1), exponents.astype(np.int32) - _BIAS - down)
+    return np.where(exponents == 255, np.float32(np.inf), scales)
 
 
 def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -44,4 +55,4 @@ def unpack_pairs(packed: np.ndarray) -> np.ndarray:
 
 def center(codes: np.ndarray, bits: int) -> np.ndarray:
     """Return codes uint8 counted from the lowest, 0 .. 2^bits - 1, as int8 around 0, -2^(bits - 1) .. 2^(bits - 1) - 1."""
-    return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+    return (codes - np.uint8(1 << (bits - 1))).view(np.int8)

@@ -19,7 +19,7 @@ import torch
 
 from enginewright.exporters.source.formats.safetensors import CONFIG, SafetensorsSource, recognise
 from enginewright.exporters.source.json_file import read_json
-from enginewright.exporters.source.tensor_source import FolderFiles, StoredTensor
+from enginewright.exporters.source.tensor_source import FolderFiles, SourceFormat, StoredTensor, TensorSource
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
@@ -177,6 +177,24 @@ def is_quantised_with(path: Path, *methods: str) -> bool:
 def is_packed_by_auto_round(path: Path, *packings: str) -> bool:
     """Whether `path` is such a directory of AutoRound's, in one of `packings`, whose layouts are those of other methods."""
     return is_quantised_with(path, *_AUTO_ROUND) and read_settings(path).get("packing_format") in packings
+
+
+def quantized_format(
+    name: str, open_folder: Callable[[Path], TensorSource], recognise_folder: Callable[[Path], bool], expects: str = ""
+) -> SourceFormat:
+    """Return the SOURCE of a format of directories whose matrices are codes.
+
+    expects: what such a directory has besides safetensors files, in words; empty: a config.json that names the method `name`.
+    """
+    has = expects or f"whose config.json has {SETTINGS} with quant_method {name}"
+    return SourceFormat(
+        name=name,
+        expects=f"a directory of safetensors files {has}",
+        recognise=recognise_folder,
+        open=open_folder,
+        instead_of="safetensors",
+        hub_files=("*.safetensors",),
+    )
 
 
 def where_missing(source: QuantizedFolder, name: str) -> Path:

@@ -18,17 +18,6 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 """safetensors' names of the types of float8."""
 FLOAT8_RESTORED = "its numbers are float8"
 _BITS = 8  # codes times a power of two are whole, from -12 to 12, or from -60 to 60
-_BIAS = 127
-
-
-def exponents_to_scales(exponents: np.ndarray, divisor: int = 1) -> np.ndarray:
-    """Return 2^(e - 127) / divisor of exponents uint8, float32; the exponent 255, which is NaN, becomes infinity.
-
-    divisor: a power of two.
-    """
-    down = divisor.bit_length() - 1
-    scales: np.ndarray = np.ldexp(np.float32(1), exponents.astype(np.int32) - _BIAS - down)
-    return np.where(exponents == 255, np.float32(np.inf), scales)
 
 
 def small_float_shape(parts: ModuleParts, weight: str, bits: int, group_size: int) -> tuple[int, int]:

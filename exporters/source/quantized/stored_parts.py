@@ -1,4 +1,4 @@
-"""The stored tensors that a matrix of codes is made of: found and checked by their headers, small ones read at once."""
+"""The stored tensors that a matrix of codes is made of: found and checked by their headers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from enginewright.exporters.source.quantized.finite import check_finite
 from enginewright.exporters.source.quantized.quantized_folder import (
     QuantizedFolder,
     StoredMatrix,
@@ -22,14 +23,6 @@ from enginewright.runtime.errors import ExportError
 SCALE_TYPES = ("F32", "F16", "BF16")
 """safetensors' names of the types that scales have where they are no codes themselves."""
 _CODES = ("U8", "I8", "F8_E4M3", "F8_E5M2")
-_SMALL = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I8": torch.int8,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
 
 
 @dataclass(frozen=True)
@@ -85,20 +78,6 @@ class ModuleParts:
         actual = self.stored(part).shape
         check_part(self.source, self.name(part), actual if actual in shapes else shapes[0], *dtypes)
 
-    def small(self, part: str) -> np.ndarray:
-        """The values of a small tensor, read without the rest of its file; float16 and bfloat16 become float32."""
-        stored = self.stored(part)
-        content = bytearray().join(self.source.files.content(self.name(part)))
-        if stored.dtype not in _SMALL:
-            raise ExportError(
-                f"{stored.file}: tensor {self.name(part)!r} got type {stored.dtype}, expected one of {', '.join(_SMALL)}; "
-                "download the file again"
-            )
-        if not content:
-            return np.empty(stored.shape, np.float32)
-        values = torch.frombuffer(content, dtype=_SMALL[stored.dtype]).reshape(stored.shape)
-        return (values.float() if values.is_floating_point() else values).numpy()
-
     def array(self, part: str) -> np.ndarray:
         """The tensor `part` as it is stored; types that numpy lacks become float32."""
         return self.source.array(self.name(part))
@@ -114,11 +93,7 @@ class ModuleParts:
 
     def check_finite(self, values: np.ndarray, part: str) -> np.ndarray:
         """Return `values`, which the tensor `part` stands for; ExportError where one is NaN or infinity."""
-        if not np.isfinite(values).all():
-            raise ExportError(
-                f"{self.stored(part).file}: tensor {self.name(part)!r} holds NaN or infinity; the checkpoint is damaged"
-            )
-        return values
+        return check_finite(values, self.stored(part).file, self.name(part))
 
     def names(self, *parts: str) -> tuple[str, ...]:
         """The full names of several tensors."""

@@ -27,12 +27,11 @@ import torch
 
 from enginewright.exporters.source.formats.compressed_tensors.scheme import Scheme
 from enginewright.exporters.source.formats.compressed_tensors.whole_codes import WholeCodes
-from enginewright.exporters.source.quantized.packing import center, unpack_words
+from enginewright.exporters.source.quantized.packing import center, exponents_to_scales, unpack_words
 from enginewright.exporters.source.quantized.quantized_folder import StoredMatrix
 from enginewright.exporters.source.quantized.shared_scales import ScaleTile
 from enginewright.exporters.source.quantized.small_floats import (
     FLOAT8,
-    exponents_to_scales,
     float8_matrix,
     small_float_matrix,
     small_float_shape,
@@ -50,7 +49,7 @@ def pack_quantized(parts: ModuleParts, scheme: Scheme) -> StoredMatrix:
     """Return whole codes that are packed in words."""
     n, words = parts.matrix(PACKED, "I32")
     parts.check(SHAPE, ((2,),), "I64", "I32")
-    shape = parts.small(SHAPE).tolist()
+    shape = parts.array(SHAPE).tolist()
     if shape[0] != n or shape[1] < 0 or -(-shape[1] * scheme.bits // 32) != words:
         raise ExportError(
             f"{parts.stored(SHAPE).file}: tensor {parts.name(SHAPE)!r} got {shape}, but {PACKED!r} is [{n}, {words}] with "
@@ -68,7 +67,7 @@ def pack_quantized(parts: ModuleParts, scheme: Scheme) -> StoredMatrix:
         return center(unpack_words(parts.array(PACKED), scheme.bits, shape[1]), scheme.bits)
 
     def zeros() -> np.ndarray:
-        stored = parts.small(ZEROS)
+        stored = parts.array(ZEROS)
         if not packs_zeros:
             return tile.by_row(stored)
         return np.ascontiguousarray(center(unpack_words(stored.T, scheme.bits, n), scheme.bits).T)
@@ -103,7 +102,7 @@ def plain(parts: ModuleParts, scheme: Scheme) -> StoredMatrix:
         tile=tile,
         names=(WEIGHT, SCALE),
         load=load,
-        zeros=lambda: tile.by_row(parts.small(ZEROS)),
+        zeros=lambda: tile.by_row(parts.array(ZEROS)),
     ).matrix()
 
 

@@ -107,7 +107,7 @@ class WholeCodes:
 
     def _groups(self) -> np.ndarray:
         """The group of each column [k]."""
-        return self.parts.small(GROUPS)
+        return self.parts.array(GROUPS)
 
     def _order(self) -> np.ndarray:
         return np.argsort(self._groups(), kind="stable").astype(np.int32)

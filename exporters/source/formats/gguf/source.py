@@ -16,13 +16,13 @@ from enginewright.exporters.source.formats.gguf.files import find_file, read_hea
 from enginewright.exporters.source.formats.gguf.model_config import read_config
 from enginewright.exporters.source.formats.gguf.tensors import TensorTable
 from enginewright.exporters.source.formats.gguf.transformers_reading import ARCHITECTURE, ArchitectureReading
+from enginewright.exporters.source.supported_models import MODEL_ERRORS
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-_MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class GgufSource:
@@ -102,7 +102,7 @@ class GgufSource:
         config = AutoConfig.for_model(**self._settings)
         try:
             names = reading.names(config)
-        except _MODEL_ERRORS as e:
+        except MODEL_ERRORS as e:
             raise ExportError(
                 f"{self._header.file}: transformers cannot make a {config.model_type} model of the metadata ({e}); the file is "
                 "damaged"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from enginewright.exporters.source.quantized.packing import E2M1
+from enginewright.exporters.source.quantized.packing import E2M1, center
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,6 @@ def _nibbles(content: np.ndarray) -> np.ndarray:
     return np.concatenate([content & 15, content >> 4], axis=1)
 
 
-def _around(codes: np.ndarray, bits: int) -> np.ndarray:
-    return (codes - np.uint8(1 << (bits - 1))).view(np.int8)
-
-
 def _bits(content: np.ndarray, bits: int) -> np.ndarray:
     """Codes of `bits` bits in bytes [blocks, m]: uint8 [blocks, 8 / bits, m], those of the lowest bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
@@ -85,20 +81,25 @@ def _fifth(content: np.ndarray) -> np.ndarray:
     return np.unpackbits(content, axis=1, bitorder="little") << 4
 
 
+def _with_factors(codes: np.ndarray, factors: np.ndarray, scales: np.ndarray, minima: np.ndarray) -> BlockCodes:
+    """The codes of blocks [blocks, n] whose scales and minima [blocks, groups] have one factor each: [blocks, 2]."""
+    return BlockCodes(codes=codes, scales=factors[:, :1] * scales, minima=-(factors[:, 1:] * minima))
+
+
 def _q4_0(x: np.ndarray) -> BlockCodes:
-    return BlockCodes(codes=_around(_nibbles(x[:, 2:]), 4), scales=_half(x[:, :2]))
+    return BlockCodes(codes=center(_nibbles(x[:, 2:]), 4), scales=_half(x[:, :2]))
 
 
 def _q4_1(x: np.ndarray) -> BlockCodes:
-    return BlockCodes(codes=_around(_nibbles(x[:, 4:]), 4), scales=_half(x[:, :2]), minima=_half(x[:, 2:4]))
+    return BlockCodes(codes=center(_nibbles(x[:, 4:]), 4), scales=_half(x[:, :2]), minima=_half(x[:, 2:4]))
 
 
 def _q5_0(x: np.ndarray) -> BlockCodes:
-    return BlockCodes(codes=_around(_nibbles(x[:, 6:]) | _fifth(x[:, 2:6]), 5), scales=_half(x[:, :2]))
+    return BlockCodes(codes=center(_nibbles(x[:, 6:]) | _fifth(x[:, 2:6]), 5), scales=_half(x[:, :2]))
 
 
 def _q5_1(x: np.ndarray) -> BlockCodes:
-    codes = _around(_nibbles(x[:, 8:]) | _fifth(x[:, 4:8]), 5)
+    codes = center(_nibbles(x[:, 8:]) | _fifth(x[:, 4:8]), 5)
     return BlockCodes(codes=codes, scales=_half(x[:, :2]), minima=_half(x[:, 2:4]))
 
 
@@ -112,7 +113,7 @@ def _q2_k(x: np.ndarray) -> BlockCodes:
     quarters = x[:, 16:80].reshape(-1, 32)
     codes = _bits(quarters, 2).reshape(len(x), 256)
     scales, minima = (x[:, :16] & 15).astype(np.float32), (x[:, :16] >> 4).astype(np.float32)
-    return BlockCodes(codes=_around(codes, 2), scales=factors[:, :1] * scales, minima=-(factors[:, 1:] * minima))
+    return _with_factors(center(codes, 2), factors, scales, minima)
 
 
 def _q3_k(x: np.ndarray) -> BlockCodes:
@@ -123,7 +124,7 @@ def _q3_k(x: np.ndarray) -> BlockCodes:
     scales = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     scales = scales | (_bits(packed[:, 8:], 2).reshape(len(x), 16) << 4)
     steps = scales.astype(np.float32) - 32
-    return BlockCodes(codes=_around(low | (high << 2), 3), scales=_half(x[:, 108:110]) * steps)
+    return BlockCodes(codes=center(low | (high << 2), 3), scales=_half(x[:, 108:110]) * steps)
 
 
 def _sixths(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +139,7 @@ def _q4_k(x: np.ndarray) -> BlockCodes:
     """8 groups of 32: the block's two factors, scales and minima of 6 bits, then codes of two groups in 32 bytes."""
     factors, (scales, minima) = _half(x[:, :4]), _sixths(x[:, 4:16])
     codes = _bits(x[:, 16:].reshape(-1, 32), 4).reshape(len(x), 256)
-    return BlockCodes(codes=_around(codes, 4), scales=factors[:, :1] * scales, minima=-(factors[:, 1:] * minima))
+    return _with_factors(center(codes, 4), factors, scales, minima)
 
 
 def _q5_k(x: np.ndarray) -> BlockCodes:
@@ -146,15 +147,15 @@ def _q5_k(x: np.ndarray) -> BlockCodes:
     factors, (scales, minima) = _half(x[:, :4]), _sixths(x[:, 4:16])
     low = _bits(x[:, 48:].reshape(-1, 32), 4).reshape(len(x), 256)
     codes = low | (_bits(x[:, 16:48], 1).reshape(len(x), 256) << 4)
-    return BlockCodes(codes=_around(codes, 5), scales=factors[:, :1] * scales, minima=-(factors[:, 1:] * minima))
+    return _with_factors(center(codes, 5), factors, scales, minima)
 
 
 def _q6_k(x: np.ndarray) -> BlockCodes:
     """16 groups of 16: 4 bits of each code, then 2, then scales of 8 bits, the block's factor."""
     low = _bits(x[:, :128].reshape(-1, 64), 4).reshape(len(x), 256)
     high = _bits(x[:, 128:192].reshape(-1, 32), 2).reshape(len(x), 256)
-    scales = x[:, 192:208].view(np.int8) if x.flags.c_contiguous else np.ascontiguousarray(x[:, 192:208]).view(np.int8)
-    return BlockCodes(codes=_around(low | (high << 4), 6), scales=_half(x[:, 208:210]) * scales.astype(np.float32))
+    scales = x[:, 192:208].view(np.int8)
+    return BlockCodes(codes=center(low | (high << 4), 6), scales=_half(x[:, 208:210]) * scales.astype(np.float32))
 
 
 _UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
@@ -167,7 +168,7 @@ def _iq4_nl(x: np.ndarray) -> BlockCodes:
 
 def _mxfp4(x: np.ndarray) -> BlockCodes:
     """A power of two, then codes whose doubles are whole."""
-    exponents = x[:, :1].astype(np.int32) - 128
+    exponents = x[:, :1].astype(np.int32) - 128  # the library has no NaN among them
     return BlockCodes(codes=E2M1[_nibbles(x[:, 1:])], scales=np.ldexp(np.float32(1), exponents))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from enginewright.exporters.source.formats.gguf.header import FileTensor
 from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, BlockCodes
 from enginewright.exporters.source.formats.gguf.tensor_types import PLAIN, decode, refusal_of, type_name
 from enginewright.exporters.source.formats.gguf.transformers_reading import ArchitectureReading
+from enginewright.exporters.source.quantized.finite import check_finite
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
@@ -105,15 +105,21 @@ class TensorTable:
         tensors, kind = parameter.parts, parameter.parts[0].kind
         found = CODE_TYPES[kind]
 
-        def read(pick: Callable[[BlockCodes], np.ndarray | None]) -> np.ndarray:
-            halves = [self._reading.apply(tensor.name, _present(pick(_read_codes(tensor, part)))) for tensor in tensors]
-            return halves[0] if len(halves) == 1 else np.concatenate(halves)
+        def join(halves: list[np.ndarray]) -> np.ndarray:
+            placed = [self._reading.apply(tensor.name, half) for tensor, half in zip(tensors, halves, strict=True)]
+            return placed[0] if len(placed) == 1 else np.concatenate(placed)
 
         def load() -> tuple[np.ndarray, np.ndarray]:
-            return read(lambda blocks: blocks.codes), read(lambda blocks: blocks.scales)
+            blocks = [_read_codes(tensor, part) for tensor in tensors]
+            return join([each.codes for each in blocks]), join([each.scales for each in blocks])
 
-        minima = partial(read, lambda blocks: blocks.minima) if found.has_minima else None
-        return QuantizedRows(bits=found.bits, group_size=found.group_size, load=load, minima=minima)
+        def minima() -> np.ndarray:
+            blocks = [_read_codes(tensor, part) for tensor in tensors]
+            return join([each.minima for each in blocks if each.minima is not None])
+
+        return QuantizedRows(
+            bits=found.bits, group_size=found.group_size, load=load, minima=minima if found.has_minima else None
+        )
 
     def _restored(self, parameter: Parameter) -> str:
         """Why the codes of a parameter cannot be kept, as a phrase; empty where they can."""
@@ -193,14 +199,10 @@ def _read_codes(tensor: FileTensor, part: int | None) -> BlockCodes:
         size //= shape[0]
         begin, shape = begin + part * size, shape[1:]
     found = CODE_TYPES[tensor.kind].read(read_bytes(tensor, begin, size), shape, tensor.kind)
-    if not all(np.isfinite(each).all() for each in (found.scales, found.minima) if each is not None):
-        raise ExportError(f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinity; the checkpoint is damaged")
+    for each in (found.scales, found.minima):
+        if each is not None:
+            check_finite(each, tensor.file, tensor.name)
     return found
-
-
-def _present(values: np.ndarray | None) -> np.ndarray:
-    assert values is not None, "it is asked for where a type has it"
-    return values
 
 
 def _pieces(tensor: FileTensor) -> Iterator[bytes]:

@@ -5,13 +5,11 @@ Source: github.com/NVIDIA/TensorRT-Model-Optimizer, modelopt/torch/export/quant_
 
 from enginewright.exporters.source.formats.modelopt.algorithm import recognise
 from enginewright.exporters.source.formats.modelopt.unified_folder import UnifiedFolder
-from enginewright.exporters.source.tensor_source import SourceFormat
+from enginewright.exporters.source.quantized.quantized_folder import quantized_format
 
-SOURCE = SourceFormat(
-    name="modelopt",
-    expects="a directory of safetensors files with hf_quant_config.json, or whose config.json has quant_method modelopt",
-    recognise=recognise,
-    open=UnifiedFolder,
-    instead_of="safetensors",
-    hub_files=("*.safetensors",),
+SOURCE = quantized_format(
+    "modelopt",
+    UnifiedFolder,
+    recognise,
+    expects="with hf_quant_config.json, or whose config.json has quant_method modelopt",
 )

@@ -139,7 +139,7 @@ def _with_inputs(parts: ModuleParts, matrix: StoredMatrix) -> StoredMatrix:
         return matrix
     parts.check(INPUT, ((matrix.shape[1],),), *SCALE_TYPES)
     names = (*matrix.parts, parts.name(INPUT))
-    if (parts.small(INPUT) == 1).all():
+    if (parts.array(INPUT) == 1).all():
         return dataclasses.replace(matrix, parts=names)
 
     def read() -> np.ndarray:
