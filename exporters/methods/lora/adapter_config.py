@@ -89,6 +89,7 @@ class AdapterConfig:
     """The settings that a merge depends on; `read_settings` creates it.
 
     path: of adapter_config.json.
+    base: the name or path of the model that it was trained on; empty where the file has none.
     rank, alpha: of every module that no pattern names.
     ranks, alphas: those of modules by patterns, of which the first that matches counts.
     rank_stabilised: whether the scale is alpha / sqrt(rank), not alpha / rank.
@@ -101,6 +102,7 @@ class AdapterConfig:
     """
 
     path: Path
+    base: str
     rank: int
     alpha: float
     ranks: Mapping[str, int]
@@ -163,6 +165,7 @@ def read_settings(root: Path) -> AdapterConfig:
     read = _Reader(path, raw)
     return AdapterConfig(
         path=path,
+        base=read.text("base_model_name_or_path"),
         rank=read.number("r", read.given("r", 8), whole=True),
         alpha=read.number("lora_alpha", read.given("lora_alpha", 8), whole=False),
         ranks={key: read.number("rank_pattern", value, whole=True) for key, value in read.patterns("rank_pattern")},
@@ -227,6 +230,12 @@ class _Reader:
         value = self.given(key, False)
         if not isinstance(value, bool):
             raise self.refuse(key, value, "true or false")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.given(key, "")
+        if not isinstance(value, str):
+            raise self.refuse(key, value, "a text")
         return value
 
     def names(self, key: str) -> tuple[str, ...]:

@@ -89,6 +89,10 @@ class AdapterFile:
             raise ExportError(f"{self.path}: tensor {key!r} holds NaN or infinity")
         return tensor
 
+    def dtype(self, key: str) -> torch.dtype:
+        """Return the type in which the file has the tensor `key`."""
+        return cast(torch.dtype, self._file.get_tensor(key).dtype)
+
     def read_pair(self, a: str, b: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two tensors as `read` does, and keep them until another pair is read: each expert has a part of them."""
         if self._last_pair is None or self._last_pair[0] != a:

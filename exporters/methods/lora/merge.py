@@ -41,7 +41,7 @@ def merge_adapter(root: Path, factor: float, weights: dict[str, Weight], checkpo
     for pair, place in places:
         _check_kind(adapter, pair, place)
         if place.kind != "converted":
-            _check_factors(adapter, pair, place)
+            check_factors(adapter, pair, place)
             _merge(adapter, changes, factor, pair, place)
     merge_converted(adapter, changes, factor, checkpoint, [each for each in places if each[1].kind == "converted"])
     for names in {tuple(names) for names in adapter.places.tied.values()}:
@@ -76,7 +76,7 @@ def _check_kind(adapter: Adapter, pair: Pair, place: Place) -> None:
         )
 
 
-def _check_factors(adapter: Adapter, pair: Pair, place: Place) -> None:
+def check_factors(adapter: Adapter, pair: Pair, place: Place) -> None:
     """Raise ExportError unless the pair's shapes are those of the place and of the settings."""
     shape, a, b = place.shape, pair.a.shape, pair.b.shape
     experts = shape[0] if len(shape) == 3 else 1

@@ -80,6 +80,10 @@ class Places:
         unknown += [name for name in parameters if name not in self._parameters]
         self.conversions = find_conversions(self._checkpoint, self._model, unknown) if unknown else {}
 
+    def modules(self) -> Iterable[str]:
+        """The names of the model's modules, in its order."""
+        return self._modules
+
     def parameter(self, name: str) -> str:
         """The model's name of the parameter that the adapter calls `name`."""
         if name in self._parameters:
