@@ -80,7 +80,8 @@ def quick(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test that this machine can run; what the extra [test] and a C++ compiler bring may not be missing."""
-    _pytest(session, ENGINEWRIGHT_REQUIRE=os.environ.get("ENGINEWRIGHT_REQUIRE", "native,emulated,rtx"))
+    required = os.environ.get("ENGINEWRIGHT_REQUIRE", "native,emulated,rtx")
+    _pytest(session, "--durations=60", "--durations-min=4", ENGINEWRIGHT_REQUIRE=required)
 
 
 @nox.session
