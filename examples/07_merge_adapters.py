@@ -25,7 +25,7 @@ def train_domain(output: Path) -> None:
     """Continue the training on windows of a text, with an adapter of the attention's projections alone."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    ids = AutoTokenizer.from_pretrained(MODEL).encode(TEXT.read_text()[:60_000])
+    ids = AutoTokenizer.from_pretrained(MODEL).encode(TEXT.read_text()[:5_000])
     windows = torch.tensor(ids[: len(ids) // WIDTH * WIDTH]).view(-1, WIDTH)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
