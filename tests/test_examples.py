@@ -102,6 +102,20 @@ def test_example_runs(example: str, engine: Path, environment: dict[str, str]) -
 
 
 @pytest.mark.slow
+def test_adapters_are_merged(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples/07_merge_adapters.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "TaDA-R, rank 8" in done.stdout
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "gates.png",
+        "report.json",
+    }
+
+
+@pytest.mark.slow
 def test_the_reasoning_model_can_be_trained(environment: dict[str, str], tmp_path: Path) -> None:
     script = str(ROOT / "examples/training/train_reasoning_model.py")
     command = [sys.executable, script, "--steps", "1", "--output", str(tmp_path)]

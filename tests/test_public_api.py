@@ -113,6 +113,7 @@ STABLE = {  # modules outside the runtime whose names are imported by other prog
     "plugins.oracles.depth_mix": {"depth_mix", "mix_values"},
     "exporters.methods.piso.solver": {"int_grid", "solve"},
     "exporters.methods.clp": {"accept_lengths"},
+    "exporters.methods.tada": {"probe", "gates", "merge"},
     "runtime.evaluation.repetition": {"repetition_ratio"},
 }
 
