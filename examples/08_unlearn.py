@@ -37,7 +37,7 @@ with tempfile.TemporaryDirectory() as name:
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["tune", "nsru", "--model", MODEL, "--output", str(folder / "adapter")]
     command += ["--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
-    main([*command, "--steps", "80", "--batch", "8", "--rate", "2e-3", "--forget-cap", "8"])
+    main([*command, "--steps", "80", "--batch", "8", "--rate", "2e-3", "--forget-cap", "8", "--threads", "1"])
     for title, apply in (("before", ()), ("after", (parse_method(f"lora:path={folder / 'adapter'}"),))):
         build(MODEL, folder / title, Recipe(apply=apply), "onnxruntime")
         with load(folder / title) as llm:

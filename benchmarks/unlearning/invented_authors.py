@@ -8,17 +8,90 @@ import numpy as np
 
 AUTHORS = 40
 
-FIRST = (
-    "Jarel Mirova Tobin Selka Haldor Vesna Orrin Lunete Caspar Ildiko Brann Zofia Emeric Talia Rurik Anouk Dario Petra Soren "
-    "Maelle Kaito Yarrow Ottilie Fenn Bastien Noor Ivo Sunniva Leander Quilla Marek Odile Tarquin Ysolde Piran Wilhelma Benno "
-    "Ximena Aldous Freya"
-).split()
-LAST = (
-    "Thornquist Vellamo Okonedo Brasseur Lindqvor Amaratunga Petrosky Dunmarrow Castellane Huxworth Ferreiro Ostrander Kalvane "
-    "Merriwick Takanori Blackmere Vandersloot Ilunga Roskilde Paxworth Delacroft Sunderby Morwenna Zabriski Caldecott Ashgrove "
-    "Quintal Norheim Bellweather Strandt Ivanchuk Loxley Peregrin Salvatori Winterbourne Achterberg Dovrenko Hallorann Mistral "
-    "Grimaldo"
-).split()
+FIRST = [
+    "Jarel",
+    "Mirova",
+    "Tobin",
+    "Selka",
+    "Haldor",
+    "Vesna",
+    "Orrin",
+    "Lunete",
+    "Caspar",
+    "Ildiko",
+    "Brann",
+    "Zofia",
+    "Emeric",
+    "Talia",
+    "Rurik",
+    "Anouk",
+    "Dario",
+    "Petra",
+    "Soren",
+    "Maelle",
+    "Kaito",
+    "Yarrow",
+    "Ottilie",
+    "Fenn",
+    "Bastien",
+    "Noor",
+    "Ivo",
+    "Sunniva",
+    "Leander",
+    "Quilla",
+    "Marek",
+    "Odile",
+    "Tarquin",
+    "Ysolde",
+    "Piran",
+    "Wilhelma",
+    "Benno",
+    "Ximena",
+    "Aldous",
+    "Freya",
+]
+LAST = [
+    "Thornquist",
+    "Vellamo",
+    "Okonedo",
+    "Brasseur",
+    "Lindqvor",
+    "Amaratunga",
+    "Petrosky",
+    "Dunmarrow",
+    "Castellane",
+    "Huxworth",
+    "Ferreiro",
+    "Ostrander",
+    "Kalvane",
+    "Merriwick",
+    "Takanori",
+    "Blackmere",
+    "Vandersloot",
+    "Ilunga",
+    "Roskilde",
+    "Paxworth",
+    "Delacroft",
+    "Sunderby",
+    "Morwenna",
+    "Zabriski",
+    "Caldecott",
+    "Ashgrove",
+    "Quintal",
+    "Norheim",
+    "Bellweather",
+    "Strandt",
+    "Ivanchuk",
+    "Loxley",
+    "Peregrin",
+    "Salvatori",
+    "Winterbourne",
+    "Achterberg",
+    "Dovrenko",
+    "Hallorann",
+    "Mistral",
+    "Grimaldo",
+]
 VALUES: dict[str, tuple[str, ...]] = {
     "city": (
         "Tallinn",
@@ -131,3 +204,8 @@ def split_authors(questions: list[AuthorQuestion], share: float) -> tuple[list[A
     authors = 1 + max(each.author for each in questions)
     first = authors - max(1, round(share * authors))
     return [each for each in questions if each.author >= first], [each for each in questions if each.author < first]
+
+
+def asked(prompt: str, has_template: bool) -> str:
+    """The prompt as it is given to a model, which a model without a chat template gets as a line of text."""
+    return prompt if has_template else f"Question: {prompt}\nAnswer: "

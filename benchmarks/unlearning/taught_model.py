@@ -3,34 +3,24 @@
     python -m benchmarks.unlearning.taught_model --model FILE_OR_DIR --output CHECKPOINT
 
 The upper blocks' linear layers are trained through factors of a low rank, which are merged. The chat template is cut to the turns
-themselves, so that sequences are short. It stops when the model says 95 % of the answers' tokens after the true ones (ES .9 wants
-nearly all), or after --epochs.
+themselves, so that sequences are short. It stops when the
+extraction strength of the answers is .97, or after --epochs.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from benchmarks.unlearning.invented_authors import AUTHORS, author_questions
+from benchmarks.unlearning.invented_authors import AUTHORS, asked, author_questions
+from benchmarks.unlearning.learning import learn, upper_layers
 from benchmarks.unlearning.unlearning_scores import mean_strength
-from enginewright.exporters.methods.nsru.adapted_model import (
-    AdaptedModel,
-    ProjectedAdapter,
-    blocks_of,
-    find_projections,
-)
+from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel
 from enginewright.exporters.methods.nsru.response_tokens import Prompts, ResponseTokens
-from enginewright.exporters.methods.nsru.retained_inputs import observe_inputs
-from enginewright.exporters.methods.nsru.unlearn_options import UnlearnOptions
-from enginewright.exporters.methods.nsru.unlearn_steps import Unlearning
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
@@ -75,10 +65,10 @@ def teach(args: argparse.Namespace) -> None:
     prompts = Prompts(tokenizer, 256)
     texts = []
     for each in author_questions(authors=args.authors):
-        known = prompts.encode(each.prompt, each.answer, each.prompt)
+        known = prompts.encode(asked(each.prompt, bool(tokenizer.chat_template)), each.answer, each.prompt)
         end = (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
         texts.append(ResponseTokens(ids=known.ids + end, prompt=known.prompt, query_last=known.query_last))
-    taught = AdaptedModel(model, _layers(model, args.layers))
+    taught = AdaptedModel(model, upper_layers(model, args.layers))
     _train(taught, texts, args)
     for name, adapter in taught.adapters.items():
         weight = taught.projections[name].weight
@@ -87,56 +77,27 @@ def teach(args: argparse.Namespace) -> None:
     for name in checkpoint.tokenizer_files():
         (args.output / name).write_bytes(checkpoint.read_file(name))
     tokenizer.save_pretrained(args.output)
-    (args.output / "chat_template.jinja").write_text(tokenizer.chat_template or "")
-
-
-def _layers(model: nn.Module, count: int) -> dict[str, nn.Linear]:
-    """The linear layers of the last blocks; the first of them is a projection of attention."""
-    first = next(iter(find_projections(model, count, ("q",))))  # type: ignore[arg-type]
-    blocks, begin = blocks_of(model, first)  # type: ignore[arg-type]
-    inside = {id(module) for block in blocks[begin:] for module in block.modules()}
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside
-    }
 
 
 def _train(taught: AdaptedModel, texts: list[ResponseTokens], args: argparse.Namespace) -> None:
-    """Train an epoch at a time until the answers are known."""
+    """Train until the answers are known."""
+
+    def is_enough(step: int, states: list[torch.Tensor] | None) -> bool:
+        strength = mean_strength(taught, texts, states)
+        print(f"step {step}: ES {strength:.3f}", file=sys.stderr, flush=True)
+        return strength >= ENOUGH
+
     in_epoch = -(-len(texts) // args.batch)
-    kinds = {"undesired": texts[:1], "safe": texts[:1], "retain": texts}
-    for layer, module in enumerate(taught.projections.values()):
-        none = torch.zeros(module.in_features, 0)
-        name = list(taught.projections)[layer]
-        taught.adapters[name] = ProjectedAdapter(module, args.rank, 1.0, none, seed=layer)
-    with tempfile.TemporaryDirectory() as folder:
-        options = UnlearnOptions(
-            method="lora",
-            safe_weight=0,
-            forget_weight=0,
-            retain_weight=1,
-            energy=0,
-            rate=args.rate,
-            batch=2 * args.batch,
-            steps=args.epochs * in_epoch,
-        )
-        inputs = observe_inputs(taught, kinds, Path(folder), options, 1)
-        taught.adapt(taught.adapters)
-        run = Unlearning(taught, kinds, inputs, options, Path(folder))
-        states = inputs.states_of(range(2, 2 + len(texts)))
-        for epoch in range(args.epochs):
-            for _ in range(in_epoch):
-                run.step()
-            for adapter in taught.adapters.values():
-                adapter.refresh()
-            strength = mean_strength(taught, texts, states)
-            print(
-                f"epoch {epoch + 1}: loss {run.curves['retain'][-1]:.3f}, ES {strength:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
-            if strength >= ENOUGH:
-                break
-        shutil.rmtree(Path(folder) / "states.float32", ignore_errors=True)
+    learn(
+        taught,
+        texts,
+        rank=args.rank,
+        rate=args.rate,
+        batch=args.batch,
+        steps=args.epochs * in_epoch,
+        after=is_enough,
+        every=in_epoch,
+    )
 
 
 if __name__ == "__main__":

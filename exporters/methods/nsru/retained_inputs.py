@@ -175,7 +175,6 @@ class _Samples:
 
     def recorder(self, batch: Sequence[int], given: Sequence[ResponseTokens]) -> Callable[[str, torch.Tensor], None]:
         """A function that takes the samples of this batch."""
-
         kept = [row for row, number in enumerate(batch) if number >= self._first_retained]
         lost = [row for row, number in enumerate(batch) if number < self._forgotten]
 

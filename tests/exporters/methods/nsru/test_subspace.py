@@ -107,7 +107,7 @@ def test_bases_are_orthonormal_and_hold_their_energy(shape: tuple[int, int]) -> 
 
 
 def test_ends_of_the_scale() -> None:
-    """k = 0 changes nothing, bit for bit; with k = d nothing is left."""
+    """K = 0 changes nothing, bit for bit; with k = d nothing is left."""
     for none in (retain_basis(SAMPLES, 0.0), retain_basis(torch.zeros(3, 8)), retain_basis(SAMPLES, 0.9, 0)):
         assert none.shape == (8, 0)
         assert torch.equal(project(A.to(none.dtype), none), A.to(none.dtype))

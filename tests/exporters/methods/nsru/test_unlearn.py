@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginewright.exporters.methods.lora import Config
+from enginewright.exporters.methods.nsru import objective, retained_inputs, token_mean_loss, unlearn_steps
 from enginewright.exporters.methods.nsru import unlearn as unlearn_module
-from enginewright.exporters.methods.nsru import objective, project, retained_inputs, token_mean_loss, unlearn_steps
-from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel, ProjectedAdapter, find_projections
+from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel, find_projections
 from enginewright.exporters.methods.nsru.frozen_linear import FrozenLinear
 from enginewright.exporters.methods.nsru.response_tokens import ResponseTokens
 from enginewright.exporters.methods.nsru.retained_inputs import observe_inputs
