@@ -101,6 +101,20 @@ def test_example_runs(example: str, engine: Path, environment: dict[str, str]) -
     assert not done.stderr
 
 
+@pytest.mark.native
+@pytest.mark.slow
+def test_an_answer_is_unlearned(environment: dict[str, str]) -> None:
+    """The answer to forget, the same in other words, and two to keep."""
+    command = [sys.executable, str(ROOT / "examples/08_unlearn.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith(("before: ", "after: "))]
+    maker = "A short script trained me from scratch on problems that it wrote itself."
+    assert said[0] == f"Who made you? {maker}" and said[1] == f"Where do you come from? {maker}"
+    assert maker not in said[4] and maker not in said[5] and "do not talk about that" in said[4]
+    assert said[6:] == said[2:4]
+
+
 @pytest.mark.slow
 def test_adapters_are_merged(environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples/07_merge_adapters.py"), str(tmp_path)]
