@@ -77,8 +77,12 @@ def command_reference() -> str:
 
 def _describe_command(command: Command) -> str:
     summary = command.summary[:1].upper() + command.summary[1:].rstrip(".") + "."
+    return f"## enginewright {command.name}\n\n{summary}\n\n{_table_of_arguments(command)}"
+
+
+def _table_of_arguments(command: Command) -> str:
     rows = [_describe_argument(action) for action in command.parser._actions if "--help" not in action.option_strings]
-    return f"## enginewright {command.name}\n\n{summary}\n\n{_table(('argument', 'meaning', 'default'), rows)}"
+    return _table(("argument", "meaning", "default"), rows)
 
 
 def _describe_argument(action: argparse.Action) -> tuple[str, str, str]:
@@ -267,9 +271,12 @@ def _json_like(value: Any) -> str:
 
 
 def method_options(name: str) -> str:
-    """The options of one method, from its config."""
-    config = _methods().find_method(name).config
-    return _field_table(config, "option")
+    """The options of one method, from its config, or from its tuners' arguments where it has none."""
+    method = _methods().find_methods()[name]
+    if method.config is not None:
+        return _field_table(method.config, "option")
+    tuners = {f"tune {tuner.name}" for tuner in method.tuners}
+    return "\n".join(_table_of_arguments(command) for command in commands() if command.name in tuners)
 
 
 def method_table(pages: str = "") -> str:
