@@ -33,13 +33,13 @@ from benchmarks.quality.cache_tables import estimate_figure
 from benchmarks.quality.choice_questions import FORM, Choice, make_choices
 from benchmarks.quality.token_scores import show
 from benchmarks.quality.train_adapters import prompt_of, read_tokenizer
-from benchmarks.results_file import Figure, benchmark_parser, save
+from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.exporters.calibration.texts import tokens_from_file
 from enginewright.exporters.methods.tada.adapter_pair import AdapterPair, read_adapters
 from enginewright.exporters.methods.tada.layer_merge import Probes
+from enginewright.exporters.methods.tada.merge_report import MergedLayer, depth_trends
 from enginewright.exporters.methods.tada.merging import MergeJob, merge_layers, probe_pair
-from enginewright.exporters.methods.tada.options import Options
-from enginewright.exporters.methods.tada.report import LayerReport, depth_trends
+from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import EnginewrightError
@@ -48,31 +48,31 @@ from enginewright.runtime.evaluation.intervals import Estimate
 
 NAME = "benchmarks.quality.merged_adapters"
 BASE, TASK, DOMAIN, OURS = "base", "task alone", "domain alone", "TaDA-R"
-CANDIDATES: dict[str, Options | None] = {
+CANDIDATES: dict[str, MergeOptions | None] = {
     BASE: None,
     TASK: None,
     DOMAIN: None,
-    OURS: Options(),
-    "TaDA-R, seed 1": Options(seed=1),
-    "TaDA-R, seed 2": Options(seed=2),
-    "TaDA-R, gate .5": Options(gate="const"),
-    "TaDA-R, no conflicts": Options(theta=2.0),
-    "TaDA-R, ramp": Options(gate="ramp"),
-    "TaDA-R, scale 2": Options(scale=2.0),
-    "linear, scale .5": Options(merge="linear"),
-    "linear, scale 1": Options(merge="linear", scale=1.0),
-    "SVD, scale .5": Options(merge="svd"),
-    "SVD, scale 1": Options(merge="svd", scale=1.0),
-    "TIES": Options(merge="ties"),
-    "DARE-TIES": Options(merge="dare-ties"),
-    "KnOTS-TIES": Options(merge="knots-ties"),
+    OURS: MergeOptions(),
+    "TaDA-R, seed 1": MergeOptions(seed=1),
+    "TaDA-R, seed 2": MergeOptions(seed=2),
+    "TaDA-R, gate .5": MergeOptions(gate="const"),
+    "TaDA-R, no conflicts": MergeOptions(theta=2.0),
+    "TaDA-R, ramp": MergeOptions(gate="ramp"),
+    "TaDA-R, scale 2": MergeOptions(scale=2.0),
+    "linear, scale .5": MergeOptions(merge="linear"),
+    "linear, scale 1": MergeOptions(merge="linear", scale=1.0),
+    "SVD, scale .5": MergeOptions(merge="svd"),
+    "SVD, scale 1": MergeOptions(merge="svd", scale=1.0),
+    "TIES": MergeOptions(merge="ties"),
+    "DARE-TIES": MergeOptions(merge="dare-ties"),
+    "KnOTS-TIES": MergeOptions(merge="knots-ties"),
 }
 Changes = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """B and A by the layer's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class AdapterScores:
     """One candidate's scores; `measure` creates it.
 
     right, form: of each item.
@@ -91,12 +91,12 @@ class Scores:
         found = intervals.bootstrap(intervals.ratio(self.nats, self.tokens), len(self.nats), 0)
         return found.map(lambda nats: float(np.exp(nats)))
 
-    def more_nats(self, other: Scores) -> Estimate:
+    def more_nats(self, other: AdapterScores) -> Estimate:
         """Nats a token more than another candidate's on the same windows."""
         own, theirs = (intervals.ratio(each.nats, each.tokens) for each in (self, other))
         return intervals.bootstrap(intervals.difference(own, theirs), len(self.nats), 0)
 
-    def more_right(self, other: Scores) -> Estimate:
+    def more_right(self, other: AdapterScores) -> Estimate:
         """The share of right items minus another candidate's on the same items."""
         return intervals.paired_difference(list(zip(self.right, other.right, strict=True)))
 
@@ -144,15 +144,15 @@ def score_windows(model: PreTrainedModel, windows: torch.Tensor) -> list[float]:
 @contextmanager
 def changed(model: PreTrainedModel, changes: Changes) -> Iterator[None]:
     """Add B A to the weights while the context is entered."""
-    kept = {name: model.get_submodule(name).weight.detach().clone() for name in changes}
+    weights = {f"{name}.weight": change for name, change in changes.items()}
+    kept = {name: model.get_parameter(name).detach().clone() for name in weights}
     try:
-        for name, (b, a) in changes.items():
-            weight = model.get_submodule(name).weight
-            weight.data += (b @ a).to(weight.dtype)  # type: ignore[operator]
+        for name, (b, a) in weights.items():
+            model.get_parameter(name).data += b @ a
         yield
     finally:
         for name, before in kept.items():
-            model.get_submodule(name).weight.data.copy_(before)  # type: ignore[operator]
+            model.get_parameter(name).data.copy_(before)
 
 
 class Candidates:
@@ -163,7 +163,7 @@ class Candidates:
         self._samples, self._length = samples, length
         self._probes: dict[int, Probes] = {}
 
-    def changes(self, name: str) -> tuple[Changes, list[LayerReport]]:
+    def changes(self, name: str) -> tuple[Changes, list[MergedLayer]]:
         """B and A of each layer, and the accounts of a merge; none of the base."""
         if name in (BASE, TASK, DOMAIN):
             return self._alone(name), []
@@ -190,7 +190,7 @@ class Candidates:
         return self._probes[seed]
 
 
-def table(cells: Mapping[str, Scores], trends: Mapping[str, Mapping[str, float | None]]) -> str:
+def table(cells: Mapping[str, AdapterScores], trends: Mapping[str, Mapping[str, float | None]]) -> str:
     """The candidates as a Markdown table, and the premise: the rank correlation of depth by projection."""
     lines = [
         "| adapter | right | form | perplexity | right minus TaDA-R | nats minus TaDA-R |",
@@ -215,11 +215,11 @@ def table(cells: Mapping[str, Scores], trends: Mapping[str, Mapping[str, float |
     )
 
 
-def figures_of(cells: Mapping[str, Scores], trends: Mapping[str, Mapping[str, float | None]]) -> list[Figure]:
+def figures_of(cells: Mapping[str, AdapterScores], trends: Mapping[str, Mapping[str, float | None]]) -> list[Figure]:
     """The figures of every candidate, and the premise."""
     figures = []
     for name, own in cells.items():
-        about = {"adapter": name}
+        about: dict[str, Condition] = {"adapter": name}
         for kind, hits in (("right", own.right), ("form", own.form)):
             figures.append(estimate_figure(kind, "%", 100, intervals.wilson(sum(hits), len(hits)), about))
         figures.append(estimate_figure("perplexity", "perplexity", 1, own.perplexity, about))
@@ -229,8 +229,8 @@ def figures_of(cells: Mapping[str, Scores], trends: Mapping[str, Mapping[str, fl
     for name, found in trends.items():
         for projection, value in found.items():
             if value is not None:
-                about = {"adapter": name, "projection": projection}
-                figures.append(Figure(name="depth and domain's share", value=value, unit="Spearman", conditions=about))
+                where = {"adapter": name, "projection": projection}
+                figures.append(Figure(name="depth and domain's share", value=value, unit="Spearman", conditions=where))
     return figures
 
 
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str]) -> int:
         measure(args, missing)
     files = {name: args.cells / f"{name}.json" for name in CANDIDATES}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
-    cells = {name: Scores(**each["scores"]) for name, each in found.items()}
+    cells = {name: AdapterScores(**each["scores"]) for name, each in found.items()}
     trends = {
         name: each["depth"]
         for name, each in found.items()
@@ -289,7 +289,7 @@ def measure(args: argparse.Namespace, names: Sequence[str]) -> None:
         with changed(model, changes):
             right, form = score_choices(model, tokenizer, choices, args.rows)
             nats = score_windows(model, windows)
-        scores = Scores(right=right, form=form, nats=nats, tokens=[args.width - 1] * len(windows))
+        scores = AdapterScores(right=right, form=form, nats=nats, tokens=[args.width - 1] * len(windows))
         partial = args.cells / f".{name}.partial"
         partial.write_text(json.dumps({"scores": vars(scores), "depth": depth_trends(layers)}))
         partial.replace(args.cells / f"{name}.json")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks import results_file
 from benchmarks.quality import merged_adapters, train_adapters
 from benchmarks.quality.choice_questions import make_choices
-from benchmarks.quality.merged_adapters import Scores
+from benchmarks.quality.merged_adapters import AdapterScores
 from tests.support.paths import ROOT
 
 MODEL, TEXT = ROOT / "examples/tiny-reasoner", ROOT / "examples/tiny-text/held_out.txt"
@@ -95,8 +95,8 @@ def test_questions() -> None:
 
 
 def test_scores() -> None:
-    one = Scores(right=[True, False], form=[True, True], nats=[10.0, 30.0], tokens=[10, 10])
-    other = Scores(right=[True, True], form=[True, True], nats=[20.0, 30.0], tokens=[10, 10])
+    one = AdapterScores(right=[True, False], form=[True, True], nats=[10.0, 30.0], tokens=[10, 10])
+    other = AdapterScores(right=[True, True], form=[True, True], nats=[20.0, 30.0], tokens=[10, 10])
     assert one.perplexity.value == pytest.approx(2.718281828**2)
     assert one.more_nats(other).value == pytest.approx(-0.5) and one.more_right(other).value == -0.5
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from enginewright.exporters.methods.tada.components import Doubles, Factors, decompose, read_pair, truncate
-from enginewright.exporters.methods.tada.options import Options
+from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.runtime.errors import ExportError
 
 NEGLIGIBLE = 1e-12  # of the largest singular value: rounding of 0
 OF_PEFT = ("ties", "dare-ties", "knots-ties")
 
 
-def check_packages(options: Options) -> None:
+def check_packages(options: MergeOptions) -> None:
     """Raise ExportError where the scheme needs PEFT and it is not installed."""
     if options.merge in OF_PEFT and importlib.util.find_spec("peft") is None:
         raise ExportError(
@@ -39,7 +39,7 @@ def check_packages(options: Options) -> None:
 
 
 def merge_baseline(
-    task: Factors, domain: Factors, options: Options, rank: int, seed: int
+    task: Factors, domain: Factors, options: MergeOptions, rank: int, seed: int
 ) -> tuple[Doubles, Doubles, float]:
     """Return B [o, rank], A [rank, n], and the Frobenius norm of what is lost because of the rank.
 

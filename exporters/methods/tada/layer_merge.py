@@ -12,14 +12,14 @@ from enginewright.exporters.methods.tada.baselines import merge_baseline
 from enginewright.exporters.methods.tada.combining import MergeInfo, merge
 from enginewright.exporters.methods.tada.components import Doubles
 from enginewright.exporters.methods.tada.layer_gates import gates, ramp_gates, ratio_gates
-from enginewright.exporters.methods.tada.options import Options
-from enginewright.exporters.methods.tada.report import Dropped, LayerReport
+from enginewright.exporters.methods.tada.merge_report import Dropped, MergedLayer
+from enginewright.exporters.methods.tada.options import MergeOptions
 
 Probes = Mapping[str, tuple[float, float]]
 """The probes of task and domain by the layer's name in the model."""
 
 
-def choose_gates(layers: Sequence[AdaptedLayer], options: Options, probes: Probes, count: int) -> dict[str, float]:
+def choose_gates(layers: Sequence[AdaptedLayer], options: MergeOptions, probes: Probes, count: int) -> dict[str, float]:
     """Return the domain's share of each layer that both adapters change, by its name; options are those of tada.
 
     count: the number of the model's blocks.
@@ -33,7 +33,7 @@ def choose_gates(layers: Sequence[AdaptedLayer], options: Options, probes: Probe
     return found
 
 
-def _gates(own: Sequence[AdaptedLayer], options: Options, probes: Probes, count: int) -> Doubles:
+def _gates(own: Sequence[AdaptedLayer], options: MergeOptions, probes: Probes, count: int) -> Doubles:
     """The gates of the layers of one projection."""
     if options.gate_name == "const":
         return np.full(len(own), options.number("share"))
@@ -46,8 +46,13 @@ def _gates(own: Sequence[AdaptedLayer], options: Options, probes: Probes, count:
 
 
 def merge_layer(
-    layer: AdaptedLayer, options: Options, gate: float | None, probes: tuple[float, float] | None, rank: int, seed: int
-) -> tuple[Doubles, Doubles, LayerReport]:
+    layer: AdaptedLayer,
+    options: MergeOptions,
+    gate: float | None,
+    probes: tuple[float, float] | None,
+    rank: int,
+    seed: int,
+) -> tuple[Doubles, Doubles, MergedLayer]:
     """Return B [o, rank] and A [rank, n] of the merged layer, padded with 0, and the account.
 
     gate: the domain's share, by the scheme tada where both adapters change the layer; else None.
@@ -66,7 +71,7 @@ def merge_layer(
         tail = info["tail"]
         gate = share
     dropped = ((), ()) if info is None or not layer.is_shared else _dropped(info)
-    report = LayerReport(
+    report = MergedLayer(
         module=layer.module,
         layer=layer.layer,
         projection=layer.projection,

@@ -21,10 +21,10 @@ from enginewright.exporters.calibration.blocks import choose_attention, load_blo
 from enginewright.exporters.methods.lora.write_adapter import write_adapter
 from enginewright.exporters.methods.tada.adapter_pair import AdapterPair
 from enginewright.exporters.methods.tada.layer_merge import Probes, choose_gates, merge_layer
-from enginewright.exporters.methods.tada.options import Options
+from enginewright.exporters.methods.tada.merge_report import Dropped, MergedLayer, MergeReport, depth_trends, draw_gates
+from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.methods.tada.probe_texts import Tokens
 from enginewright.exporters.methods.tada.probing import ProbeSums, probe_layers
-from enginewright.exporters.methods.tada.report import Dropped, LayerReport, MergeReport, depth_trends, draw_gates
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import load_skeleton
@@ -49,7 +49,7 @@ class MergeJob:
     checkpoint: Checkpoint
     pair: AdapterPair
     names: tuple[str, str]
-    options: Options
+    options: MergeOptions
     texts: Sequence[Tokens]
     picture: bool
 
@@ -127,9 +127,9 @@ def merge_layers(
     job: MergeJob,
     probes: Probes,
     keep: Callable[
-        [int, Callable[[], tuple[dict[str, torch.Tensor], LayerReport]]], tuple[dict[str, torch.Tensor], LayerReport]
+        [int, Callable[[], tuple[dict[str, torch.Tensor], MergedLayer]]], tuple[dict[str, torch.Tensor], MergedLayer]
     ],
-) -> tuple[Factors, list[LayerReport]]:
+) -> tuple[Factors, list[MergedLayer]]:
     """Return the factors of every layer, in float32, and the accounts.
 
     probes: by the layer's name; empty without a probe.
@@ -143,7 +143,7 @@ def merge_layers(
     reports = []
     for number, layer in enumerate(tqdm(layers, desc="merging", unit="layer", disable=None)):
 
-        def make(number: int = number) -> tuple[dict[str, torch.Tensor], LayerReport]:
+        def make(number: int = number) -> tuple[dict[str, torch.Tensor], MergedLayer]:
             own = layers[number]
             seed = options.seed * len(layers) + number
             b, a, report = merge_layer(own, options, gates.get(own.module), probes.get(own.module), job.rank, seed)
@@ -193,8 +193,8 @@ def _probe(job: MergeJob, folder: Path) -> dict[str, ProbeSums]:
 
 
 def _kept(
-    folder: Path, number: int, make: Callable[[], tuple[dict[str, torch.Tensor], LayerReport]]
-) -> tuple[dict[str, torch.Tensor], LayerReport]:
+    folder: Path, number: int, make: Callable[[], tuple[dict[str, torch.Tensor], MergedLayer]]
+) -> tuple[dict[str, torch.Tensor], MergedLayer]:
     """The result of a layer as an earlier run left it in the folder, or as it is made and left there now."""
     file, note = folder / f"{number}.safetensors", folder / f"{number}.json"
     if note.is_file():
@@ -207,11 +207,11 @@ def _kept(
     return tensors, report
 
 
-def _read_report(found: dict[str, Any]) -> LayerReport:
+def _read_report(found: dict[str, Any]) -> MergedLayer:
     """The account of a layer as `dataclasses.asdict` gave it."""
     dropped = {key: tuple(Dropped(**each) for each in found[key]) for key in ("dropped_task", "dropped_domain")}
     cosines = None if found["cosines"] is None else tuple(found["cosines"])
-    return LayerReport(**{**found, **dropped, "cosines": cosines})
+    return MergedLayer(**{**found, **dropped, "cosines": cosines})
 
 
 def _write(path: Path, text: str) -> None:

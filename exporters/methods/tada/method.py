@@ -7,7 +7,7 @@ our own, so results carry the name TaDA-R.
 from __future__ import annotations
 
 from enginewright.exporters.methods.hooks import Method
-from enginewright.exporters.methods.tada.tuner import TUNERS
+from enginewright.exporters.methods.tada.tune_command import TUNERS
 
 METHOD: Method[object] = Method(
     name="tada",

@@ -41,7 +41,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class MergeOptions:
     """The settings of one merge; the command `tune tada` creates it.
 
     None stands for the default of the scheme or the gate; a number that neither takes is refused.

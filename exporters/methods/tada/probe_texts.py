@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.exporters.calibration.texts import tokens_from_file
-from enginewright.exporters.methods.tada.options import Options
+from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.methods.tuner import TuningData
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
@@ -18,7 +18,7 @@ LENGTH = 512
 Tokens = NDArray[np.int64]
 
 
-def choose_texts(path: Path, data: TuningData, checkpoint: Checkpoint, options: Options) -> list[Tokens]:
+def choose_texts(path: Path, data: TuningData, checkpoint: Checkpoint, options: MergeOptions) -> list[Tokens]:
     """Return `options.samples` texts of a file, each int64 [at most `options.length`], chosen by `options.seed`.
 
     A .jsonl has a text in each row, which is cut at the length; of fewer rows than samples all are taken. Of any other file

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from enginewright.exporters.methods.lora import Config
-from enginewright.exporters.methods.tada import gates, layer_merge, merge, merging, probe, report
+from enginewright.exporters.methods.tada import gates, layer_merge, merge, merge_report, merging, probe
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import load
 from enginewright.runtime.cli import main
@@ -233,7 +233,7 @@ def test_a_run_goes_on_where_it_was_broken_off(
         return layer_merge.merge_layer(*arguments, **options)
 
     if stop == "end":
-        monkeypatch.setattr(report.MergeReport, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(merge_report.MergeReport, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     else:
         monkeypatch.setattr(merging, "merge_layer", breaking)
     assert tune(tmp_path / "out") == 130 and (tmp_path / "out" / merging.UNFINISHED).is_dir()

@@ -14,16 +14,16 @@ import torch
 
 from enginewright.exporters.methods.tada.adapter_pair import read_adapters
 from enginewright.exporters.methods.tada.baselines import check_packages
+from enginewright.exporters.methods.tada.merge_report import check_picture
 from enginewright.exporters.methods.tada.merging import MergeJob, check_layers, merge_adapters
-from enginewright.exporters.methods.tada.options import GATES, SCHEMES, GateName, MeanName, MergeName, Options
+from enginewright.exporters.methods.tada.options import GATES, SCHEMES, GateName, MeanName, MergeName, MergeOptions
 from enginewright.exporters.methods.tada.probe_texts import LENGTH, Tokens, choose_texts
-from enginewright.exporters.methods.tada.report import check_picture
 from enginewright.exporters.methods.tuner import Tuner, TuningData
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.machine import physical_cores
 
-DEFAULTS = Options()
+DEFAULTS = MergeOptions()
 
 
 def _defaults(name: str) -> str:
@@ -88,8 +88,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, data: TuningData) -> int:
     """Merge, and print the report."""
-    names = {field.name for field in dataclasses.fields(Options)}
-    options = Options(**{name: getattr(arguments, name) for name in names})
+    names = {field.name for field in dataclasses.fields(MergeOptions)}
+    options = MergeOptions(**{name: getattr(arguments, name) for name in names})
     if (threads := arguments.threads) is not None and threads < 1:
         raise ExportError(f"--threads: got {threads}, expected 1 or more")
     for name in ("task", "domain"):

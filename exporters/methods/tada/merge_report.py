@@ -30,7 +30,7 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerReport:
+class MergedLayer:
     """The account of one layer; `merge_layer` creates it.
 
     module: its name in the model.
@@ -82,7 +82,7 @@ class MergeReport:
     texts: int
     tokens: int
     depth: Mapping[str, float | None]
-    layers: Sequence[LayerReport]
+    layers: Sequence[MergedLayer]
 
     def write(self, root: Path) -> None:
         """Write report.json into the folder `root`, completely or not at all."""
@@ -106,7 +106,7 @@ class MergeReport:
         return "\n".join(lines)
 
 
-def depth_trends(layers: Sequence[LayerReport]) -> dict[str, float | None]:
+def depth_trends(layers: Sequence[MergedLayer]) -> dict[str, float | None]:
     """Spearman's correlation of depth with the logarithm of the probes' ratio, by projection; None where it has none."""
     trends = {}
     for projection in dict.fromkeys(each.projection for each in layers):
