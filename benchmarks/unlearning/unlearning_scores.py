@@ -188,4 +188,4 @@ def _continue(model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens: int
             output = model(input_ids=ids, past_key_values=cache, use_cache=True)
             cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
             made.append(ids)
-    return torch.cat(made, dim=1).tolist()  # type: ignore[no-any-return]
+    return torch.cat(made, dim=1).tolist()
