@@ -72,8 +72,10 @@ def _shared_basis(
     right = np.zeros((len(task_a) + len(domain_a), 2 * columns))
     right[: len(task_a), :columns], right[len(task_a) :, columns:] = task_a, domain_a
     found = decompose(np.concatenate([task_b, domain_b], axis=1), right)
-    rows = found.strengths > NEGLIGIBLE * found.strengths[0]  # so that TIES's share is one of what is there
-    parts = torch.from_numpy(found.strengths[rows, None] * found.right.T[rows]).float()
+    least = NEGLIGIBLE * found.strengths[0]
+    rows = found.strengths > least  # so that TIES's share is one of what is there
+    both = found.strengths[rows, None] * found.right.T[rows]
+    parts = torch.from_numpy(np.where(np.abs(both) > least, both, 0)).float()  # a sign of rounding would count
     return found.left[:, rows], _ties([parts[:, :columns], parts[:, columns:]], scale, density, None)
 
 

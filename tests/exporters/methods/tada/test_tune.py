@@ -172,7 +172,8 @@ def dense_baseline(name: str, task: torch.Tensor, domain: torch.Tensor) -> torch
         return 0.5 * (task + domain)
     left, values, right = torch.linalg.svd(torch.cat([task, domain], dim=1), full_matrices=False)
     rows = values > 1e-4 * values[0]  # the rest is float32 rounding of the merged weights
-    shared = list((values[rows, None] * right[rows]).chunk(2, dim=1))
+    both = values[rows, None] * right[rows]
+    shared = list(both.where(both.abs() > 1e-9 * values[0], 0).chunk(2, dim=1))  # a sign of rounding would count
     parts = [task, domain] if name == "ties" else shared
     trimmed = [x * (x.abs() >= x.abs().flatten().sort(descending=True).values[int(0.2 * x.numel()) - 1]) for x in parts]
     sign = (trimmed[0] + trimmed[1]).sign()
