@@ -63,11 +63,11 @@ def known(monkeypatch: pytest.MonkeyPatch, *more: Method[Any]) -> None:
 
 
 def test_the_packages_methods() -> None:
-    assert list(find_methods()) == ["clp", "kvarn", "lora", "piso"]
+    assert list(find_methods()) == ["clp", "kvarn", "lora", "nsru", "piso", "tada"]
     assert list(find_options()) == ["clp", "kvarn", "lora", "piso"]
     for method in find_methods().values():
         assert method.paper and method.summary and not method.summary.endswith(".")
-        assert any(getattr(method, hook) is not None for hook in HOOKS)
+        assert method.tuners or any(getattr(method, hook) is not None for hook in HOOKS)
 
 
 def test_a_file_is_a_method(folder: Path) -> None:
