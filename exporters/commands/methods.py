@@ -43,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             "\nbuild and export-checkpoint take them as --apply NAME:option=value,...; `enginewright methods NAME` shows the options."
         )
+        if alone := [name for name, method in methods.items() if not method.options]:
+            print(
+                f"{', '.join(alone)}: by `enginewright tune` alone; what they write is taken by another method or tool."
+            )
         for feature in find_features().values():
             print(f"{feature.title} needs no option: a checkpoint's config asks for it ({PAGES}/{feature.name}.md).")
     return 0

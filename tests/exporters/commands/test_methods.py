@@ -21,7 +21,9 @@ def test_every_method_is_described(capsys: Capture) -> None:
     for name, each in described.items():
         assert each["gives"] and not each["gives"].endswith("."), name
         assert (ROOT / each["page"]).is_file(), name
-        fields = [field.name for field in dataclasses.fields(find_methods()[name].config)]
+        config = find_methods()[name].config
+        assert config is not None or each["tuners"], name
+        fields = [] if config is None else [field.name for field in dataclasses.fields(config)]
         assert list(each["options"]) == fields
         undescribed = [option for option, about in each["options"].items() if not about["meaning"]]
         assert not undescribed, f"{name}: say in the docstring of Config what they mean"
@@ -31,6 +33,7 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
     assert cli.main(["methods"]) == 0
     listing = capsys.readouterr().out
     assert all(any(line.startswith(name) for line in listing.splitlines()) for name in find_methods())
+    assert "nsru, tada: by `enginewright tune` alone" in listing
     assert cli.main(["methods", "kvarn"]) == 0
     shown = capsys.readouterr().out
     assert "k_bits (default 4): " in shown and "windowed (default true): " in shown and "docs/methods/kvarn.md" in shown
@@ -38,4 +41,4 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
 
 def test_an_unknown_method_is_named(capsys: Capture) -> None:
     assert cli.main(["methods", "magic"]) == 2
-    assert "methods: got 'magic', expected one of clp, kvarn, lora, piso" in capsys.readouterr().err
+    assert "methods: got 'magic', expected one of clp, kvarn, lora, nsru, piso, tada" in capsys.readouterr().err
