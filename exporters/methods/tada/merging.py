@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from enginewright.exporters.calibration.atomic_files import replace_file
 from enginewright.exporters.calibration.blocks import choose_attention, load_blocks
 from enginewright.exporters.methods.lora.write_adapter import write_adapter
 from enginewright.exporters.methods.tada.adapter_pair import AdapterPair
@@ -177,7 +178,7 @@ def _open_folder(output: Path, request: dict[str, Any]) -> Path:
     if note.is_file() and json.loads(note.read_text()) != request:
         raise ExportError(f"{folder}: holds an unfinished run of another model, adapters, texts or options; remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(note, json.dumps(request))
+    replace_file(note, json.dumps(request).encode())
     return folder
 
 
@@ -188,7 +189,7 @@ def _probe(job: MergeJob, folder: Path) -> dict[str, ProbeSums]:
     saved = folder / PROBES
     if not saved.is_file():
         sums = probe_pair(job.checkpoint, job.pair, job.texts)
-        _write(saved, json.dumps({module: dataclasses.asdict(each) for module, each in sums.items()}))
+        replace_file(saved, json.dumps({module: dataclasses.asdict(each) for module, each in sums.items()}).encode())
     return {module: ProbeSums(**each) for module, each in json.loads(saved.read_text()).items()}
 
 
@@ -200,10 +201,8 @@ def _kept(
     if note.is_file():
         return load_file(file), _read_report(json.loads(note.read_text()))
     tensors, report = make()
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(file)
-    _write(note, json.dumps(dataclasses.asdict(report)))
+    replace_file(file, save(tensors))
+    replace_file(note, json.dumps(dataclasses.asdict(report)).encode())
     return tensors, report
 
 
@@ -212,10 +211,3 @@ def _read_report(found: dict[str, Any]) -> MergedLayer:
     dropped = {key: tuple(Dropped(**each) for each in found[key]) for key in ("dropped_task", "dropped_domain")}
     cosines = None if found["cosines"] is None else tuple(found["cosines"])
     return MergedLayer(**{**found, **dropped, "cosines": cosines})
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file completely or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
