@@ -260,7 +260,8 @@ class LLM:
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise RequestError(
-                f"{self.manifest.name}: got text, but the engine has no tokenizer; pass token ids instead"
+                f"{self.manifest.name}: got text, but the engine has no tokenizer, since its checkpoint has none; put tokenizer files into "
+                "the checkpoint and build it again, or pass token ids to LLM.generate"
             )
         return self.tokenizer
 

@@ -151,9 +151,14 @@ def _check_tokens(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> None:
         )
 
 
-def check_layers(checkpoint: Checkpoint, weights: Mapping[str, Weight], form: QuantizedForm) -> None:
-    """Raise ExportError unless the decoder's linear layers can have the form that `calibrate` is to give them."""
-    _list_layers(load_blocks(checkpoint, None), weights, form)
+def check_layers(checkpoint: Checkpoint, weights: Mapping[str, Weight], form: QuantizedForm) -> list[str]:
+    """Return the names of the decoder's linear layers, once it is sure that they can have this form.
+
+    Raises:
+        ExportError: they cannot, or there are none.
+    """
+    layers = _list_layers(load_blocks(checkpoint, None), weights, form)
+    return [layer.name for block in layers for layer in block]
 
 
 def _list_layers(blocks: Blocks, weights: Mapping[str, Weight], form: QuantizedForm) -> list[list[QuantizedLayer]]:

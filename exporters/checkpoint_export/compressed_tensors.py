@@ -26,10 +26,15 @@ from enginewright.exporters.checkpoint_export.quantized_linear import (
     Tensor,
     narrow_scales,
 )
+from enginewright.exporters.weights.weight import CodeForm
 
 FORMAT = "pack-quantized"
 EXPERTS = r"re:.*\.experts(\..*)?$"  # each server has its own names for experts
 Form = tuple[int, int | None, bool]  # (bits as stored, group size; None: one scale a row, symmetric)
+
+
+def check_form(form: CodeForm) -> None:
+    """Accept every form: codes of fewer bits are widened, and groups may have any size."""
 
 
 def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:

@@ -28,11 +28,24 @@ from enginewright.exporters.checkpoint_export.quantized_linear import (
     narrow_scales,
     to_tensor,
 )
+from enginewright.exporters.weights.block_codes import stored_bits
+from enginewright.exporters.weights.weight import CodeForm
 from enginewright.runtime.errors import UnsupportedError
 
 FILE = "hf_quant_config.json"
 GROUP_SIZES = (64, 128)  # that TensorRT-LLM's kernels take
 INSTEAD = "use --format compressed-tensors, for another server, or quantise otherwise"
+
+
+def check_form(form: CodeForm) -> None:
+    """Raise UnsupportedError where TensorRT-LLM has no kernel for groups of this form."""
+    bits = stored_bits(form.bits)
+    if form.group_size is not None and (bits != 4 or form.group_size not in GROUP_SIZES):
+        sizes = " or ".join(map(str, GROUP_SIZES))
+        raise UnsupportedError(
+            f"format modelopt: got {bits} bits in groups of {form.group_size}, expected 4 in groups of {sizes}, or one scale a "
+            f"row; {INSTEAD}"
+        )
 
 
 def describe(linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
@@ -87,10 +100,5 @@ def _settings(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
     ((bits, group_size),) = forms
     if group_size is None:
         return {"quant_algo": f"W{bits}A16"}
-    if bits != 4 or group_size not in GROUP_SIZES:
-        sizes = " or ".join(map(str, GROUP_SIZES))
-        raise UnsupportedError(
-            f"format modelopt: got {bits} bits in groups of {group_size}, expected 4 in groups of {sizes}, or one scale a "
-            f"row; {INSTEAD}"
-        )
+    check_form(CodeForm(bits=bits, group_size=group_size))
     return {"quant_algo": "W4A16_AWQ", "group_size": group_size, "has_zero_point": False, "pre_quant_scale": True}

@@ -11,7 +11,7 @@ import torch
 
 from enginewright.exporters.source.formats.safetensors import DTYPES
 from enginewright.exporters.weights.block_codes import stored_bits
-from enginewright.exporters.weights.weight import QuantizedRows
+from enginewright.exporters.weights.weight import CodeForm, QuantizedRows
 from enginewright.runtime.errors import ExportError
 
 Tensor = tuple[str, np.ndarray]  # (safetensors type, values); the values of bfloat16 are its bits as uint16
@@ -79,6 +79,10 @@ class Description:
 
 class CheckpointFormat(Protocol):
     """A format of quantised weights; each is a module."""
+
+    def check_form(self, form: CodeForm) -> None:
+        """Raise UnsupportedError where the format cannot hold codes of this form, before they are computed."""
+        ...
 
     def describe(self, linears: Sequence[QuantizedLinear], left_out: LeftOut, producer: dict[str, str]) -> Description:
         """Return the JSON files' content; UnsupportedError where the format cannot hold the weights.

@@ -42,6 +42,7 @@ from enginewright.exporters.methods.registry import (
     Applied,
     check_model,
     check_together,
+    code_forms,
     find_method,
     find_options,
     transform_weights,
@@ -96,9 +97,11 @@ def export_checkpoint(checkpoint: Checkpoint, root: Path, applied: tuple[Applied
     """
     check_methods(applied)
     check_model(applied, checkpoint)
+    chosen = FORMATS[format_name]
+    for form in code_forms(applied):
+        chosen.check_form(form)
     outputs = _collect_outputs(checkpoint, applied)
     producer = {"name": "enginewright", "version": package_version()}
-    chosen = FORMATS[format_name]
     linears = list(outputs.quantized.values())
     described = chosen.describe(linears, outputs.left_out, producer) if linears else None
     size = _write_tensors(checkpoint, root, outputs, chosen)

@@ -31,7 +31,12 @@ FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; what the command line does not set, the recipe file or its default does."""
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="Hugging Face checkpoint")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="checkpoint: a directory, a .gguf file, or a hub id like owner/name",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="engine directory to write")
     parser.add_argument(
         "--apply",
@@ -98,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         tqdm.write(line, file=sys.stderr)
     size = sum(file.size for file in manifest.files())
     told = json.loads((arguments.output / REPORT).read_text())["told"]
-    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s; {told}")
+    ids = "" if manifest.tokenizer else "; it takes and gives token ids alone, as the checkpoint has no tokenizer"
+    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s; {told}{ids}")
     return 0
 
 

@@ -15,6 +15,8 @@ from enginewright.runtime.loader import load
 
 if TYPE_CHECKING:  # --layers needs neither torch nor the checkpoint
     from enginewright.exporters.parity import Parity
+    from enginewright.exporters.source.checkpoint import Checkpoint
+    from enginewright.runtime.artifact.manifest import Manifest
 
 REPORT = Path("reports/parity.json")
 LAYERS_REPORT = Path("reports/layers.json")
@@ -23,7 +25,9 @@ LAYERS_REPORT = Path("reports/layers.json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("engine", type=Path, metavar="DIR", help="engine directory")
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="the checkpoint it was built from")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the checkpoint it was built from: a directory, a .gguf file or a hub id"
+    )
     parser.add_argument(
         "--layers", action="store_true", help="compare the graph with TensorRT's, layer by layer, instead of the model"
     )
@@ -49,9 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     from enginewright.exporters.methods import registry
     from enginewright.exporters.methods.tolerance import tolerance_of_numbers
     from enginewright.exporters.parity import compare, failures_of
+    from enginewright.exporters.source.checkpoint import open_checkpoint
     from enginewright.exporters.source.reference import load_reference
 
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
+        check_source(llm.manifest, open_checkpoint(arguments.model))
         applied = registry.applied_methods(llm.manifest)
         tolerance = registry.tolerance(applied, tolerance_of_numbers(llm.manifest))
         reference = load_reference(arguments.model, applied, max_context=llm.manifest.limits.max_context)
@@ -63,6 +69,21 @@ def run(arguments: argparse.Namespace) -> int:
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report) if arguments.json else _table(parity, failures))
     return 1 if failures else 0
+
+
+def check_source(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise RequestError where the checkpoint cannot be the one that an engine was built from."""
+    config = checkpoint.config
+    for what, ours, theirs in (
+        ("family", manifest.model.family, config.model_type),
+        ("vocabulary", manifest.model.vocab_size, config.vocab_size),
+        ("hidden size", manifest.model.hidden_size, config.hidden_size),
+    ):
+        if ours != theirs:
+            raise RequestError(
+                f"{checkpoint.path}: got a model of {what} {theirs}, expected {ours} as the engine has; pass the checkpoint "
+                f"that it was built from, {manifest.name}"
+            )
 
 
 def _run_layers(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,12 @@ from enginewright.runtime.errors import ExportError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="Hugging Face checkpoint")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="checkpoint: a directory, a .gguf file, or a hub id like owner/name",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="checkpoint directory to write")
     parser.add_argument(
         "--apply",

@@ -11,6 +11,7 @@ that METHOD names in this order:
     check_model(config, checkpoint)                             refuses a checkpoint that the method does not fit
     conditions(config, checkpoint) -> conditions                declares what a request may name, such as a steering vector,
                                                                 as the manifest's `Condition` by name
+    code_form(config) -> form                                   the form of the codes that the next hook will make, a `CodeForm`
     transform_weights(config, weights, checkpoint) -> weights   changes weights, before the graph is captured
     passes(config) -> passes                                    passes over the graph, before its projections are packed
     extend_graph(config, anchors)                               adds nodes, inputs and outputs at the anchors of the decoder
@@ -38,7 +39,7 @@ from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.exporters.methods.tuner import Tuner
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.weight import Weight
+from enginewright.exporters.weights.weight import CodeForm, Weight
 from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.errors import ExtensionError
 
@@ -50,6 +51,7 @@ HOOKS = (
     "choose_decoding",
     "check_model",
     "conditions",
+    "code_form",
     "transform_weights",
     "passes",
     "extend_graph",
@@ -75,6 +77,7 @@ class Method(Generic[C]):
     choose_decoding: may stand in only one of the methods of an export.
     check_model: raises ExportError or UnsupportedError for a checkpoint that the method does not fit.
     conditions: no two methods of an export may declare the same name.
+    code_form: lets an export refuse a form that its format does not hold before hours of calibration.
     transform_weights: without it the method has no effect on exported checkpoints, and is refused there.
     passes: they run over the whole graph, method by method.
     extend_graph: raises UnsupportedError for a graph without the anchors that it needs.
@@ -97,6 +100,7 @@ class Method(Generic[C]):
     choose_decoding: Callable[[C, dict[str, Any]], dict[str, Any]] | None = None
     check_model: Callable[[C, Checkpoint], None] | None = None
     conditions: Callable[[C, Checkpoint], dict[str, Condition]] | None = None
+    code_form: Callable[[C], CodeForm] | None = None
     transform_weights: Callable[[C, dict[str, Weight], Checkpoint], dict[str, Weight]] | None = None
     passes: Callable[[C], tuple[ir.passes.PassBase, ...]] | None = None
     extend_graph: Callable[[C, Anchors], None] | None = None

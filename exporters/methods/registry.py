@@ -16,7 +16,7 @@ from enginewright.exporters.methods.hooks import Method, check_functions
 from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.exporters.methods.tuner import Tuner
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.weight import Weight
+from enginewright.exporters.weights.weight import CodeForm, Weight
 from enginewright.runtime.artifact.extension import Door
 from enginewright.runtime.artifact.manifest import Condition, Manifest
 from enginewright.runtime.errors import ExportError, ExtensionError
@@ -133,6 +133,11 @@ def _hooks(applied: Sequence[Applied], name: str) -> Iterator[tuple[Applied, Cal
 def changing(applied: Sequence[Applied]) -> str:
     """The first method that changes weights, so that codes of a checkpoint have to be restored to numbers; empty for none."""
     return next((method.name for method, _ in _hooks(applied, "transform_weights")), "")
+
+
+def code_forms(applied: Sequence[Applied]) -> list[CodeForm]:
+    """The form of the codes of each method that will quantise weights."""
+    return [hook(method.config) for method, hook in _hooks(applied, "code_form")]
 
 
 def transform_weights(

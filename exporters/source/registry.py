@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginewright.exporters.source.tensor_source import SourceFormat
+from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.extension import Door
 from enginewright.runtime.errors import ExportError
 
+FILES = (".gguf", ".safetensors")  # names that end so are of files, and never of hub repositories
 FORMATS = Door("enginewright.exporters.source.formats", "SOURCE", SourceFormat)
 
 TOKENIZER_PATTERNS = (
@@ -32,8 +34,16 @@ def find_source(path: Path) -> SourceFormat:
     if len(left) == 1:
         return left[0]
     if not left:
-        listing = "; ".join(f"{name} ({known[name].expects})" for name in sorted(known))
-        raise ExportError(f"{path}: got no checkpoint of a known format{_pickle(path)}, expected one of: {listing}")
+        if (path / directory.MANIFEST).is_file():
+            raise ExportError(
+                f"{path}: got an engine directory, expected a checkpoint; pass the one that it was built from"
+            )
+        plain = "; ".join(f"{name} ({known[name].expects})" for name in sorted(known) if not known[name].instead_of)
+        others = ", ".join(name for name in sorted(known) if known[name].instead_of)
+        raise ExportError(
+            f"{path}: got no checkpoint of a known format{_pickle(path)}, expected one of: {plain}; or a directory that "
+            f"config.json says to be quantised by {others}"
+        )
     names = " and ".join(entry.name for entry in left)
     raise ExportError(
         f"{path}: got a checkpoint that is {names} at once, expected one format; take the files of the others out, or "
@@ -47,10 +57,12 @@ def locate(model: str) -> Path:
     Raises:
         ExportError: there is neither, or the hub does not answer.
     """
+    if not model:
+        raise ExportError("model: got an empty name, expected a checkpoint's path or a hub id like owner/name")
     path = Path(model).expanduser()
     if path.exists():
         return path
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or path.suffix in FILES:
         raise ExportError(f"{model}: got no file or directory, expected a checkpoint or a hub id like owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -24,6 +24,18 @@ _DERIVED = "other numbers are computed of its numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeForm:
+    """The form of codes that a method will make; the method creates it.
+
+    bits: of a code.
+    group_size: columns that share a scale; None: one scale a row.
+    """
+
+    bits: int
+    group_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizedRows:
     """A quantised matrix of n rows and k columns.
 

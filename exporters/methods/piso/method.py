@@ -36,7 +36,7 @@ from enginewright.exporters.methods.piso.settings import LayerSettings
 from enginewright.exporters.methods.tolerance import FINE_CODES, Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import block_form
-from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
+from enginewright.exporters.weights.weight import CodeForm, QuantizedRows, Weight, quantized_weight
 from enginewright.runtime.errors import ExportError
 
 BITS = (2, 3, 4, 8)  # of the codes that engines and checkpoints hold
@@ -98,6 +98,11 @@ class Config(LayerSettings):
         self.calibration  # noqa: B018 (its own checks)
 
     @property
+    def needs_no_text(self) -> bool:
+        """Whether each layer is quantised by its weights alone, so that there is nothing to calibrate."""
+        return self.correction == "none" and self.scales != "piso"
+
+    @property
     def form(self) -> QuantizedForm:
         """The form of the results, and the layers to leave out."""
         excluded = tuple(filter(None, self.exclude.split("+")))
@@ -110,14 +115,28 @@ class Config(LayerSettings):
         return Calibration(objective=objective, dtype=self.dtype, device=self.device)
 
 
+def code_form(config: Config) -> CodeForm:
+    """Return the bits and the groups of the results."""
+    return CodeForm(bits=config.bits, group_size=config.group_size or None)
+
+
 def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:
     """Return `weights` with the linear layers of the blocks quantised; the results of an earlier run are used again.
+
+    Scales that need no text, without correction, are computed when a weight is loaded, and kept nowhere.
 
     Raises:
         ExportError: groups that do not divide a layer, too little text, activations that are not finite, or a folder that
             holds another run.
     """
-    check_layers(checkpoint, weights, config.form)
+    names = check_layers(checkpoint, weights, config.form)
+    if config.needs_no_text:
+        if given := [name for name in ("text", "work") if getattr(config, name)]:
+            print(
+                f"piso: scales={config.scales} without correction need no calibration; not used: {', '.join(given)}",
+                file=sys.stderr,
+            )
+        return {**weights, **{name: _round(config, weights[name]) for name in names}}
     key = _fingerprint(config, weights, checkpoint)
     folder = Path(config.work).expanduser() if config.work else default_folder() / key[:16]
     print(f"piso: results are kept in {folder}", file=sys.stderr)
@@ -129,6 +148,19 @@ def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Ch
     else:
         rows = _calibrate(config, weights, checkpoint, tokens, folder, key)
     return {**weights, **{name: quantized_weight(weights[name].shape, found) for name, found in rows.items()}}
+
+
+def _round(config: Config, weight: Weight) -> Weight:
+    """The recipe of a weight whose scales and codes depend on nothing else."""
+
+    def load() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        numbers = torch.from_numpy(np.ascontiguousarray(weight.load(), np.float32))
+        none = torch.zeros(numbers.shape[1], numbers.shape[1])
+        result = quantize_layer(numbers, none, None, config)
+        return result.codes.numpy(), result.scales.numpy()
+
+    size = config.group_size or weight.shape[1]
+    return quantized_weight(weight.shape, QuantizedRows(bits=config.bits, group_size=size, load=load))
 
 
 def default_folder() -> Path:
@@ -237,6 +269,7 @@ METHOD = Method(
     summary="linear layers in 2, 3, 4 or 8 bits, calibrated",
     paper="2606.10890",
     config=Config,
+    code_form=code_form,
     transform_weights=transform_weights,
     tolerance=tolerance,
 )

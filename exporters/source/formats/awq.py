@@ -23,19 +23,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from enginewright.exporters.source.formats.safetensors import CONFIG
 from enginewright.exporters.source.quantized.grouped_integers import (
     SCALES,
     GroupedIntegers,
     check_family,
     check_words,
+    described_form,
     find_modules,
     read_choice,
     read_group_size,
 )
 from enginewright.exporters.source.quantized.packing import unpack_words
 from enginewright.exporters.source.quantized.quantized_folder import (
-    SETTINGS,
     QuantizedFolder,
     StoredMatrix,
     check_part,
@@ -69,7 +68,7 @@ class AwqFolder(QuantizedFolder):
         version = "gemm" if settings.get("quant_method") != METHOD else str(named).lower()
         if version not in ("gemm", "gemv") or settings.get("backend") == "llm-awq":
             raise UnsupportedError(
-                f"{self.path / CONFIG}: {SETTINGS}.version got {named!r}, expected gemm or gemv; pass a checkpoint in one of "
+                f"{self.where_set}.version got {named!r}, expected gemm or gemv; pass a checkpoint in one of "
                 "these, or the unquantised one"
             )
         return version
@@ -87,7 +86,7 @@ class AwqFolder(QuantizedFolder):
         qzeros = f"{module}.qzeros"
         if self.settings.get("zero_point") is False and qzeros not in self.files.tensors:
             raise UnsupportedError(
-                f"{self.path / CONFIG}: {SETTINGS}.zero_point got false, and there is no tensor {qzeros!r}, expected zero "
+                f"{self.where_set}.zero_point got false, and there is no tensor {qzeros!r}, expected zero "
                 "points; pass the unquantised checkpoint"
             )
         return f"{module}.qweight", qzeros, f"{module}.scales"
@@ -96,8 +95,9 @@ class AwqFolder(QuantizedFolder):
         parts = qweight, qzeros, scales = self._parts(module)
         k, words = check_words(self, qweight)
         n, size = words * PER_WORD, self._group_size(module, k)
-        check_part(self, qzeros, (k // size, words), "I32")
-        check_part(self, scales, (k // size, n), *SCALES)
+        need = described_form(BITS, size)
+        check_part(self, qzeros, (k // size, words), "I32", need=need)
+        check_part(self, scales, (k // size, n), *SCALES, need=need)
         return GroupedIntegers(
             where=self.files.tensors[scales].file,
             parts=parts,

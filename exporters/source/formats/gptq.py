@@ -25,6 +25,7 @@ from enginewright.exporters.source.quantized.grouped_integers import (
     GroupedIntegers,
     check_family,
     check_words,
+    described_form,
     find_modules,
     pick,
     read_choice,
@@ -65,14 +66,14 @@ class GptqFolder(QuantizedFolder):
         if self.settings.get("quant_method") != METHOD:
             if not str(self.settings.get("data_type", "int")).startswith("int"):
                 raise UnsupportedError(
-                    f"{self.path / CONFIG}: {SETTINGS}.data_type got {self.settings['data_type']!r}, expected int; pass the "
+                    f"{self.where_set}.data_type got {self.settings['data_type']!r}, expected int; pass the "
                     "unquantised checkpoint"
                 )
             return _FIRST  # AutoRound's
         named = self.settings.get("checkpoint_format") or self.settings.get("format") or _FIRST
         if named not in (_FIRST, _SECOND) or self.settings.get("is_marlin_format"):
             raise UnsupportedError(
-                f"{self.path / CONFIG}: {SETTINGS}.checkpoint_format got {'marlin' if named == _FIRST else named!r}, expected "
+                f"{self.where_set}.checkpoint_format got {'marlin' if named == _FIRST else named!r}, expected "
                 f"{_FIRST} or {_SECOND}; pass a checkpoint in one of these, or the unquantised one"
             )
         return str(named)
@@ -86,7 +87,7 @@ class GptqFolder(QuantizedFolder):
                 pattern = re.compile(key.removeprefix("+:").removeprefix("-:"))
             except re.error as e:
                 raise ExportError(
-                    f"{self.path / CONFIG}: {SETTINGS}.dynamic got {key!r}, expected a regular expression ({e}); correct it"
+                    f"{self.where_set}.dynamic got {key!r}, expected a regular expression ({e}); correct it"
                 ) from e
             found.append((key, pattern, settings))
         for key, settings in self._named_settings("extra_config"):
@@ -95,7 +96,7 @@ class GptqFolder(QuantizedFolder):
 
     def _named_settings(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The settings of modules, by the modules' names, that the setting `name` has."""
-        where, named = f"{self.path / CONFIG}: {SETTINGS}.{name}", self.settings.get(name) or {}
+        where, named = f"{self.where_set}.{name}", self.settings.get(name) or {}
         if not isinstance(named, dict):
             raise ExportError(f"{where} got {named!r}, expected settings by the names of modules; correct it")
         for key, settings in named.items():
@@ -108,7 +109,7 @@ class GptqFolder(QuantizedFolder):
             if pattern.match(module):
                 if key.startswith("-:"):
                     raise ExportError(
-                        f"{self.path / CONFIG}: {SETTINGS}.dynamic {key!r} leaves {module!r} as numbers, but the checkpoint has "
+                        f"{self.where_set}.dynamic {key!r} leaves {module!r} as numbers, but the checkpoint has "
                         f"{module + '.qweight'!r}; they do not belong together"
                     )
                 return {**self.settings, **settings}
@@ -126,8 +127,8 @@ class GptqFolder(QuantizedFolder):
             )
         k = rows * 32 // bits
         size = read_group_size(self, settings, module, k)
-        check_part(self, qzeros, (k // size, -(-n * bits // 32)), "I32")
-        check_part(self, scales, (k // size, n), *SCALES)
+        check_part(self, qzeros, (k // size, -(-n * bits // 32)), "I32", need=described_form(bits, size))
+        check_part(self, scales, (k // size, n), *SCALES, need=described_form(bits, size))
         has_groups = g_idx in self.files.tensors
         if has_groups:
             check_part(self, g_idx, (k,), "I32", "I64")
@@ -144,9 +145,21 @@ class GptqFolder(QuantizedFolder):
             group_size=size,
             codes=lambda: unpack_words(np.ascontiguousarray(self.array(qweight).T), bits, k),
             scales=lambda: self.array(scales).astype(np.float32),
-            zero_points=lambda: self._zero_points(qzeros, bits, n),
+            zero_points=lambda: self._checked_zero_points(qzeros, bits, n, settings),
             groups=pick(self, g_idx) if has_groups else None,
         )
+
+    def _checked_zero_points(self, name: str, bits: int, n: int, settings: Mapping[str, Any]) -> np.ndarray:
+        """Zero points [groups, n] uint8; ExportError where `sym` contradicts all of them by 1, as a wrong format makes them."""
+        found, middle = self._zero_points(name, bits, n), 1 << (bits - 1)
+        if settings.get("sym") is True and found.size and np.all(np.abs(found.astype(np.int16) - middle) == 1):
+            other = _SECOND if self._format == _FIRST else _FIRST
+            raise ExportError(
+                f"{self.files.tensors[name].file}: tensor {name!r} got zero points of {found.flat[0]} as {SETTINGS}."
+                f"checkpoint_format {self._format} stores them, expected {middle}, since {SETTINGS}.sym is true; set "
+                f"checkpoint_format to {other} in {CONFIG} if that is what the checkpoint is, or sym to false"
+            )
+        return found
 
     def _zero_points(self, name: str, bits: int, n: int) -> np.ndarray:
         """Zero points [groups, n] uint8.

@@ -16,7 +16,7 @@ from enginewright.exporters.source.formats.safetensors import CONFIG
 from enginewright.exporters.source.json_file import read_json
 from enginewright.exporters.source.quantized.finite import check_finite
 from enginewright.exporters.source.quantized.packing import center
-from enginewright.exporters.source.quantized.quantized_folder import SETTINGS, QuantizedFolder, StoredMatrix
+from enginewright.exporters.source.quantized.quantized_folder import QuantizedFolder, StoredMatrix
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -144,7 +144,7 @@ def read_choice(source: QuantizedFolder, settings: Mapping[str, Any], key: str, 
     value = settings.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value not in known:
         raise UnsupportedError(
-            f"{source.path / CONFIG}: {SETTINGS}.{key} got {value!r}, expected {' or '.join(map(str, known))}; pass the "
+            f"{source.where_set}.{key} got {value!r}, expected {' or '.join(map(str, known))}; pass the "
             "unquantised checkpoint"
         )
     return value
@@ -161,10 +161,15 @@ def read_group_size(source: QuantizedFolder, settings: Mapping[str, Any], module
         return k
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or k % size:
         raise ExportError(
-            f"{source.path / CONFIG}: {SETTINGS}.group_size got {size!r}, expected -1 or a divisor of the {k} inputs of "
+            f"{source.where_set}.group_size got {size!r}, expected -1 or a divisor of the {k} inputs of "
             f"{module!r}; the file belongs to another checkpoint"
         )
     return size
+
+
+def described_form(bits: int, group_size: int) -> str:
+    """The settings that the shapes of a matrix's parts follow from, as `check_part` names them."""
+    return f"{bits} bits in groups of {group_size}"
 
 
 def find_modules(source: QuantizedFolder) -> list[str]:

@@ -26,6 +26,8 @@ from enginewright.runtime.errors import ExportError
 
 SETTINGS, TEXT = "quantization_config", "text_config"
 """The keys of config.json that say how a checkpoint is quantised, and of the part of a multimodal model where that may be."""
+_OLD = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files that old versions of AutoGPTQ and AutoAWQ wrote next to config.json, and the method of each."""
 _AUTO_ROUND = ("auto-round", "intel/auto-round")
 
 
@@ -71,6 +73,12 @@ class QuantizedFolder(FolderFiles, ABC):
     def settings(self) -> dict[str, Any]:
         """The settings of `read_settings`."""
         return read_settings(self.path)
+
+    @property
+    def where_set(self) -> str:
+        """The file of the settings, and their key in it, for error messages."""
+        old = _old_settings(self.path)
+        return f"{self.path / CONFIG}: {SETTINGS}" if old is None else f"{self.path / old}: quantisation"
 
     @functools.cached_property
     def _matrices(self) -> dict[str, StoredMatrix]:
@@ -158,8 +166,27 @@ _IN_NUMPY = {
 }
 
 
+def _old_settings(path: Path) -> str | None:
+    """The file of settings of their own that a checkpoint without `quantization_config` has."""
+    if _inline_settings(path):
+        return None
+    return next((name for name in _OLD if (path / name).is_file()), None)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return `quantization_config` of a directory's config.json, also where it is in the text's part; empty without one."""
+    """Return a directory's `quantization_config`, or what files of old checkpoints say instead; empty without either.
+
+    It is in config.json, or in the text's part of it.
+    """
+    if old := _old_settings(path):
+        try:
+            return {"quant_method": _OLD[old], **read_json(path / old)}
+        except (ExportError, OSError):
+            return {}
+    return _inline_settings(path)
+
+
+def _inline_settings(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path / CONFIG)
     except (ExportError, OSError):
@@ -202,10 +229,11 @@ def where_missing(source: QuantizedFolder, name: str) -> Path:
     return source.files.missing.get(name, source.path)
 
 
-def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtypes: str) -> None:
+def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtypes: str, need: str = "") -> None:
     """Raise ExportError unless the stored tensor `name` has the shape and one of the types that its matrix needs.
 
     dtypes: safetensors' names.
+    need: the settings that the shape follows from, in words; empty: none.
     """
     stored = source.files.tensors.get(name)
     if stored is None:
@@ -215,5 +243,5 @@ def check_part(source: QuantizedFolder, name: str, shape: tuple[int, ...], *dtyp
     if stored.shape != shape or stored.dtype not in dtypes:
         raise ExportError(
             f"{stored.file}: tensor {name!r} got {stored.dtype} {list(stored.shape)}, expected {' or '.join(dtypes)} "
-            f"{list(shape)}; the file is damaged, or {CONFIG} belongs to another checkpoint"
+            f"{list(shape)}{f' as {need} need' if need else ''}; the file is damaged, or the settings belong to another checkpoint"
         )

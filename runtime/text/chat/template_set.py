@@ -51,7 +51,7 @@ class TemplateSet:
             return self._open(wanted)
         if not self._templates:
             raise RequestError(
-                "chat: the engine's tokenizer has no chat template; pass one as chat_template, or a plain prompt instead"
+                "chat: the engine's tokenizer has no chat template; as those of base models; pass one as chat_template (--chat-template), or a plain prompt"
             )
         if wanted not in self._templates:
             raise RequestError(

@@ -471,6 +471,15 @@ def test_refused(case: str, checkpoint: CheckpointMaker, tmp_path: Path, capsys:
     assert re.search(message, captured.err), captured.err
 
 
+def test_a_form_that_modelopt_lacks_is_refused_before_calibration(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert export(llama, tmp_path / "out", "--apply", "piso", "--format", "modelopt") == 2
+    assert "format modelopt: got 4 bits in groups of 32, expected 4 in groups of 64 or 128" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_changed_part_is_refused(
     checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def built(checkpoint: Path, environment: dict[str, str], tmp_path_factory: pytes
     done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"{output}: " in done.stdout and " MB in " in done.stdout
+    assert "it takes and gives token ids alone" in done.stdout
     assert done.stderr == "", "quiet where nobody watches"
     return output
 
@@ -184,6 +185,18 @@ def test_check_of_what_cannot_be_compared(engine: Path, tmp_path: Path, capsys: 
     assert "got no manifest.json" in capsys.readouterr().err
     assert cli.main(["check", str(engine), "--model", str(tmp_path)]) == 2
     assert "got no checkpoint of a known format" in capsys.readouterr().err
+    for other, what in (
+        ({"vocab_size": 300}, "vocabulary 300, expected"),
+        ({"hidden_size": 32}, "hidden size 32, expected"),
+    ):
+        make_model("qwen2", num_hidden_layers=1, **other).save_pretrained(tmp_path / "other")
+        assert cli.main(["check", str(engine), "--model", str(tmp_path / "other")]) == 2
+        assert f"other: got a model of {what}" in capsys.readouterr().err
+    make_model("llama", num_hidden_layers=1).save_pretrained(tmp_path / "other")
+    assert cli.main(["check", str(engine), "--model", str(tmp_path / "other")]) == 2
+    assert "got a model of family llama, expected qwen2 as the engine has" in capsys.readouterr().err
+    assert cli.main(["check", str(engine), "--model", str(engine)]) == 2
+    assert "got an engine directory, expected a checkpoint" in capsys.readouterr().err
     data = engine / "graphs/decoder.onnx.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
     assert cli.main(["check", str(engine), "--model", str(tmp_path)]) == 2

@@ -174,7 +174,9 @@ def test_a_tensor_that_is_not_finite(model: Path) -> None:
         ("./model", "got no file or directory"),
         ("nonesuch", "got no file or directory"),
         ("a/b/c", "got no file or directory"),
-        ("", "got no checkpoint of a known format"),
+        ("", "model: got an empty name, expected a checkpoint's path or a hub id"),
+        ("models/x.gguf", "models/x.gguf: got no file or directory"),
+        ("owner/model.safetensors", "got no file or directory"),
     ],
 )
 def test_what_is_no_place_never_asks_the_hub(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,8 +87,8 @@ class GgufSource:
         if splitting:
             yield UnusedParts(
                 file=name,
-                names=(f"tokenizer.ggml.pre={splitting}",),
-                reason="a way to split text that is not known here; it is split as GPT-2 does, and token ids may differ",
+                names=(splitting,),
+                reason="no way to split text that is known here; it is split as GPT-2 does, and token ids may differ",
             )
 
     @functools.cached_property

@@ -37,11 +37,12 @@ def file_names(header: Header) -> tuple[str, ...]:
 
 
 def unused_keys(header: Header) -> tuple[list[str], str]:
-    """Return the tokenizer's keys that no file is made of, unless they are off, and the name of a way to split text that is not known, or ""."""
-    splitting = str(header.get(_SPLITTING, "default"))
-    known = knows_splitting(splitting) or splitting in (*_AS_GPT2, *_AS_GPT2_BY_DIGITS)
+    """Return the tokenizer's keys that no file is made of, unless they are off, and what the file says of a way to split text that is not known, or ""."""
+    splitting = header.get(_SPLITTING)
+    known = splitting is not None and (knows_splitting(str(splitting)) or splitting in (*_AS_GPT2, *_AS_GPT2_BY_DIGITS))
     keys = [key for key in header.metadata if key.startswith("tokenizer.") and key not in _USED and header.get(key)]
-    return keys, "" if header.get(_KIND) != _BYTES or known else splitting
+    said = f"{_SPLITTING} (missing)" if splitting is None else f"{_SPLITTING}={splitting}"
+    return keys, "" if header.get(_KIND) != _BYTES or known else said
 
 
 def make_files(header: Header) -> dict[str, bytes]:

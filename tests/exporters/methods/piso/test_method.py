@@ -276,3 +276,34 @@ def test_what_does_not_fit_the_model(
     monkeypatch.setattr(method, "tokens_from_model", None)
     with pytest.raises(ExportError, match=message):
         quantise(checkpoint("qwen2"), Config(**{**SMALL, **changes}))
+
+
+@pytest.mark.parametrize("scales", ["mse", "absmax"])
+def test_rounding_needs_no_text(
+    scales: Any,
+    checkpoint: CheckpointMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without correction the codes depend on the weights alone: nothing is calibrated or kept, and they are the nearest."""
+    monkeypatch.setattr(method, "calibrate", None)
+    model = checkpoint("llama")
+    config = Config(correction="none", scales=scales, group_size=0, text=str(tmp_path / "unused.txt"), signed=False)
+    found = quantise(model, config)
+    assert "need no calibration; not used: text" in capsys.readouterr().err and not list(
+        tmp_path.glob("cache/**/*.npy")
+    )
+    quantised = {name: weight for name, weight in found.items() if weight.quantized is not None}
+    assert len(quantised) == LAYERS["llama"][0] * open_checkpoint(str(model)).config.num_hidden_layers
+    float_weights = dict(load_reference(str(model), ()).named_parameters())
+    for name, weight in quantised.items():
+        codes, steps = weight.quantized.load()
+        groups = float_weights[name].detach().numpy().reshape(*steps.shape, -1)
+        if scales == "absmax":
+            assert np.allclose(steps, np.abs(groups).max(-1) / 8)
+        nearest = np.clip(np.rint(groups / steps[..., None]), -8, 7)
+        assert (
+            np.abs(codes.reshape(groups.shape) - nearest) <= 1
+        ).all()  # one off where a quotient lies between two codes
+        assert (codes.reshape(groups.shape) == nearest).mean() > 0.999

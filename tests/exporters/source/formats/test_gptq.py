@@ -156,6 +156,40 @@ def test_a_zero_point_of_0_in_the_first_format(bits: int, checkpoint: Checkpoint
     np.testing.assert_array_equal(open_checkpoint(str(packed)).read(f"{NAME}.weight").numpy(), made.numbers)
 
 
+@pytest.mark.parametrize(("named", "other"), [("gptq", "gptq_v2"), ("gptq_v2", "gptq")])
+def test_zero_points_of_the_other_format_are_an_error(
+    named: str, other: str, checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    """Read in the wrong format, all zero points of a symmetric checkpoint are 1 off the middle."""
+    packed = write(checkpoint("qwen2"), tmp_path, sym=True, checkpoint_format=other)[0]
+    edit_config(packed, quantization_config={**SETTINGS, "sym": True, "checkpoint_format": named})
+    got = 9 if named == "gptq" else 7
+    with pytest.raises(
+        ExportError, match=rf"qzeros' got zero points of {got} .*, expected 8, .* set checkpoint_format to {other}"
+    ):
+        bind_parameters(
+            open_checkpoint(str(packed)),
+            build_skeleton(open_checkpoint(str(packed)).config, attention="eager", max_context=64).model,
+        )
+    edit_config(packed, quantization_config={**SETTINGS, "sym": False, "checkpoint_format": named})
+    rows = open_checkpoint(str(packed)).codes(f"{NAME}.weight")
+    assert rows is not None and rows.offset == "zero_points"  # nothing says that it is wrong
+
+
+def test_settings_in_a_file_of_their_own(packed: Path) -> None:
+    """Old versions of AutoGPTQ wrote quantize_config.json, and nothing into config.json."""
+    expected = open_checkpoint(str(packed)).read(f"{NAME}.weight")
+    settings = json.loads((packed / "config.json").read_text())["quantization_config"]
+    edit_config(packed, quantization_config=None)
+    old = {name: settings[name] for name in ("bits", "group_size", "desc_act", "sym")}
+    (packed / "quantize_config.json").write_text(json.dumps(old))
+    got = open_checkpoint(str(packed))
+    assert got.format.name == "gptq" and torch.equal(got.read(f"{NAME}.weight"), expected)
+    (packed / "quantize_config.json").write_text(json.dumps({**old, "bits": 5}))
+    with pytest.raises(UnsupportedError, match=r"/quantize_config.json: quantisation.bits got 5, expected 2 or 3"):
+        open_checkpoint(str(packed))
+
+
 def test_groups_of_different_sizes_become_numbers(packed: Path) -> None:
     made = random_integers(64, 96, 7, bits=4, group_size=32)
     made.groups[:] = np.random.default_rng(1).integers(0, 3, 96)
@@ -235,7 +269,10 @@ SETTING_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         r"group_size got 40, expected -1 or a divisor of the \d+ inputs of 'model.layers",
     ),
     "group size of 0": ({"group_size": 0}, "group_size got 0, expected -1 or a divisor"),
-    "other group size": ({"group_size": 16}, r"tensor '.*qzeros' got I32 \[\d, \d+\], expected I32 \[\d, \d+\]"),
+    "other group size": (
+        {"group_size": 16},
+        r"tensor '.*qzeros' got I32 \[\d, \d+\], expected I32 \[\d, \d+\] as 4 bits in groups of 16 need",
+    ),
     "marlin": ({"checkpoint_format": "marlin"}, "checkpoint_format got 'marlin', expected gptq or gptq_v2; pass a"),
     "marlin, as of old": ({"is_marlin_format": True}, "checkpoint_format got 'marlin', expected gptq or gptq_v2"),
     "planar": ({"checkpoint_format": "gptq_p"}, "checkpoint_format got 'gptq_p'"),

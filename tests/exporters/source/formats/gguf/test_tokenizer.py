@@ -81,10 +81,14 @@ def test_ids_are_those_of_transformers_own_reading(splitting: str, tmp_path: Pat
     assert ids(checkpoint)[0] == 1 and checkpoint.unused.parts == ()
 
 
-def test_a_way_to_split_text_that_is_not_known_is_named(tmp_path: Path) -> None:
-    told = [str(parts) for parts in opened(tmp_path, of_bytes("frankish")).unused.parts]
+@pytest.mark.parametrize(("splitting", "name"), [("frankish", "=frankish"), (None, " (missing)")])
+def test_a_way_to_split_text_that_is_not_known_is_named(splitting: str | None, name: str, tmp_path: Path) -> None:
+    metadata = of_bytes(splitting or "")
+    if splitting is None:
+        del metadata["tokenizer.ggml.pre"]
+    told = [str(parts) for parts in opened(tmp_path, metadata).unused.parts]
     assert told == [
-        "m.gguf: tokenizer.ggml.pre=frankish: not used: a way to split text that is not known here; it is split as GPT-2 does, "
+        f"m.gguf: tokenizer.ggml.pre{name}: not used: no way to split text that is known here; it is split as GPT-2 does, "
         "and token ids may differ"
     ]
 
