@@ -27,8 +27,8 @@ from transformers import PreTrainedModel
 from benchmarks.quality.choice_questions import Choice, make_choices
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
-from enginewright.runtime.errors import EnginewrightError, ExportError
+from enginewright.exporters.tokenizer.engine_tokenizer import need_tokenizer
+from enginewright.runtime.errors import EnginewrightError
 
 NAME = "benchmarks.quality.train_adapters"
 IGNORED = -100
@@ -55,10 +55,7 @@ class Training:
 
 def read_tokenizer(model: str) -> Any:
     """The tokenizer of a checkpoint; ExportError where it has none."""
-    checkpoint = open_checkpoint(model)
-    if (found := open_tokenizer(checkpoint, checkpoint.tokenizer_files())) is None:
-        raise ExportError(f"{checkpoint.path}: got no tokenizer, expected one")
-    return found
+    return need_tokenizer(open_checkpoint(model))
 
 
 def prompt_of(tokenizer: Any, choice: Choice) -> list[int]:

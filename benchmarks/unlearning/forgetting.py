@@ -35,6 +35,7 @@ from benchmarks.unlearning.unlearning_scores import ScoredModel, Scorer
 from enginewright.exporters.methods.nsru.unlearn import unlearn
 from enginewright.exporters.methods.nsru.unlearn_command import read_texts
 from enginewright.exporters.methods.nsru.unlearn_options import UnlearnOptions
+from enginewright.exporters.methods.unfinished_run import UNFINISHED
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.evaluation.intervals import Estimate
 
@@ -146,7 +147,7 @@ def measure(args: argparse.Namespace, scorer: Scorer, cell: str, seed: int, done
     texts = read_texts(args.model, *files, "", 256)
     options = UnlearnOptions(steps=args.steps, batch=args.batch, rate=args.rate, seed=seed, **CELLS[cell])
     output = args.work / "adapter"
-    if output.exists() and not (output / ".unfinished").exists():
+    if output.exists() and not (output / UNFINISHED).exists():
         shutil.rmtree(output)
     report = unlearn(args.model, texts, output, options)
     found = scorer.score(ScoredModel(args.model, output), known)

@@ -23,8 +23,7 @@ from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel
 from enginewright.exporters.methods.nsru.response_tokens import Prompts, ResponseTokens
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
-from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
-from enginewright.runtime.errors import ExportError
+from enginewright.exporters.tokenizer.engine_tokenizer import need_tokenizer
 
 ENOUGH = 0.97
 TEMPLATE = (
@@ -56,9 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def teach(args: argparse.Namespace) -> None:
     """Train until the answers are known, merge, and write the checkpoint."""
     checkpoint = open_checkpoint(args.model)
-    tokenizer = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
-    if tokenizer is None:
-        raise ExportError(f"{args.model}: got no tokenizer, expected one")
+    tokenizer = need_tokenizer(checkpoint)
     if "<|im_start|>" in tokenizer.get_vocab():
         tokenizer.chat_template = TEMPLATE
     model = load_reference(args.model, ())

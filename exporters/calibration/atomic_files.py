@@ -37,7 +37,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise ExportError(f"{folder}: another process calibrates there; wait for it, its results will serve") from e
+            raise ExportError(f"{folder}: another process works there; wait for it, its results will serve") from e
         yield
     finally:
         os.close(handle)

@@ -115,6 +115,20 @@ def _processor_template(files: dict[str, bytes], path: Path) -> str | None:
     return template
 
 
+def need_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Return the tokenizer as transformers reads it.
+
+    Raises:
+        ExportError: the checkpoint has none, a file is damaged, or transformers cannot read it.
+    """
+    found = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
+    if found is None:
+        raise ExportError(
+            f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the checkpoint"
+        )
+    return found
+
+
 def open_tokenizer(checkpoint: Checkpoint, files: dict[str, bytes]) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer as transformers reads it; None where there is no vocabulary.
 

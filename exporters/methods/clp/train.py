@@ -13,12 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,11 +42,11 @@ from enginewright.exporters.methods.clp.heads import (
     length_labels,
 )
 from enginewright.exporters.methods.clp.report import HeadsReport, measure
-from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.methods.unfinished_run import unfinished_run
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError
 
-UNFINISHED = ".unfinished"  # folder in the output of a run that is not done
 SAVE_SECONDS = 30.0  # between two saves of the heads in training
 LEAST_TEXTS = 10
 
@@ -125,7 +124,21 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
         raise ExportError(f"--data: got {len(texts)} texts, expected {LEAST_TEXTS} or more; choose a smaller --length")
     checkpoint = open_checkpoint(model)
     digest = hash_of(checkpoint)
-    folder = _open_folder(output, {"backbone": digest, "texts": _hash(texts), "options": dataclasses.asdict(options)})
+    request = {"backbone": digest, "texts": _hash(texts), "options": dataclasses.asdict(options)}
+    with unfinished_run(output, request) as folder:
+        return _train(model, checkpoint, digest, texts, output, folder, options)
+
+
+def _train(
+    model: str,
+    checkpoint: Checkpoint,
+    digest: str,
+    texts: Sequence[TokenSequence],
+    output: Path,
+    folder: Path,
+    options: Options,
+) -> HeadsReport:
+    """Train with what an earlier run left in `folder`, and write head set and report."""
     backbone = load_reference(
         model, ()
     )  # the model that engines are checked against, which mixes over depth where the config says so
@@ -148,21 +161,7 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
     found = HeadSet(shape=shape, backbone=Backbone(name=checkpoint.name, sha256=digest), training=training)
     write_head_set(output, found, tensors)
     (output / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    shutil.rmtree(folder)
     return report
-
-
-def _open_folder(output: Path, request: dict[str, Any]) -> Path:
-    """The folder of the unfinished run; ExportError when the one there is of another request."""
-    folder = output / UNFINISHED
-    note = folder / "request.json"
-    if output.exists() and any(output.iterdir()) and not note.is_file():
-        raise ExportError(f"{output}: exists and is not empty; remove it, or choose another --output")
-    if note.is_file() and json.loads(note.read_text()) != request:
-        raise ExportError(f"{folder}: holds an unfinished run of another model, data or options; remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(request))
-    return folder
 
 
 def _hash(texts: Sequence[TokenSequence]) -> str:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from enginewright.exporters.methods.clp import medusa, train
 from enginewright.exporters.methods.clp.backbone_states import TokenSequence
 from enginewright.exporters.methods.clp.report import HeadsReport
 from enginewright.exporters.methods.tuner import Tuner, TuningData
 from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
+from enginewright.exporters.tokenizer.engine_tokenizer import need_tokenizer
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.machine import physical_cores
 
@@ -90,23 +89,12 @@ def _texts(arguments: argparse.Namespace, data: TuningData) -> Iterator[TokenSeq
     is_problems = arguments.data == PROBLEMS and not Path(arguments.data).exists()
     length = arguments.length or (PROBLEM_LENGTH if is_problems else TEXT_LENGTH)
     documents = () if is_problems else data.read_texts(Path(arguments.data))
-    tokenizer = _open_tokenizer(arguments.model)
+    tokenizer = need_tokenizer(open_checkpoint(arguments.model))
     if is_problems:
         for prompt, text in _problems(tokenizer, data, arguments.seed):
             yield from _sequences(tokenizer, prompt, text, length)
     for document in documents:
         yield from _sequences(tokenizer, document.prompt, document.text, length)
-
-
-def _open_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint of any format; ExportError where it has none or transformers cannot read it."""
-    checkpoint = open_checkpoint(model)
-    found = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
-    if found is None:
-        raise ExportError(
-            f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the checkpoint"
-        )
-    return found
 
 
 def _sequences(tokenizer: Any, prompt: str, text: str, length: int) -> Iterator[TokenSequence]:

@@ -7,17 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from enginewright.exporters.calibration.atomic_files import replace_file
 from enginewright.exporters.methods.lora.adapter_config import CONFIG
 from enginewright.exporters.methods.lora.adapter_file import PREFIX, WEIGHTS
-from enginewright.runtime.errors import ExportError
-
-
-def check_output(root: Path) -> None:
-    """Raise ExportError where an adapter cannot be written to `root`, because something lies there."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ExportError(f"{root}: exists and is not empty; remove it, or choose another --output")
 
 
 def write_adapter(
@@ -57,9 +51,5 @@ def write_adapter(
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b.to(dtype).contiguous()
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".{WEIGHTS}.partial"
-    save_file(tensors, partial, {"format": "pt"})
-    partial.replace(root / WEIGHTS)
-    partial = root / f".{CONFIG}.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.replace(root / CONFIG)
+    replace_file(root / WEIGHTS, save(tensors, {"format": "pt"}))
+    replace_file(root / CONFIG, f"{json.dumps(settings, indent=2)}\n".encode())

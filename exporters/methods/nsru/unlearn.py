@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +15,19 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from enginewright.exporters.calibration.atomic_files import alone_in, replace_file
 from enginewright.exporters.methods.clp.head_set import hash_of
-from enginewright.exporters.methods.lora.write_adapter import check_output, write_adapter
+from enginewright.exporters.methods.lora.write_adapter import write_adapter
 from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel, ProjectedAdapter, find_projections
 from enginewright.exporters.methods.nsru.response_tokens import ResponseTokens
 from enginewright.exporters.methods.nsru.retained_inputs import ObservedInputs, observe_inputs, reader_of
 from enginewright.exporters.methods.nsru.unlearn_options import SMALL, UnlearnOptions
 from enginewright.exporters.methods.nsru.unlearn_report import check_projection, describe_modules, write_report
 from enginewright.exporters.methods.nsru.unlearn_steps import Unlearning
+from enginewright.exporters.methods.unfinished_run import unfinished_run
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError, UnsupportedError
-
-UNFINISHED = ".unfinished"  # folder in the output of a run that is not done
-REQUEST = "request.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,37 +69,21 @@ def unlearn(model: str, texts: UnlearnTexts, output: Path, options: UnlearnOptio
     for name, kind in (("--forget", texts.undesired), ("--retain", texts.retain)):
         if not kind:
             raise ExportError(f"{name}: got no lines, expected one or more")
-    folder = output / UNFINISHED
-    if not (folder / REQUEST).is_file():
-        check_output(output)
     checkpoint = open_checkpoint(model)
-    with alone_in(folder):
-        _note_request(
-            folder, {"model": hash_of(checkpoint), "texts": _hash(texts), "options": dataclasses.asdict(options)}
-        )
-        report = _train(model, checkpoint, texts, output, options)
-    shutil.rmtree(folder)
-    return report
-
-
-def _note_request(folder: Path, request: dict[str, Any]) -> None:
-    """Note the request of a new run; ExportError where the folder is of another one."""
-    note = folder / REQUEST
-    content = json.dumps(request, indent=1).encode()
-    if note.is_file() and note.read_bytes() != content:
-        raise ExportError(f"{folder}: holds an unfinished run of another model, data or options; remove it")
-    replace_file(note, content)
+    request = {"model": hash_of(checkpoint), "texts": _hash(texts), "options": dataclasses.asdict(options)}
+    with unfinished_run(output, request) as folder:
+        return _train(model, checkpoint, texts, output, folder, options)
 
 
 def _train(
-    model: str, checkpoint: Checkpoint, texts: UnlearnTexts, output: Path, options: UnlearnOptions
+    model: str, checkpoint: Checkpoint, texts: UnlearnTexts, output: Path, folder: Path, options: UnlearnOptions
 ) -> dict[str, Any]:
+    """Train with what an earlier run left in `folder`, and write adapter and report."""
     reference = load_reference(model, ())
     sizes = _sizes(reference, options)
     projections = find_projections(reference, sizes.layers, options.modules)
     _refuse_codes(checkpoint, reference, projections)
     adapted = AdaptedModel(reference, projections)
-    folder = output / UNFINISHED
     inputs = observe_inputs(adapted, texts.by_kind, folder, options, sizes.most)
     adapted.adapt(_adapters(projections, inputs, sizes.rank, options))
     run = Unlearning(adapted, texts.by_kind, inputs, options, folder)

@@ -24,7 +24,7 @@ from enginewright.exporters.methods.nsru.unlearn_options import PROJECTIONS, Ene
 from enginewright.exporters.methods.nsru.unlearn_report import require_plotting
 from enginewright.exporters.methods.tuner import Tuner, TuningData
 from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
+from enginewright.exporters.tokenizer.engine_tokenizer import need_tokenizer
 from enginewright.runtime.errors import ExportError
 from enginewright.runtime.machine import physical_cores
 
@@ -133,12 +133,7 @@ def read_texts(model: str, forget: Path, retain: Path, category: str, length: in
     refuse_shared(forgotten, kept, (forget, retain))
     forgotten, templated = fill_safe(forgotten, category, forget)
     checkpoint = open_checkpoint(model)
-    tokenizer = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
-    if tokenizer is None:
-        raise ExportError(
-            f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the checkpoint"
-        )
-    prompts = Prompts(tokenizer, min(length, checkpoint.longest_context or length))
+    prompts = Prompts(need_tokenizer(checkpoint), min(length, checkpoint.longest_context or length))
 
     def encode(lines: Sequence[AnswerLine], part: str, path: Path) -> tuple[ResponseTokens, ...]:
         return tuple(prompts.encode(each.prompt, getattr(each, part), f"{path}:{each.line}") for each in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from enginewright.exporters.methods.tada.merge_report import Dropped, MergedLaye
 from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.methods.tada.probe_texts import Tokens
 from enginewright.exporters.methods.tada.probing import ProbeSums, probe_layers
+from enginewright.exporters.methods.unfinished_run import unfinished_run
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import load_skeleton
-from enginewright.runtime.errors import ExportError, UnsupportedError
+from enginewright.runtime.errors import UnsupportedError
 
-UNFINISHED = ".unfinished"  # folder in the output of a run that is not done
-REQUEST, PROBES = "request.json", "probes.json"
+PROBES = "probes.json"
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -99,29 +98,28 @@ def merge_adapters(job: MergeJob, output: Path) -> MergeReport:
     Raises:
         ExportError: `output` holds something else, or the unfinished run of another request.
     """
-    folder = _open_folder(output, _describe(job))
-    sums = _probe(job, folder)
-    found = [each.results(job.options.mean_name) for each in sums.values()]
-    probes: Probes = {module: (own[0], own[1]) for module, own in zip(sums, found, strict=True)}
-    factors, layers = merge_layers(job, probes, lambda number, make: _kept(folder, number, make))
-    report = MergeReport(
-        method="TaDA-R" if job.options.merge == "tada" else job.options.merge,
-        base=job.pair.base,
-        task=job.names[0],
-        domain=job.names[1],
-        options=job.options.describe(),
-        rank=job.rank,
-        texts=len(job.texts) if sums else 0,
-        tokens=sum(map(len, job.texts)) if sums else 0,
-        depth=depth_trends(layers),
-        layers=layers,
-    )
-    write_adapter(output, factors, base=job.pair.base, dtype=job.pair.stored)
-    report.write(output)
-    if job.picture and job.options.merge == "tada":
-        draw_gates(report, output)
-    shutil.rmtree(folder)
-    return report
+    with unfinished_run(output, _describe(job)) as folder:
+        sums = _probe(job, folder)
+        found = [each.results(job.options.mean_name) for each in sums.values()]
+        probes: Probes = {module: (own[0], own[1]) for module, own in zip(sums, found, strict=True)}
+        factors, layers = merge_layers(job, probes, lambda number, make: _kept(folder, number, make))
+        report = MergeReport(
+            method="TaDA-R" if job.options.merge == "tada" else job.options.merge,
+            base=job.pair.base,
+            task=job.names[0],
+            domain=job.names[1],
+            options=job.options.describe(),
+            rank=job.rank,
+            texts=len(job.texts) if sums else 0,
+            tokens=sum(map(len, job.texts)) if sums else 0,
+            depth=depth_trends(layers),
+            layers=layers,
+        )
+        write_adapter(output, factors, base=job.pair.base, dtype=job.pair.stored)
+        report.write(output)
+        if job.picture and job.options.merge == "tada":
+            draw_gates(report, output)
+        return report
 
 
 def merge_layers(
@@ -167,19 +165,6 @@ def _describe(job: MergeJob) -> dict[str, Any]:
         "texts": digest.hexdigest(),
         "options": dataclasses.asdict(job.options),
     }
-
-
-def _open_folder(output: Path, request: dict[str, Any]) -> Path:
-    """The folder of the unfinished run; ExportError when the one there is of another request."""
-    folder = output / UNFINISHED
-    note = folder / REQUEST
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not note.is_file())):
-        raise ExportError(f"{output}: exists and is not empty; remove it, or choose another --output")
-    if note.is_file() and json.loads(note.read_text()) != request:
-        raise ExportError(f"{folder}: holds an unfinished run of another model, adapters, texts or options; remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(note, json.dumps(request).encode())
-    return folder
 
 
 def _probe(job: MergeJob, folder: Path) -> dict[str, ProbeSums]:

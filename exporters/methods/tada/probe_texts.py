@@ -11,7 +11,7 @@ from enginewright.exporters.calibration.texts import tokens_from_file
 from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.methods.tuner import TuningData
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
+from enginewright.exporters.tokenizer.engine_tokenizer import need_tokenizer
 from enginewright.runtime.errors import ExportError
 
 LENGTH = 512
@@ -37,9 +37,7 @@ def choose_texts(path: Path, data: TuningData, checkpoint: Checkpoint, options: 
     if checkpoint.longest_context and length > checkpoint.longest_context:
         raise ExportError(f"--length: got {length}, expected at most {checkpoint.longest_context}, the model's context")
     documents = data.read_texts(path)
-    tokenizer = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
-    if tokenizer is None:
-        raise ExportError(f"{checkpoint.path}: got no tokenizer, expected one; add the tokenizer's files to the model")
+    tokenizer = need_tokenizer(checkpoint)
     order = np.random.default_rng(options.seed).permutation(len(documents))
     chosen: list[Tokens] = []
     for number in order:

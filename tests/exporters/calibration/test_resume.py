@@ -261,7 +261,7 @@ def test_a_folder_in_use_is_refused(checkpoint: CheckpointMaker, tmp_path: Path)
     """The first run is not disturbed, and the second, started again, takes its results."""
 
     def meanwhile(group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        with pytest.raises(ExportError, match="another process calibrates there"):
+        with pytest.raises(ExportError, match="another process works there"):
             run(checkpoint("qwen2"), tmp_path)
         return round_group(group)
 

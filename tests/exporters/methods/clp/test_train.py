@@ -17,6 +17,7 @@ from enginewright.exporters.methods.clp.backbone_states import TokenSequence, co
 from enginewright.exporters.methods.clp.head_set import WEIGHTS, hash_of, read_head_set
 from enginewright.exporters.methods.clp.heads import classifier_loss
 from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
+from enginewright.exporters.methods.unfinished_run import UNFINISHED
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import ExportError
@@ -66,7 +67,7 @@ def test_heads_learn_what_can_be_told(checkpoint: CheckpointMaker, tmp_path: Pat
     assert (heads.shape.k, heads.shape.classes, heads.shape.head_hidden) == (3, 3, 32)
     assert heads.training["label_source"] == "data" and heads.training["texts"] == 120
     assert json.loads((tmp_path / "heads/report.json").read_text())["positions"] == report.positions
-    assert not (tmp_path / "heads" / train.UNFINISHED).exists()
+    assert not (tmp_path / "heads" / UNFINISHED).exists()
 
 
 def test_labels_by_the_backbone_are_about_its_own_choices(checkpoint: CheckpointMaker, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from enginewright.exporters.methods.lora import Config
 from enginewright.exporters.methods.lora.factors import read_factors
-from enginewright.exporters.methods.lora.write_adapter import check_output, write_adapter
+from enginewright.exporters.methods.lora.write_adapter import write_adapter
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.adapted import make_base, merge
 from tests.support.exporters.adapters import make_base_model, merge_with_peft, train_with_peft
@@ -118,14 +118,3 @@ def test_factors_of_two_ranks_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ranks \[2, 3\]"):
         write_adapter(tmp_path / "x", {"a": (torch.ones(4, 2), torch.ones(3, 4))}, base="")
     assert not (tmp_path / "x").exists()
-
-
-def test_an_output_in_use_is_refused(tmp_path: Path) -> None:
-    check_output(tmp_path / "new")
-    (tmp_path / "full").mkdir()
-    check_output(tmp_path / "full")
-    (tmp_path / "full/note").write_text("mine")
-    with pytest.raises(ExportError, match="is not empty"):
-        check_output(tmp_path / "full")
-    with pytest.raises(ExportError, match="is not empty"):
-        check_output(tmp_path / "full/note")

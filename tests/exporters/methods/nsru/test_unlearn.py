@@ -24,6 +24,7 @@ from enginewright.exporters.methods.nsru.unlearn import UnlearnTexts, unlearn
 from enginewright.exporters.methods.nsru.unlearn_options import UnlearnOptions
 from enginewright.exporters.methods.nsru.unlearn_steps import Unlearning
 from enginewright.exporters.methods.registry import Applied
+from enginewright.exporters.methods.unfinished_run import UNFINISHED
 from enginewright.exporters.recipe import Recipe
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from enginewright.runtime.loader import load
@@ -230,7 +231,7 @@ def test_a_run_that_broke_off_gives_equal_bytes(
         patch.setattr(owner, name, broken)
         with pytest.raises(KeyboardInterrupt):
             unlearn(model, TEXTS, tmp_path / "parts", options)
-    folder = tmp_path / "parts" / unlearn_module.UNFINISHED
+    folder = tmp_path / "parts" / UNFINISHED
     if stop != "inputs":
         assert torch.load(folder / unlearn_steps.STATE, weights_only=True)["done"] == 4
     with pytest.raises(ExportError, match="holds an unfinished run of another model, data or options; remove it"):
@@ -342,8 +343,8 @@ def test_losses_that_are_not_finite(
         ExportError, match=r"step 4: the loss of the \w+ answers is nan, .* the 3 steps before it are kept"
     ):
         unlearn(str(checkpoint("llama")), TEXTS, tmp_path / "out", UnlearnOptions(**FAST))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [unlearn_module.UNFINISHED]
-    state = torch.load(tmp_path / "out" / unlearn_module.UNFINISHED / unlearn_steps.STATE, weights_only=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [UNFINISHED]
+    state = torch.load(tmp_path / "out" / UNFINISHED / unlearn_steps.STATE, weights_only=True)
     assert state["done"] == 3 and all(bool(x.isfinite().all()) for pair in state["adapters"].values() for x in pair)
 
 

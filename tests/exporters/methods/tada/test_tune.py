@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from enginewright.exporters.methods.lora import Config
 from enginewright.exporters.methods.tada import gates, layer_merge, merge, merge_report, merging, probe
+from enginewright.exporters.methods.unfinished_run import UNFINISHED
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import load
 from enginewright.runtime.cli import main
@@ -234,7 +235,7 @@ def test_a_run_goes_on_where_it_was_broken_off(
         monkeypatch.setattr(merge_report.MergeReport, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     else:
         monkeypatch.setattr(merging, "merge_layer", breaking)
-    assert tune(tmp_path / "out") == 130 and (tmp_path / "out" / merging.UNFINISHED).is_dir()
+    assert tune(tmp_path / "out") == 130 and (tmp_path / "out" / UNFINISHED).is_dir()
     monkeypatch.undo()
     assert tune(tmp_path / "out", "--theta", "0.3") != 0  # of another request
     monkeypatch.setattr(merging, "probe_pair", None)  # not called again
@@ -249,7 +250,7 @@ def test_a_run_goes_on_where_it_was_broken_off(
     assert tune(tmp_path / "out") == 0 and len(merged) == count
     for name in ("adapter_model.safetensors", "adapter_config.json", "report.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / "out" / merging.UNFINISHED).exists()
+    assert not (tmp_path / "out" / UNFINISHED).exists()
 
 
 def test_the_picture(folder: Path, tmp_path: Path) -> None:
