@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from tests.support.paths import ROOT
 
-WORDS = re.compile(r"kvarn|clp|piso|lora|nsru|medusa|(?<![a-z])tada|depth.?(?:attention|mix)", re.IGNORECASE)
+WORDS = re.compile(
+    r"kvarn|clp|piso|lora|nsru|medusa|(?<![a-z])tada|depth.?(?:attention|mix)|function.?vector|steering", re.IGNORECASE
+)
 PACKAGES = ("exporters", "builders", "runtime")
 OWN = ("exporters/methods/", "exporters/features/")
 GENERIC = {  # modules in those folders that serve all of them

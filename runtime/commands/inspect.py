@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def _describe_condition(condition: Condition) -> dict[str, Any]:
         "capacity": condition.capacity,
         "scaled": condition.scaled,
         "entries": list(condition.entries),
+        "vectors": None if condition.vectors is None else dataclasses.asdict(condition.vectors),
     }
 
 
@@ -183,7 +185,9 @@ def _condition_line(condition: dict[str, Any]) -> str:
     factor = ", with a factor" if condition["scaled"] else ""
     tokens = "all tokens" if condition["applies"] == "all" else "decoded tokens"
     named = ", ".join(condition["entries"]) or "none yet"
-    return f"per {condition['per']}{factor}, for {tokens}; {condition['capacity']} entries at most: {named}"
+    vectors = condition["vectors"]
+    added = "" if vectors is None else f", vectors at {vectors['at']} of {len(vectors['layers'])} layers"
+    return f"per {condition['per']}{factor}{added}, for {tokens}; {condition['capacity']} entries at most: {named}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -47,6 +47,9 @@ class Sampling:
         order. They come on top of the model's own; one of the same name replaces that, and None switches it off.
     conditions: what the request chooses of the engine's conditions: the condition's name with that of an entry, or with
         (entry, scale) where the condition has a scale. A condition that is not named is off.
+    vector: the name of a vector that the graph adds to the prompt's last token and all after it, in an engine that adds
+        vectors; `LLM.load_vector` and the engine directory give names (none).
+    vector_scale: the factor of the vector.
     model_defaults: whether the model's own defaults act where a field is not given; else the values in brackets do.
     """
 
@@ -70,6 +73,8 @@ class Sampling:
     skip_special_tokens: bool = True
     logits_processors: Mapping[str, Mapping[str, Any] | ProcessorFactory | None] = field(default_factory=dict)
     conditions: Mapping[str, str | tuple[str, float]] = field(default_factory=dict)
+    vector: str | None = None
+    vector_scale: float = 1.0
     model_defaults: bool = True
 
     def __post_init__(self) -> None:
@@ -83,6 +88,10 @@ class Sampling:
             raise RequestError(
                 f"Sampling.skip_special_tokens: got {self.skip_special_tokens!r}, expected True or False"
             )
+        if self.vector is not None and (not isinstance(self.vector, str) or not self.vector):
+            raise RequestError(f"Sampling.vector: got {self.vector!r}, expected the name of a vector, or None")
+        if self.vector is None and self.vector_scale != 1:
+            raise RequestError(f"Sampling.vector_scale: got {self.vector_scale!r} without a vector; name one in vector")
         if self.stop is not None:
             object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))

@@ -32,7 +32,6 @@ from enginewright.exporters.methods.clp.head_set import (
     Backbone,
     HeadSet,
     HeadShape,
-    hash_of,
     write_head_set,
 )
 from enginewright.exporters.methods.clp.heads import (
@@ -43,6 +42,7 @@ from enginewright.exporters.methods.clp.heads import (
     length_labels,
 )
 from enginewright.exporters.methods.clp.report import HeadsReport, measure
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import ExportError
