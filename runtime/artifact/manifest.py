@@ -172,6 +172,34 @@ class LayerVectors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterTarget:
+    """Linear layers of one name and shape that adapters may change.
+
+    module: the layers' name in the model, with {} for the block's number.
+    layers: the blocks' numbers, in the order of the factors' first axis.
+    inputs, outputs: the layers' size.
+    """
+
+    module: str
+    layers: tuple[int, ...]
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLayout:
+    """The meaning of a condition's entries that are LoRA adapters.
+
+    A target NAME has the tensors NAME_a [layers, rank, inputs] and NAME_b [layers, rank, outputs], the second factor turned.
+
+    rank: the largest of an adapter; the rows of smaller ones end in zeros.
+    """
+
+    rank: int
+    targets: dict[str, AdapterTarget]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Condition:
     """Something that a request may name, such as a vector or an adapter, and that the decoder graph applies.
 
@@ -188,6 +216,8 @@ class Condition:
         as numpy's .npz.
     vectors: what the entries mean where they are vectors of layers; None: they are something else. At most one condition of
         an engine has it.
+    adapters: what the entries mean where they are LoRA adapters; None: they are something else. At most one condition of an
+        engine has it.
     """
 
     capacity: int
@@ -197,6 +227,7 @@ class Condition:
     scaled: bool = False
     entries: dict[str, File] = field(default_factory=dict)
     vectors: LayerVectors | None = None
+    adapters: AdapterLayout | None = None
 
     def __post_init__(self) -> None:
         if self.capacity < max(len(self.entries), 1):

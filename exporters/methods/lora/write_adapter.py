@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from enginewright.exporters.methods.lora.adapter_config import CONFIG
 from enginewright.exporters.methods.lora.adapter_file import PREFIX, WEIGHTS
+from enginewright.runtime.artifact.adapters.settings import CONFIG
 from enginewright.runtime.errors import ExportError
 
 
