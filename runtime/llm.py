@@ -257,7 +257,7 @@ class LLM:
     @property
     def vectors(self) -> tuple[str, ...]:
         """The names that `Sampling.vector` may have."""
-        return self._conditions.entries.names(self._conditions.entries.of_vectors("LLM.vectors"))
+        return self._conditions.entries.names(self._conditions.entries.of_kind("vector", "LLM.vectors"))
 
     def load_vector(self, path: str | Path, name: str | None = None) -> str:
         """Add the vectors of a folder that `enginewright tune` wrote, or replace those of the name, and return the name.
@@ -276,7 +276,32 @@ class LLM:
 
     def drop_vector(self, name: str) -> None:
         """Forget a vector; RequestError where there is none of the name, or a request that has not ended uses it."""
-        self._conditions.drop(self._conditions.entries.of_vectors("drop_vector"), name)
+        self._conditions.drop(self._conditions.entries.of_kind("vector", "drop_vector"), name)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that `Sampling.adapter` may have."""
+        return self._conditions.entries.names(self._conditions.entries.of_kind("adapter", "LLM.adapters"))
+
+    def load_adapter(self, path: str | Path, name: str | None = None) -> str:
+        """Add a LoRA adapter in PEFT's format, or replace that of the name, and return the name.
+
+        It may be called while requests run: the files are read on the calling thread, and the values written between two
+        steps. Requests name it in `Sampling.adapter`.
+
+        path: the folder, with adapter_config.json and adapter_model.safetensors.
+        name: that requests use; None: the folder's own.
+
+        Raises:
+            RequestError: the engine adds no adapters, or holds as many as it can.
+            ArtifactError: the files are damaged, or do not fit the engine's layers or its rank.
+            UnsupportedError: the adapter is more than factors of linear layers, such as DoRA.
+        """
+        return self._conditions.load_adapter(Path(path), name)
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter; RequestError where there is none of the name, or a request that has not ended uses it."""
+        self._conditions.drop(self._conditions.entries.of_kind("adapter", "drop_adapter"), name)
 
     def close(self) -> None:
         """Cancel all requests and stop; may be called again."""

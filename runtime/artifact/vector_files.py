@@ -10,14 +10,13 @@ Every number of layers counts from 0. Others keys of task.json are provenance.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Condition
+from enginewright.runtime.artifact.safetensors_file import Floats, read_floats
 from enginewright.runtime.errors import ArtifactError
 
 VECTORS, TASK = "vectors.safetensors", "task.json"
@@ -26,10 +25,7 @@ PREFIXES = {"heads": "dfv.", "stream": "direction."}
 """Where vectors are added -> the beginning of their names, before the layer's number."""
 WHOLE = "fv"
 """The name of the vector for the residual stream after the layer that task.json names."""
-MOST_HEADER = 1 << 20
 OTHERWISE = {"heads": "at=stream", "stream": "at=heads"}
-
-Floats = NDArray[np.float32]
 
 
 def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
@@ -48,7 +44,7 @@ def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
             f"({expected[:12]}): the weights differ; make them on the same checkpoint, with the same methods that change weights"
         )
     wanted = condition.vectors
-    found = _by_layer(folder, read_tensors(folder / VECTORS), task, wanted.at)
+    found = _by_layer(folder, read_floats(folder / VECTORS), task, wanted.at)
     if missing := sorted(found.keys() - set(wanted.layers)):
         raise ArtifactError(
             f"{folder}: got a vector for layer {missing[0]}, expected layers among {_ranges(wanted.layers)}, to which the "
@@ -65,38 +61,6 @@ def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
             raise ArtifactError(f"{folder}: layer {layer}: got values that are not finite, expected numbers")
         values[wanted.layers.index(layer)] = vector
     return str(task["task"]), values
-
-
-def read_tensors(path: Path) -> dict[str, Floats]:
-    """Return the tensors of a safetensors file of float32.
-
-    Raises:
-        ArtifactError: the file is missing or damaged, or a tensor has another type.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise ArtifactError(f"{path}: cannot be read ({e.strerror}); pass a folder with {VECTORS} and {TASK}") from e
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or size > min(MOST_HEADER, len(content) - 8):
-        raise ArtifactError(f"{path}: no whole safetensors file; make the vectors again")
-    try:
-        header = json.loads(content[8 : 8 + size])
-        header.pop("__metadata__", None)
-        return {name: _tensor(content[8 + size :], spec) for name, spec in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ArtifactError(f"{path}: no safetensors file of float32 ({e}); make the vectors again") from e
-
-
-def _tensor(data: bytes, spec: dict[str, Any]) -> Floats:
-    """One tensor; ValueError where its entry in the header does not fit."""
-    begin, end = spec["data_offsets"]
-    shape = [int(size) for size in spec["shape"]]
-    if spec["dtype"] != "F32" or not 0 <= begin <= end <= len(data) or min(shape, default=0) < 0:
-        raise ValueError(f"got {spec['dtype']} at {begin} to {end} of {len(data)} bytes, expected F32 within them")
-    if end - begin != 4 * math.prod(shape):
-        raise ValueError(f"got {end - begin} bytes for the shape {shape}")
-    return np.frombuffer(data[begin:end], "<f4").reshape(shape)
 
 
 def _read_task(path: Path) -> dict[str, Any]:

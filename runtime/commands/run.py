@@ -54,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load-vector", action="append", default=[], metavar="DIR", help="vectors that --vector may name; repeatable"
     )
     parser.add_argument("--vector", metavar="NAME[=SCALE]", help="add this vector from the prompt's last token on")
+    parser.add_argument(
+        "--load-adapter", action="append", default=[], metavar="DIR", help="adapter that --adapter may name; repeatable"
+    )
+    parser.add_argument("--adapter", metavar="NAME[=SCALE]", help="answer with this LoRA adapter")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
         "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
@@ -63,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer the prompts; several of them run together, and their answers come in their order."""
-    vector, scale = _read_vector(arguments.vector)
+    vector, vector_scale = _read_named("--vector", arguments.vector)
+    adapter, adapter_scale = _read_named("--adapter", arguments.adapter)
     sampling = Sampling(
         **{name: getattr(arguments, name) for name, _ in _NUMBERS},
         seed=arguments.seed,
@@ -71,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         skip_special_tokens=not arguments.keep_special_tokens,
         stop=tuple(arguments.stop) or None,
         vector=vector,
-        vector_scale=scale,
+        vector_scale=vector_scale,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
         model_defaults=not arguments.no_model_defaults,
     )
     asked = make_conversations(_read_texts(arguments), arguments)
@@ -79,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     with load(arguments.engine, arguments.threads, max_batch=rows, backend=arguments.backend) as llm:
         for folder in arguments.load_vector:
             llm.load_vector(folder)
+        for folder in arguments.load_adapter:
+            llm.load_adapter(folder)
         prompts = [_make_prompt(llm, each) for each in asked]
         if arguments.json:
             for completion in llm.generate(prompts, sampling):
@@ -91,8 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_vector(text: str | None) -> tuple[str | None, float]:
-    """Return the name and the factor that --vector gives."""
+def _read_named(option: str, text: str | None) -> tuple[str | None, float]:
+    """Return the name and the factor that an option NAME[=SCALE] gives."""
     if text is None:
         return None, 1.0
     name, equals, scale = text.rpartition("=")
@@ -101,7 +110,7 @@ def _read_vector(text: str | None) -> tuple[str | None, float]:
     try:
         return name, float(scale)
     except ValueError:
-        raise RequestError(f"--vector: got the factor {scale!r}, expected a number after NAME=") from None
+        raise RequestError(f"{option}: got the factor {scale!r}, expected a number after NAME=") from None
 
 
 def _print_stream(llm: LLM, prompt: Prompt, sampling: Sampling) -> None:

@@ -79,33 +79,39 @@ class ConditionEntries:
             del numbers[entry]
 
     def choices(self, sampling: Sampling) -> dict[str, str | tuple[str, float]]:
-        """Return what `sampling` chooses, `Sampling.vector` as an entry of the condition that has vectors.
+        """Return what `sampling` chooses: its vector and its adapter as entries of the conditions that have these.
 
         Raises:
-            RequestError: it names a vector, and the engine has no condition of vectors, or chooses of that otherwise as well.
+            RequestError: it names a vector or an adapter, and the engine has none, or it chooses of that condition otherwise as
+                well.
         """
         found = dict(sampling.conditions)
-        if sampling.vector is None:
-            return found
-        name = self.of_vectors("Sampling.vector")
-        if name in found:
-            raise RequestError(
-                f"Sampling.vector: got {sampling.vector!r}, and conditions[{name!r}] as well; give one of them"
-            )
-        takes_scale = self._conditions[name].scaled or sampling.vector_scale != 1
-        return {**found, name: (sampling.vector, sampling.vector_scale) if takes_scale else sampling.vector}
+        for kind, entry, scale in (
+            ("vector", sampling.vector, sampling.vector_scale),
+            ("adapter", sampling.adapter, sampling.adapter_scale),
+        ):
+            if entry is None:
+                continue
+            name = self.of_kind(kind, f"Sampling.{kind}")
+            if name in found:
+                raise RequestError(
+                    f"Sampling.{kind}: got {entry!r}, and conditions[{name!r}] as well; give one of them"
+                )
+            found[name] = (entry, scale) if self._conditions[name].scaled or scale != 1 else entry
+        return found
 
-    def of_vectors(self, where: str) -> str:
-        """Return the name of the condition whose entries are vectors of layers.
+    def of_kind(self, kind: str, where: str) -> str:
+        """Return the name of the condition whose entries are of a kind: "vector" or "adapter".
 
         Raises:
             RequestError: the engine has none; the error begins with `where`.
         """
         for name, condition in self._conditions.items():
-            if condition.vectors is not None:
+            if (condition.vectors if kind == "vector" else condition.adapters) is not None:
                 return name
+        article = "an" if kind == "adapter" else "a"
         raise RequestError(
-            f"{where}: got a vector, but this engine adds none; build one with a method that adds vectors, which "
+            f"{where}: got {article} {kind}, but this engine adds none; build one with a method that adds {kind}s, which "
             "`enginewright methods` lists"
         )
 

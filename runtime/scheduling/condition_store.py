@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.adapters.read_adapter import read_adapter
 from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.vector_files import read_vectors
@@ -65,7 +66,7 @@ class ConditionStore:
             RequestError: the engine adds no vectors, or has no room for another.
             ArtifactError: the folder's vectors are damaged, or do not fit the engine.
         """
-        condition = self.entries.of_vectors("load_vector")
+        condition = self.entries.of_kind("vector", "load_vector")
         task, values = read_vectors(path, self._manifest.conditions[condition])
         self.add(condition, task if name is None else name, {"vectors": values})
         return task if name is None else name
@@ -80,3 +81,16 @@ class ConditionStore:
             known = ", ".join(self._manifest.conditions) or "none"
             raise RequestError(f"{where}: got {condition!r}, and the engine has the conditions {known}")
         return condition
+
+    def load_adapter(self, path: Path, name: str | None) -> str:
+        """Add the adapter of a folder as an entry, and return its name; see `LLM.load_adapter`.
+
+        Raises:
+            RequestError: the engine adds no adapters, or has no room for another.
+            ArtifactError: the folder's files are damaged, or do not fit the engine.
+            UnsupportedError: the adapter is more than factors of linear layers.
+        """
+        condition = self.entries.of_kind("adapter", "load_adapter")
+        entry = path.resolve().name if name is None else name
+        self.add(condition, entry, read_adapter(path, self._manifest.conditions[condition]))
+        return entry

@@ -9,14 +9,18 @@ Source: Hu et al., "LoRA", arXiv 2106.09685; batches of several adapters: Chen e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from enginewright.exporters.methods.adapters.add_lora_nodes import MarkProductsPass, complete
 from enginewright.exporters.methods.adapters.targets import ALL, find_targets
 from enginewright.exporters.methods.anchors import Anchors
-from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.methods.hooks import Entries, Method
 from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.runtime.artifact.adapters.read_adapter import read_adapter
 from enginewright.runtime.artifact.manifest import AdapterLayout, Condition, ConditionTensor
 from enginewright.runtime.errors import ExportError
 
@@ -31,11 +35,13 @@ class Config:
     capacity: adapters at once.
     rank: the largest rank of an adapter. Smaller ones take as much memory and time.
     targets: the layers that adapters may change: endings of their names, joined by +; "all": every linear layer of the blocks.
+    load: folders of adapters that the engine has from the beginning, joined by +; each is named as its folder.
     """
 
     capacity: int = 8
     rank: int = 16
     targets: str = ALL
+    load: str = ""
 
     def __post_init__(self) -> None:
         for name in ("capacity", "rank"):
@@ -59,6 +65,23 @@ def conditions(config: Config, checkpoint: Checkpoint) -> dict[str, Condition]:
     return {NAME: Condition(capacity=config.capacity, scaled=True, tensors=tensors, adapters=layout)}
 
 
+def condition_entries(config: Config, conditions: dict[str, Condition]) -> Entries:
+    """Give the adapters that the engine has from the beginning.
+
+    Raises:
+        ArtifactError: the files of an adapter are damaged, or do not fit.
+        ExportError: two folders have one name.
+        UnsupportedError: an adapter is more than factors of linear layers.
+    """
+    found: dict[str, dict[str, NDArray[np.float16]]] = {}
+    for folder in map(Path, filter(None, config.load.split("+"))):
+        name = folder.expanduser().resolve().name
+        if name in found:
+            raise ExportError(f"adapters: load: got two folders called {name!r}, expected names of their own")
+        found[name] = read_adapter(folder.expanduser(), conditions[NAME])
+    return {NAME: found}
+
+
 def passes(config: Config) -> tuple[ir.passes.PassBase, ...]:
     """Mark the products, while each has a weight with its layer's name."""
     return (MarkProductsPass(config.targets),)
@@ -77,6 +100,7 @@ METHOD = Method(
     paper="2106.09685",
     config=Config,
     conditions=conditions,
+    condition_entries=condition_entries,
     passes=passes,
     extend_graph=extend_graph,
 )

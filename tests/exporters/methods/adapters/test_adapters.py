@@ -15,7 +15,6 @@ from enginewright.exporters.build import build
 from enginewright.exporters.methods.adapters import Config
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
-from enginewright.runtime.artifact.adapters.read_adapter import read_adapter
 from enginewright.runtime.errors import ExportError, UnsupportedError
 from tests.support.exporters.adapters import make_base_model, merge_with_peft, train_with_peft
 
@@ -42,17 +41,9 @@ def make_engine(family: str, root: Path, *apply: str, **recipe: Any) -> Path:
     return root / "engine"
 
 
-def add(llm: LLM, name: str, folder: Path) -> None:
-    """Load an adapter under a name."""
-    llm.add_condition("adapter", name, read_adapter(folder, llm.manifest.conditions["adapter"]))
-
-
 def generate(llm: LLM, names: Sequence[str | None]) -> list[tuple[int, ...]]:
     """The greedy tokens of one request for each adapter, all in one batch."""
-    samplings = [
-        Sampling(max_tokens=NEW, temperature=0, ignore_eos=True, conditions={"adapter": name} if name else {})
-        for name in names
-    ]
+    samplings = [Sampling(max_tokens=NEW, temperature=0, ignore_eos=True, adapter=name) for name in names]
     return [tuple(done.token_ids) for done in llm.generate([PROMPT] * len(names), samplings)]
 
 
@@ -71,7 +62,7 @@ def test_every_row_answers_as_its_merged_model(family: str, tmp_path: Path) -> N
     with load(engine) as llm:
         for seed, (name, options) in enumerate(settings.items()):
             folder = train_with_peft(make_base_model(family), tmp_path / name, seed=seed, **options)
-            add(llm, name, folder)
+            assert llm.load_adapter(folder) == name
             wanted[name] = answer(merge_with_peft(make_base_model(family), folder))
         names = ["all", None, "small", "all"]
         assert generate(llm, names) == [wanted[name] for name in names]
@@ -93,7 +84,7 @@ def test_some_layers_alone(tmp_path: Path) -> None:
     with load(engine) as llm:
         tensors = llm.manifest.conditions["adapter"].tensors
         assert sorted(tensors) == ["down_proj_a", "down_proj_b", "v_proj_a", "v_proj_b"]
-        add(llm, "x", folder)
+        llm.load_adapter(folder, "x")
         (got,) = generate(llm, ["x"])
     assert got == answer(merge_with_peft(make_base_model("llama"), folder))
 
@@ -102,7 +93,7 @@ def test_a_cache_of_few_bits_beside_it(tmp_path: Path) -> None:
     engine = make_engine("qwen3", tmp_path, "adapters:rank=4", "kvarn:k_bits=8,v_bits=8")
     folder = train_with_peft(make_base_model("qwen3"), tmp_path / "x", target_modules="all-linear")
     with load(engine) as llm:
-        add(llm, "x", folder)
+        llm.load_adapter(folder, "x")
         got = generate(llm, ["x", None])
     assert got == [answer(merge_with_peft(make_base_model("qwen3"), folder)), answer(make_base_model("qwen3"))]
 

@@ -23,7 +23,7 @@ from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime import Sampling, cli, load
-from enginewright.runtime.artifact.vector_files import read_tensors
+from enginewright.runtime.artifact.safetensors_file import read_floats
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.families import make_model
 from tests.support.paths import EXAMPLES
@@ -62,7 +62,7 @@ def test_the_folder(folder: Path) -> None:
     assert record["heads"] == [list(head) for head in top_heads(torch.tensor(record["scores"]), 4)]
     assert record["counts"]["scored"] > 0 and record["counts"]["meant"] == 16
     assert record["accuracy"]["at heads"] > record["accuracy"]["nothing"]
-    tensors = read_tensors(folder / "vectors.safetensors")
+    tensors = read_floats(folder / "vectors.safetensors")
     assert set(tensors) == {"fv", *(f"dfv.{layer}" for layer, _ in record["heads"])}
     np.testing.assert_allclose(
         tensors["fv"], sum(v for name, v in tensors.items() if name != "fv"), rtol=1e-5, atol=1e-5
@@ -78,7 +78,7 @@ def test_an_engine_hits_what_pytorch_hits(at: str, folder: Path, task: Path, tmp
     pairs = read_task(task, 42)
     prompts = zero_shot(open_fast_tokenizer(MODEL), [*pairs.train, *pairs.test], with_instructions=False)
     model = load_reference(MODEL, ())
-    tensors = read_tensors(folder / "vectors.safetensors")
+    tensors = read_floats(folder / "vectors.safetensors")
     layer = json.loads((folder / "task.json").read_text())["layer"]
     given: dict[str, Any] = {
         "heads": {int(name[4:]): torch.tensor(v) for name, v in tensors.items() if name.startswith("dfv.")},

@@ -15,7 +15,8 @@ from enginewright.exporters.methods.steering.method import NAME, Config, conditi
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import cli
 from enginewright.runtime.artifact.manifest import Condition
-from enginewright.runtime.artifact.vector_files import read_tensors, read_vectors
+from enginewright.runtime.artifact.safetensors_file import read_floats
+from enginewright.runtime.artifact.vector_files import read_vectors
 from enginewright.runtime.errors import ArtifactError, ExportError
 from tests.support.paths import EXAMPLES
 
@@ -118,7 +119,7 @@ def test_damaged_tensors(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=message):
-        read_tensors(path)
+        read_floats(path)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_damaged_headers(spec: dict[str, object], message: str, tmp_path: Path) 
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ArtifactError, match=message):
-        read_tensors(path)
+        read_floats(path)
 
 
 @pytest.mark.parametrize(
