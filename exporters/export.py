@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -38,7 +40,7 @@ from enginewright.plugins.ops.registry import op_versions
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.decoder_graph import POOL
-from enginewright.runtime.artifact.manifest import Cache, File, Graph, Limits, Manifest, Model, TensorSpec
+from enginewright.runtime.artifact.manifest import Cache, Condition, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.artifact.sampling_ranges import is_number
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
@@ -62,10 +64,12 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
     registry.check_model(recipe.apply, checkpoint)
-    conditions = registry.conditions(recipe.apply, checkpoint)
+    conditions = _declare(recipe, checkpoint, cache)
     limits = _limits(checkpoint, recipe)
     skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
     weights, storage = _bind(checkpoint, skeleton.model, recipe)
+    conditions = registry.name_model(recipe.apply, conditions, checkpoint, skeleton.model)
+    entries = registry.condition_entries(recipe.apply, conditions)
     untie(skeleton.model, weights)
     tokenizer = read_tokenizer(checkpoint)
     generation = read_defaults(checkpoint, _eos_token_ids(checkpoint), has_tokenizer=tokenizer is not None)
@@ -98,7 +102,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         graphs={"decoder": _describe_graph(captured.model, root)},
         decoding=decoding,
         weights=storage.describe(recipe.dtype, quantise.codes()),
-        conditions=conditions,
+        conditions=_write_entries(conditions, entries, root),
         token_inputs=cache.token_inputs,
         applied=tuple(method.describe() for method in recipe.apply),
         tokenizer=_write_tokenizer(tokenizer, root),
@@ -123,6 +127,18 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
+
+
+def _declare(recipe: Recipe, checkpoint: Checkpoint, cache: CacheFormat) -> dict[str, Condition]:
+    """The conditions of a request; UnsupportedError for those of decoded tokens where tokens are decided in no order."""
+    conditions = registry.conditions(recipe.apply, checkpoint)
+    of_decoded = [name for name, each in conditions.items() if each.applies == "decoded"]
+    if of_decoded and cache.sees_later:
+        raise UnsupportedError(
+            f"condition {of_decoded[0]!r}: got a model whose tokens see later ones, such as a diffusion model, expected one that "
+            "decodes token after token: it applies from the prompt's last token on; build without the method that adds it"
+        )
+    return conditions
 
 
 def _bind(checkpoint: Checkpoint, model: PreTrainedModel, recipe: Recipe) -> tuple[dict[str, Weight], Storage]:
@@ -229,6 +245,22 @@ def _describe_value(value: ir.Value) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     alias = value.name.removesuffix(".out") if value.name.startswith(POOL) and value.name.endswith(".out") else None
     return TensorSpec(name=value.name, dtype=dtype, shape=shape, alias=alias)
+
+
+def _write_entries(
+    conditions: dict[str, Condition], entries: dict[str, dict[str, dict[str, NDArray[Any]]]], root: Path
+) -> dict[str, Condition]:
+    """Write the entries that the engine has from the beginning, and return the conditions with their files."""
+    described = dict(conditions)
+    for name, given in entries.items():
+        files: dict[str, File] = {}
+        for entry, arrays in given.items():
+            path = root / "conditions" / f"{name}.{entry}.npz"
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, **arrays)  # type: ignore[arg-type]  # of mypy: a tensor could be called allow_pickle
+            files[entry] = directory.describe_file(root, path)
+        described[name] = dataclasses.replace(conditions[name], entries=files)
+    return described
 
 
 def _write_tokenizer(tokenizer: EngineTokenizer | None, root: Path) -> tuple[File, ...]:

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedError,
     )
-    from enginewright.runtime.llm import LLM, Handle, Prompt
+    from enginewright.runtime.llm import LLM, Prompt
     from enginewright.runtime.loader import load
     from enginewright.runtime.requests.completion import Completion, Logprobs, Token
     from enginewright.runtime.requests.logits_processor import LogitsProcessor
     from enginewright.runtime.requests.sampling import Sampling
+    from enginewright.runtime.scheduling.handle import Handle
 
 _HOMES = {
     "ArtifactError": "errors",
     "Completion": "requests.completion",
     "EnginewrightError": "errors",
     "ExtensionError": "errors",
-    "Handle": "llm",
+    "Handle": "scheduling.handle",
     "LLM": "llm",
     "LogitsProcessor": "requests.logits_processor",
     "Logprobs": "requests.completion",

@@ -5,24 +5,24 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import condition_tensor
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.decoding.processor_kind import check_switched_off, open_processors
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.requests.completion import Completion, Event, Token
-from enginewright.runtime.requests.condition_entries import ConditionEntries
-from enginewright.runtime.requests.request import Generation, Request, Scoring, TakeLogits
-from enginewright.runtime.requests.resolved_sampling import ResolvedSampling, default_limit, resolve
+from enginewright.runtime.requests.request import Generation, Scoring, TakeLogits
+from enginewright.runtime.requests.resolved_sampling import ResolvedSampling, default_limit, limit_new_tokens, resolve
 from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.requests.token_ids import check_token_ids
+from enginewright.runtime.scheduling.condition_store import ConditionStore
+from enginewright.runtime.scheduling.handle import Handle, wait_for
 from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.text_stream import TextStream, open_text
@@ -51,7 +51,7 @@ class LLM:
         self.loop = loop
         self.capacity = capacity
         self._longest = longest
-        self._conditions = ConditionEntries(manifest.conditions)
+        self._conditions = ConditionStore(manifest, loop)
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
 
@@ -132,7 +132,7 @@ class LLM:
             request.deliver = on_event
             request.events.put(RequestError("Handle: got an iteration, but the tokens go to on_event; use either"))
         self.loop.submit(self.loop.scheduler.decoder.start(request))
-        return Handle(self, request)
+        return Handle(self, self.loop, request)
 
     def submit_all(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
@@ -144,22 +144,33 @@ class LLM:
             raise RequestError(
                 f"generate: got {len(samplings)} samplings for {len(batch)} prompts, expected one for each"
             )
-        requests = [self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True)]
-        self.loop.submit(*map(self.loop.scheduler.decoder.start, requests))
-        return [Handle(self, request) for request in requests]
+        requests: list[Generation] = []
+        try:
+            requests += (self._generation(prompt, each) for prompt, each in zip(batch, samplings, strict=True))
+            self.loop.submit(*map(self.loop.scheduler.decoder.start, requests))
+        except BaseException:
+            for request in requests:  # those before the one that is refused; what they have chosen is free again
+                request.done.set()
+            raise
+        return [Handle(self, self.loop, request) for request in requests]
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return float32 [n, vocab]: row i is the model's prediction after token_ids[: i + 1]."""
+    def logits(self, token_ids: Sequence[int], sampling: Sampling | None = None) -> NDArray[np.float32]:
+        """Return float32 [n, vocab]: row i is the model's prediction after token_ids[: i + 1].
+
+        sampling: of which only the vector and the conditions count, as in `score`.
+        """
         prompt = self._check_scored(token_ids)
         result = np.empty((len(prompt), self.manifest.model.vocab_size), np.float32)
 
         def keep(position: int, logits: NDArray[np.float32]) -> None:
             result[position : position + len(logits)] = logits
 
-        self.score([prompt.tolist()], [keep])
+        self.score([prompt.tolist()], [keep], sampling)
         return result
 
-    def score(self, texts: Sequence[Sequence[int]], takes: Sequence[TakeLogits]) -> None:
+    def score(
+        self, texts: Sequence[Sequence[int]], takes: Sequence[TakeLogits], sampling: Sampling | None = None
+    ) -> None:
         """Compute the teacher-forced logits of texts, and hand them out piece by piece, so that none is held whole.
 
         With a KVarN cache, a token sees what it would see if the text had been generated: every full tile before its own is
@@ -170,14 +181,18 @@ class LLM:
             after texts[i][: position + k + 1]. It runs on the step loop's thread, which waits for it. The logits are valid
             only during the call. An exception that it raises is raised by `score`.
 
+        sampling: of which only the vector and the conditions count, for every token of every text; None: there are none.
+
         Raises:
             RequestError: this engine cannot take a text; then none runs.
         """
         requests = [Scoring(self._check_scored(tokens), take) for tokens, take in zip(texts, takes, strict=True)]
+        for request in requests:
+            self._conditions.apply(sampling or Sampling(), request)
         self.loop.submit(*(self.loop.scheduler.decoder.score(request) for request in requests))
         try:
             for request in requests:
-                _wait(self.loop, request)
+                wait_for(self.loop, request)
         finally:
             self.loop.cancel(*requests)
 
@@ -229,21 +244,64 @@ class LLM:
         Raises:
             RequestError: the engine has no such condition or no room for another entry, or the arrays are others.
         """
-        if condition not in self.manifest.conditions:
-            known = ", ".join(self.manifest.conditions) or "none"
-            raise RequestError(f"add_condition: got {condition!r}, and the engine has the conditions {known}")
-        tensors = self.manifest.conditions[condition].tensors
-        if values.keys() != tensors.keys():
-            got = ", ".join(values) or "none"
-            raise RequestError(f"add_condition: {condition}: got the arrays {got}, expected {', '.join(tensors)}")
+        self._conditions.add(condition, entry, values)
 
-        def fill(number: int) -> None:
-            ports = {condition_tensor(condition, tensor): np.asarray(array) for tensor, array in values.items()}
-            checked = {port: entry_values(self.manifest, port, number, array) for port, array in ports.items()}
-            for port, array in checked.items():  # all of them or none
-                self.loop.session.fill(port, number, array)
+    def drop_condition(self, condition: str, entry: str) -> None:
+        """Forget an entry, so that another can have its place.
 
-        self.loop.between_steps(lambda: self._conditions.write(condition, entry, fill))
+        Raises:
+            RequestError: the engine has no such condition or entry, or a request that has not ended uses it.
+        """
+        self._conditions.drop(condition, entry)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The names that `Sampling.vector` may have."""
+        return self._conditions.entries.names(self._conditions.entries.of_kind("vector", "LLM.vectors"))
+
+    def load_vector(self, path: str | Path, name: str | None = None) -> str:
+        """Add the vectors of a folder that `enginewright tune` wrote, or replace those of the name, and return the name.
+
+        It may be called while requests run: the files are read on the calling thread, and the values written between two
+        steps. Requests name it in `Sampling.vector`.
+
+        path: the folder, with vectors.safetensors and task.json.
+        name: that requests use; None: the task's own.
+
+        Raises:
+            RequestError: the engine adds no vectors, or holds as many as it can.
+            ArtifactError: the files are damaged, or made on another model, or do not fit the engine's layers.
+        """
+        return self._conditions.load_vector(Path(path), name)
+
+    def drop_vector(self, name: str) -> None:
+        """Forget a vector; RequestError where there is none of the name, or a request that has not ended uses it."""
+        self._conditions.drop(self._conditions.entries.of_kind("vector", "drop_vector"), name)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that `Sampling.adapter` may have."""
+        return self._conditions.entries.names(self._conditions.entries.of_kind("adapter", "LLM.adapters"))
+
+    def load_adapter(self, path: str | Path, name: str | None = None) -> str:
+        """Add a LoRA adapter in PEFT's format, or replace that of the name, and return the name.
+
+        It may be called while requests run: the files are read on the calling thread, and the values written between two
+        steps. Requests name it in `Sampling.adapter`.
+
+        path: the folder, with adapter_config.json and adapter_model.safetensors.
+        name: that requests use; None: the folder's own.
+
+        Raises:
+            RequestError: the engine adds no adapters, or holds as many as it can.
+            ArtifactError: the files are damaged, or do not fit the engine's layers or its rank.
+            UnsupportedError: the adapter is more than factors of linear layers, such as DoRA.
+        """
+        return self._conditions.load_adapter(Path(path), name)
+
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter; RequestError where there is none of the name, or a request that has not ended uses it."""
+        self._conditions.drop(self._conditions.entries.of_kind("adapter", "drop_adapter"), name)
 
     def close(self) -> None:
         """Cancel all requests and stop; may be called again."""
@@ -260,8 +318,8 @@ class LLM:
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise RequestError(
-                f"{self.manifest.name}: got text, but the engine has no tokenizer, since its checkpoint has none; put tokenizer files into "
-                "the checkpoint and build it again, or pass token ids to LLM.generate"
+                f"{self.manifest.name}: got text, but the engine has no tokenizer, as its checkpoint has none; pass token ids to "
+                "LLM.generate, or add a tokenizer to the checkpoint and build again"
             )
         return self.tokenizer
 
@@ -278,7 +336,7 @@ class LLM:
         ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
-        limit = self._limit_new_tokens(len(ids), sampling.max_tokens)
+        limit = limit_new_tokens(len(ids), sampling.max_tokens, self.capacity.context, self._longest)
         limit = default_limit(sampling, self.manifest.generation, prompt=len(ids), limit=limit)
         request = Generation(
             ids,
@@ -288,8 +346,7 @@ class LLM:
             text=self._text_after(ids, sampling),
             processors=open_processors(sampling, ids, vocab),
         )
-        if sampling.conditions:
-            self._conditions.apply(sampling.conditions, request)
+        self._conditions.apply(sampling, request)
         self._warn_of(request)
         return request
 
@@ -311,25 +368,6 @@ class LLM:
             self._has_warned = True
             warnings.warn(f"{self.manifest.name}: {reason}; this is said once", stacklevel=4)
 
-    def _limit_new_tokens(self, prompt: int, wanted: int | None) -> int:
-        """Return how many tokens may follow a prompt of `prompt` tokens; `wanted` where given.
-
-        Raises:
-            RequestError: there is no room for a token, or for as many as wanted.
-        """
-        room = min(self.capacity.context - prompt, self._longest - prompt + 1)
-        reason = f"the context limit is {self.capacity.context} tokens"
-        if self._longest + 1 < self.capacity.context:
-            reason = f"the cache holds {self._longest} tokens (load with a larger cache_tokens)"
-        if room < 1:
-            raise RequestError(f"prompt: got {prompt} tokens, but {reason}, one of them new; shorten the prompt")
-        if wanted is not None and wanted > room:
-            raise RequestError(
-                f"Sampling.max_tokens: got {wanted} after a prompt of {prompt} tokens, but {reason}; "
-                f"ask for {room} or fewer, or None for as many as fit"
-            )
-        return wanted or room
-
     def _check_scored(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
         """Return the token ids as an array, after checking that they fit."""
         limit = min(self.capacity.context, self._longest)
@@ -338,57 +376,11 @@ class LLM:
         return check_token_ids(token_ids, self.manifest.model.vocab_size)
 
 
-class Handle:
-    """A submitted request; created by `LLM.submit`. Any thread can iterate over its tokens, wait for it, or cancel it."""
-
-    def __init__(self, llm: LLM, request: Generation) -> None:
-        self._llm = llm  # keeps the engine open
-        self._request = request
-
-    @property
-    def done(self) -> bool:
-        """Whether the request has ended."""
-        return self._request.done.is_set()
-
-    def __iter__(self) -> Iterator[Token]:
-        """Yield the tokens as they come; of several consumers, one gets each token."""
-        if not self.done:
-            self._llm.loop.check_may_wait()
-        while True:
-            event = self._request.events.get()
-            if isinstance(event, Token):
-                yield event
-                continue
-            self._request.events.put(event)  # for other consumers that wait
-            if isinstance(event, Exception):
-                raise event
-            return
-
-    def result(self) -> Completion:
-        """Wait for the end, and return the whole completion, whether or not its tokens were read."""
-        _wait(self._llm.loop, self._request)
-        assert self._request.completion is not None
-        return self._request.completion
-
-    def cancel(self) -> None:
-        """End the request before the next step, which frees its row and its tiles."""
-        self._llm.loop.cancel(self._request)
-
-
 def _cancelling(handle: Handle) -> Iterator[Token]:
     try:
         yield from handle
     finally:
         handle.cancel()
-
-
-def _wait(loop: StepLoop, request: Request) -> None:
-    """Wait for the end of `request`, and raise the error that ended it."""
-    if not request.done.is_set():
-        loop.check_may_wait()
-    request.done.wait()
-    if request.error is not None:
-        raise request.error
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

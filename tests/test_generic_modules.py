@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from tests.support.paths import ROOT
 
-WORDS = re.compile(r"kvarn|clp|piso|lora|nsru|medusa|(?<![a-z])tada|depth.?(?:attention|mix)", re.IGNORECASE)
+WORDS = re.compile(
+    r"kvarn|clp|piso|lora|nsru|medusa|(?<![a-z])tada|depth.?(?:attention|mix)|function.?vector|steering", re.IGNORECASE
+)
 PACKAGES = ("exporters", "builders", "runtime")
 OWN = ("exporters/methods/", "exporters/features/")
 GENERIC = {  # modules in those folders that serve all of them
@@ -24,9 +26,17 @@ ALLOWED = {
     "exporters/recipe.py": ({"lora"}, "an example of the syntax in a docstring"),
     "builders/passes/fuse_split_qkv.py": ({"depthmix"}, "an op in the docstring, as a reader of what the pass fuses"),
     "runtime/artifact/decoder_graph.py": ({"kvarn"}, "an example of a cache that encodes, in a docstring"),
-    "runtime/artifact/manifest.py": ({"kvarn"}, "a kind of cache in docstrings"),
+    "runtime/artifact/manifest.py": ({"kvarn", "lora"}, "a kind of cache and a kind of adapter, in docstrings"),
+    "runtime/commands/run.py": ({"lora"}, "the kind of adapter, in a help text"),
     "runtime/decoding/kinds/multi_token.py": ({"clp"}, "names of the outputs that this kind of decoding reads"),
-    "runtime/llm.py": ({"kvarn"}, "the effect of a kind of cache on logits, in a docstring"),
+    "runtime/artifact/adapters/read_adapter.py": (
+        {"lora"},
+        "the kind of adapter that it reads, and names of its tensors",
+    ),
+    "runtime/artifact/adapters/settings.py": ({"lora"}, "the kind of adapter, and the keys of its settings"),
+    "runtime/llm.py": ({"kvarn", "lora"}, "a kind of cache and a kind of adapter, in docstrings"),
+    "runtime/requests/sampling.py": ({"lora"}, "the kind of adapter, in a docstring"),
+    "runtime/triton/ports.py": ({"lora"}, "lora_name, an input of another backend"),
     "runtime/loader.py": ({"kvarn"}, "the effect of a kind of cache on options, in a docstring"),
 }
 

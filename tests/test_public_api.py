@@ -48,18 +48,23 @@ SIGNATURES = {  # parameters as a caller sees them, without types
     "LLM.stream": "(self, prompt, sampling=None)",
     "LLM.submit": "(self, prompt, sampling=None, *, priority=0, on_event=None)",
     "LLM.submit_all": "(self, prompts, sampling=None)",
-    "LLM.logits": "(self, token_ids)",
-    "LLM.score": "(self, texts, takes)",
+    "LLM.logits": "(self, token_ids, sampling=None)",
+    "LLM.score": "(self, texts, takes, sampling=None)",
     "LLM.apply_chat_template": "(self, messages, tools=None, documents=None, *, chat_template=None, "
     "add_generation_prompt=True, continue_final_message=False, chat_template_kwargs=None)",
     "LLM.add_condition": "(self, condition, entry, values)",
+    "LLM.drop_condition": "(self, condition, entry)",
+    "LLM.load_vector": "(self, path, name=None)",
+    "LLM.drop_vector": "(self, name)",
+    "LLM.load_adapter": "(self, path, name=None)",
+    "LLM.drop_adapter": "(self, name)",
     "LLM.close": "(self)",
     "Handle.result": "(self)",
     "Handle.cancel": "(self)",
 }
 
 PROTOCOLS = {"LLM": {"__enter__", "__exit__"}, "Handle": {"__iter__"}}
-PROPERTIES = {"Handle": {"done"}, "Sampling": set[str]()}
+PROPERTIES = {"Handle": {"done"}, "LLM": {"adapters", "vectors"}, "Sampling": set[str]()}
 
 REQUIRED = "required"
 FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with their defaults
@@ -84,6 +89,10 @@ FIELDS: dict[str, dict[str, object]] = {  # of the dataclasses, in order, with t
         "skip_special_tokens": True,
         "logits_processors": {},
         "conditions": {},
+        "vector": None,
+        "vector_scale": 1.0,
+        "adapter": None,
+        "adapter_scale": 1.0,
         "model_defaults": True,
     },
     "Completion": {
@@ -113,6 +122,7 @@ STABLE = {  # modules outside the runtime whose names are imported by other prog
     "plugins.oracles.depth_mix": {"depth_mix", "mix_values"},
     "exporters.methods.piso.solver": {"int_grid", "solve"},
     "exporters.methods.clp": {"accept_lengths"},
+    "exporters.methods.function_vectors": {"head_scores", "top_heads", "steering_vectors"},
     "exporters.methods.tada": {"probe", "gates", "merge"},
     "runtime.evaluation.repetition": {"repetition_ratio"},
 }

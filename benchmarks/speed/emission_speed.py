@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from benchmarks.results_file import Condition, Figure, benchmark_parser, save
 from enginewright.exporters.build import build
-from enginewright.exporters.methods.clp.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.methods.clp.head_set import Backbone, HeadSet, HeadShape, write_head_set
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import Sampling, load

@@ -116,15 +116,24 @@ class Anchors:
         Raises:
             ExtensionError: no method of this export declares it.
         """
+        declared = self.declaration(name)
+        if name not in self._conditions:
+            self._conditions[name] = self._add_condition(name, declared)
+        return self._conditions[name]
+
+    def declaration(self, name: str) -> Condition:
+        """The condition as a method's hook `conditions` declares it.
+
+        Raises:
+            ExtensionError: no method of this export declares it.
+        """
         if name not in self._declared:
             known = ", ".join(self._declared) or "none"
             raise ExtensionError(
                 f"condition {name!r}: got no declaration of it, expected one of the conditions declared: {known}; do: return "
                 "it from the method's hook conditions"
             )
-        if name not in self._conditions:
-            self._conditions[name] = self._add_condition(name, self._declared[name])
-        return self._conditions[name]
+        return self._declared[name]
 
     # ---- additions
 

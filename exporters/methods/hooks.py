@@ -9,8 +9,10 @@ that METHOD names in this order:
     choose_decoding(config, decoding) -> decoding               changes the manifest's `decoding`, which tells the runtime
                                                                 how to make tokens of the graph's outputs
     check_model(config, checkpoint)                             refuses a checkpoint that the method does not fit
-    conditions(config, checkpoint) -> conditions                declares what a request may name, such as a steering vector,
+    conditions(config, checkpoint) -> conditions                declares what a request may name, such as a vector,
                                                                 as the manifest's `Condition` by name
+    condition_entries(config, conditions) -> entries            gives entries that every loaded engine has: arrays by condition,
+                                                                entry and tensor
     code_form(config) -> form                                   the form of the codes that the next hook will make, a `CodeForm`
     transform_weights(config, weights, checkpoint) -> weights   changes weights, before the graph is captured
     passes(config) -> passes                                    passes over the graph, before its projections are packed
@@ -30,9 +32,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from enginewright.exporters.capture.cache_formats import CacheFormat
 from enginewright.exporters.methods.anchors import Anchors
@@ -44,6 +47,8 @@ from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.errors import ExtensionError
 
 C = TypeVar("C")
+Entries: TypeAlias = Mapping[str, Mapping[str, Mapping[str, NDArray[Any]]]]
+"""Arrays by the names of a condition, of an entry and of a tensor."""
 
 HOOKS = (
     "choose_cache",
@@ -51,6 +56,7 @@ HOOKS = (
     "choose_decoding",
     "check_model",
     "conditions",
+    "condition_entries",
     "code_form",
     "transform_weights",
     "passes",
@@ -77,6 +83,7 @@ class Method(Generic[C]):
     choose_decoding: may stand in only one of the methods of an export.
     check_model: raises ExportError or UnsupportedError for a checkpoint that the method does not fit.
     conditions: no two methods of an export may declare the same name.
+    condition_entries: gets the conditions of all methods as the manifest will have them; without it engines begin with none.
     code_form: lets an export refuse a form that its format does not hold before hours of calibration.
     transform_weights: without it the method has no effect on exported checkpoints, and is refused there.
     passes: they run over the whole graph, method by method.
@@ -100,6 +107,7 @@ class Method(Generic[C]):
     choose_decoding: Callable[[C, dict[str, Any]], dict[str, Any]] | None = None
     check_model: Callable[[C, Checkpoint], None] | None = None
     conditions: Callable[[C, Checkpoint], dict[str, Condition]] | None = None
+    condition_entries: Callable[[C, dict[str, Condition]], Entries] | None = None
     code_form: Callable[[C], CodeForm] | None = None
     transform_weights: Callable[[C, dict[str, Weight], Checkpoint], dict[str, Weight]] | None = None
     passes: Callable[[C], tuple[ir.passes.PassBase, ...]] | None = None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from enginewright.exporters.capture.cache_formats import CacheFormat
 from enginewright.exporters.config_text import make_config
 from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.hooks import Method, check_functions
+from enginewright.exporters.methods.model_hash import hash_after
 from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.exporters.methods.tuner import Tuner
 from enginewright.exporters.source.checkpoint import Checkpoint
@@ -199,6 +204,52 @@ def conditions(applied: Sequence[Applied], checkpoint: Checkpoint) -> dict[str, 
                     "of them; build without the other"
                 )
             found[name], owners[name] = condition, method.name
+    return found
+
+
+def name_model(
+    applied: Sequence[Applied], conditions: dict[str, Condition], checkpoint: Checkpoint, model: PreTrainedModel
+) -> dict[str, Condition]:
+    """Return the conditions, those of vectors with the hash of the model that vectors have to be made on."""
+    if all(each.vectors is None for each in conditions.values()):
+        return conditions
+    digest = hash_of_applied(applied, checkpoint, model)
+    return {
+        name: each
+        if each.vectors is None
+        else dataclasses.replace(each, vectors=dataclasses.replace(each.vectors, model=digest))
+        for name, each in conditions.items()
+    }
+
+
+def hash_of_applied(applied: Sequence[Applied], checkpoint: Checkpoint, model: PreTrainedModel) -> str:
+    """The hash of the model that methods make of a checkpoint; `model` has its parameters' names."""
+    return hash_after(
+        checkpoint, model, [partial(hook, each.config) for each, hook in _hooks(applied, "transform_weights")]
+    )
+
+
+def condition_entries(
+    applied: Sequence[Applied], conditions: dict[str, Condition]
+) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
+    """Return the entries that methods give to conditions, by condition, entry and tensor.
+
+    Raises:
+        ExportError: the name of an entry is no part of a file's name.
+        ExtensionError: a method gives entries of a condition that no method declares.
+    """
+    found: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+    for method, hook in _hooks(applied, "condition_entries"):
+        for name, entries in hook(method.config, conditions).items():
+            if name not in conditions:
+                raise ExtensionError(
+                    f"{method.name}: condition_entries: got {name!r}, expected a condition that is declared"
+                )
+            if wrong := [entry for entry in entries if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", entry)]:
+                raise ExportError(
+                    f"{method.name}: got an entry called {wrong[0]!r}, expected letters, digits, _, - and . alone"
+                )
+            found.setdefault(name, {}).update({entry: dict(arrays) for entry, arrays in entries.items()})
     return found
 
 

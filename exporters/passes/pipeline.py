@@ -18,7 +18,7 @@ from enginewright.exporters.passes.simplify import SimplifyPass
 from enginewright.exporters.passes.tie_embedding import TieEmbeddingPass
 from enginewright.exporters.weights.graph_weights import KEY
 from enginewright.exporters.weights.weight import Weight
-from enginewright.runtime.errors import UnsupportedError
+from enginewright.runtime.errors import EnginewrightError, UnsupportedError
 
 
 def attach_weights(captured: Captured, weights: dict[str, Weight]) -> None:
@@ -49,6 +49,9 @@ def rewrite(model: ir.Model, own: Sequence[ir.passes.PassBase] = ()) -> None:
     """Optimise `model` in place without reading a weight.
 
     own: passes of the methods; they see each projection as a product of its own, with its weight after the norm's scale.
+
+    Raises:
+        EnginewrightError: what a pass raises.
     """
     passes: list[ir.passes.PassBase] = [
         SimplifyPass(),
@@ -66,4 +69,9 @@ def rewrite(model: ir.Model, own: Sequence[ir.passes.PassBase] = ()) -> None:
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),  # stack traces and file names of the machine that exported
     ]
-    ir.passes.Sequential(*passes)(model)
+    try:
+        ir.passes.Sequential(*passes)(model)
+    except ir.passes.PassError as e:
+        if isinstance(e.__cause__, EnginewrightError):  # of a pass of ours, which says what is wrong
+            raise e.__cause__ from None
+        raise

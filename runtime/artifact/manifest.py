@@ -151,8 +151,57 @@ class ConditionTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerVectors:
+    """The meaning of a condition's entries that are vectors of layers: of its one tensor, `vectors` [n, d].
+
+    `LLM.load_vector` reads such entries from files, and `Sampling.vector` names one.
+
+    at: where a vector is added: "heads", to the output of the attention's projection; "stream", to the residual stream after
+        the layer.
+    layers: the layer of each row, ascending.
+    model: sha256 of the weights of the model that vectors have to be made on; empty: unknown, so that any are taken.
+    """
+
+    at: Literal["heads", "stream"]
+    layers: tuple[int, ...]
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers: got {list(self.layers)}, expected one or more from 0 up, ascending")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTarget:
+    """Linear layers of one name and shape that adapters may change.
+
+    module: the layers' name in the model, with {} for the block's number.
+    layers: the blocks' numbers, in the order of the factors' first axis.
+    inputs, outputs: the layers' size.
+    """
+
+    module: str
+    layers: tuple[int, ...]
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLayout:
+    """The meaning of a condition's entries that are LoRA adapters.
+
+    A target NAME has the tensors NAME_a [layers, rank, inputs] and NAME_b [layers, rank, outputs], the second factor turned.
+
+    rank: the largest of an adapter; the rows of smaller ones end in zeros.
+    """
+
+    rank: int
+    targets: dict[str, AdapterTarget]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Something that a request may name, such as a steering vector or an adapter, and that the decoder graph applies.
+    """Something that a request may name, such as a vector or an adapter, and that the decoder graph applies.
 
     The graph of a condition NAME has the inputs `cond.NAME.index`, `cond.NAME.scale` if it is scaled, and
     `cond.NAME.<tensor>` for each of its tensors; `decoder_graph.py` has their shapes.
@@ -165,6 +214,10 @@ class Condition:
     scaled: whether a request also gives a factor.
     entries: by name, files with the values of the entries that every loaded engine has: arrays by the names of the tensors,
         as numpy's .npz.
+    vectors: what the entries mean where they are vectors of layers; None: they are something else. At most one condition of
+        an engine has it.
+    adapters: what the entries mean where they are LoRA adapters; None: they are something else. At most one condition of an
+        engine has it.
     """
 
     capacity: int
@@ -173,6 +226,8 @@ class Condition:
     applies: Literal["all", "decoded"] = "all"
     scaled: bool = False
     entries: dict[str, File] = field(default_factory=dict)
+    vectors: LayerVectors | None = None
+    adapters: AdapterLayout | None = None
 
     def __post_init__(self) -> None:
         if self.capacity < max(len(self.entries), 1):
@@ -183,6 +238,13 @@ class Condition:
         if self.per == "row" and self.applies == "decoded":
             raise ValueError('applies: got "decoded" with an entry per row, expected "all", or an entry per token')
         _check_names("tensors", self.tensors)
+        if self.vectors is not None:
+            shape = self.tensors["vectors"].shape if set(self.tensors) == {"vectors"} else ()
+            if len(shape) != 2 or shape[0] != len(self.vectors.layers):
+                raise ValueError(
+                    f"vectors: got the tensors {', '.join(self.tensors)} for {len(self.vectors.layers)} layers, expected one, "
+                    "vectors, with a row for each layer"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +318,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check_names("conditions", self.conditions)
+        if len(of_layers := [name for name, each in self.conditions.items() if each.vectors is not None]) > 1:
+            raise ValueError(f"conditions: got {' and '.join(of_layers)} of vectors, expected one at most")
         for name, dtype in self.token_inputs.items():
             if dtype not in TOKEN_INPUT_TYPES:
                 raise ValueError(f"token_inputs: {name}: got {dtype!r}, expected one of {', '.join(TOKEN_INPUT_TYPES)}")

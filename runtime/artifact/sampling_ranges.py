@@ -16,6 +16,8 @@ _RANGES: dict[str, tuple[type, Callable[[float], bool], str]] = {
     "repetition_penalty": (float, lambda v: v > 0, "a number above 0; 1 is off"),
     "presence_penalty": (float, lambda v: True, "a finite number"),
     "frequency_penalty": (float, lambda v: True, "a finite number"),
+    "vector_scale": (float, lambda v: True, "a finite number"),
+    "adapter_scale": (float, lambda v: True, "a finite number"),
     "seed": (int, lambda v: 0 <= v < 2**64, "None or a whole number from 0 to 2**64 - 1"),
     "max_tokens": (int, lambda v: v >= 1, "None or a whole number from 1 up"),
     "max_length": (int, lambda v: v >= 1, "None or a whole number from 1 up"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def _describe_condition(condition: Condition) -> dict[str, Any]:
         "capacity": condition.capacity,
         "scaled": condition.scaled,
         "entries": list(condition.entries),
+        "vectors": None if condition.vectors is None else dataclasses.asdict(condition.vectors),
+        "adapters": None if condition.adapters is None else dataclasses.asdict(condition.adapters),
     }
 
 
@@ -185,7 +188,11 @@ def _condition_line(condition: dict[str, Any]) -> str:
     factor = ", with a factor" if condition["scaled"] else ""
     tokens = "all tokens" if condition["applies"] == "all" else "decoded tokens"
     named = ", ".join(condition["entries"]) or "none yet"
-    return f"per {condition['per']}{factor}, for {tokens}; {condition['capacity']} entries at most: {named}"
+    vectors, adapters = condition["vectors"], condition["adapters"]
+    added = "" if vectors is None else f", vectors at {vectors['at']} of {len(vectors['layers'])} layers"
+    if adapters is not None:
+        added = f", adapters of rank {adapters['rank']} for {', '.join(adapters['targets'])}"
+    return f"per {condition['per']}{factor}{added}, for {tokens}; {condition['capacity']} entries at most: {named}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

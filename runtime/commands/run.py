@@ -50,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--keep-special-tokens", action="store_true", help="print special tokens, too")
+    parser.add_argument(
+        "--load-vector", action="append", default=[], metavar="DIR", help="vectors that --vector may name; repeatable"
+    )
+    parser.add_argument("--vector", metavar="NAME[=SCALE]", help="add this vector from the prompt's last token on")
+    parser.add_argument(
+        "--load-adapter", action="append", default=[], metavar="DIR", help="adapter that --adapter may name; repeatable"
+    )
+    parser.add_argument("--adapter", metavar="NAME[=SCALE]", help="answer with this LoRA adapter")
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     parser.add_argument(
         "--backend", metavar="NAME", help="engine of the directory to run (default: the first that can)"
@@ -59,17 +67,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer the prompts; several of them run together, and their answers come in their order."""
+    vector, vector_scale = _read_named("--vector", arguments.vector)
+    adapter, adapter_scale = _read_named("--adapter", arguments.adapter)
     sampling = Sampling(
         **{name: getattr(arguments, name) for name, _ in _NUMBERS},
         seed=arguments.seed,
         max_tokens=arguments.max_tokens,
         skip_special_tokens=not arguments.keep_special_tokens,
         stop=tuple(arguments.stop) or None,
+        vector=vector,
+        vector_scale=vector_scale,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
         model_defaults=not arguments.no_model_defaults,
     )
     asked = make_conversations(_read_texts(arguments), arguments)
     rows = 1 if len(asked) == 1 else None
     with load(arguments.engine, arguments.threads, max_batch=rows, backend=arguments.backend) as llm:
+        for folder in arguments.load_vector:
+            llm.load_vector(folder)
+        for folder in arguments.load_adapter:
+            llm.load_adapter(folder)
         prompts = [_make_prompt(llm, each) for each in asked]
         if arguments.json:
             for completion in llm.generate(prompts, sampling):
@@ -80,6 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
             for handle in llm.submit_all(prompts, sampling):
                 print(handle.result().text, flush=True)
     return 0
+
+
+def _read_named(option: str, text: str | None) -> tuple[str | None, float]:
+    """Return the name and the factor that an option NAME[=SCALE] gives."""
+    if text is None:
+        return None, 1.0
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        raise RequestError(f"{option}: got the factor {scale!r}, expected a number after NAME=") from None
 
 
 def _print_stream(llm: LLM, prompt: Prompt, sampling: Sampling) -> None:

@@ -63,6 +63,11 @@ class Request:
         """Number of tokens in the prompt, as cache policies count it: 0 where a text is scored."""
         return self.prompt_tokens
 
+    @property
+    def conditions_begin(self) -> int:
+        """Position of the first token to which conditions of decoded tokens apply: the prompt's last token."""
+        return self.prompt_tokens - 1
+
     def move_to(self, row: int, buffer: Ints) -> None:
         """Move into `row`: copy the known tokens to the start of `buffer`, and keep the tokens there from now on.
 
@@ -100,6 +105,10 @@ class Scoring(Request):
 
     @property
     def policy_prompt(self) -> int:
+        return 0
+
+    @property
+    def conditions_begin(self) -> int:
         return 0
 
     def receive(self, position: int, logits: NDArray[np.float32]) -> bool:

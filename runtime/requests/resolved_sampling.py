@@ -97,3 +97,26 @@ def default_limit(sampling: ResolvedSampling, defaults: GenerationDefaults, *, p
             "generation_config.json); pass Sampling.max_tokens"
         )
     return min(limit, defaults.max_length - prompt)
+
+
+def limit_new_tokens(prompt: int, wanted: int | None, context: int, longest: int) -> int:
+    """Return how many tokens may follow a prompt of `prompt` tokens; `wanted` where given.
+
+    context: tokens of one request, prompt and completion together.
+    longest: tokens that the cache holds of one request.
+
+    Raises:
+        RequestError: there is no room for a token, or for as many as wanted.
+    """
+    room = min(context - prompt, longest - prompt + 1)
+    reason = f"the context limit is {context} tokens"
+    if longest + 1 < context:
+        reason = f"the cache holds {longest} tokens (load with a larger cache_tokens)"
+    if room < 1:
+        raise RequestError(f"prompt: got {prompt} tokens, but {reason}, one of them new; shorten the prompt")
+    if wanted is not None and wanted > room:
+        raise RequestError(
+            f"Sampling.max_tokens: got {wanted} after a prompt of {prompt} tokens, but {reason}; ask for {room} or fewer, or "
+            "None for as many as fit"
+        )
+    return wanted or room

@@ -47,6 +47,12 @@ class Sampling:
         order. They come on top of the model's own; one of the same name replaces that, and None switches it off.
     conditions: what the request chooses of the engine's conditions: the condition's name with that of an entry, or with
         (entry, scale) where the condition has a scale. A condition that is not named is off.
+    vector: the name of a vector that the graph adds to the prompt's last token and all after it, in an engine that adds
+        vectors; `LLM.load_vector` and the engine directory give names (none).
+    vector_scale: the factor of the vector.
+    adapter: the name of a LoRA adapter that acts on the whole request, in an engine that adds adapters; `LLM.load_adapter`
+        gives names (none).
+    adapter_scale: the factor on what the adapter adds.
     model_defaults: whether the model's own defaults act where a field is not given; else the values in brackets do.
     """
 
@@ -70,6 +76,10 @@ class Sampling:
     skip_special_tokens: bool = True
     logits_processors: Mapping[str, Mapping[str, Any] | ProcessorFactory | None] = field(default_factory=dict)
     conditions: Mapping[str, str | tuple[str, float]] = field(default_factory=dict)
+    vector: str | None = None
+    vector_scale: float = 1.0
+    adapter: str | None = None
+    adapter_scale: float = 1.0
     model_defaults: bool = True
 
     def __post_init__(self) -> None:
@@ -83,6 +93,8 @@ class Sampling:
             raise RequestError(
                 f"Sampling.skip_special_tokens: got {self.skip_special_tokens!r}, expected True or False"
             )
+        _check_named("vector", self.vector, self.vector_scale)
+        _check_named("adapter", self.adapter, self.adapter_scale)
         if self.stop is not None:
             object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
@@ -136,3 +148,12 @@ def _conditions(given: Mapping[str, Any]) -> dict[str, str | tuple[str, float]]:
                 f"Sampling.conditions[{name!r}]: got {value!r}, expected the name of an entry, or (name, scale)"
             )
     return dict(given)
+
+
+def _check_named(field: str, name: object, scale: float) -> None:
+    """Raise RequestError unless a vector or an adapter is named by text, and scaled only where it is named."""
+    if name is not None and (not isinstance(name, str) or not name):
+        article = "an" if field == "adapter" else "a"
+        raise RequestError(f"Sampling.{field}: got {name!r}, expected the name of {article} {field}, or None")
+    if name is None and scale != 1:
+        raise RequestError(f"Sampling.{field}_scale: got {scale!r} without a name; name one in {field}")

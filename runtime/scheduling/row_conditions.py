@@ -23,7 +23,7 @@ class RowConditions:
         self._conditions = conditions
         self._entry = {name: np.zeros(rows, np.int32) for name in conditions}
         self._scale = {name: np.zeros(rows, np.float32) for name in conditions}
-        self._last_of_prompt: Ints = np.zeros(rows, np.int64)
+        self._begin: Ints = np.zeros(rows, np.int64)
         self._users: set[int] = set()
 
     def enter(self, row: int, request: Request) -> None:
@@ -31,7 +31,7 @@ class RowConditions:
         if not request.conditions:
             return
         self._users.add(row)
-        self._last_of_prompt[row] = request.prompt_tokens - 1
+        self._begin[row] = request.conditions_begin
         for name, (entry, scale) in request.conditions.items():
             self._entry[name][row], self._scale[name][row] = entry, scale
 
@@ -64,7 +64,7 @@ class RowConditions:
             else:
                 chosen = entries[rows]
                 if condition.applies == "decoded":
-                    chosen[positions < self._last_of_prompt[rows]] = 0
+                    chosen[positions < self._begin[rows]] = 0
                 arrays[index], found = chosen, scales[rows]
             if condition.scaled:
                 arrays[scale] = found

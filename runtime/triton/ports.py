@@ -54,8 +54,13 @@ INPUTS = (
     ServedPort("priority", "INT64"),
     ServedPort("timeout_ms", "INT64"),
     ServedPort("conditions", "STRING", (-1,)),
+    ServedPort("vector", "STRING"),
+    ServedPort("vector_scale", "FP32"),
+    ServedPort("adapter", "STRING"),
+    ServedPort("adapter_scale", "FP32"),
     ServedPort("logits_processors", "STRING"),
     ServedPort("model_defaults", "BOOL"),
+    ServedPort("lora_name", "STRING"),
     ServedPort("stop_words", "STRING", (-1,)),
     ServedPort("end_id", "INT64", (-1,)),
     ServedPort("random_seed", "UINT64"),
@@ -69,7 +74,8 @@ INPUTS = (
 
 messages, tools, documents, chat_template_kwargs: JSON texts; the last three go with messages alone.
 conditions: each "NAME=ENTRY", or "NAME=ENTRY*SCALE". logits_processors: a JSON object, the names of installed processors
-with their options, null for one of the model's own that is to be off. exclude_input_in_output: false has the
+with their options, null for one of the model's own that is to be off. lora_name: as the vLLM backend's clients name an
+adapter. exclude_input_in_output: false has the
 text begin with `text_input`. The inputs from stop_words on are those of Triton's OpenAI frontend and of the TensorRT-LLM
 backend.
 """
@@ -84,7 +90,7 @@ REFUSED = {
 COUNTS = {"return_num_input_tokens": "num_input_tokens", "return_num_output_tokens": "num_output_tokens"}
 """Input -> the output that comes unless it is false."""
 
-ALIASES = {"stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
+ALIASES = {"lora_name": "adapter", "stop_words": "stop", "end_id": "stop_token_ids", "random_seed": "seed"}
 """Name in another backend -> our name."""
 
 PROMPTS = ("text_input", "input_ids", "messages")
@@ -107,6 +113,10 @@ SAMPLING = (
         "typical_p",
         "epsilon_cutoff",
         "eta_cutoff",
+        "vector",
+        "vector_scale",
+        "adapter",
+        "adapter_scale",
         "model_defaults",
     ),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),

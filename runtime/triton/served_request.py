@@ -88,7 +88,7 @@ def _read_echo(values: Mapping[str, Any]) -> str:
 
 
 def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
-    """Return what texts like "steering=calm" and "steering=calm*0.5" choose."""
+    """Return what texts like "mood=calm" and "mood=calm*0.5" choose."""
     chosen: dict[str, str | tuple[str, float]] = {}
     for text in texts:
         name, equals, choice = text.partition("=")

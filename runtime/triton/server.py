@@ -14,8 +14,9 @@ from queue import Empty, SimpleQueue
 from typing import Protocol, TypeAlias
 
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.llm import LLM, Handle
+from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.completion import Completion, Event, Logprobs, Token
+from enginewright.runtime.scheduling.handle import Handle
 from enginewright.runtime.triton.counters import Ending, InstanceCounters, Publisher, SilentPublisher, Values
 from enginewright.runtime.triton.served_request import ServedRequest
 

@@ -247,7 +247,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone(make_toy: Make) -> 
         for request in requests:
             request.done.wait(10)
         with pytest.raises(ArtifactError, match="not finite"):
-            Handle(llm, requests[0]).result()
+            Handle(llm, llm.loop, requests[0]).result()
         assert tuple(requests[1].generated) == expected
 
 

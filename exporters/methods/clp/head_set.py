@@ -8,7 +8,6 @@ clp_heads.safetensors    heads.<j>.up.weight [h, d], .up.bias [h], .out.weight [
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from enginewright.exporters.features.registry import read_features
-from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
@@ -109,21 +106,6 @@ class HeadSet:
     residual: bool = False
     backbone: Backbone
     training: dict[str, Any] = field(default_factory=dict)
-
-
-def hash_of(checkpoint: Checkpoint) -> str:
-    """The sha256 of a checkpoint's tensors: of names, types, shapes and bytes, no matter how they are cut into files.
-
-    With Depth-Attention it includes the rule of sources, which changes every state and no tensor.
-    """
-    digest = hashlib.sha256()
-    for feature in read_features(checkpoint.config):
-        digest.update(f"{feature.describe()}\n".encode())
-    for name, stored in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name} {stored.dtype} {list(stored.shape)}\n".encode())
-        for piece in checkpoint.content(name):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write_head_set(root: Path, heads: HeadSet, tensors: dict[str, NDArray[np.float32]]) -> None:

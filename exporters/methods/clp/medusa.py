@@ -20,9 +20,9 @@ from enginewright.exporters.methods.clp.head_set import (
     Backbone,
     HeadSet,
     HeadShape,
-    hash_of,
     write_head_set,
 )
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.errors import ExportError, UnsupportedError

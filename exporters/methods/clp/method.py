@@ -30,9 +30,10 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.exporters.methods.anchors import Anchors
-from enginewright.exporters.methods.clp.head_set import HeadSet, hash_of, load_tensor, read_head_set
+from enginewright.exporters.methods.clp.head_set import HeadSet, load_tensor, read_head_set
 from enginewright.exporters.methods.clp.tuners import TUNERS
 from enginewright.exporters.methods.hooks import Method
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.tolerance import Tolerance
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.block_codes import quantize_rows

@@ -31,7 +31,6 @@ from enginewright.exporters.methods.clp.head_set import (
     Backbone,
     HeadSet,
     HeadShape,
-    hash_of,
     write_head_set,
 )
 from enginewright.exporters.methods.clp.heads import (
@@ -42,6 +41,7 @@ from enginewright.exporters.methods.clp.heads import (
     length_labels,
 )
 from enginewright.exporters.methods.clp.report import HeadsReport, measure
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.unfinished_run import unfinished_run
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.reference import load_reference

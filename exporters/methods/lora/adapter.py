@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.exporters.methods.lora.adapter_config import AdapterConfig, read_settings
 from enginewright.exporters.methods.lora.adapter_file import AdapterFile, AdapterTensor
 from enginewright.exporters.methods.lora.pairs import Pair, collect_pairs
 from enginewright.exporters.methods.lora.places import Places
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.runtime.errors import ExportError
+from enginewright.runtime.artifact.adapters.settings import AdapterConfig, read_settings
+from enginewright.runtime.errors import ArtifactError, ExportError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,11 @@ def open_adapter(root: Path, checkpoint: Checkpoint) -> Adapter:
         ExportError: a file is missing or broken, or holds half a pair.
         UnsupportedError: the adapter is of a kind that cannot be merged.
     """
-    settings, file = read_settings(root), AdapterFile(root)
+    try:
+        settings = read_settings(root)
+    except ArtifactError as e:
+        raise ExportError(str(e)) from e
+    file = AdapterFile(root)
     pairs = tuple(collect_pairs(file, settings))
     places = Places(root, checkpoint, settings)
     tensors = [entry.name for entry in file.entries if entry.role in ("plain", "saved", "base")]

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from enginewright.exporters.methods.lora.adapter import Adapter, open_adapter
-from enginewright.exporters.methods.lora.adapter_config import CONFIG
 from enginewright.exporters.methods.lora.adapter_file import WEIGHTS
 from enginewright.exporters.methods.lora.changes import Changes
 from enginewright.exporters.methods.lora.converted import merge_converted
@@ -18,6 +17,7 @@ from enginewright.exporters.methods.lora.products import expert_product, product
 from enginewright.exporters.methods.lora.whole import take_tokens, take_whole
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.adapters.settings import CONFIG
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 

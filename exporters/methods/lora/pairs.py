@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginewright.exporters.methods.lora.adapter_config import AdapterConfig
 from enginewright.exporters.methods.lora.adapter_file import AdapterFile, AdapterTensor
+from enginewright.runtime.artifact.adapters.settings import AdapterConfig
 from enginewright.runtime.errors import ExportError
 
 _OF_PAIRS = ("A", "B", "B bias", "embedding A", "embedding B", "magnitude")

@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from enginewright.exporters.methods.lora.adapter_config import AdapterConfig
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.conversions import Conversion, find_conversions
 from enginewright.exporters.source.skeleton import build_skeleton
+from enginewright.runtime.artifact.adapters.settings import AdapterConfig
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 _WRAPPED = ".base_layer"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 
 from enginewright.exporters.calibration.atomic_files import replace_file
-from enginewright.exporters.methods.lora.adapter_config import CONFIG
 from enginewright.exporters.methods.lora.adapter_file import PREFIX, WEIGHTS
+from enginewright.runtime.artifact.adapters.settings import CONFIG
 
 
 def write_adapter(

@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from enginewright.exporters.methods.clp.head_set import hash_of
 from enginewright.exporters.methods.lora.write_adapter import write_adapter
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.nsru.adapted_model import AdaptedModel, ProjectedAdapter, find_projections
 from enginewright.exporters.methods.nsru.response_tokens import ResponseTokens
 from enginewright.exporters.methods.nsru.retained_inputs import ObservedInputs, observe_inputs, reader_of

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from enginewright.exporters.methods.lora.adapter_config import CONFIG, read_settings
 from enginewright.exporters.methods.lora.adapter_file import WEIGHTS
 from enginewright.exporters.methods.lora.factors import LayerFactors, read_factors
 from enginewright.exporters.methods.tada.components import Factors
 from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.runtime.artifact.adapters.settings import CONFIG, read_settings
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 _PLACE = re.compile(r"(?P<before>.*?)\.(?P<layer>\d+)\.(?P<projection>.+)")

@@ -63,8 +63,18 @@ def known(monkeypatch: pytest.MonkeyPatch, *more: Method[Any]) -> None:
 
 
 def test_the_packages_methods() -> None:
-    assert list(find_methods()) == ["clp", "kvarn", "lora", "nsru", "piso", "tada"]
-    assert list(find_options()) == ["clp", "kvarn", "lora", "piso"]
+    assert list(find_methods()) == [
+        "adapters",
+        "clp",
+        "function_vectors",
+        "kvarn",
+        "lora",
+        "nsru",
+        "piso",
+        "steering",
+        "tada",
+    ]
+    assert list(find_options()) == ["adapters", "clp", "kvarn", "lora", "piso", "steering"]
     for method in find_methods().values():
         assert method.paper and method.summary and not method.summary.endswith(".")
         assert method.tuners or any(getattr(method, hook) is not None for hook in HOOKS)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from enginewright.exporters.build import build
 from enginewright.exporters.checkpoint_export.writer import export_checkpoint
-from enginewright.exporters.methods.clp.head_set import hash_of
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.formats.safetensors import SOURCE, WEIGHTS, SafetensorsSource

@@ -13,8 +13,8 @@ import pytest
 from enginewright.runtime.artifact.manifest import Condition, ConditionTensor
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.requests.condition_entries import ConditionEntries
 from enginewright.runtime.requests.sampling import Sampling
+from enginewright.runtime.scheduling.condition_store import ConditionStore
 from enginewright.runtime.scheduling.row_conditions import RowConditions
 from tests.support.runtime.toy_model import FULL, make_llm
 
@@ -28,7 +28,7 @@ def llm() -> LLM:
     """A toy that shares prefixes of 4 tokens; it keeps what it is filled with, and computes without it."""
     made = make_llm(eos=(), span=4, windows=FULL, rows=2)
     made.manifest = dataclasses.replace(made.manifest, conditions=CONDITIONS)
-    made._conditions = ConditionEntries(CONDITIONS)
+    made._conditions = ConditionStore(made.manifest, made.loop)
     made.loop.scheduler._conditions = RowConditions(CONDITIONS, 2)
     return made
 
@@ -56,7 +56,7 @@ def test_entries_that_threads_add_at_once_get_numbers_of_their_own(llm: LLM) -> 
     gate.set()
     for thread in threads:
         thread.join(10)
-    numbers = llm._conditions._numbers["steer"]
+    numbers = llm._conditions.entries._numbers["steer"]
     assert {name: filled(llm)["cond.steer.a", number] for name, number in numbers.items()} == {
         "one": [1], "two": [2], "three": [3]
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_values_that_do_not_fit_change_nothing(llm: LLM, wrong: np.ndarray) -> N
     for entry in ("calm", "new"):
         with pytest.raises(RequestError, match=r"cond\.steer\.b: got values (of shape|that are not finite as float16)"):
             llm.add_condition("steer", entry, {"a": np.array([2.0]), "b": wrong})
-    assert filled(llm) == before and llm._conditions.names("steer") == ("calm",)
+    assert filled(llm) == before and llm._conditions.entries.names("steer") == ("calm",)
     llm.close()
 
 

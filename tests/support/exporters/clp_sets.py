@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.exporters.methods.clp.head_set import Backbone, HeadSet, HeadShape, hash_of, write_head_set
+from enginewright.exporters.methods.clp.head_set import Backbone, HeadSet, HeadShape, write_head_set
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.source.checkpoint import open_checkpoint
 
 Edit = Callable[[dict[str, np.ndarray]], None]

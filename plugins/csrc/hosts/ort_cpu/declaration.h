@@ -26,6 +26,25 @@ struct NodeKernel {
   NodeKernel(const Api& host, const KernelInfo* info) : api(host), attributes(NodeAttributes(host, info)) {}
 };
 
+// An input whose memory the host may give to an output, because the kernel reads no element after it wrote it.
+struct InPlace {
+  int input, output;
+};
+
+// Tells the host of Kernel::in_place; without one it does nothing.
+template <class Kernel>
+void declare_in_place(DeclaredOp&, long) {}
+template <class Kernel>
+auto declare_in_place(DeclaredOp& op, int) -> decltype(Kernel::in_place, void()) {
+  op.may_inplace = [](int** inputs, int** outputs) -> std::size_t {
+    static int input = Kernel::in_place.input, output = Kernel::in_place.output;
+    *inputs = &input;
+    *outputs = &output;
+    return 1;
+  };
+  op.release_may_inplace = [](int*, int*) {};  // they live as long as the library
+}
+
 // The same with a kernel: a struct with `static constexpr const Declaration& declaration`, `const Api& api`, a
 // constructor (api, info) and compute(context) const. What they throw becomes a status.
 template <class Kernel>
@@ -39,6 +58,7 @@ DeclaredOp declare(const Declaration& declaration) {
     return guarded(kernel.api, Kernel::declaration.name, [&] { kernel.compute(context); });
   };
   op.destroy_kernel = [](void* self) { delete static_cast<Kernel*>(self); };
+  declare_in_place<Kernel>(op, 0);
   return op;
 }
 

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from enginewright.exporters.methods.clp import train
 from enginewright.exporters.methods.clp.backbone_states import TokenSequence, compute_states
-from enginewright.exporters.methods.clp.head_set import WEIGHTS, hash_of, read_head_set
+from enginewright.exporters.methods.clp.head_set import WEIGHTS, read_head_set
 from enginewright.exporters.methods.clp.heads import classifier_loss
 from enginewright.exporters.methods.clp.train import Options, fit_classifier, tune
+from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.unfinished_run import UNFINISHED
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime.cli import main

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from enginewright.exporters.methods.lora import Config
-from enginewright.exporters.methods.lora.adapter_config import NO_MERGE, USED, WITHOUT_EFFECT
-from enginewright.exporters.methods.lora.adapter_config import REFUSED as REFUSED_KEYS
 from enginewright.exporters.methods.registry import Applied, transform_weights
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.weights.weight import QuantizedRows, Weight, quantized_weight
+from enginewright.runtime.artifact.adapters.settings import NO_MERGE, USED, WITHOUT_EFFECT
+from enginewright.runtime.artifact.adapters.settings import REFUSED as REFUSED_KEYS
 from enginewright.runtime.errors import EnginewrightError, ExportError, UnsupportedError
 from enginewright.runtime.loader import load
 from tests.support.exporters.adapted import Base, make_base, merge

@@ -5,6 +5,7 @@ Source: `LoraConfig` of PEFT 0.21, whose defaults and patterns are used here.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from enginewright.exporters.source.json_file import read_json
-from enginewright.runtime.errors import ExportError, UnsupportedError
+from enginewright.runtime.errors import ArtifactError, UnsupportedError
 
 CONFIG = "adapter_config.json"
 T = TypeVar("T")
@@ -156,11 +156,11 @@ def read_settings(root: Path) -> AdapterConfig:
     """Read the settings of the adapter in the directory `root`.
 
     Raises:
-        ExportError: the file is missing or malformed.
+        ArtifactError: the file is missing or malformed.
         UnsupportedError: the adapter is of a kind that cannot be merged.
     """
     path = root / CONFIG
-    raw = read_json(path, "PEFT adapter")
+    raw = _read_json(path)
     _check_kind(path, raw)
     read = _Reader(path, raw)
     return AdapterConfig(
@@ -180,6 +180,18 @@ def read_settings(root: Path) -> AdapterConfig:
     )
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: not found; expected the directory of a PEFT adapter with it")
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, a number of too many digits, or too deep
+        raise ArtifactError(f"{path}: not valid JSON ({e}); download the file again") from e
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: got a JSON {type(value).__name__}, expected an object")
+    return value
+
+
 def _check_kind(path: Path, raw: dict[str, Any]) -> None:
     """Raise UnsupportedError for another type of adapter, and for keys that a merge cannot honour or that are not known."""
     kind = raw.get("peft_type")
@@ -192,7 +204,7 @@ def _check_kind(path: Path, raw: dict[str, Any]) -> None:
         reason = REFUSED.get(key, "the key is not known, and may change what the adapter does; merge it with PEFT")
         raise UnsupportedError(f"{path}: {key}={value!r} cannot be merged: {reason}")
     if raw.get("bias", "none") not in ("none", "all", "lora_only", None):
-        raise ExportError(f"{path}: got bias {raw['bias']!r}, expected 'none', 'all' or 'lora_only'")
+        raise ArtifactError(f"{path}: got bias {raw['bias']!r}, expected 'none', 'all' or 'lora_only'")
 
 
 def _residual(path: Path, start: Any) -> str:
@@ -217,8 +229,8 @@ class _Reader:
         value = self.raw.get(key)
         return otherwise if value is None else value
 
-    def refuse(self, key: str, value: object, expected: str) -> ExportError:
-        return ExportError(f"{self.path}: {key}: got {value!r}, expected {expected}")
+    def refuse(self, key: str, value: object, expected: str) -> ArtifactError:
+        return ArtifactError(f"{self.path}: {key}: got {value!r}, expected {expected}")
 
     def number(self, key: str, value: Any, *, whole: bool) -> Any:
         kinds, lowest = ((int,), 1) if whole else ((int, float), -_LARGEST)
