@@ -149,7 +149,7 @@ def run_node(
     names = _in_order(op, arrays)
     types = {name: element_type(op, name, type) for name in names}
     buffers = {
-        name: _Buffer(arrays[name] if types[name] in DTYPES or name == "exact" else to_bits(arrays[name], type))
+        name: _Buffer(arrays[name] if types[name] in DTYPES or name == "exact" else to_bits(arrays[name], types[name]))
         for name in names
     }
     results = {
