@@ -99,6 +99,7 @@ def _projection(value: ir.Value) -> ir.Node | None:
     """The first product with a weight that reads `value`, through nodes that nothing else reads."""
     while True:
         readers = {node for node, _ in value.uses()}
+        readers = {node for node in readers if _added_to(node) not in readers}
         if len(readers) != 1:
             return None
         node = readers.pop()
@@ -109,13 +110,28 @@ def _projection(value: ir.Value) -> ir.Node | None:
         value = node.outputs[0]
 
 
+def _added_to(node: ir.Node) -> ir.Node | None:
+    """The product, its bias left out, to which an op of ours adds another product of the same input; None for other nodes."""
+    if node.domain != DOMAIN or len(node.inputs) < 2 or node.inputs[0] is None:
+        return None
+    product = node.inputs[0].producer()
+    if product is not None and product.op_type == "Add":
+        made = [None if value is None else value.producer() for value in product.inputs]
+        product = next((each for each in made if each is not None and each.op_type in PRODUCTS), None)
+    if product is None or product.op_type not in PRODUCTS or product.inputs[0] is not node.inputs[1]:
+        return None
+    return product
+
+
 def _with_bias(product: ir.Node) -> ir.Value:
-    """What a product makes, after the Add of its bias if there is one."""
+    """What a product makes, after the Add of its bias if there is one, and after what an op of ours adds."""
     weight = weight_of(product.inputs[1])
     assert weight is not None
     is_rows = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
     bias = find_bias(product, weight.shape[0 if is_rows else -1])
-    return product.outputs[0] if bias is None else bias[0].outputs[0]
+    value = product.outputs[0] if bias is None else bias[0].outputs[0]
+    added = next((node for node, _ in value.uses() if _added_to(node) is product), None)
+    return value if added is None else added.outputs[0]
 
 
 class _Paths:

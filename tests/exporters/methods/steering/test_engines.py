@@ -305,7 +305,7 @@ def test_an_engine_without_vectors(engine: Engines, folders: dict[str, Path]) ->
     [
         ({"vector": ""}, r"vector: got '', expected the name of a vector"),
         ({"vector": 3}, r"vector: got 3"),
-        ({"vector_scale": 2.0}, r"vector_scale: got 2.0 without a vector"),
+        ({"vector_scale": 2.0}, r"vector_scale: got 2.0 without a name; name one in vector"),
         ({"vector": "calm", "vector_scale": float("nan")}, r"vector_scale: got nan, expected a finite number"),
         ({"vector": "calm", "vector_scale": "2"}, r"vector_scale: got '2'"),
     ],
