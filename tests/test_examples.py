@@ -115,6 +115,28 @@ def test_an_answer_is_unlearned(environment: dict[str, str]) -> None:
     assert said[6:] == said[2:4]
 
 
+@pytest.mark.native
+@pytest.mark.slow
+def test_requests_choose_an_adapter(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples/10_request_adapters.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    plain, styled, left = done.stdout.splitlines()[-3:]
+    assert plain.startswith("none:") and plain.endswith("Answer: 432.'")
+    assert styled.startswith("style:") and styled.endswith("Result: 432.'") and left == "left: ()"
+
+
+@pytest.mark.native
+@pytest.mark.slow
+def test_requests_choose_a_vector(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples/09_function_vectors.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = dict(line.rpartition(": ")[::2] for line in done.stdout.splitlines() if line.startswith("'Q: "))
+    assert len(answers) == 6
+    assert answers[r"'Q: 17\nA:' with number x 1.0"].strip("' ") == "17"
+
+
 @pytest.mark.slow
 def test_adapters_are_merged(environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples/07_merge_adapters.py"), str(tmp_path)]
