@@ -1,4 +1,4 @@
-"""What vectors and adapters of requests cost a decode step: engines with and without them take steps in turn.
+"""Cost of vectors and adapters of requests: engines with and without them take steps in turn.
 
     python -m enginewright.exporters.source.synthetic --like qwen2-0.5b --output CHECKPOINT
     python -m benchmarks.speed.request_weights --checkpoint CHECKPOINT --work DIR --weights int4 --threads 2
