@@ -41,4 +41,7 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
 
 def test_an_unknown_method_is_named(capsys: Capture) -> None:
     assert cli.main(["methods", "magic"]) == 2
-    assert "methods: got 'magic', expected one of adapters, clp, function_vectors, kvarn, lora, nsru, piso, steering, tada" in capsys.readouterr().err
+    assert (
+        "methods: got 'magic', expected one of adapters, clp, function_vectors, kvarn, lora, nsru, piso, steering, tada"
+        in capsys.readouterr().err
+    )
