@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import re
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from enginewright.exporters.calibration.observe import observe
+from enginewright.exporters.weights.weight import Weight
 from enginewright.runtime.errors import ExportError
 from tests.support.exporters.adapted import Base, make_base
 
@@ -89,3 +94,31 @@ def test_infinite_states_are_refused_with_their_block(tmp_path: Path) -> None:
     broken = make_base("llama", tmp_path / "broken")
     with pytest.raises(ExportError, match=r"model\.layers\.1: its output is NaN or infinite"):
         observe(broken.checkpoint, broken.weights, BATCHES, lambda *_: None)
+
+
+def test_one_block_is_in_memory(tmp_path: Path) -> None:
+    """While inputs are shown, no weights are alive but those of the block that is run."""
+    base = make_base("llama", tmp_path / "base")
+    alive: dict[int, tuple[str, int]] = {}
+
+    def watched(name: str, weight: Weight) -> Weight:
+        def load() -> np.ndarray:
+            values = np.array(weight.load(), np.float32)
+            alive[id(values)] = name, values.nbytes
+            weakref.finalize(values, alive.pop, id(values))
+            return values
+
+        return dataclasses.replace(weight, load=load, parts=())
+
+    watched_weights = {name: watched(name, weight) for name, weight in base.weights.items()}
+    seen: set[str] = set()
+
+    def record(name: str, batch: int, x: torch.Tensor) -> None:
+        block = name.partition(".self_attn")[0].partition(".mlp")[0]
+        seen.update(each for each, _ in alive.values())
+        assert all(each.startswith(f"{block}.") for each, _ in alive.values()), sorted(alive.values())
+
+    observe(base.checkpoint, watched_weights, BATCHES, record)
+    assert len(seen) == 2 * 9, "the weights of both blocks were there, one after the other"
+    gc.collect()
+    assert not alive
