@@ -89,7 +89,7 @@ def test_a_time_out_ends_the_request(server: Server) -> None:
 
 def test_the_queue_is_full(narrow: Server) -> None:
     with Stream(narrow) as stream:
-        running = stream.responses(stream.send(**LONG))
+        running = stream.responses(stream.send(**{**LONG, "max_tokens": 1500}))
         next(running)
         waiting = [stream.send(input_ids=[61], max_tokens=3) for _ in range(2)]
         wait_for(lambda: narrow.measure("enginewright_waiting") == 2)
