@@ -10,6 +10,7 @@ Source: PiSO, arXiv 2606.10890; GPTQ, arXiv 2210.17323; Qronos, arXiv 2505.11695
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -17,7 +18,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -139,7 +139,7 @@ def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Ch
         return {**weights, **{name: _round(config, weights[name]) for name in names}}
     key = _fingerprint(config, weights, checkpoint)
     folder = Path(config.work).expanduser() if config.work else default_folder() / key[:16]
-    print(f"piso: results are kept in {folder}", file=sys.stderr)
+    _tell(folder)
     tokens = _tokens(config, weights, checkpoint, folder / f"tokens-{key[:16]}.npy")
     if config.interleave == "decoupled" and config.correction != "none":
         rounding = dataclasses.replace(config, correction="none", objective=config.calibration.objective)
@@ -148,6 +148,12 @@ def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Ch
     else:
         rows = _calibrate(config, weights, checkpoint, tokens, folder, key)
     return {**weights, **{name: quantized_weight(weights[name].shape, found) for name, found in rows.items()}}
+
+
+@functools.cache
+def _tell(folder: Path) -> None:
+    """Say once where the results are: a build asks for them again when it compares the engine with the model."""
+    print(f"piso: results are kept in {folder}", file=sys.stderr)
 
 
 def _round(config: Config, weight: Weight) -> Weight:
@@ -183,7 +189,7 @@ def _calibrate(
 
     scales: results of an earlier pass, whose scales are kept; None: scales are fitted.
     """
-    quantize = partial(quantize_group, config, scales or {})
+    quantize = functools.partial(quantize_group, config, scales or {})
     job = CalibrationJob(
         checkpoint=checkpoint,
         weights=weights,
