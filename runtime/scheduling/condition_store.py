@@ -71,17 +71,6 @@ class ConditionStore:
         self.add(condition, task if name is None else name, {"vectors": values})
         return task if name is None else name
 
-    def apply(self, sampling: Sampling, request: Request) -> None:
-        """Give `request` what `sampling` chooses; RequestError where the engine does not have it."""
-        if choices := self.entries.choices(sampling):
-            self.entries.apply(choices, request)
-
-    def _known(self, where: str, condition: str) -> str:
-        if condition not in self._manifest.conditions:
-            known = ", ".join(self._manifest.conditions) or "none"
-            raise RequestError(f"{where}: got {condition!r}, and the engine has the conditions {known}")
-        return condition
-
     def load_adapter(self, path: Path, name: str | None) -> str:
         """Add the adapter of a folder as an entry, and return its name; see `LLM.load_adapter`.
 
@@ -94,3 +83,14 @@ class ConditionStore:
         entry = path.resolve().name if name is None else name
         self.add(condition, entry, read_adapter(path, self._manifest.conditions[condition]))
         return entry
+
+    def apply(self, sampling: Sampling, request: Request) -> None:
+        """Give `request` what `sampling` chooses; RequestError where the engine does not have it."""
+        if choices := self.entries.choices(sampling):
+            self.entries.apply(choices, request)
+
+    def _known(self, where: str, condition: str) -> str:
+        if condition not in self._manifest.conditions:
+            known = ", ".join(self._manifest.conditions) or "none"
+            raise RequestError(f"{where}: got {condition!r}, and the engine has the conditions {known}")
+        return condition
