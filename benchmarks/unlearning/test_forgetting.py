@@ -39,6 +39,7 @@ def test_cells_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     """A model is taught two authors, one is forgotten; a second command measures nothing again."""
     taught, cells = tmp_path / "taught", tmp_path / "cells.json"
     teaching = ["--authors", "2", "--layers", "2", "--epochs", "6", "--batch", "20", "--rate", "1e-2", "--threads", "1"]
+    teaching += ["--keep", "2", "--text", str(MODEL / "held_out.txt"), "--windows", "2"]
     assert taught_model.main(["--model", str(MODEL), "--output", str(taught), *teaching]) == 0
     known = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().err.splitlines() if "ES" in line]
     assert known[-1] > known[0] and known[-1] > 0.3

@@ -108,7 +108,7 @@ class Scorer:
         said = [""] * len(questions)
         for length in sorted({len(each) for each in ids}):
             rows = [row for row, each in enumerate(ids) if len(each) == length]
-            for row, own in zip(rows, _continue(model, [ids[row] for row in rows], tokens), strict=True):
+            for row, own in zip(rows, continue_greedily(model, [ids[row] for row in rows], tokens), strict=True):
                 end = self._tokenizer.eos_token_id
                 own = own[: own.index(end)] if end in own else own
                 said[row] = self._tokenizer.decode(own, skip_special_tokens=True)
@@ -179,7 +179,7 @@ def _rouge(truths: Sequence[str], said: Sequence[str]) -> list[float]:
     return [float(scorer.score(truth, own)["rougeL"].recall) for truth, own in zip(truths, said, strict=True)]
 
 
-def _continue(model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+def continue_greedily(model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
     """The greedy tokens after rows of one length."""
     ids, cache = torch.tensor(rows), None
     made: list[torch.Tensor] = []
