@@ -71,7 +71,9 @@ def test_sigterm_with_requests_in_flight(installation: Installation, repository:
     answers: list[Answer] = []
     with tritonserver.serve(installation, repository, tmp_path / "log") as server:
         clients = [
-            threading.Thread(target=lambda n=n: answers.append(ask(server, **{**LONG, "max_tokens": 1000, "input_ids": [60 + n]})))
+            threading.Thread(
+                target=lambda n=n: answers.append(ask(server, **{**LONG, "max_tokens": 1000, "input_ids": [60 + n]}))
+            )
             for n in range(8)
         ]
         for client in clients:

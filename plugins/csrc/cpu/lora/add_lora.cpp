@@ -6,7 +6,7 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kWorthwhile = 1 << 17;  // multiply-adds: about the price of waking a thread
+constexpr std::int64_t kWorthwhile = 1 << 17;                       // multiply-adds: about the price of waking a thread
 constexpr std::int64_t kTokens = 32, kRanks = 16, kOutputs = 1024;  // of one task
 
 class Call {

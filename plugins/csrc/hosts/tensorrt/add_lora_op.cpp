@@ -12,7 +12,7 @@ class AddLora final : public KernelOperation<AddLora> {
   explicit AddLora(const Fields& fields) : attributes_(fields) {}
 
   std::vector<Shape> outputs() const override { return {{constant(1), axis_of(kBase, 1), axis_of(kBase, 2)}}; }
-  void expect_shapes(const Tensors& in) const override { 
+  void expect_shapes(const Tensors& in) const override {
     ops::add_lora_op::expect_shapes(attributes_, in.data(), in.size());
   }
   LoraCall arguments(const Call& call) const {
