@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(file.size for file in manifest.files())
     told = json.loads((arguments.output / REPORT).read_text())["told"]
     ids = "" if manifest.tokenizer else "; it takes and gives token ids alone, as the checkpoint has no tokenizer"
-    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s; {told}{ids}")
+    tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s{ids}; {told}")
     return 0
 
 

@@ -68,7 +68,7 @@ def test_the_command_says_what_was_tried(
 ) -> None:
     arguments = ["build", "--model", str(checkpoint("qwen2")), "--max-context", "200", "--output"]
     assert cli.main([*arguments, str(tmp_path / "engine")]) == 0
-    assert " s; tried: its logits are the model's (max error " in capsys.readouterr().out
+    assert "; tried: its logits are the model's (max error " in capsys.readouterr().out
     found = report(tmp_path / "engine")
     assert found["kind"] == "logits" and found["parity"]["tokens"] == 7 + 140 + 2 * trial.NEW_TOKENS
     assert cli.main([*arguments, str(tmp_path / "quick"), "--trial", "step"]) == 0
