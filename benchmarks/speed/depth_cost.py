@@ -34,6 +34,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from benchmarks.results_file import Condition, Figure, benchmark_parser, save
+from benchmarks.speed.turns import measure
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_weights
 from enginewright.plugins.libraries.locate import ort_library
@@ -73,7 +74,14 @@ def main(arguments: Sequence[str]) -> int:
         names = [*SIDES][first:] + [*SIDES][:first]
         with ExitStack() as stack:
             llms = {name: stack.enter_context(load(args.work / SIDES[name], args.threads, **ONE_ROW)) for name in names}
-            rounds.append(measure({name: DecodingEngine(llm, args.context) for name, llm in llms.items()}, args.turns))
+            rounds.append(
+                measure(
+                    {name: DecodingEngine(llm, args.context) for name, llm in llms.items()},
+                    args.turns,
+                    warm=WARM,
+                    timed=TURN,
+                )
+            )
     times = np.array([[each[name] for each in rounds] for name in SIDES])
     figures = report(times)
     nodes, spent = nodes_alone(args.work / "mixed", args.threads)
@@ -124,16 +132,6 @@ class DecodingEngine:
         begin = time.perf_counter()
         self.session.run(self._step)
         return time.perf_counter() - begin
-
-
-def measure(sides: dict[str, DecodingEngine], turns: int) -> dict[str, list[float]]:
-    """The seconds of each side's steps."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(turns + 1):
-        for name in list(sides)[:: 1 if turn % 2 else -1]:
-            steps = [sides[name].step() for _ in range(WARM + TURN)][WARM:]
-            times[name] += steps if turn else []  # the first turn allocates
-    return times
 
 
 def report(times: np.ndarray) -> list[Figure]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks.results_file import Condition as Given
 from benchmarks.results_file import Figure, benchmark_parser, save
+from benchmarks.speed.turns import measure
 from enginewright.exporters.build import build
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.runtime import load
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
                 for name, (engine, is_named) in SIDES.items()
             }
             share = added_share(opened[ADAPTERS])
-            rounds.append(measure(sides, args.turns))
+            rounds.append(measure(sides, args.turns, warm=WARM, timed=TURN))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
     figures = report(np.array([[each[name] for each in rounds] for name in SIDES]), args.rows)
     print(f"numbers of one adapter of rank {args.rank} / numbers of the model: {100 * share:.2f} %")
@@ -148,16 +149,6 @@ def added_share(llm: LLM) -> float:
     """The numbers of one adapter over those of the model."""
     (condition,) = llm.manifest.conditions.values()
     return sum(int(np.prod(spec.shape)) for spec in condition.tensors.values()) / llm.manifest.model.parameters
-
-
-def measure(sides: dict[str, Side], turns: int) -> dict[str, list[float]]:
-    """The seconds of each side's steps."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(turns + 1):
-        for name in list(sides)[:: 1 if turn % 2 else -1]:
-            steps = [sides[name].step() for _ in range(WARM + TURN)][WARM:]
-            times[name] += steps if turn else []  # the first turn allocates
-    return times
 
 
 def report(times: np.ndarray, rows: int) -> list[Figure]:

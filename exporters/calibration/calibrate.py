@@ -23,21 +23,18 @@ from enginewright.exporters.calibration.blocks import Blocks, load_blocks
 from enginewright.exporters.calibration.linear_group import Calibration, Quantize
 from enginewright.exporters.calibration.resume import open_resume_state
 from enginewright.exporters.source.checkpoint import Checkpoint
-from enginewright.exporters.weights.weight import QuantizedRows, Weight
+from enginewright.exporters.weights.weight import CodeForm, QuantizedRows, Weight
 from enginewright.runtime.errors import ExportError
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedForm:
+class QuantizedForm(CodeForm):
     """The form that a quantiser gives to linear layers, and the layers that it leaves out; the caller creates it.
 
-    bits: of a code, 2 to 8.
-    group_size: columns that share a scale; None: all columns of a row.
+    bits: 2 to 8.
     exclude: patterns of parameter names, as in a shell, of linear layers that stay as they are.
     """
 
-    bits: int
-    group_size: int | None
     exclude: tuple[str, ...] = ()
 
 

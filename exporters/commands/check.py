@@ -57,10 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     from enginewright.exporters.source.reference import load_reference
 
     with load(arguments.engine, arguments.threads, backend=arguments.backend) as llm:
-        check_source(llm.manifest, open_checkpoint(arguments.model))
+        checkpoint = open_checkpoint(arguments.model)
+        check_source(llm.manifest, checkpoint)
         applied = registry.applied_methods(llm.manifest)
         tolerance = registry.tolerance(applied, tolerance_of_numbers(llm.manifest))
-        reference = load_reference(arguments.model, applied, max_context=llm.manifest.limits.max_context)
+        reference = load_reference(checkpoint, applied, max_context=llm.manifest.limits.max_context)
         parity = compare(llm, reference, new_tokens=arguments.new_tokens)
     failures = failures_of(parity, tolerance)
     report = {**dataclasses.asdict(parity), "tolerance": dataclasses.asdict(tolerance), "failures": failures}

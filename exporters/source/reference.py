@@ -30,14 +30,15 @@ class WeightTransform(Protocol):
 
 
 def load_reference(
-    model: str, applied: Sequence[WeightTransform], *, max_context: int | None = None
+    model: str | Checkpoint, applied: Sequence[WeightTransform], *, max_context: int | None = None
 ) -> PreTrainedModel:
     """Return transformers' model of the checkpoint in float32, with eager attention and the weights that methods make.
 
+    model: a checkpoint, or what `open_checkpoint` takes.
     max_context: of the engine that it is compared with, whose rotary frequencies the model then has for texts of every
         length; None: frequencies follow the length as in transformers.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model) if isinstance(model, str) else model
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     reference, is_filled = _load_model(checkpoint)

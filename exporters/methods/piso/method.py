@@ -117,7 +117,7 @@ class Config(LayerSettings):
 
 def code_form(config: Config) -> CodeForm:
     """Return the bits and the groups of the results."""
-    return CodeForm(bits=config.bits, group_size=config.group_size or None)
+    return config.form
 
 
 def transform_weights(config: Config, weights: dict[str, Weight], checkpoint: Checkpoint) -> dict[str, Weight]:

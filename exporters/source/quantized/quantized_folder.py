@@ -77,8 +77,8 @@ class QuantizedFolder(FolderFiles, ABC):
     @property
     def where_set(self) -> str:
         """The file of the settings, and their key in it, for error messages."""
-        old = _old_settings(self.path)
-        return f"{self.path / CONFIG}: {SETTINGS}" if old is None else f"{self.path / old}: quantisation"
+        file, _ = _find_settings(self.path)
+        return f"{self.path / file}: {SETTINGS if file == CONFIG else 'quantisation'}"
 
     @functools.cached_property
     def _matrices(self) -> dict[str, StoredMatrix]:
@@ -166,24 +166,24 @@ _IN_NUMPY = {
 }
 
 
-def _old_settings(path: Path) -> str | None:
-    """The file of settings of their own that a checkpoint without `quantization_config` has."""
-    if _inline_settings(path):
-        return None
-    return next((name for name in _OLD if (path / name).is_file()), None)
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """Return a directory's `quantization_config`, or what files of old checkpoints say instead; empty without either.
 
     It is in config.json, or in the text's part of it.
     """
-    if old := _old_settings(path):
+    return _find_settings(path)[1]
+
+
+def _find_settings(path: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the file that has the settings, and the settings; config.json and none without them."""
+    if inline := _inline_settings(path):
+        return CONFIG, inline
+    for name, method in _OLD.items():
         try:
-            return {"quant_method": _OLD[old], **read_json(path / old)}
+            return name, {"quant_method": method, **read_json(path / name)}
         except (ExportError, OSError):
-            return {}
-    return _inline_settings(path)
+            continue
+    return CONFIG, {}
 
 
 def _inline_settings(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +12,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from enginewright.exporters.build import build
 from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.steering.vector_folder import write_vectors
-from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import LLM, RequestError, Sampling, load
-from enginewright.runtime.scheduling.scheduler import Scheduler
 from tests.support.exporters.adapters import train_with_peft
+from tests.support.exporters.reasoner_engines import MODEL, Engines, alone, count_preemptions, prompts_of, together
 from tests.support.paths import EXAMPLES
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
-MODEL = EXAMPLES / "tiny-reasoner"
-QUESTIONS = ("3 + 4 * 2", "9 - 5", "12 + 30 - 7 + 1", "8 * 2")
 ADAPT, STEER = "adapters:capacity=3,rank=8", "steering:capacity=1"
 PLAIN = Sampling(max_tokens=24, ignore_eos=True)
 FIRST = dataclasses.replace(PLAIN, adapter="first")
 SECOND = dataclasses.replace(PLAIN, adapter="second", adapter_scale=8.0)
 BOTH = dataclasses.replace(FIRST, vector="calm")
 MIXED = [FIRST, PLAIN, SECOND, BOTH]
-
-Tokens = list[tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +50,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**found, "calm": root / "calm"}
 
 
-class Engines:
-    """Engines of the model, each built once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, *apply: str, **changes: object) -> Path:
-        path = self.root / f"{hash((apply, str(changes))) & 0xFFFFFFFF:x}"
-        if not path.exists():
-            sizes = {"kv_bits": 32, "max_batch": 4, "max_context": 1024, **changes}
-            build(str(MODEL), path, Recipe(apply=tuple(map(parse_method, apply)), **sizes), "onnxruntime")
-        return path
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"))
@@ -89,26 +69,14 @@ def give(llm: LLM, folders: dict[str, Path]) -> None:
         llm.load_vector(folders["calm"])
 
 
-def prompts_of(llm: LLM, times: int = 1) -> list[list[int]]:
-    return [llm.apply_chat_template([{"role": "user", "content": each}]) * times for each in QUESTIONS]
-
-
-def together(llm: LLM, prompts: Sequence[list[int]], samplings: Sequence[Sampling] = MIXED) -> Tokens:
-    return [done.token_ids for done in llm.generate(prompts, samplings)]
-
-
-def alone(llm: LLM, prompts: Sequence[list[int]], samplings: Sequence[Sampling] = MIXED) -> Tokens:
-    return [llm.generate(prompt, sampling)[0].token_ids for prompt, sampling in zip(prompts, samplings, strict=True)]
-
-
 def test_rows_without_an_adapter_are_those_of_a_plain_engine(llm: LLM, engine: Engines) -> None:
     """Bit for bit; and next to rows with adapters and vectors, every row is as alone."""
     prompts = prompts_of(llm)
     with load(engine(), 1) as plain:
         np.testing.assert_array_equal(llm.logits(prompts[2]), plain.logits(prompts[2]))
         expected = alone(plain, prompts, [PLAIN] * 4)
-    found = together(llm, prompts)
-    assert found == alone(llm, prompts)
+    found = together(llm, prompts, MIXED)
+    assert found == alone(llm, prompts, MIXED)
     assert found[1] == expected[1]
     without = llm.logits(prompts[0])
     for sampling in (FIRST, SECOND, BOTH):
@@ -124,13 +92,7 @@ def test_chunks_and_preemption(
     samplings = [dataclasses.replace(each, max_tokens=150) for each in MIXED]
     prompts = [prompt[:100] for prompt in prompts_of(llm, 20)]
     expected = alone(llm, prompts, samplings)
-    preempted, own = [0], Scheduler._preempt
-
-    def preempt(self: Scheduler, entry: object) -> None:
-        preempted[0] += 1
-        own(self, entry)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Scheduler, "_preempt", preempt)
+    preempted = count_preemptions(monkeypatch)
     with load(engine(ADAPT, STEER), 1, cache_tokens=512, prefill_chunk=32) as small:
         give(small, folders)
         assert together(small, prompts, samplings) == expected
@@ -160,16 +122,16 @@ def test_kvarn(engine: Engines, folders: dict[str, Path]) -> None:
     with load(engine(ADAPT, "kvarn", STEER, kv_bits=None), 1) as encoded:
         give(encoded, folders)
         prompts = [prompt[:300] for prompt in prompts_of(encoded, 40)]
-        found = together(encoded, prompts)
-        assert found == alone(encoded, prompts)
+        found = together(encoded, prompts, MIXED)
+        assert found == alone(encoded, prompts, MIXED)
         assert found[0] != alone(encoded, prompts[:1], [PLAIN])[0]
 
 
 def test_guesses_that_the_model_verifies(llm: LLM, engine: Engines, folders: dict[str, Path]) -> None:
-    expected = together(llm, prompts_of(llm))
+    expected = together(llm, prompts_of(llm), MIXED)
     with load(engine(f"clp:heads={EXAMPLES / 'tiny-reasoner-clp'},verify=true", ADAPT, STEER), 1) as guessing:
         give(guessing, folders)
-        assert together(guessing, prompts_of(guessing)) == expected
+        assert together(guessing, prompts_of(guessing), MIXED) == expected
 
 
 def test_loading_stalls_no_row(engine: Engines, folders: dict[str, Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,20 +21,16 @@ from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import LLM, ArtifactError, RequestError, Sampling, UnsupportedError, load
 from enginewright.runtime.errors import ExportError
-from enginewright.runtime.scheduling.scheduler import Scheduler
+from tests.support.exporters.reasoner_engines import MODEL, Engines, alone, count_preemptions, prompts_of, together
 from tests.support.paths import EXAMPLES
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
-MODEL = EXAMPLES / "tiny-reasoner"
-QUESTIONS = ("3 + 4 * 2", "9 - 5", "12 + 30 - 7 + 1", "8 * 2")
 STEER = "steering:capacity=2"
 GREEDY = Sampling(max_tokens=24, ignore_eos=True)
 CALM = Sampling(max_tokens=24, ignore_eos=True, vector="calm")
 WILD = Sampling(max_tokens=24, ignore_eos=True, vector="wild", vector_scale=1.5)
 MIXED = [CALM, GREEDY, WILD, GREEDY]
-
-Tokens = list[tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +62,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, facts: SimpleNamespace) ->
     return {name: write(root / name, facts, seed) for seed, name in enumerate(("calm", "wild", "third"))}
 
 
-class Engines:
-    """Engines of the model, each built once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, *apply: str, **changes: object) -> Path:
-        path = self.root / f"{hash((apply, str(changes))) & 0xFFFFFFFF:x}"
-        if not path.exists():
-            recipe = Recipe(
-                apply=tuple(map(parse_method, apply)), **{"kv_bits": 32, "max_batch": 4, "max_context": 1024, **changes}
-            )
-            build(str(MODEL), path, recipe, "onnxruntime")
-        return path
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"))
@@ -99,26 +79,14 @@ def give(llm: LLM, folders: dict[str, Path]) -> None:
     assert [llm.load_vector(folders[name]) for name in ("calm", "wild")] == ["calm", "wild"]
 
 
-def prompts_of(llm: LLM, times: int = 1) -> list[list[int]]:
-    return [llm.apply_chat_template([{"role": "user", "content": each}]) * times for each in QUESTIONS]
-
-
-def together(llm: LLM, prompts: Sequence[list[int]], samplings: Sequence[Sampling] = MIXED) -> Tokens:
-    return [done.token_ids for done in llm.generate(prompts, samplings)]
-
-
-def alone(llm: LLM, prompts: Sequence[list[int]], samplings: Sequence[Sampling] = MIXED) -> Tokens:
-    return [llm.generate(prompt, sampling)[0].token_ids for prompt, sampling in zip(prompts, samplings, strict=True)]
-
-
 def test_rows_without_a_vector_are_those_of_a_plain_engine(llm: LLM, engine: Engines) -> None:
     """Bit for bit; and next to rows with vectors, every row is as alone."""
     prompts = prompts_of(llm)
     with load(engine(), 1) as plain:
         np.testing.assert_array_equal(llm.logits(prompts[2]), plain.logits(prompts[2]))
         expected = alone(plain, prompts, [GREEDY] * 4)
-    found = together(llm, prompts)
-    assert found == alone(llm, prompts)
+    found = together(llm, prompts, MIXED)
+    assert found == alone(llm, prompts, MIXED)
     assert (found[1], found[3]) == (expected[1], expected[3])
     assert found[0] != expected[0] and found[2] != expected[2]
     off = Sampling(max_tokens=24, ignore_eos=True, vector="calm", vector_scale=0)
@@ -150,13 +118,7 @@ def test_chunks_and_preemption(
     ]
     prompts = [prompt[:100] for prompt in prompts_of(llm, 20)]
     expected = alone(llm, prompts, samplings)
-    preempted, own = [0], Scheduler._preempt
-
-    def preempt(self: Scheduler, entry: object) -> None:
-        preempted[0] += 1
-        own(self, entry)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Scheduler, "_preempt", preempt)
+    preempted = count_preemptions(monkeypatch)
     with load(engine(STEER), 1, cache_tokens=512, prefill_chunk=32) as small:
         give(small, folders)
         assert together(small, prompts, samplings) == expected
@@ -182,16 +144,16 @@ def test_kvarn(engine: Engines, folders: dict[str, Path]) -> None:
     with load(engine("kvarn", STEER, kv_bits=None), 1) as encoded:
         give(encoded, folders)
         prompts = [prompt[:300] for prompt in prompts_of(encoded, 40)]
-        found = together(encoded, prompts)
-        assert found == alone(encoded, prompts)
+        found = together(encoded, prompts, MIXED)
+        assert found == alone(encoded, prompts, MIXED)
         assert found[0] != alone(encoded, prompts[:1], [GREEDY])[0]
 
 
 def test_guesses_that_the_model_verifies(llm: LLM, engine: Engines, folders: dict[str, Path]) -> None:
-    expected = together(llm, prompts_of(llm))
+    expected = together(llm, prompts_of(llm), MIXED)
     with load(engine(f"clp:heads={EXAMPLES / 'tiny-reasoner-clp'},verify=true", STEER), 1) as guessing:
         give(guessing, folders)
-        assert together(guessing, prompts_of(guessing)) == expected
+        assert together(guessing, prompts_of(guessing), MIXED) == expected
         done = guessing.generate(prompts_of(guessing)[1], Sampling(max_tokens=60))[0]
         assert done.guessed_tokens > 0, "it guesses at all"
 
@@ -199,7 +161,7 @@ def test_guesses_that_the_model_verifies(llm: LLM, engine: Engines, folders: dic
 def test_an_engine_of_standard_ops(llm: LLM, engine: Engines, folders: dict[str, Path]) -> None:
     with load(engine(STEER, plugins="none"), 1) as dense:
         give(dense, folders)
-        assert together(dense, prompts_of(dense)) == together(llm, prompts_of(llm))
+        assert together(dense, prompts_of(dense), MIXED) == together(llm, prompts_of(llm), MIXED)
 
 
 def test_the_sum_in_the_stream_and_vectors_from_the_beginning(
