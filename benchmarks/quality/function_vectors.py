@@ -9,7 +9,8 @@ et al. have them. Heads are the task's own best, or the best of the mean over th
 stream is the best on the training pairs. Heads by chance are drawn anew for each task and seed.
 
 --work keeps what is done, a file for each cell, and a second run continues from there. Intervals are 95 % bootstraps over items.
-The times are those of the scores alone, of one prompt.
+The times are those of the scores alone, of one prompt, and of one pass over it. AIE runs the tokens before the last one once;
+with a whole pass for each head, it would take that many passes.
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ def score_task(run: VectorRun, task: WordTask, seed: int) -> dict[str, Any]:
     }
     if run.with_aie:
         corrupted = [encode(run.tokenizer, each) for each in drawn(task, run.shots, run.prompts, seed, shuffled=True)]
+        start = time.perf_counter()
+        target_ranks(run.model, corrupted[:1])
+        made["one pass seconds"] = time.perf_counter() - start
         start = time.perf_counter()
         effects = [indirect_effects(run.model, each.ids, each.target, means) for each in corrupted]
         made |= {
@@ -232,7 +236,7 @@ def _measure_seed(
         )
         for row, found in kept.items():
             rows.setdefault(row, {}).setdefault(name, []).extend(found["hits"])
-        for kind in ("relevance", "AIE") if run.with_aie else ("relevance",):
+        for kind in ("relevance", "AIE", "one pass") if run.with_aie else ("relevance",):
             seconds.setdefault(kind, []).append(scored[name][f"{kind} seconds"])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from enginewright.exporters.methods.function_vectors import steering_vectors
 from enginewright.exporters.methods.function_vectors.aie import indirect_effects
@@ -89,6 +89,44 @@ def test_nothing_changes_what_is_nothing(exact: LlamaForCausalLM) -> None:
 def test_a_heads_own_output_has_no_effect(exact: LlamaForCausalLM) -> None:
     effects = indirect_effects(exact, ZERO_SHOT, TARGET, head_outputs(exact, ZERO_SHOT))
     assert float(effects.abs().max()) < 1e-15
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_effects_on_the_cache_are_those_of_whole_passes(family: str) -> None:
+    """Over a prompt longer than the window, and over one of a single token, which has no cache."""
+    model = make_model(family, gain=2.0)
+    means = head_means(model, [[3, 4, 5, 6], [3, 8, 9]])
+    for ids in ([3 + i % 11 for i in range(27)], [5]):
+        expected = effects_by_whole_passes(model, ids, 7, means)
+        largest = float(expected.abs().max())
+        run = list[int]()
+        first = attention_layers(model)[0].projection
+        hook = first.register_forward_pre_hook(lambda _, inputs, run=run: run.append(inputs[0][..., 0].numel()))  # type: ignore[misc]
+        close(indirect_effects(model, ids, 7, means), expected, 1e-3 * largest)
+        hook.remove()
+        assert largest > 1e-5
+        assert sum(run) < 4 * len(ids) + means.shape[0] * means.shape[1], "tokens before the last one run once"
+
+
+def effects_by_whole_passes(model: PreTrainedModel, ids: list[int], target: int, means: torch.Tensor) -> torch.Tensor:
+    row, effects = torch.tensor([ids]), torch.zeros(means.shape[:2])
+
+    def probability() -> torch.Tensor:
+        with torch.no_grad():
+            return last_logits(model, row).softmax(-1)[0, target]
+
+    plain = probability()
+    for layer in attention_layers(model):
+        for head in range(layer.heads):
+
+            def replace(_: object, inputs: tuple[torch.Tensor], index: int = layer.index, head: int = head) -> object:
+                inputs[0].unflatten(-1, (means.shape[1], -1))[0, -1, head] = means[index, head]
+                return inputs
+
+            hook = layer.projection.register_forward_pre_hook(replace)
+            effects[layer.index, head] = probability() - plain
+            hook.remove()
+    return effects
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
