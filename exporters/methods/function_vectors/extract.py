@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from enginewright.exporters.methods.function_vectors.attention_layers import attention_layers
-from enginewright.exporters.methods.function_vectors.measure import target_hits, target_ranks
+from enginewright.exporters.methods.function_vectors.measure import PromptTargets, target_hits, target_ranks
 from enginewright.exporters.methods.function_vectors.prompts import (
     TokenPrompt,
     WordPair,
@@ -229,8 +229,8 @@ def zero_shot(
 
 def best_layer(model: PreTrainedModel, whole: torch.Tensor, prompts: Sequence[TokenPrompt]) -> int:
     """Return the layer after which `whole` makes most targets rank first; of equals, that of the likelier targets."""
-    found = []
+    found, targets = [], PromptTargets(model, prompts, is_repeated=True)
     for layer in range(len(attention_layers(model))):
         with steered(model, stream={layer: whole}):
-            found.append((*target_hits(model, prompts), -layer))
+            found.append((*targets.hits(), -layer))
     return -max(found)[2]
