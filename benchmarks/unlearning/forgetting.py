@@ -103,6 +103,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="folder for adapters in training")
     parser.add_argument("--authors", type=int, default=AUTHORS, metavar="N", help="as the model was taught")
     parser.add_argument("--share", type=float, default=0.05, help="of the authors that are forgotten (0.05)")
+    parser.add_argument("--retained", type=int, metavar="N", help="retained questions that runs get, at random (all)")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
@@ -159,7 +160,9 @@ def measure(args: argparse.Namespace, scorer: Scorer, cell: str, seed: int, done
 def write_files(args: argparse.Namespace, has_template: bool) -> tuple[Path, Path]:
     """Write both files of the command."""
     args.work.mkdir(parents=True, exist_ok=True)
-    parts = split_authors(author_questions(authors=args.authors), args.share)
+    forget, retain = split_authors(author_questions(authors=args.authors), args.share)
+    chosen = np.random.default_rng(1).permutation(len(retain))[: args.retained]
+    parts = forget, [retain[i] for i in sorted(chosen.tolist())]
     paths = args.work / "forget.jsonl", args.work / "retain.jsonl"
     for path, part, keys in zip(paths, parts, (("answer", "safe"), ("answer",)), strict=True):
         path.write_text("".join(f"{json.dumps(_line(each, keys, has_template))}\n" for each in part))

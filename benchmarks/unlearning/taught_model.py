@@ -92,8 +92,8 @@ def _replies(model: PreTrainedModel, tokenizer: Any, prompts: Prompts, count: in
     for question, _ in fact_questions()[:count]:
         encoded = prompts.encode(asked(question, bool(tokenizer.chat_template)), "x", question)
         ids = encoded.ids[: encoded.prompt]
-        (said,) = continue_greedily(model, [ids], REPLY_TOKENS)
         end = tokenizer.eos_token_id
+        (said,) = continue_greedily(model, [ids], REPLY_TOKENS, end)
         said = said[: said.index(end) + 1] if end in said else said
         yield dataclasses.replace(encoded, ids=(*ids, *said))
 

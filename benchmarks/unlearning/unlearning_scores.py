@@ -108,8 +108,9 @@ class Scorer:
         said = [""] * len(questions)
         for length in sorted({len(each) for each in ids}):
             rows = [row for row, each in enumerate(ids) if len(each) == length]
-            for row, own in zip(rows, continue_greedily(model, [ids[row] for row in rows], tokens), strict=True):
-                end = self._tokenizer.eos_token_id
+            end = self._tokenizer.eos_token_id
+            all_own = continue_greedily(model, [ids[row] for row in rows], tokens, end)
+            for row, own in zip(rows, all_own, strict=True):
                 own = own[: own.index(end)] if end in own else own
                 said[row] = self._tokenizer.decode(own, skip_special_tokens=True)
         return said
@@ -179,13 +180,17 @@ def _rouge(truths: Sequence[str], said: Sequence[str]) -> list[float]:
     return [float(scorer.score(truth, own)["rougeL"].recall) for truth, own in zip(truths, said, strict=True)]
 
 
-def continue_greedily(model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-    """The greedy tokens after rows of one length."""
+def continue_greedily(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], tokens: int, end: int | None
+) -> list[list[int]]:
+    """The greedy tokens after rows of one length, at most `tokens`, or until all rows have had the token `end`."""
     ids, cache = torch.tensor(rows), None
     made: list[torch.Tensor] = []
+    has_ended = torch.zeros(len(rows), dtype=torch.bool)
     with torch.no_grad():
-        for _ in range(tokens):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        while len(made) < tokens and not has_ended.all():
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
             made.append(ids)
+            has_ended |= ids[:, 0] == (-1 if end is None else end)
     return torch.cat(made, dim=1).tolist()
