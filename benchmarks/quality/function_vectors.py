@@ -38,6 +38,7 @@ from enginewright.exporters.methods.function_vectors.extraction_command import o
 from enginewright.exporters.methods.function_vectors.measure import target_ranks
 from enginewright.exporters.methods.function_vectors.prompts import WordTask, divide, drawn, encode
 from enginewright.exporters.methods.function_vectors.vectors import head_means, steered
+from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.errors import EnginewrightError
 
@@ -188,9 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:
+        checkpoint = open_checkpoint(arguments.model)
         run = VectorRun(
-            model=load_reference(arguments.model, ()),
-            tokenizer=open_fast_tokenizer(arguments.model),
+            model=load_reference(checkpoint, ()),
+            tokenizer=open_fast_tokenizer(checkpoint),
             work=arguments.work,
             count=arguments.heads,
             shots=arguments.shots,

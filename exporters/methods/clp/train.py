@@ -126,11 +126,10 @@ def tune(model: str, texts: Sequence[TokenSequence], output: Path, options: Opti
     digest = hash_of(checkpoint)
     request = {"backbone": digest, "texts": _hash(texts), "options": dataclasses.asdict(options)}
     with unfinished_run(output, request) as folder:
-        return _train(model, checkpoint, digest, texts, output, folder, options)
+        return _train(checkpoint, digest, texts, output, folder, options)
 
 
 def _train(
-    model: str,
     checkpoint: Checkpoint,
     digest: str,
     texts: Sequence[TokenSequence],
@@ -139,9 +138,7 @@ def _train(
     options: Options,
 ) -> HeadsReport:
     """Train with what an earlier run left in `folder`, and write head set and report."""
-    backbone = load_reference(
-        model, ()
-    )  # the model that engines are checked against, which mixes over depth where the config says so
+    backbone = load_reference(checkpoint, ())  # the model that engines are checked against, mixing over depth included
     states = compute_states(backbone, texts, folder)
     shape = _shape(backbone, options)
     own = np.concatenate([data_targets(text.ids, shape.extra)[text.first :] for text in texts])

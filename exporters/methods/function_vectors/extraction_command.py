@@ -16,7 +16,7 @@ from enginewright.exporters.methods.function_vectors.extract import ExtractionOp
 from enginewright.exporters.methods.function_vectors.prompts import WordTask, read_task
 from enginewright.exporters.methods.steering.vector_folder import check_output, write_vectors
 from enginewright.exporters.methods.tuner import Tuner, TuningData
-from enginewright.exporters.source.checkpoint import open_checkpoint
+from enginewright.exporters.source.checkpoint import Checkpoint, open_checkpoint
 from enginewright.exporters.source.json_file import read_json
 from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.tokenizer.engine_tokenizer import open_tokenizer
@@ -93,9 +93,9 @@ def run(arguments: argparse.Namespace, data: TuningData) -> int:
     task = read_task(arguments.task, options.seed, name=arguments.name)
     torch.set_num_threads(arguments.threads or physical_cores())
     applied = [registry.apply_method(*split_spec(text)) for text in arguments.apply]
-    tokenizer = open_fast_tokenizer(arguments.model)
-    model = load_reference(arguments.model, applied)
     checkpoint = open_checkpoint(arguments.model)
+    tokenizer = open_fast_tokenizer(checkpoint)
+    model = load_reference(checkpoint, applied)
     digest = registry.hash_of_applied(applied, checkpoint, model)
     others = [_read_scores(folder, digest) for folder in arguments.others]
     made = extract(model, tokenizer, task, options, others=others)
@@ -113,9 +113,8 @@ def run(arguments: argparse.Namespace, data: TuningData) -> int:
     return 0
 
 
-def open_fast_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def open_fast_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint of any format; ExportError where it has none that knows the places of its tokens."""
-    checkpoint = open_checkpoint(model)
     found = open_tokenizer(checkpoint, checkpoint.tokenizer_files())
     if found is None or not found.is_fast:
         raise ExportError(

@@ -79,7 +79,7 @@ def _train(
     model: str, checkpoint: Checkpoint, texts: UnlearnTexts, output: Path, folder: Path, options: UnlearnOptions
 ) -> dict[str, Any]:
     """Train with what an earlier run left in `folder`, and write adapter and report."""
-    reference = load_reference(model, ())
+    reference = load_reference(checkpoint, ())
     sizes = _sizes(reference, options)
     projections = find_projections(reference, sizes.layers, options.modules)
     _refuse_codes(checkpoint, reference, projections)

@@ -76,7 +76,9 @@ def test_an_engine_hits_what_pytorch_hits(at: str, folder: Path, task: Path, tmp
     recipe = Recipe(apply=(parse_method(f"steering:at={at},capacity=1"),), kv_bits=32, max_batch=4, max_context=64)
     build(MODEL, tmp_path / "engine", recipe, "onnxruntime")
     pairs = read_task(task, 42)
-    prompts = zero_shot(open_fast_tokenizer(MODEL), [*pairs.train, *pairs.test], with_instructions=False)
+    prompts = zero_shot(
+        open_fast_tokenizer(open_checkpoint(MODEL)), [*pairs.train, *pairs.test], with_instructions=False
+    )
     model = load_reference(MODEL, ())
     tensors = read_floats(folder / "vectors.safetensors")
     layer = json.loads((folder / "task.json").read_text())["layer"]
@@ -108,7 +110,7 @@ def test_heads_of_several_tasks(folder: Path, task: Path, tmp_path: Path) -> Non
 
 def test_instructions(task: Path) -> None:
     """The five best are taken; the model is made to solve the task by a target that it always ranks first."""
-    model, tokenizer = load_reference(MODEL, ()), open_fast_tokenizer(MODEL)
+    model, tokenizer = load_reference(MODEL, ()), open_fast_tokenizer(open_checkpoint(MODEL))
     pairs = read_task(task, 42)
     with pytest.raises(ExportError, match=r"training pairs that the model solves with the instructions.*--shots 8"):
         extract(
