@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.quality.cache_tables import estimate_figure
 from benchmarks.quality.token_scores import mean_of, show
@@ -40,14 +41,14 @@ from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.evaluation.intervals import Estimate
 
 NAME = "benchmarks.unlearning.forgetting"
-BASE = "taught model"
+BASE, OURS = "taught model", "NSRU"
 CELLS: dict[str, dict[str, Any]] = {
     BASE: {},
     "gradient ascent": {"method": "gradient-ascent"},
     "GradDiff": {"method": "graddiff"},
     "NPO": {"method": "npo"},
     "LoRA, same losses": {"method": "lora"},
-    "NSRU": {},
+    OURS: {},
     "NSRU, query-last": {"at": "query-last"},
     "NSRU, all-tokens": {"at": "all-tokens"},
     "NSRU, centred": {"centre": True},
@@ -173,32 +174,53 @@ def _line(each: AuthorQuestion, keys: Sequence[str], has_template: bool) -> dict
     return {"prompt": asked(each.prompt, has_template), **{key: getattr(each, key) for key in keys}}
 
 
+def _means(done: dict[str, Scores], cell: str) -> dict[str, NDArray[np.float64]]:
+    """Of each column, every question's mean over the seeds that are done; nats and tokens by window; empty without a seed."""
+    own = [scores for key, scores in done.items() if key.partition(" | ")[0] == cell]
+    parts = {**COLUMNS, "nats": "nats", "tokens": "tokens"}
+    return {title: np.mean([scores[part] for scores in own], axis=0) for title, part in parts.items()} if own else {}
+
+
 def estimates(done: dict[str, Scores], cell: str) -> dict[str, Estimate]:
     """Each column's mean over questions and seeds, and the perplexity; empty where no seed is done."""
-    own = [scores for key, scores in done.items() if key.partition(" | ")[0] == cell]
-    if not own:
+    means = _means(done, cell)
+    found = {
+        title: mean_of(means[title].tolist(), [1] * len(means[title])) for title in COLUMNS if len(means.get(title, ()))
+    }
+    if means:
+        found["perplexity"] = mean_of(means["nats"].tolist(), means["tokens"].astype(int).tolist()).map(np.exp)
+    return found
+
+
+def differences(done: dict[str, Scores], cell: str) -> dict[str, Estimate]:
+    """NSRU minus the cell, of the same questions, and in nats a token; empty where either is not done."""
+    ours, theirs = _means(done, OURS), _means(done, cell)
+    if not ours or not theirs:
         return {}
     found = {}
-    for title, part in COLUMNS.items():
-        values = np.mean([scores[part] for scores in own], axis=0)
-        if len(values):
-            found[title] = mean_of(values.tolist(), [1] * len(values))
-    nats = np.mean([scores["nats"] for scores in own], axis=0)
-    found["perplexity"] = mean_of(nats.tolist(), [int(n) for n in own[0]["tokens"]]).map(np.exp)
+    for title in COLUMNS:
+        apart = ours[title] - theirs[title]
+        if len(apart):
+            found[title] = mean_of(apart.tolist(), [1] * len(apart))
+    found["nats"] = mean_of((ours["nats"] - theirs["nats"]).tolist(), ours["tokens"].astype(int).tolist())
     return found
 
 
 def figures_of(args: argparse.Namespace, done: dict[str, Scores]) -> list[Figure]:
-    """The figures of every cell that is done."""
-    return [
-        estimate_figure(title, "perplexity" if title == "perplexity" else "share", 1, value, {"cell": cell})
-        for cell in args.cells
-        for title, value in estimates(done, cell).items()
-    ]
+    """The figures of every cell that is done, and NSRU's differences from it."""
+    units = {"perplexity": "perplexity", "nats": "nats"}
+    found = []
+    for cell in args.cells:
+        for title, value in estimates(done, cell).items():
+            found.append(estimate_figure(title, units.get(title, "share"), 1, value, {"cell": cell}))
+        for title, value in differences(done, cell).items() if cell not in {BASE, OURS} else ():
+            about = {"cell": cell, "difference": "NSRU minus the cell"}
+            found.append(estimate_figure(title, units.get(title, "share"), 1, value, about))
+    return found
 
 
 def table(args: argparse.Namespace, done: dict[str, Scores]) -> str:
-    """A Markdown table with a row for each cell that is done."""
+    """Two Markdown tables with a row for each cell that is done: what it has, and what NSRU has more."""
     titles = [*COLUMNS, "perplexity"]
     lines = [f"| method | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
     for cell in args.cells:
@@ -209,6 +231,12 @@ def table(args: argparse.Namespace, done: dict[str, Scores]) -> str:
                 for title in titles
             )
             lines.append(f"| {cell} | {seeds} | {' | '.join(shown)} |")
+    titles = [*COLUMNS, "nats"]
+    lines += ["", f"| NSRU minus | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    for cell in args.cells:
+        if cell not in {BASE, OURS} and (found := differences(done, cell)):
+            shown = (show(found[title], "+.3f") if title in found else "" for title in titles)
+            lines.append(f"| {cell} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -82,6 +82,17 @@ def test_cells_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert capsys.readouterr().out == printed and "| gradient ascent | 1 |" in printed
 
 
+def test_differences_are_of_the_same_questions() -> None:
+    """Over seeds and questions; a cell that is not done has none."""
+    scores = {part: [0.5, 0.25] for part in (*forgetting.COLUMNS.values(), "nats")} | {"tokens": [1.0, 1.0]}
+    better = {part: [2 * each for each in values] for part, values in scores.items()} | {"tokens": [1.0, 1.0]}
+    done = {"NSRU | seed 0": better, "NPO | seed 0": scores, "NPO | seed 1": scores}
+    found = forgetting.differences(done, "NPO")
+    assert {title: each.value for title, each in found.items()} == dict.fromkeys([*forgetting.COLUMNS, "nats"], 0.375)
+    assert all(each.low is not None and 0.25 <= each.low <= 0.375 for each in found.values())
+    assert forgetting.differences(done, "GradDiff") == {}
+
+
 def test_unknown_cells(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         forgetting.main(["--model", "m", "--text", "t", "--json", "j", "--work", "w", "--cells", "RMU"])
