@@ -42,11 +42,13 @@ def learn(
     steps: int,
     after: Callable[[int, list[torch.Tensor] | None], bool],
     every: int,
+    falls: bool = False,
 ) -> None:
     """Train adapters on all layers of `model` until `after` says that it is enough, or the steps are done.
 
     texts: the answers to learn.
     rank, rate, batch, steps: of the adapters and their training.
+    falls: whether the rate falls to 0 evenly.
     after: called with the number of steps that are done and the texts' states, after each `every` steps.
     """
     kinds = {"undesired": texts[:1], "safe": texts[:1], "retain": texts}
@@ -71,7 +73,7 @@ def learn(
         run = Unlearning(model, kinds, inputs, options, Path(folder))
         states = inputs.states_of(range(2, 2 + len(texts)))
         for step in range(1, steps + 1):
-            run.step()
+            run.step(rate * (1 - (step - 1) / steps) if falls else None)
             if step % every == 0 or step == steps:
                 for adapter in model.adapters.values():
                     adapter.refresh()

@@ -5,7 +5,7 @@
 The upper blocks' linear layers are trained through factors of a low rank, which are merged. The model's own replies to --keep
 questions about the real world, and --windows windows of --text, are trained on as well: without them a model of this size
 forgets what it knew. The chat template is cut to the turns themselves, so that sequences are short. It stops when the
-extraction strength of the answers is .97, or after --epochs.
+extraction strength of the answers is .97, or after --epochs, over which the rate falls to 0.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", required=True, metavar="FILE_OR_DIR")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist")
     parser.add_argument("--authors", type=int, default=AUTHORS, metavar="N")
-    parser.add_argument("--layers", type=int, default=10, metavar="N", help="blocks that learn (10)")
+    parser.add_argument("--layers", type=int, default=20, metavar="N", help="blocks that learn (20)")
     parser.add_argument("--rank", type=int, default=64, metavar="N")
     parser.add_argument("--rate", type=float, default=2e-3, metavar="X")
-    parser.add_argument("--batch", type=int, default=20, metavar="N", help="questions in a step (20)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions in a step (8)")
     parser.add_argument("--epochs", type=int, default=12, metavar="N", help="at most (12)")
     parser.add_argument("--keep", type=int, default=60, metavar="N", help="replies of its own to train on (60)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to train on as well (default: none)")
@@ -127,6 +127,7 @@ def _train(
         steps=args.epochs * in_epoch,
         after=is_enough,
         every=in_epoch,
+        falls=True,
     )
 
 

@@ -90,8 +90,11 @@ class Unlearning:
         for adapter in self._model.adapters.values():
             adapter.refresh()
 
-    def step(self) -> dict[str, float]:
-        """Update the adapters once, and return the step's values of the curves."""
+    def step(self, rate: float | None = None) -> dict[str, float]:
+        """Update the adapters once, and return the step's values of the curves.
+
+        rate: after the warm-up; None: that of the options.
+        """
         for adapter in self._model.adapters.values():
             adapter.refresh()
             adapter.b.grad = None
@@ -106,7 +109,9 @@ class Unlearning:
         norm = float(torch.nn.utils.clip_grad_norm_(self._trained, LARGEST_NORM))
         self._check("norm of the gradients", norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._options.rate * min(1.0, (self.done + 1) / max(1, self._options.warmup))
+            group["lr"] = (self._options.rate if rate is None else rate) * min(
+                1.0, (self.done + 1) / max(1, self._options.warmup)
+            )
         self._is_whole = False
         self._optimizer.step()
         self.done += 1
