@@ -8,6 +8,9 @@ first. Prompts that heads are scored on have eight demonstrations, those of indi
 et al. have them. Heads are the task's own best, or the best of the mean over the tasks of the run. The layer for sums in the
 stream is the best on the training pairs. Heads by chance are drawn anew for each task and seed.
 
+--engine is an engine of the same weights in float32 with `--apply steering`: the vectors of each task's own heads by relevance
+are loaded into it, and its hits are compared with PyTorch's, item by item.
+
 --work keeps what is done, a file for each cell, and a second run continues from there. Intervals are 95 % bootstraps over items.
 The times are those of the scores alone, of one prompt, and of one pass over it. AIE runs the tokens before the last one once;
 with a whole pass for each head, it would take that many passes.
@@ -19,6 +22,7 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,8 +42,10 @@ from enginewright.exporters.methods.function_vectors.extraction_command import o
 from enginewright.exporters.methods.function_vectors.measure import target_ranks
 from enginewright.exporters.methods.function_vectors.prompts import WordTask, divide, drawn, encode
 from enginewright.exporters.methods.function_vectors.vectors import head_means, steered
+from enginewright.exporters.methods.steering.vector_folder import write_vectors
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.reference import load_reference
+from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.errors import EnginewrightError
 
 NAME = "benchmarks.quality.function_vectors"
@@ -145,6 +151,79 @@ def interval(hits: Sequence[int], seed: int = 0) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+class MeasuredTasks:
+    """The cells of all seeds; `main` creates it.
+
+    rows: of each row, the hits of every task, an item each, seed after seed.
+    """
+
+    def __init__(self, run: VectorRun) -> None:
+        self.run = run
+        self.rows: dict[str, dict[str, list[int]]] = {}
+        self._cells: list[tuple[WordTask, dict[str, Any], dict[str, Any]]] = []
+
+    def add(self, tasks: dict[str, WordTask], seed: int) -> None:
+        """Measure the cells of one seed that are not done."""
+        run = self.run
+        scored = {
+            name: run.cell(f"scores {name} {seed}", lambda task=task: score_task(run, task, seed))  # type: ignore[misc]
+            for name, task in tasks.items()
+        }
+        for name, task in tasks.items():
+            chosen = choose_heads(run, scored, name, seed)
+            kept = run.cell(
+                f"hits {name} {seed} of {len(tasks)}",
+                lambda task=task, name=name, chosen=chosen: measure_task(run, task, scored[name], chosen),  # type: ignore[misc]
+            )
+            for row, found in kept.items():
+                self.rows.setdefault(row, {}).setdefault(name, []).extend(found["hits"])
+            self._cells.append((task, scored[name], kept))
+
+    def time_figures(self) -> list[Figure]:
+        """The mean seconds of one prompt's scores, and of one pass over it."""
+        kinds = ("relevance", "AIE", "one pass") if self.run.with_aie else ("relevance",)
+        means = {kind: float(np.mean([scored[f"{kind} seconds"] for _, scored, _ in self._cells])) for kind in kinds}
+        return [
+            Figure(name="one prompt's scores", value=value, unit="s", conditions={"by": kind})
+            for kind, value in means.items()
+        ]
+
+    def compare(self, llm: LLM, row: str) -> list[bool]:
+        """Of every item of every cell, whether an engine with the row's vectors hits what PyTorch hits, and misses what it misses."""
+        is_same = list[bool]()
+        for task, scored, kept in self._cells:
+            means = torch.tensor(scored["means"])
+            heads = top_heads(torch.tensor(scored["relevance"]), self.run.count)
+            at_heads, whole = steering_vectors(self.run.model, heads, means)
+            tensors = {f"dfv.{layer}": vector.numpy() for layer, vector in at_heads.items()}
+            with tempfile.TemporaryDirectory() as folder:
+                write_vectors(
+                    Path(folder),
+                    {**tensors, "fv": whole.numpy()},
+                    task="vector",
+                    model={"name": "", "sha256": ""},
+                    layer=kept[row].get("layer", 0),
+                    more={},
+                )
+                llm.load_vector(Path(folder))
+            prompts = zero_shot(self.run.tokenizer, task.test, with_instructions=False)
+            sampling = Sampling(max_tokens=1, ignore_eos=True, temperature=0, vector="vector")
+            done = llm.generate([list(prompt.ids) for prompt in prompts], sampling)
+            hits = [each.token_ids[0] == prompt.target for each, prompt in zip(done, prompts, strict=True)]
+            is_same += [hit == bool(known) for hit, known in zip(hits, kept[row]["hits"], strict=True)]
+        return is_same
+
+
+def compare_engine(measured: MeasuredTasks, engine: str) -> list[Figure]:
+    """How many items the engine hits as PyTorch does, for the place in which it adds vectors."""
+    with load(engine, torch.get_num_threads()) as llm:
+        layout = next(each.vectors for each in llm.manifest.conditions.values() if each.vectors is not None)
+        row = f"{'DFV' if layout.at == 'heads' else 'FV'}, relevance, task's heads"
+        is_same = measured.compare(llm, row)
+    about: dict[str, str | int | float] = {"row": row, "items": len(is_same), "at": layout.at}
+    return [Figure(name="items as in PyTorch", value=float(np.mean(is_same)), unit="share", conditions=about)]
+
+
 def figures(rows: dict[str, dict[str, list[int]]]) -> list[Figure]:
     """The share of hits of each row: of each task, and of the mean over all items."""
     found = []
@@ -174,6 +253,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=SCORED_SHOTS, metavar="N", help="that are scored (25)")
     parser.add_argument("--items", type=int, metavar="N", help="pairs of a task at most (all)")
     parser.add_argument("--no-aie", action="store_true", help="leave indirect effects out")
+    parser.add_argument("--engine", metavar="ENGINE", help="whose hits are compared with PyTorch's")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     return parser
 
@@ -199,47 +279,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             prompts=arguments.prompts,
             with_aie=not arguments.no_aie,
         )
-        rows: dict[str, dict[str, list[int]]] = {}
-        seconds: dict[str, list[float]] = {}
+        measured = MeasuredTasks(run)
         for seed in arguments.seeds:
-            _measure_seed(
-                run, {name: divide(name, known[name][: arguments.items], seed) for name in names}, seed, rows, seconds
-            )
+            measured.add({name: divide(name, known[name][: arguments.items], seed) for name in names}, seed)
+        found = figures(measured.rows) + measured.time_figures()
+        if arguments.engine is not None:
+            found += compare_engine(measured, arguments.engine)
     except EnginewrightError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    found = figures(rows)
-    found += [
-        Figure(name="one prompt's scores", value=float(np.mean(each)), unit="s", conditions={"by": kind})
-        for kind, each in seconds.items()
-    ]
     _print_table(found)
     save(arguments.results, NAME, sys.argv[1:] if argv is None else argv, found)
     return 0
-
-
-def _measure_seed(
-    run: VectorRun,
-    tasks: dict[str, WordTask],
-    seed: int,
-    rows: dict[str, dict[str, list[int]]],
-    seconds: dict[str, list[float]],
-) -> None:
-    """Add the hits and the seconds of one seed."""
-    scored = {
-        name: run.cell(f"scores {name} {seed}", lambda task=task: score_task(run, task, seed))  # type: ignore[misc]
-        for name, task in tasks.items()
-    }
-    for name, task in tasks.items():
-        chosen = choose_heads(run, scored, name, seed)
-        kept = run.cell(
-            f"hits {name} {seed} of {len(tasks)}",
-            lambda task=task, name=name, chosen=chosen: measure_task(run, task, scored[name], chosen),  # type: ignore[misc]
-        )
-        for row, found in kept.items():
-            rows.setdefault(row, {}).setdefault(name, []).extend(found["hits"])
-        for kind in ("relevance", "AIE", "one pass") if run.with_aie else ("relevance",):
-            seconds.setdefault(kind, []).append(scored[name][f"{kind} seconds"])
 
 
 def _print_table(found: Sequence[Figure]) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import results_file
 from benchmarks.quality import function_vectors, word_tasks
+from enginewright.exporters.build import build
+from enginewright.exporters.recipe import Recipe, parse_method
 from tests.support.paths import ROOT
 
 
@@ -28,6 +30,7 @@ def test_intervals() -> None:
     assert 0.38 < low < 0.45 and 0.55 < high < 0.62
 
 
+@pytest.mark.native
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results.json"
@@ -58,4 +61,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(function_vectors, "score_task", None)
     monkeypatch.setattr(function_vectors, "measure_task", None)
     assert function_vectors.main(arguments) == 0 and capsys.readouterr().out == again
+    recipe = Recipe(apply=(parse_method("steering:capacity=1"),), kv_bits=32, max_batch=4, max_context=64)
+    build(str(ROOT / "examples/tiny-text"), tmp_path / "engine", recipe, "onnxruntime")
+    capsys.readouterr()
+    assert function_vectors.main([*arguments, "--engine", str(tmp_path / "engine")]) == 0
+    assert capsys.readouterr().out == f"{again}| items as in PyTorch | DFV, relevance, task's heads | 6 | heads | 1 |\n"
     assert function_vectors.main([*arguments[:-10], "--tasks", "none"]) == 2
