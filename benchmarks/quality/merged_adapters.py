@@ -215,6 +215,29 @@ def table(cells: Mapping[str, AdapterScores], trends: Mapping[str, Mapping[str, 
     )
 
 
+def draw(cells: Mapping[str, AdapterScores], file: Path) -> None:
+    """Write a picture: right answers over the domain's perplexity, of each candidate; nothing is above and left of the best."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(picture)  # draws without a display
+    axes = picture.subplots()
+    for number, (name, own) in enumerate(cells.items()):
+        right = intervals.wilson(sum(own.right), len(own.right)).map(lambda x: 100 * x)
+        assert right.low is not None and right.high is not None
+        spread = [[right.value - right.low], [right.high - right.value]]
+        marker = "*" if name.startswith(OURS) else "os^Dvp"[number % 6]
+        axes.errorbar(
+            own.perplexity.value, right.value, yerr=spread, marker=marker, capsize=2, linestyle="", label=name
+        )
+    axes.set_xlabel("perplexity of the domain's text (left is better)")
+    axes.set_ylabel("right answers, %")
+    axes.set_xscale("log")
+    axes.legend(fontsize=7, ncols=2)
+    picture.savefig(file, dpi=120)
+
+
 def figures_of(cells: Mapping[str, AdapterScores], trends: Mapping[str, Mapping[str, float | None]]) -> list[Figure]:
     """The figures of every candidate, and the premise."""
     figures = []
@@ -251,6 +274,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=256, help="tokens of a window (256)")
     parser.add_argument("--samples", type=int, default=32, help="texts of the probe (32)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a text of the probe (512)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw right answers over perplexity (.png, .svg)")
     parser.add_argument("--threads", type=int, default=2)
     return parser
 
@@ -272,6 +296,8 @@ def main(arguments: Sequence[str]) -> int:
         if each["depth"] and name in (OURS, "TaDA-R, seed 1", "TaDA-R, seed 2")
     }
     print(table(cells, trends))
+    if args.plot is not None:
+        draw(cells, args.plot)
     save(args.results, NAME, arguments, figures_of(cells, trends))
     return 0
 

@@ -45,7 +45,9 @@ def test_candidates(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "cells/TIES.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "depth": {"kept": None}}))
     names = ["TaDA-R", "TIES", "base"]
-    assert merged_adapters.main([*command, "--candidates", *names, "--results", str(tmp_path / "results.json")]) == 0
+    outputs = ["--results", str(tmp_path / "results.json"), "--plot", str(tmp_path / "plot.svg")]
+    assert merged_adapters.main([*command, "--candidates", *names, *outputs]) == 0
+    assert b"<svg" in (tmp_path / "plot.svg").read_bytes()
     shown = capsys.readouterr().out
     places = [shown.index(f"| {name} |") for name in ("base", "TaDA-R", "TIES")]
     assert places == sorted(places)
