@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from enginewright.exporters.methods.function_vectors.attention_layers import attention_layers
-from enginewright.exporters.methods.function_vectors.measure import PromptTargets, target_hits, target_ranks
+from enginewright.exporters.methods.function_vectors.last_tokens import LastTokens
+from enginewright.exporters.methods.function_vectors.measure import batches, target_hits, target_ranks
 from enginewright.exporters.methods.function_vectors.prompts import (
     TokenPrompt,
     WordPair,
@@ -20,12 +22,13 @@ from enginewright.exporters.methods.function_vectors.prompts import (
     instructed,
 )
 from enginewright.exporters.methods.function_vectors.scores import head_scores, top_heads
-from enginewright.exporters.methods.function_vectors.vectors import head_means, steered, steering_vectors
+from enginewright.exporters.methods.function_vectors.vectors import adds, head_means, steered, steering_vectors
 from enginewright.runtime.errors import ExportError
 
 BEST_INSTRUCTIONS, LEAST_SAMPLES = 5, 20
 SCORED, MEANT, MEANT_SHOTS = 5, 20, 16  # prompts of an instruction whose scores, or means, are taken; of demonstrations
 SCORED_SHOTS = BEST_INSTRUCTIONS * SCORED
+SWEPT_ROWS = 256  # of a pass that tries all layers
 LARGEST_RANK = 5
 """A prompt counts for scores if its target is among this many of the likeliest tokens."""
 
@@ -228,9 +231,22 @@ def zero_shot(
 
 
 def best_layer(model: PreTrainedModel, whole: torch.Tensor, prompts: Sequence[TokenPrompt]) -> int:
-    """Return the layer after which `whole` makes most targets rank first; of equals, that of the likelier targets."""
-    found, targets = [], PromptTargets(model, prompts, is_repeated=True)
-    for layer in range(len(attention_layers(model))):
-        with steered(model, stream={layer: whole}):
-            found.append((*targets.hits(), -layer))
-    return -max(found)[2]
+    """Return the layer after which `whole` makes most targets rank first; of equals, that of the likelier targets.
+
+    Every prompt has a row for each layer, all of which pass at once, and the tokens before the last one run once.
+    """
+    layers = attention_layers(model)
+    count = len(layers)
+    hits, likely = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+    for places in batches(prompts, max(1, SWEPT_ROWS // count)):
+        last = LastTokens(model, torch.tensor([prompts[place].ids for place in places], device=model.device))
+        targets = torch.tensor([prompts[place].target for place in places], device=model.device)
+        with ExitStack() as stack:
+            for layer in layers:
+                rows = slice(layer.index, None, count)
+                stack.callback(layer.block.register_forward_hook(adds(whole, 1.0, -1, rows)).remove)
+            scores = last.logits(count).float().log_softmax(-1)
+        own = scores.gather(1, targets.repeat_interleave(count)[:, None])
+        hits += (scores <= own).all(1).reshape(-1, count).sum(0)
+        likely += own.reshape(-1, count).sum(0)
+    return max(range(count), key=lambda layer: (float(hits[layer]), float(likely[layer]), -layer))

@@ -99,18 +99,20 @@ def steered(
     layers = attention_layers(model)
     with ExitStack() as stack:
         for index, vector in (heads or {}).items():
-            hook = layers[index].projection.register_forward_hook(_adds(vector, scale, first))
+            hook = layers[index].projection.register_forward_hook(adds(vector, scale, first))
             stack.callback(hook.remove)
         for index, vector in (stream or {}).items():
-            hook = layers[index].block.register_forward_hook(_adds(vector, scale, first))
+            hook = layers[index].block.register_forward_hook(adds(vector, scale, first))
             stack.callback(hook.remove)
         yield
 
 
-def _adds(vector: torch.Tensor, scale: float, first: int) -> Callable[..., Any]:
+def adds(vector: torch.Tensor, scale: float, first: int, rows: slice = slice(None)) -> Callable[..., Any]:
+    """Return a forward hook that adds `vector`, times `scale`, to a module's output for the tokens of `rows` from `first` on."""
+
     def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
         states = (output[0] if isinstance(output, tuple) else output).clone()
-        states[:, first:] += (scale * vector).to(states)
+        states[rows, first:] += (scale * vector).to(states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     return hook

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from enginewright.exporters.methods.function_vectors import steering_vectors
 from enginewright.exporters.methods.function_vectors.aie import indirect_effects
 from enginewright.exporters.methods.function_vectors.attention_layers import attention_layers, last_logits
-from enginewright.exporters.methods.function_vectors.measure import PromptTargets, target_ranks
+from enginewright.exporters.methods.function_vectors.extract import best_layer
+from enginewright.exporters.methods.function_vectors.measure import target_hits
 from enginewright.exporters.methods.function_vectors.prompts import TokenPrompt
 from enginewright.exporters.methods.function_vectors.vectors import head_means, head_outputs, steered
 from enginewright.runtime.errors import ExportError
@@ -111,21 +112,21 @@ def test_effects_on_the_cache_are_those_of_whole_passes(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
-def test_ranks_on_the_cache_are_those_of_whole_passes(family: str) -> None:
-    """Of prompts of three lengths, plain and steered in the stream after each layer."""
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_best_layer_is_that_of_whole_passes(family: str, scale: float) -> None:
+    """Of prompts of three lengths, whose targets are those that one layer makes likely."""
     model = make_model(family, gain=2.0)
-    prompts = [
-        TokenPrompt(ids=tuple(3 + (7 * i + row) % 200 for i in range(2 + row % 3)), target=5 + row, keys=())
-        for row in range(40)
-    ]
-    whole = 3 * torch.randn(64, generator=torch.Generator().manual_seed(0))
-    targets, found = PromptTargets(model, prompts, is_repeated=True), set[tuple[int, ...]]()
-    for layer in (None, 0, 1):
-        with steered(model, stream={} if layer is None else {layer: whole}):
-            ranks = target_ranks(model, prompts)
-            assert targets.ranks() == ranks
-        found.add(tuple(ranks))
-    assert len(found) == 3
+    whole = scale * torch.randn(64, generator=torch.Generator().manual_seed(0))
+    ids = [tuple(3 + (7 * i + row) % 200 for i in range(1 + row % 3)) for row in range(40)]
+    for layer in (0, 1):
+        with steered(model, stream={layer: whole}), torch.no_grad():
+            targets = [int(last_logits(model, torch.tensor([each])).argmax()) for each in ids]
+        prompts = [TokenPrompt(ids=each, target=own, keys=()) for each, own in zip(ids, targets, strict=True)]
+        found = []
+        for tried in (0, 1):
+            with steered(model, stream={tried: whole}):
+                found.append(target_hits(model, prompts))
+        assert best_layer(model, whole, prompts) == layer == found.index(max(found))
 
 
 def effects_by_whole_passes(model: PreTrainedModel, ids: list[int], target: int, means: torch.Tensor) -> torch.Tensor:
