@@ -6,7 +6,7 @@
 Table: docs/methods/function_vectors.md, "Measured". Questions have no demonstration; a hit is an answer whose first token ranks
 first. Prompts that heads are scored on have eight demonstrations, those of indirect effects (AIE) with shuffled answers, as Todd
 et al. have them. Heads are the task's own best, or the best of the mean over the tasks of the run. The layer for sums in the
-stream is the best on the training pairs. Heads by chance are drawn anew for each task and seed.
+stream is the best on the first training pairs. Heads by chance are drawn anew for each task and seed.
 
 --engine is an engine of the same weights in float32 with `--apply steering`: the vectors of each task's own heads by relevance
 are loaded into it, and its hits are compared with PyTorch's, item by item.
@@ -59,6 +59,7 @@ class VectorRun:
 
     count: heads that make a vector.
     prompts: that scores are the mean of.
+    swept: training pairs that choose the layer of a sum.
     with_aie: whether indirect effects are measured, which takes a pass for each head.
     """
 
@@ -68,6 +69,7 @@ class VectorRun:
     count: int
     shots: int
     prompts: int
+    swept: int
     with_aie: bool
 
     def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def measure_task(run: VectorRun, task: WordTask, scored: dict[str, Any], chosen:
             rows[f"DFV, {name}"] = {"hits": _hits(run.model, test)}
         if "random" in name:
             continue
-        layer = best_layer(run.model, whole, train)
+        layer = best_layer(run.model, whole, train[: run.swept])
         with steered(run.model, stream={layer: whole}):
             rows[f"FV, {name}"] = {"hits": _hits(run.model, test), "layer": layer}
     return rows
@@ -251,6 +253,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=int, default=8, metavar="K", help="that make a vector (8)")
     parser.add_argument("--shots", type=int, default=8, metavar="N", help="demonstrations of a prompt (8)")
     parser.add_argument("--prompts", type=int, default=SCORED_SHOTS, metavar="N", help="that are scored (25)")
+    parser.add_argument("--swept", type=int, default=40, metavar="N", help="training pairs that choose the layer (40)")
     parser.add_argument("--items", type=int, metavar="N", help="pairs of a task at most (all)")
     parser.add_argument("--no-aie", action="store_true", help="leave indirect effects out")
     parser.add_argument("--engine", metavar="ENGINE", help="whose hits are compared with PyTorch's")
@@ -277,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             count=arguments.heads,
             shots=arguments.shots,
             prompts=arguments.prompts,
+            swept=arguments.swept,
             with_aie=not arguments.no_aie,
         )
         measured = MeasuredTasks(run)
