@@ -50,6 +50,15 @@ from enginewright.runtime.errors import EnginewrightError
 
 NAME = "benchmarks.quality.function_vectors"
 DRAWS = 2000
+CONTRASTS = (
+    ("DFV, relevance, global heads", "DFV, AIE, global heads"),
+    ("FV, relevance, global heads", "FV, AIE, global heads"),
+    ("DFV, relevance, task's heads", "DFV, AIE, task's heads"),
+    ("FV, relevance, task's heads", "FV, AIE, task's heads"),
+    ("DFV, relevance, task's heads", "FV, relevance, task's heads"),
+    ("DFV, relevance, global heads", "FV, relevance, global heads"),
+)
+"""Rows whose hits are compared item by item."""
 Heads = list[tuple[int, int]]
 
 
@@ -146,7 +155,7 @@ def choose_heads(run: VectorRun, scored: dict[str, dict[str, Any]], name: str, s
     return chosen
 
 
-def interval(hits: Sequence[int], seed: int = 0) -> tuple[float, float]:
+def interval(hits: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """The 95 % bootstrap of the mean over items."""
     values = np.array(hits, float)
     means = np.random.default_rng(seed).choice(values, (DRAWS, len(values))).mean(1)
@@ -244,6 +253,19 @@ def figures(rows: dict[str, dict[str, list[int]]]) -> list[Figure]:
     return found
 
 
+def contrasts(rows: dict[str, dict[str, list[int]]]) -> list[Figure]:
+    """The share of hits that one row has more than another, over all items of both."""
+    found = []
+    for one, other in CONTRASTS:
+        if one in rows and other in rows:
+            pairs = [zip(rows[one][task], rows[other][task], strict=True) for task in rows[one]]
+            more = [a - b for pair in pairs for a, b in pair]
+            about: dict[str, str | int | float] = {"row": one, "than": other, "items": len(more)}
+            value = float(np.mean(more))
+            found.append(Figure(name="more hits", value=value, unit="share", conditions=about, interval=interval(more)))
+    return found
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint of any format")
@@ -286,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = MeasuredTasks(run)
         for seed in arguments.seeds:
             measured.add({name: divide(name, known[name][: arguments.items], seed) for name in names}, seed)
-        found = figures(measured.rows) + measured.time_figures()
+        found = figures(measured.rows) + contrasts(measured.rows) + measured.time_figures()
         if arguments.engine is not None:
             found += compare_engine(measured, arguments.engine)
     except EnginewrightError as e:

@@ -56,6 +56,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         *(f"{place}, {kind}" for place in ("DFV", "FV") for kind in kinds),
     }
     assert all(figure.conditions["items"] == 6 for figure in found if figure.conditions.get("task") == "all")
+    assert [figure.conditions["than"] for figure in found if figure.name == "more hits"] == [
+        other for _, other in function_vectors.CONTRASTS
+    ]
     assert {figure.conditions["by"] for figure in found if figure.unit == "s"} == {"relevance", "AIE", "one pass"}
     again = capsys.readouterr().out
     monkeypatch.setattr(function_vectors, "score_task", None)
