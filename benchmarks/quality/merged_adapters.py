@@ -62,6 +62,7 @@ CANDIDATES: dict[str, MergeOptions | None] = {
     "linear, scale .5": MergeOptions(merge="linear"),
     "linear, scale 1": MergeOptions(merge="linear", scale=1.0),
     "SVD, scale .5": MergeOptions(merge="svd"),
+    "SVD, scale .6": MergeOptions(merge="svd", scale=0.6),
     "SVD, scale 1": MergeOptions(merge="svd", scale=1.0),
     "TIES": MergeOptions(merge="ties"),
     "DARE-TIES": MergeOptions(merge="dare-ties"),
