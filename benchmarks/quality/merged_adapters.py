@@ -234,7 +234,6 @@ def draw(cells: Mapping[str, AdapterScores], file: Path) -> None:
         )
     axes.set_xlabel("perplexity of the domain's text (left is better)")
     axes.set_ylabel("right answers, %")
-    axes.set_xscale("log")
     axes.legend(fontsize=7, ncols=2)
     picture.savefig(file, dpi=120)
 
