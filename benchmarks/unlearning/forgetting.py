@@ -110,6 +110,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--forget-cap", type=float, metavar="X", help="of the runs with all three losses (none)")
     parser.add_argument(
         "--relearn", type=int, default=20, metavar="N", help="steps of training on the forgotten answers"
     )
@@ -147,7 +148,10 @@ def measure(args: argparse.Namespace, scorer: Scorer, cell: str, seed: int, done
         return scorer.score(ScoredModel(args.model, None), known)
     files = write_files(args, scorer.has_template)
     texts = read_texts(args.model, *files, "", 256)
-    options = UnlearnOptions(steps=args.steps, batch=args.batch, rate=args.rate, seed=seed, **CELLS[cell])
+    shared = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "seed": seed}
+    if CELLS[cell].get("method", "nsru") in {"nsru", "lora"}:
+        shared["forget_cap"] = args.forget_cap
+    options = UnlearnOptions(**shared, **CELLS[cell])
     output = args.work / "adapter"
     if output.exists() and not (output / UNFINISHED).exists():
         shutil.rmtree(output)
