@@ -266,7 +266,8 @@ def contrasts(rows: dict[str, dict[str, list[int]]]) -> list[Figure]:
     return found
 
 
-def _arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint of any format")
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="keeps the cells that are done")
@@ -285,7 +286,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the cells that are not done, and print the table."""
-    arguments = _arguments().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     known = word_tasks()
     names = arguments.tasks or list(known)
     if unknown := [name for name in names if name not in known]:
