@@ -57,7 +57,7 @@ def read_config(header: Header) -> tuple[dict[str, Any], set[str]]:
     try:
         settings = read_settings(header.metadata, tuple(header.tensors)) | _vocabulary(header, architecture)
         config: PreTrainedConfig = AutoConfig.for_model(**settings)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, StrictDataclassError) as e:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as e:
         raise ExportError(
             f"{header.file}: transformers cannot make a config of its metadata ({type(e).__name__}: {e}); the file is damaged"
         ) from e

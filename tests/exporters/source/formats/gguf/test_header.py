@@ -133,6 +133,14 @@ def test_an_unknown_type_of_tensor_is_refused_by_name(file: Path, tmp_path: Path
         bind_parameters(opened, model)
 
 
+@pytest.mark.parametrize("name", ["attention.head_count", "attention.head_count_kv", "embedding_length"])
+def test_a_size_of_zero(name: str, file: Path, tmp_path: Path) -> None:
+    value = place_of(file, f"llama.{name}".encode(), 4)  # after the type of the value
+    with pytest.raises((ExportError, UnsupportedError), match=r"m.gguf: |llama: "):
+        opened = open_checkpoint(str(change(file, tmp_path / "m.gguf", (value, bytes(4)))))
+        bind_parameters(opened, build_skeleton(opened.config, attention="eager", max_context=16).model)
+
+
 def test_a_file_that_has_become_shorter(file: Path, tmp_path: Path) -> None:
     copy = change(file, tmp_path / "m.gguf")
     opened = open_checkpoint(str(copy))
