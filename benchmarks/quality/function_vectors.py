@@ -69,7 +69,7 @@ class VectorRun:
     count: heads that make a vector.
     prompts: that scores are the mean of.
     swept: training pairs that choose the layer of a sum.
-    with_aie: whether indirect effects are measured, which takes a pass for each head.
+    with_aie: whether indirect effects are measured, which take a row for each head.
     """
 
     model: PreTrainedModel
