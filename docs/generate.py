@@ -151,7 +151,8 @@ def _input_doc(tensor: Any) -> str:
 
 
 def _output_doc(tensor: Any) -> str:
-    return "; ".join(filter(None, (tensor.doc, f"updates `{tensor.alias}` in place" if tensor.alias else "")))
+    kind = "optional" if tensor.optional else ""
+    return "; ".join(filter(None, (tensor.doc, f"updates `{tensor.alias}` in place" if tensor.alias else "", kind)))
 
 
 # ---- the decoder graph ---------------------------------------------------------------------

@@ -77,11 +77,11 @@ def find_sampled_states(graph: ir.Graph, read: ir.Value) -> ir.Value | None:
 
 
 def _attends(node: ir.Node) -> bool:
-    """Whether a node is one of our attention ops, which are those that read the cache of a layer."""
+    """Whether a node is one of our attention ops, which are those that read the cache of a layer and new values."""
     return (
         node.domain == DOMAIN
         and "layer" in node.attributes
-        and any(port.name == "kv_lens" for port in OPS[node.op_type].inputs)
+        and {"kv_lens", "value"} <= {port.name for port in OPS[node.op_type].inputs}
     )
 
 

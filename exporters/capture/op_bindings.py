@@ -10,7 +10,7 @@ import onnx
 import onnxscript
 import torch
 
-from enginewright.plugins.ops.op import DOMAIN, Op, Tensor
+from enginewright.plugins.ops.op import DOMAIN, Op, Tensor, size_of
 from enginewright.plugins.ops.registry import OPS
 
 OPSET = onnxscript.values.Opset(DOMAIN, 1)
@@ -92,9 +92,11 @@ def _empty_outputs(op: Op, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor
     outputs = []
     for declared in op.outputs:
         like = first if declared.alias is None else tensors[[t.name for t in op.inputs].index(declared.alias)]
-        assert like is not None
+        if like is None:  # an absent output: torch has no optional result
+            outputs.append(first.new_empty(0))
+            continue
         dtype = like.dtype if len(declared.types) > 1 else getattr(torch, declared.types[0])
-        outputs.append(like.new_empty([sizes[name] for name in declared.shape], dtype=dtype))
+        outputs.append(like.new_empty([size_of(name, sizes) for name in declared.shape], dtype=dtype))
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

@@ -7,6 +7,7 @@ The torch.library op, its shape function and the ONNX schema (`exporters/capture
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,9 +26,10 @@ class Tensor:
     """One input or output of an op.
 
     types: the element types that it may have; all inputs and outputs with the same tuple of several types share one type.
-    shape: names of sizes; a name that occurs twice means equal sizes, and the name of an attribute means its value.
+    shape: names of sizes; a name that occurs twice means equal sizes, and the name of an attribute means its value. A size of
+        an output may be a product of names and numbers, such as "M*128".
     doc: one line for the reference page.
-    optional: the input may be absent.
+    optional: the input may be absent; an output is absent where the input that it updates is.
     variadic: the last input stands for any number of tensors of one type, each of this shape.
     alias: for an output, the input whose buffer it updates in place if the host binds both to one buffer.
     """
@@ -39,6 +41,12 @@ class Tensor:
     optional: bool = False
     variadic: bool = False
     alias: str | None = None
+
+
+def size_of(name: str, sizes: Mapping[str, Any]) -> Any:
+    """The size that a shape has under `name`, from those of its factors; the product of one factor is that factor itself."""
+    first, *others = (int(factor) if factor.isdigit() else sizes[factor] for factor in name.split("*"))
+    return math.prod(others, start=first)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int32]
 
 
-def _views(tiles: NDArray[np.int8], head_dim: int, value_dim: int, kv_bits: int) -> tuple[Floats, Floats]:
+def tile_views(tiles: NDArray[np.int8], head_dim: int, value_dim: int, kv_bits: int) -> tuple[Floats, Floats]:
     """Keys [N, TILE_TOKENS / 16, head_dim, 16] and values [N, TILE_TOKENS, value_dim] as views of the pool."""
     elements: Floats = tiles.view(np.float16 if kv_bits == 16 else np.float32)
     split = TILE_TOKENS * head_dim
@@ -71,7 +71,7 @@ def paged_attention(
     _, query_heads, head_dim = query.shape
     kv_heads, value_dim = value.shape[1:]
     tiles_out = tiles.copy()
-    keys, values = _views(tiles_out, head_dim, value_dim, kv_bits)
+    keys, values = tile_views(tiles_out, head_dim, value_dim, kv_bits)
     new_keys, new_values = _stored(key, kv_bits), _stored(value, kv_bits)
     rows = [
         (range(start, end), row, head)

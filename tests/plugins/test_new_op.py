@@ -46,7 +46,7 @@ def is_of_an_op(path: Path) -> bool:
     if path.parts[0] != "plugins" or path.parts[1] in ("skeleton", "lib"):
         return path.parts[:2] == ("plugins", "lib")
     stems = (*(call.file_stem for call in CALLS.values()), "attention", "decode", "prefill", "kvarn", "linear")
-    subjects = {"attention", "kvarn", "emission"}
+    subjects = {"attention", "kvarn", "emission", "policy"}
     return path.stem.startswith(stems) or bool(subjects & set(path.parts))
 
 
