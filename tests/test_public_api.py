@@ -125,6 +125,18 @@ STABLE = {  # modules outside the runtime whose names are imported by other prog
     "exporters.methods.function_vectors": {"head_scores", "top_heads", "steering_vectors"},
     "exporters.methods.tada": {"probe", "gates", "merge"},
     "runtime.evaluation.repetition": {"repetition_ratio"},
+    "runtime.cache.policies.scores": {
+        "importance_decode",
+        "importance_prompt",
+        "redundancy",
+        "rkv",
+        "retention",
+        "lazy_update",
+        "lazy_score",
+    },
+    "runtime.cache.policies.budgets": {"pyramid_budgets", "ada_counts"},
+    "runtime.cache.policies.select": {"keep"},
+    "runtime.cache.policies.reasonalloc": {"share", "layer_budgets", "head_budgets", "needed_tokens"},
 }
 
 COMMANDS = {
