@@ -45,7 +45,7 @@ from enginewright.runtime.artifact.sampling_ranges import is_number
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
-DECODER = "graphs/decoder.onnx"
+GRAPHS = "graphs/{}.onnx"
 
 
 @fewer_collections()
@@ -80,6 +80,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     rewrite(captured.model, registry.passes(recipe.apply))
     anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
     registry.extend_graph(recipe.apply, anchors)
+    graphs = {"decoder": captured.model, **_more_graphs(recipe, anchors)}
     quantise = QuantizeWeightsPass(storage, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")
     quantise(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
@@ -89,9 +90,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     if recipe.plugins == "none":
         LowerToStandardPass(limits.max_context)(captured.model)
         described = _to_dense(described, limits.max_context)
-    to_initializers(captured.model.graph)
     checkpoint.unused.save(root)
-    _save_graph(captured.model, root / DECODER)
     manifest = Manifest(
         name=checkpoint.name,
         created_by=f"enginewright {package_version()}",
@@ -99,7 +98,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         limits=limits,
         cache=described,
         generation=generation,
-        graphs={"decoder": _describe_graph(captured.model, root)},
+        graphs={name: _write_graph(graph, root, GRAPHS.format(name)) for name, graph in graphs.items()},
         decoding=decoding,
         weights=storage.describe(recipe.dtype, quantise.codes()),
         conditions=_write_entries(conditions, entries, root),
@@ -127,6 +126,17 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
+
+
+def _more_graphs(recipe: Recipe, anchors: Anchors) -> dict[str, ir.Model]:
+    """The graphs that methods add; UnsupportedError where they do not fit the decoder's type."""
+    graphs = registry.more_graphs(recipe.apply, anchors)
+    if graphs and recipe.dtype != "float32":
+        raise UnsupportedError(
+            f"dtype: got {recipe.dtype} with the graphs {', '.join(graphs)}, which are for float32 engines on CPUs; build with dtype "
+            "float32"
+        )
+    return graphs
 
 
 def _declare(recipe: Recipe, checkpoint: Checkpoint, cache: CacheFormat) -> dict[str, Condition]:
@@ -189,8 +199,24 @@ def _to_dense(cache: Cache, length: int) -> Cache:
     return dataclasses.replace(cache, kind="dense", tile_tokens=length, layers=tuple(layers))
 
 
+def _write_graph(model: ir.Model, root: Path, name: str) -> Graph:
+    """Write a graph and its weights, and return the manifest's record of it."""
+    to_initializers(model.graph)
+    path = root / name
+    _save_graph(model, path)
+    files = [
+        each for each in (path, path.with_name(f"{path.name}.data")) if each.exists()
+    ]  # a graph may have no weights
+    return Graph(
+        files=tuple(directory.describe_file(root, each) for each in files),
+        inputs=tuple(_describe_value(value) for value in model.graph.inputs),
+        outputs=tuple(_describe_value(value) for value in model.graph.outputs),
+        ops=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
+    )
+
+
 def _save_graph(model: ir.Model, path: Path) -> None:
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     model.producer_name, model.producer_version = "enginewright", package_version()
     with tqdm(unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
 
@@ -227,16 +253,6 @@ def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
             "generation_config.json"
         )
     return tuple(token for token in tokens if token >= 0)  # some files have -1 for "none"
-
-
-def _describe_graph(model: ir.Model, root: Path) -> Graph:
-    path = root / DECODER
-    return Graph(
-        files=tuple(directory.describe_file(root, p) for p in (path, path.with_name(f"{path.name}.data"))),
-        inputs=tuple(_describe_value(value) for value in model.graph.inputs),
-        outputs=tuple(_describe_value(value) for value in model.graph.outputs),
-        ops=op_versions(node.op_type for node in model.graph if node.domain == DOMAIN),
-    )
 
 
 def _describe_value(value: ir.Value) -> TensorSpec:

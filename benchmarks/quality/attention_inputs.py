@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.quality.cache_codecs import Floats
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
-from enginewright.runtime.backends.session import Outputs, PackedStep
+from enginewright.runtime.backends.session import Outputs, PackedStep, TilesAlone
 
 OP = "PagedAttention"
 TAPS = ("query", "key", "value", "output")
@@ -82,7 +82,7 @@ class RecordedAttention:
         return np.stack(parts, axis=1)
 
 
-class TappedSession:
+class TappedSession(TilesAlone):
     """A Session that runs an engine written by `write_tapped_engine` and records the arrays of its attention ops.
 
     taken: the [layer][tap] arrays of every step since the list was last emptied; the measuring code empties it.

@@ -22,7 +22,7 @@ from benchmarks.quality.cache_codecs import Codec, Floats
 from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
-from enginewright.runtime.backends.session import Outputs, PackedStep, Session
+from enginewright.runtime.backends.session import Outputs, PackedStep, Session, TilesAlone
 from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.registry import find_kind
@@ -56,7 +56,7 @@ class CompletedTiles:
     stored_values: Floats
 
 
-class QuantisedSession:
+class QuantisedSession(TilesAlone):
     """A Session that quantises the tiles of another one; created by `open_quantised`.
 
     inner: the session that runs the graph.

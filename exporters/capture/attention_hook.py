@@ -104,22 +104,15 @@ def attend(
         note_layer(trace, module, AttentionLayer(
             family=trace.config.model_type,
             index=layer,
+            query_heads=q.shape[1],
             kv_heads=k.shape[1],
             key_dim=k.shape[2],
             value_dim=v.shape[2],
             window=mask.window,
         ), sees_later=mask.sees_later)  # fmt: skip
         return q.new_empty(1, q.shape[0], q.shape[1], v.shape[2]), None
-    call = AttentionCall(
-        query=q,
-        key=k,
-        value=v,
-        sinks=s_aux,
-        layer=layer,
-        scale=scale,
-        window=mask.window,
-        softcap=float(softcap or 0),
-    )
+    shape = {"layer": layer, "scale": scale, "window": mask.window, "softcap": float(softcap or 0)}
+    call = AttentionCall(query=q, key=k, value=v, sinks=s_aux, **shape)
     output, written = trace.cache.attend(call, trace.tables, trace.pools)
     trace.written |= written
     return output[None], None

@@ -22,6 +22,7 @@ class AttentionLayer:
 
     family: the model's type.
     index: of the layer.
+    query_heads: heads of queries.
     kv_heads: heads of keys and values.
     key_dim: of a head's key.
     value_dim: of a head's value.
@@ -30,6 +31,7 @@ class AttentionLayer:
 
     family: str
     index: int
+    query_heads: int
     kv_heads: int
     key_dim: int
     value_dim: int

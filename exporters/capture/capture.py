@@ -103,7 +103,8 @@ class PackedDecoder(torch.nn.Module):
         pools: Tensors,
     ) -> tuple[torch.Tensor, torch.Tensor, Tensors]:
         """Return logits [N, V], their greedy tokens [N] and the updated pools by name; `plugins.ops` declares the shapes."""
-        trace = Trace(self.model.config, self.cache, self.mixers, {"query_starts": query_starts, **tables}, pools)
+        shared = {"query_starts": query_starts, "position_ids": position_ids, **tables}
+        trace = Trace(self.model.config, self.cache, self.mixers, shared, pools)
         with tracing(trace):
             logits = self.run_model(input_ids, position_ids, sample_rows)
         greedy = torch.ops.enginewright.greedy_sample(logits)

@@ -18,6 +18,8 @@ that METHOD names in this order:
     passes(config) -> passes                                    passes over the graph, before its projections are packed
     extend_graph(config, anchors)                               adds nodes, inputs and outputs at the anchors of the decoder
                                                                 graph, whose weights are still recipes
+    more_graphs(config, anchors) -> graphs                      gives further graphs of the engine by name, such as those that
+                                                                serve a cache policy
     tolerance(config, tolerance) -> tolerance                   loosens what `check` and the trial of a new engine allow
 
 `transform_weights` takes and returns {parameter name: Weight}. A `Weight` is a recipe, and the hook computes no more than it
@@ -61,6 +63,7 @@ HOOKS = (
     "transform_weights",
     "passes",
     "extend_graph",
+    "more_graphs",
     "tolerance",
 )
 """The names of the hooks, in the order in which an export calls them."""
@@ -88,6 +91,8 @@ class Method(Generic[C]):
     transform_weights: without it the method has no effect on exported checkpoints, and is refused there.
     passes: they run over the whole graph, method by method.
     extend_graph: raises UnsupportedError for a graph without the anchors that it needs.
+    more_graphs: no two methods of an export may give the same name, and none the decoder's; they are small, and computed in
+        float32.
     tolerance: gets what is allowed without the method.
     tuners: commands of `enginewright tune` that make what the options name.
 
@@ -112,6 +117,7 @@ class Method(Generic[C]):
     transform_weights: Callable[[C, dict[str, Weight], Checkpoint], dict[str, Weight]] | None = None
     passes: Callable[[C], tuple[ir.passes.PassBase, ...]] | None = None
     extend_graph: Callable[[C, Anchors], None] | None = None
+    more_graphs: Callable[[C, Anchors], dict[str, ir.Model]] | None = None
     tolerance: Callable[[C, Tolerance], Tolerance] | None = None
     tuners: tuple[Tuner, ...] = ()
 

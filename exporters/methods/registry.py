@@ -269,6 +269,28 @@ def extend_graph(applied: Sequence[Applied], anchors: Anchors) -> None:
     anchors.finish()
 
 
+def more_graphs(applied: Sequence[Applied], anchors: Anchors) -> dict[str, ir.Model]:
+    """Return the further graphs that methods give, by name.
+
+    Raises:
+        ExportError: two methods give the same name.
+        ExtensionError: one gives the decoder's.
+    """
+    found: dict[str, ir.Model] = {}
+    for method, hook in _hooks(applied, "more_graphs"):
+        for name, graph in hook(method.config, anchors).items():
+            if name == "decoder":
+                raise ExtensionError(
+                    f"{method.name}: more_graphs: got 'decoder', expected another name; rename the graph"
+                )
+            if name in found:
+                raise ExportError(
+                    f"apply: got two methods with a graph {name!r}, expected one; build without {method.name}"
+                )
+            found[name] = graph
+    return found
+
+
 def tolerance(applied: Sequence[Applied], allowed: Tolerance) -> Tolerance:
     """Return what is allowed with the methods, from what is allowed without them."""
     for method, hook in _hooks(applied, "tolerance"):

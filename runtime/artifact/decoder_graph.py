@@ -12,7 +12,7 @@ The sizes of an axis are an int where they are fixed, else one of these names:
     L, H         attention layers; KV heads of the layer that has most of them
     M            tiles of the longest row
     tiles_<l>    tiles in the pool of layer l
-    slots        places in the exact buffers; one a row
+    slots        places in the buffers of exact tiles and of queries; one a row
     exact        exact tiles of a row: the first and the newest
 
 Standard library only: exporters and builders read it as well.
@@ -20,7 +20,7 @@ Standard library only: exporters and builders read it as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -49,7 +49,7 @@ class Port:
         seldom.
     doc: what it holds.
     padding: what the port gets for each token that fills up a step; "ascending": 0, 1, 2, ...
-    optional: whether graphs have it only for a cache that encodes tiles (KVarN).
+    optional: whether graphs have it only for a cache that encodes tiles (KVarN), or has a policy that needs it.
     """
 
     name: str
@@ -105,7 +105,7 @@ SLOTS = Port(
     dtype="int32",
     axes=("B",),
     lives="table",
-    doc="each row's place in the buffers of exact tiles",
+    doc="each row's place in the buffers of exact tiles and of queries",
     optional=True,
 )
 ENCODED_LENS = Port(
@@ -131,6 +131,54 @@ EXACT = Port(
     lives="pool",
     doc="the tiles of layer l that are not encoded, as halves",
     optional=True,
+)
+
+QUERIES = Port(
+    name="kv.<l>.queries",
+    dtype="float32",
+    axes=("slots", "query_heads", "held_queries", "key_dim"),
+    lives="pool",
+    doc="the newest queries of layer l, each at its position modulo their number",
+    optional=True,
+)
+MARKS = Port(
+    name="kv.<l>.marks",
+    dtype="float32",
+    axes=("tiles_<l>", "marks", 128),
+    lives="pool",
+    doc="marks of the tokens in the tile pool of layer l, by the attention that they get",
+    optional=True,
+)
+
+SCORES_GRAPH, COMPACT_GRAPH = "scores", "compact"
+"""The names of the graphs that serve a cache policy: one scores the tokens of rows, one copies tokens between tiles."""
+LAST_POSITIONS = Port(
+    name="last_positions",
+    dtype="int64",
+    axes=("B",),
+    lives="step",
+    doc="the position of each row's newest token",
+)
+IMPORTANCE = Port(
+    name="importance.<l>",
+    dtype="float32",
+    axes=("B", "kv_heads", "128 M"),
+    lives="step",
+    doc="of each stored token of layer l, by the attention of the newest queries",
+)
+REDUNDANCY = Port(
+    name="redundancy.<l>",
+    dtype="float32",
+    axes=("B", "kv_heads", "128 M"),
+    lives="step",
+    doc="of each stored token of layer l, by the keys that are like its own; empty where the policy does not ask for it",
+)
+MOVES = Port(
+    name="moves.<l>",
+    dtype="int32",
+    axes=("moves_<l>", 4),
+    lives="step",
+    doc="of layer l: tile and place to read, tile and place to write",
 )
 
 PAST_LENS = Port(
@@ -236,19 +284,33 @@ def token_ports(token_inputs: Mapping[str, str]) -> tuple[Port, ...]:
 def packed_inputs(cache: Cache) -> tuple[Port, ...]:
     """Return every input that a packed graph with this cache has, without those of conditions."""
     encodes = any(layer.exact_bytes for layer in cache.layers)
-    return (*(port for port in INPUTS if encodes or not port.optional), *cache_inputs(cache))
+    has_slots = encodes or any(layer.held_queries for layer in cache.layers)
+    own = {SLOTS.name: has_slots, ENCODED_LENS.name: encodes}
+    return (*(port for port in INPUTS if own.get(port.name, True)), *cache_inputs(cache))
 
 
 def cache_inputs(cache: Cache) -> tuple[Port, ...]:
-    """Return the packed graph's pools: the tiles of every layer, then the exact tiles of those that encode."""
-    tiles = [_of_layer(TILES, index, layer) for index, layer in enumerate(cache.layers)]
-    exact = [_of_layer(EXACT, index, layer) for index, layer in enumerate(cache.layers) if layer.exact_bytes]
-    return (*tiles, *exact)
+    """Return the packed graph's pools: the tiles of every layer, then what only some layers have, layer by layer."""
+
+    def of(port: Port, has: Callable[[CacheLayer], int]) -> list[Port]:
+        return [_of_layer(port, index, layer) for index, layer in enumerate(cache.layers) if has(layer)]
+
+    return (
+        *of(TILES, lambda layer: 1),
+        *of(EXACT, lambda layer: layer.exact_bytes),
+        *of(QUERIES, lambda layer: layer.held_queries),
+        *of(MARKS, lambda layer: layer.marks),
+    )
+
+
+def pool_name(port: Port, layer: int) -> str:
+    """Return the name of a layer's pool; port: TILES, EXACT, QUERIES or MARKS."""
+    return port.name.replace("<l>", str(layer))
 
 
 def exact_pools(cache: Cache) -> tuple[str, ...]:
     """Return the names of the buffers that hold exact tiles."""
-    return tuple(port.name for port in cache_inputs(cache) if port.optional)
+    return tuple(pool_name(EXACT, index) for index, layer in enumerate(cache.layers) if layer.exact_bytes)
 
 
 def dense_inputs(cache: Cache, dtype: str) -> tuple[Port, ...]:
@@ -279,6 +341,10 @@ def _of_layer(port: Port, index: int, layer: CacheLayer) -> Port:
         "tile_bytes": layer.tile_bytes,
         "kv_heads": layer.kv_heads,
         "exact_halves": layer.exact_bytes // 2,
+        "query_heads": layer.query_heads,
+        "held_queries": layer.held_queries,
+        "key_dim": layer.key_dim,
+        "marks": layer.marks,
     }
     return replace(
         port, name=port.name.replace("<l>", str(index)), axes=tuple(fixed.get(axis, axis) for axis in port.axes)

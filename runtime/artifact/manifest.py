@@ -92,6 +92,9 @@ class CacheLayer:
     window: tokens that a token sees, itself included; 0: all.
     exact_bytes: bytes of a tile that is not encoded, in a layer that encodes tiles (KVarN keeps a request's first and
         newest tile so, in a buffer of their own); 0 in a layer that encodes none.
+    query_heads: heads of the query.
+    held_queries: newest queries of each row that stay, for a cache policy to score tokens by; 0: none.
+    marks: numbers that the graph keeps of each token's attention, for a cache policy; 0: none.
     """
 
     kv_heads: int
@@ -100,6 +103,9 @@ class CacheLayer:
     tile_bytes: int
     window: int = 0
     exact_bytes: int = 0
+    query_heads: int = 0
+    held_queries: int = 0
+    marks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +294,7 @@ class Manifest:
     name: of the checkpoint.
     created_by: the package and version that wrote it.
     model, limits, cache: what is served, how much of it at once, and the buffers for it.
-    graphs: by name; "decoder" is the one that generates.
+    graphs: by name; "decoder" is the one that generates, others serve it: "scores" and "compact" serve its cache policy.
     generation: the model's own defaults of how tokens are chosen.
     decoding: {"kind": "autoregressive"}, or another kind with keys of its own; `k`, in every kind, is the most tokens that
         a row brings into a step, 1 where it is missing.

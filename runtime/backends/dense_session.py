@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.decoder_graph import Port
-from enginewright.runtime.backends.session import NO_ARRAYS, Outputs, PackedStep
+from enginewright.runtime.backends.session import NO_ARRAYS, Outputs, PackedStep, TilesAlone
 from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
@@ -72,7 +72,7 @@ class DenseGraph(Protocol):
         ...
 
 
-class DenseSession:
+class DenseSession(TilesAlone):
     """A Session over a graph of standard ops; created by the backend.
 
     The run of rows with a single new token takes all rows from 0 to the last of them. Rows in between that have no new

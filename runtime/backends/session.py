@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import GREEDY, LOGITS
-from enginewright.runtime.artifact.manifest import Cache
+from enginewright.runtime.artifact.decoder_graph import COMPACT_GRAPH, GREEDY, LOGITS, SCORES_GRAPH
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, LayerScores, StoredRow
+from enginewright.runtime.errors import UnsupportedError
 
 NO_ARRAYS: Mapping[str, NDArray[Any]] = MappingProxyType({})
 """No arrays by name; shared, so that a step or an output without any costs nothing."""
@@ -86,7 +88,19 @@ class Session(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What a cache policy may ask of the session: "tiles", where keys and values lie in tiles as the model made them."""
+        """What a cache policy may ask of the session, out of TILES, SCORES, COMPACT and MARKS of `cache/policy.py`."""
+        ...
+
+    def score(self, row: StoredRow) -> Sequence[LayerScores]:
+        """Return the scores of a row's tokens, as CacheSession says."""
+        ...
+
+    def marks(self, row: StoredRow) -> Sequence[Floats]:
+        """Return the marks of a row's tokens, as CacheSession says."""
+        ...
+
+    def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
+        """Copy tokens between tiles, as CacheSession says."""
         ...
 
     def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
@@ -102,7 +116,38 @@ class Session(Protocol):
         ...
 
 
-def policy_offers(cache: Cache) -> frozenset[str]:
-    """Return what a session over this cache offers to cache policies."""
-    is_plain = not cache.is_dense and not any(layer.exact_bytes for layer in cache.layers)
-    return frozenset({"tiles"}) if is_plain else frozenset()
+def policy_offers(manifest: Manifest, *, runs_graphs: bool = False) -> frozenset[str]:
+    """Return what a session of this engine offers to cache policies.
+
+    runs_graphs: whether the session runs the engine's graphs "scores" and "compact".
+    """
+    cache = manifest.cache
+    if cache.is_dense or any(layer.exact_bytes for layer in cache.layers):
+        return frozenset()
+    if not runs_graphs:
+        return frozenset({TILES})
+    found = {SCORES: SCORES_GRAPH in manifest.graphs, COMPACT: COMPACT_GRAPH in manifest.graphs}
+    found[MARKS] = any(layer.marks for layer in cache.layers)
+    return frozenset({TILES, *(name for name, has in found.items() if has)})
+
+
+class TilesAlone:
+    """The part of a session that serves cache policies, of one that offers them nothing but whole tiles."""
+
+    def score(self, row: StoredRow) -> Sequence[LayerScores]:
+        """Refuse: the backend scores no tokens."""
+        raise _refusal("score")
+
+    def marks(self, row: StoredRow) -> Sequence[Floats]:
+        """Refuse: the backend gives no marks."""
+        raise _refusal("marks")
+
+    def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
+        """Refuse: the backend moves no tokens."""
+        raise _refusal("compact")
+
+
+def _refusal(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"session: {name}: got a call from a cache policy, expected none on this backend; choose backend onnxruntime"
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from enginewright.runtime.artifact.manifest import Cache, Manifest
 from enginewright.runtime.cache.policy import governed_layers, open_policy
+from enginewright.runtime.cache.policy_bounds import Bounds
 from enginewright.runtime.errors import RequestError
 
 _LOGIT_BYTES = 64 * 2**20  # of the logits that a step may score, in addition to those of the rows
@@ -75,14 +74,15 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
 
     A layer with a window needs no more than the window of each row and the new tokens of one step, so it often gets fewer
     tiles. A layer that encodes tiles keeps the first tile of each row elsewhere. A layer under a cache policy needs no more
-    than what the policy stores of each row.
+    than what the policy stores of each row, and the tiles for the copies of one eviction.
     """
     sizes, kept = [], _tiles_under_policy(cache, context)
     for index, layer in enumerate(cache.layers):
         longest = context // cache.tile_tokens - 1 if layer.exact_bytes else -(-context // cache.tile_tokens)
         needed = min(-(-cache_tokens // cache.tile_tokens), rows * longest)
         if index in kept:
-            sizes.append(max(min(needed * layer.kv_heads, rows * kept[index]), layer.kv_heads))
+            most, spare = kept[index]
+            sizes.append(max(min(needed * layer.kv_heads, rows * most), layer.kv_heads) + spare)
             continue
         if layer.window:
             in_window = (layer.window + cache.tile_tokens - 3) // cache.tile_tokens + 2
@@ -91,16 +91,14 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
     return tuple(sizes)
 
 
-def _tiles_under_policy(cache: Cache, context: int) -> dict[int, int]:
-    """Return the most tiles of a row in each layer that the cache's policy governs; empty without a policy."""
+def _tiles_under_policy(cache: Cache, context: int) -> dict[int, tuple[int, int]]:
+    """Return the most tiles of a row in each layer that the cache's policy governs, and those for copies; empty without one."""
     policy = open_policy(cache)
     if policy is None:
         return {}
-    governed = governed_layers(cache)
-    shape = len(governed), max(layer.kv_heads for layer in cache.layers)
-    most = np.broadcast_to(np.minimum(policy.most_stored(context, context), context), shape)
-    tiles = -(-most // cache.tile_tokens)
-    return {index: int(tiles[i, : cache.layers[index].kv_heads].sum()) for i, index in enumerate(governed)}
+    bounds = Bounds(policy, cache)
+    most = zip(bounds.of_row(context, context).tolist(), bounds.spare.tolist(), strict=True)
+    return dict(zip(governed_layers(cache), most, strict=True))
 
 
 def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:

@@ -31,17 +31,46 @@ TILES = "tiles"
 SCORES = "scores"
 """The session can score the tokens that a row has stored."""
 COMPACT = "compact"
-"""The session can move tokens between tiles, so that single ones can leave."""
+"""The session can move tokens between tiles, so that single ones can leave. A policy that needs it is a TokenPolicy."""
+MARKS = "marks"
+"""The decoder graph marks the stored tokens by how much attention they get, step by step."""
 NEVER = 1 << 60
 """A position that no request reaches."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerScores:
+    """The scores of a row's stored tokens in one layer; a session creates it.
+
+    importance[heads, n] float32: of each stored token, n those of the head that stores most; 0 after a head's last.
+    redundancy[heads, n] float32: the same; None where the engine's graph does not compute it.
+    """
+
+    importance: NDArray[np.float32]
+    redundancy: NDArray[np.float32] | None
+
+
 class CacheSession(Protocol):
-    """A session as a policy sees it."""
+    """A session as a policy sees it, and as the tables do."""
 
     @property
     def offers(self) -> frozenset[str]:
-        """The abilities that a policy may need: TILES, SCORES, COMPACT."""
+        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS."""
+        ...
+
+    def score(self, row: StoredRow) -> Sequence[LayerScores]:
+        """Return the scores of a row's tokens in each layer without a window; only with SCORES."""
+        ...
+
+    def marks(self, row: StoredRow) -> Sequence[NDArray[np.float32]]:
+        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]; only with MARKS."""
+        ...
+
+    def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
+        """Copy tokens between tiles, with their marks; only with COMPACT.
+
+        moves: by layer, int32 [n, 4]: tile and place to read, tile and place to write. No tile is read and written.
+        """
         ...
 
 
@@ -56,8 +85,8 @@ class StoredRow:
     prompt_tokens: tokens of the request's prompt; 0 where a text is scored.
     processed: tokens that the request has processed, whether or not they are stored: the next token's position.
     stored[layers, heads] int64: tokens stored.
-    tiles[layers, heads, n] int32: for each stored tile, the position of its first token in tiles: a tile of number i has
-        the positions i * tile_tokens and following. Only the first ceil(stored / tile_tokens) entries of a head count.
+    kept[layers][heads][n] int64: positions of the tokens that the last eviction left, ascending. All tokens that came
+        after it are stored as well.
     tile_tokens: tokens of a tile.
     """
 
@@ -65,7 +94,7 @@ class StoredRow:
     prompt_tokens: int
     processed: int
     stored: Ints
-    tiles: NDArray[np.int32]
+    kept: Sequence[Sequence[Ints]]
     tile_tokens: int
 
     @property
@@ -75,13 +104,13 @@ class StoredRow:
 
     def positions(self, layer: int, head: int) -> Ints:
         """Return the positions of the tokens that a head has stored, ascending, int64 [stored]."""
-        count = int(self.stored[layer, head])
-        starts = self.tiles[layer, head, : -(-count // self.tile_tokens)].astype(np.int64) * self.tile_tokens
-        return (starts[:, None] + np.arange(self.tile_tokens)).ravel()[:count]
+        left = self.kept[layer][head]
+        newer = int(self.stored[layer, head]) - len(left)
+        return np.concatenate([left, np.arange(self.processed - newer, self.processed)])
 
 
 class CachePolicy(Protocol):
-    """Decides which tiles of a request stay; one for each engine, created by its kind.
+    """Decides which tiles of a request stay, or which tokens; one for each engine, created by its kind.
 
     needs: the abilities that the session must offer.
     """
@@ -106,11 +135,33 @@ class CachePolicy(Protocol):
         ...
 
     def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> Sequence[Mask]:
-        """Return for each of `rows`, which are due, a mask of the tiles that stay.
+        """Return for each of `rows`, which are due, a mask of what stays.
 
-        A mask is bool [layers, heads, n], or broadcasts to it, where n is the largest number of full tiles of a head of
-        that row; of each head its own full tiles count. An unfinished tile always stays.
+        A mask is bool [layers, heads, n], or broadcasts to it. It is over full tiles, and an unfinished one always stays;
+        that of a TokenPolicy is over stored tokens. n is the largest number of a head of that row; of each head its own
+        count.
         """
+        ...
+
+
+class TokenPolicy(CachePolicy, Protocol):
+    """Decides which tokens of a request stay; what makes a policy one is COMPACT among its needs.
+
+    What stays of a tile that loses a token is copied to tiles that are free.
+
+    queries: newest tokens before an eviction whose queries the scores are made of. A row processes them itself, even where
+        an earlier prompt begins with the same tokens.
+    """
+
+    @property
+    def queries(self) -> int: ...
+
+    def most_in_layer(self, prompt_tokens: int, tokens: int) -> Ints:
+        """Return the most tokens that all heads of a layer together store, as `most_stored` does, int64 [layers]."""
+        ...
+
+    def most_kept(self) -> Ints:
+        """Return the most tokens that an eviction leaves in all heads of a layer together, int64 [layers]."""
         ...
 
 
@@ -160,13 +211,16 @@ def open_policy(cache: Cache) -> CachePolicy | None:
     except ValueError as e:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
     _check_cache(name, cache)
-    return kind.open(config, cache)
+    try:
+        return kind.open(config, cache)
+    except ValueError as e:
+        raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
 
 
 def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int) -> None:
     """Raise UnsupportedError where the cache has a policy that the loaded engine cannot follow.
 
-    offers: abilities of its session, out of TILES, SCORES and COMPACT.
+    offers: abilities of its session, out of TILES, SCORES, COMPACT and MARKS.
     tokens_a_step: the most tokens that a decoding row brings into a step.
     """
     policy = open_policy(cache)

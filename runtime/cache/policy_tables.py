@@ -1,8 +1,8 @@
-"""The tile tables of an engine whose cache policy evicts tiles, each layer and KV head for itself."""
+"""The tile tables of an engine whose cache policy evicts tiles or tokens, each layer and KV head for itself."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import cast
 
 import numpy as np
 
@@ -10,19 +10,21 @@ from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.head_pool import HeadPool
 from enginewright.runtime.cache.policy import (
+    COMPACT,
+    MARKS,
     NEVER,
     CachePolicy,
     CacheSession,
     Mask,
     StoredRow,
+    TokenPolicy,
     governed_layers,
     open_policy,
 )
+from enginewright.runtime.cache.policy_bounds import Bounds
 from enginewright.runtime.cache.tile_pool import TilePool
 from enginewright.runtime.cache.tile_tables import Ints, TileTables
 from enginewright.runtime.errors import ExtensionError
-
-_KEPT = 1024
 
 
 def open_tables(cache: Cache, capacity: Capacity) -> TileTables:
@@ -32,7 +34,7 @@ def open_tables(cache: Cache, capacity: Capacity) -> TileTables:
 
 
 class PolicyTables(TileTables):
-    """TileTables whose rows evict tiles where the policy says so; created by `open_tables`.
+    """TileTables whose rows evict tiles or tokens where the policy says so; created by `open_tables`.
 
     Every layer without a window has a pool of its own, because layers let go of tiles at different times.
     """
@@ -46,9 +48,15 @@ class PolicyTables(TileTables):
         self._due: Ints = np.full(capacity.rows, NEVER, np.int64)  # processed tokens at which each row evicts next
         self._prompts: Ints = np.zeros(capacity.rows, np.int64)  # tokens of each row's prompt
         self._has_evicted = np.zeros(capacity.rows, np.bool_)
-        self._most_tiles = lru_cache(maxsize=_KEPT)(self._tiles_at_most)
-        for pool, most in zip(self._pools, self._most_tiles(capacity.context, capacity.context), strict=True):
-            pool.most = most[: pool.heads]
+        self._by_tokens = COMPACT in policy.needs
+        self._own_tokens = max(cast(TokenPolicy, policy).queries, 1) if self._by_tokens else 1
+        self._shares = (
+            MARKS not in policy.needs
+        )  # marks are of one row's queries, so tiles that have them are not shared
+        self._bounds = Bounds(policy, cache)
+        for layer, pool in enumerate(self._pools):
+            pool.most = int(self._bounds.of_row(capacity.context, capacity.context)[layer])
+            pool.spare = int(self._bounds.spare[layer])
 
     def tokens_before_tiles(self, rows: Ints) -> int:
         """Return how many tokens each of `rows` can take before one of them needs a tile, or is due."""
@@ -63,23 +71,24 @@ class PolicyTables(TileTables):
         self._prompts[row] = prompt_tokens
         first = self._next_due(row)
         for each in np.flatnonzero(lengths).tolist():
-            tiles = self._most_tiles(int(self._prompts[each]), self._whole_tiles(int(lengths[each])))
-            for pool, peak in zip(self._pools, tiles, strict=True):
-                pool.peak[each] = peak[: pool.heads]
+            sizes = int(self._prompts[each]), self._whole_tiles(int(lengths[each]))
+            heads, rows = self._bounds.of_heads(*sizes), self._bounds.of_row(*sizes)
+            for layer, pool in enumerate(self._pools):
+                pool.peak[each], pool.peak_of_row[each] = heads[layer, : pool.heads], rows[layer]
         if self._span:
-            keys = keys[: (first - 1) // self._span]
+            keys = keys[: max(first - self._own_tokens, 0) // self._span]
         reused = super().admit(row, keys, lengths, prompt_tokens)
         if reused is None:
             self._prompts[row] = 0
             for pool in self._pools:
-                pool.peak[row] = 0
+                pool.peak[row] = pool.peak_of_row[row] = 0
         else:
             self._due[row] = first
         return reused
 
     def publish(self, row: int, key: bytes) -> bool:
         """Let other rows find the next span of `row`; False where an equal one is known, or once the row has evicted."""
-        return not self._has_evicted[row] and super().publish(row, key)
+        return self._shares and not self._has_evicted[row] and super().publish(row, key)
 
     def release(self, row: int) -> None:
         """Let `row` go of every tile; tiles of prefixes stay until they are needed elsewhere."""
@@ -88,22 +97,26 @@ class PolicyTables(TileTables):
         self._prompts[row] = 0
         self._has_evicted[row] = False
 
-    def evict_due(self, session: CacheSession) -> None:
+    def evict_due(self, session: CacheSession) -> int | None:
         """Let the rows that are due evict what the policy does not keep; to be called after every step.
+
+        Return a row that needs more free tiles for its copies than there are: another row has to go, then call it again.
 
         Raises:
             ExtensionError: the policy's answer has another shape, or breaks its own bounds.
         """
         due = np.flatnonzero(self.held >= self._due).tolist()
         if not due:
-            return
+            return None
         rows = [self._stored_row(row) for row in due]
         assert all(each.processed == self._due[each.row] for each in rows), "a step ends where a row is due"
         masks = self._policy.keep(rows, session)
         if len(masks) != len(rows):
             raise ExtensionError(f"{self._name}: keep: got {len(masks)} masks, expected {len(rows)}, one for each row")
         for each, mask in zip(rows, masks, strict=True):
-            self._evict(each, mask)
+            if not (self._evict_tokens(each, mask, session) if self._by_tokens else self._evict_tiles(each, mask)):
+                return each.row
+        return None
 
     def _make_groups(self, cache: Cache, capacity: Capacity) -> list[TilePool]:
         """Return the pools of the windowed layers, and a pool of its own for each of the others."""
@@ -131,39 +144,84 @@ class PolicyTables(TileTables):
 
     def _stored_row(self, row: int) -> StoredRow:
         """Return the row as the policy sees it."""
-        shape = len(self._pools), self.kv_lens.shape[2]
-        stored = np.zeros(shape, np.int64)
-        tiles = np.zeros((*shape, self.tile_table.shape[3]), np.int32)
+        stored = np.zeros((len(self._pools), self.kv_lens.shape[2]), np.int64)
         for layer, pool in enumerate(self._pools):
-            stored[layer, : pool.heads] = self.held[row] - self.tile_tokens * pool.evicted[row]
-            tiles[layer, : pool.heads] = pool.blocks[row]
+            stored[layer, : pool.heads] = self.held[row] - pool.gone[row]
         return StoredRow(
             row=row,
             prompt_tokens=int(self._prompts[row]),
             processed=int(self.held[row]),
             stored=stored,
-            tiles=tiles,
+            kept=[list(pool.kept[row]) for pool in self._pools],
             tile_tokens=self.tile_tokens,
         )
 
-    def _evict(self, row: StoredRow, mask: Mask) -> None:
+    def _evict_tiles(self, row: StoredRow, mask: Mask) -> bool:
         """Let a row's heads go of the full tiles that `mask` does not have, and note when the row is due next."""
-        whole, width = row.whole_tiles, self.tile_table.shape[3]
-        wide = np.ones((*whole.shape, width), np.bool_)  # an unfinished tile stays
-        full = int(whole.max())
+        wide = self._widen(mask, row.whole_tiles, "full tiles", self.tile_table.shape[3])
+        gone = [
+            pool.evict_tiles(row.row, kept[: pool.heads], row.processed)
+            for pool, kept in zip(self._pools, wide, strict=True)
+        ]
+        self._settle(row, changed=any(gone))
+        return True
+
+    def _evict_tokens(self, row: StoredRow, mask: Mask, session: CacheSession) -> bool:
+        """Let a row's heads go of the tokens that `mask` does not have; False, and nothing changed, where tiles lack."""
+        wide = self._widen(mask, row.stored, "stored tokens", int(row.stored.max()))
+        wide &= np.arange(wide.shape[2]) < row.stored[..., None]
+        kept = [
+            [np.flatnonzero(each) for each in layer[: pool.heads]]
+            for pool, layer in zip(self._pools, wide, strict=True)
+        ]
+        stored = [count[: pool.heads] for pool, count in zip(self._pools, row.stored, strict=True)]
+        wanted = [pool.tiles_to_copy(row.row, *each) for pool, *each in zip(self._pools, kept, stored, strict=True)]
+        if not self._free_for_copies(wanted):
+            return False
+        plans = [pool.plan(row.row, *each) for pool, *each in zip(self._pools, kept, stored, strict=True)]
         try:
-            wide[..., :full] = np.broadcast_to(np.asarray(mask, np.bool_), (*whole.shape, full))
+            session.compact({layer: plan.moves for layer, plan in zip(self._governed, plans, strict=True)})
+        except BaseException:  # whatever it is, the tiles are free again
+            for pool, plan in zip(self._pools, plans, strict=True):
+                pool.undo(plan)
+            raise
+        gone = [pool.compact(plan, row.processed) for pool, plan in zip(self._pools, plans, strict=True)]
+        self._settle(row, changed=any(gone))
+        return True
+
+    def _widen(self, mask: Mask, counts: Ints, of: str, width: int) -> Mask:
+        """Return the policy's mask as bool [layers, heads, width], where all after a head's own count stays."""
+        wide = np.ones((*counts.shape, width), np.bool_)
+        most = int(counts.max())
+        try:
+            wide[..., :most] = np.broadcast_to(np.asarray(mask, np.bool_), (*counts.shape, most))
         except ValueError as e:
             raise ExtensionError(
                 f"{self._name}: keep: got a mask of shape {np.shape(mask)}, expected one that broadcasts to "
-                f"{(*whole.shape, full)}: layers, heads, full tiles"
+                f"{(*counts.shape, most)}: layers, heads, {of}"
             ) from e
-        wide |= np.arange(width) >= whole[..., None]
-        gone = sum([pool.evict(row.row, kept[: pool.heads]) for pool, kept in zip(self._pools, wide, strict=True)])
-        if gone:
-            self.tile_changes += 1
+        wide |= np.arange(width) >= counts[..., None]
+        return wide
+
+    def _free_for_copies(self, wanted: list[int]) -> bool:
+        """Free as many tiles of each layer as are wanted, by taking those of idle prefixes; False where that is too few."""
+        every = [0] * len(self._groups)
+        for index, group in enumerate(self._groups):
+            if isinstance(group, HeadPool):
+                every[index] = wanted[self._pools.index(group)]
+        if not self._can_free(every):
+            return False
+        for group, count in zip(self._groups, every, strict=True):
+            while count > group.free_count:
+                self._take_back(self._prefixes.evict())
+        return True
+
+    def _settle(self, row: StoredRow, *, changed: bool) -> None:
+        """Write the tables of a row that has evicted, and note when it is due next."""
+        if changed:
             for layer, pool in zip(self._governed, self._pools, strict=True):
-                self.kv_lens[layer, row.row, : pool.heads] = row.processed - self.tile_tokens * pool.evicted[row.row]
+                self.kv_lens[layer, row.row, : pool.heads] = row.processed - pool.gone[row.row]
+            self._held_capacity = self._capacity_of_rows()
             if not self._has_evicted[row.row]:
                 self._has_evicted[row.row] = True
                 self._leave_prefixes(row.row)
@@ -178,21 +236,16 @@ class PolicyTables(TileTables):
                 f"{self._name}: next_due: got {due}, expected more than the {seen.processed} tokens processed"
             )
         until = self._context if due is None else min(due, self._context)
-        needed = -(-(seen.stored + until - seen.processed) // self.tile_tokens)
-        most = self._most_tiles(seen.prompt_tokens, self._whole_tiles(until))
-        over = [pool for i, pool in enumerate(self._pools) if (needed[i] > most[i])[: pool.heads].any()]
-        if over:
-            raise ExtensionError(
-                f"{self._name}: next_due: got {due} at {seen.processed} tokens, when up to {int(needed.max())} tiles of a "
-                f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
-            )
+        sizes = seen.prompt_tokens, self._whole_tiles(until)
+        most, of_row = self._bounds.of_heads(*sizes), self._bounds.of_row(*sizes)
+        for layer, pool in enumerate(self._pools):
+            needed = -(-(seen.stored[layer] + until - seen.processed) // self.tile_tokens)[: pool.heads]
+            if (needed > most[layer, : pool.heads]).any() or needed.sum() > of_row[layer]:
+                raise ExtensionError(
+                    f"{self._name}: next_due: got {due} at {seen.processed} tokens, when up to {int(needed.max())} tiles of a "
+                    f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
+                )
         return NEVER if due is None else due
-
-    def _tiles_at_most(self, prompt_tokens: int, tokens: int) -> Ints:
-        """Return the most tiles of a request while it processes `tokens` tokens, int64 [layers, heads]."""
-        shape = len(self._pools), self.kv_lens.shape[2]
-        most = np.minimum(self._policy.most_stored(prompt_tokens, tokens), tokens)
-        return np.broadcast_to(-(-most // self.tile_tokens), shape)
 
     def _whole_tiles(self, tokens: int) -> int:
         """`tokens` rounded up to whole tiles, so that few different questions are asked."""

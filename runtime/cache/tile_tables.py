@@ -101,8 +101,9 @@ class TileTables:
         """Return how many tokens `row` can take before it evicts: here as many as it may ever have."""
         return NEVER
 
-    def evict_due(self, session: CacheSession) -> None:
-        """Let the rows that are due evict tokens: here none ever is."""
+    def evict_due(self, session: CacheSession) -> int | None:
+        """Let the rows that are due evict tokens, and return one that needs more free tiles for it: here none ever is."""
+        return None
 
     def advance(self, new_tokens: Ints) -> None:
         """Count `new_tokens[row]` more tokens of each row as processed and stored."""

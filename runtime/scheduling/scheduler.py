@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.backends.session import PackedStep
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.policy import CacheSession
 from enginewright.runtime.cache.prefix_cache import span_keys
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.decode_layout import DecodeLayout
@@ -134,6 +135,13 @@ class Scheduler:
         self.tables.advance(emission.kept)
         for entry in step.reading:
             self._publish(entry)
+
+    def evict_due(self, session: CacheSession) -> None:
+        """Let the rows that are due evict what their cache policy does not keep; newer rows go where tiles lack for it."""
+        while (row := self.tables.evict_due(session)) is not None:
+            newest = next((entry for entry in reversed(self.running) if entry.row != row), None)
+            assert newest is not None, "a request was accepted that cannot evict alone"
+            self._preempt(newest)
 
     def _admit(self) -> None:
         """Give rows to waiting programs, in their order, while there are tiles for them and for all running ones."""

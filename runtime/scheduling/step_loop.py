@@ -123,7 +123,7 @@ class StepLoop:
         emission = step.takes.take(self.session.run(step.packed))
         self.scheduler.commit(step, emission)
         self._deliver(emission)
-        self.scheduler.tables.evict_due(self.session)
+        self.scheduler.evict_due(self.session)
         return step, emission
 
     def _send(self, message: Message) -> None:

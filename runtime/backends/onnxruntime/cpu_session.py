@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.huge_pages import huge_pages
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
+from enginewright.runtime.backends.onnxruntime.policy_graphs import PolicyGraphs
 from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
 from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.policy import LayerScores, StoredRow
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import UnsupportedError
 from enginewright.runtime.machine import compute_name
@@ -45,7 +49,7 @@ class CpuSession:
         graph = manifest.graphs["decoder"]
         check_ops(root, graph)
         self.run_seconds = 0.0
-        self.offers = policy_offers(manifest.cache)
+        self.offers = policy_offers(manifest, runs_graphs=True)
         self._manifest = manifest
         self._session = open_on_cpu(root, graph, threads)
         check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
@@ -60,6 +64,7 @@ class CpuSession:
         self._results: dict[int, tuple[Outputs, dict[str, ort.OrtValue]]] = {}  # number of rows -> outputs
         self._written: dict[str, NDArray[np.generic]] = {}
         self._bind_all(graph)
+        self._policy = PolicyGraphs(root, manifest, self._buffers, open_graph=partial(open_on_cpu, threads=threads))
 
     def run(self, step: PackedStep) -> Outputs:
         """Return the outputs, writable and valid until the next run."""
@@ -79,6 +84,18 @@ class CpuSession:
     def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
         """Write an entry of a condition's tensor."""
         self._buffers[port][entry] = entry_values(self._manifest, port, entry, values)
+
+    def score(self, row: StoredRow) -> Sequence[LayerScores]:
+        """Return the scores of a row's tokens."""
+        return self._policy.score(row)
+
+    def marks(self, row: StoredRow) -> Sequence[NDArray[np.float32]]:
+        """Return the marks of a row's tokens."""
+        return self._policy.marks(row)
+
+    def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
+        """Copy tokens between tiles."""
+        self._policy.compact(moves)
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
         if self._written.get(name) is array:  # a step that repeats the last one brings the same arrays

@@ -18,7 +18,7 @@ from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
 from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
-from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
+from enginewright.runtime.backends.session import Outputs, PackedStep, TilesAlone, policy_offers
 from enginewright.runtime.backends.step_arrays import StepArrays
 from enginewright.runtime.cache.capacity import Capacity
 from enginewright.runtime.cache.tile_tables import TileTables
@@ -27,7 +27,7 @@ from enginewright.runtime.errors import UnsupportedError
 PROVIDER = "CUDAExecutionProvider"
 
 
-class CudaSession:
+class CudaSession(TilesAlone):
     """A Session whose graph, cache and tables are on a GPU; created by CudaBackend.
 
     A step's arrays go to the GPU through pinned memory. A step is in order on one stream: the copies in, the graph, and the
@@ -55,7 +55,7 @@ class CudaSession:
         self.run_seconds = 0.0
         self._device = device
         memory = DeviceMemory(library)
-        self.offers = policy_offers(manifest.cache)
+        self.offers = policy_offers(manifest)
         self._session = _open(root, graph, library, memory, provider)
         check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()

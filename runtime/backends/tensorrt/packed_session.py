@@ -17,7 +17,7 @@ from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.device.padded_buffers import PaddedBuffers
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.port_shapes import Shapes, input_shapes, output_shapes
-from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
+from enginewright.runtime.backends.session import Outputs, PackedStep, TilesAlone, policy_offers
 from enginewright.runtime.backends.tensorrt.contexts import Contexts, padded_sizes
 from enginewright.runtime.backends.tensorrt.plan import Shape, TensorRTPlan
 from enginewright.runtime.cache.capacity import Capacity
@@ -25,7 +25,7 @@ from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.errors import RequestError
 
 
-class TensorRTSession:
+class TensorRTSession(TilesAlone):
     """A Session whose graph is a TensorRT plan; created by TensorRTBackend.
 
     A step of few tokens is filled up to one of a few sizes; each size is captured once as a CUDA graph. Where the plan's
@@ -54,7 +54,7 @@ class TensorRTSession:
         check_ops(root, graph)
         check_signature(root, manifest, (spec.name for spec in graph.inputs))
         self.run_seconds = 0.0
-        self.offers = policy_offers(manifest.cache)
+        self.offers = policy_offers(manifest)
         self._plan = plan
         self._cuda = cuda
         self._per_step = [port for port in inputs(manifest) if port.lives == "step" and port.name in plan.inputs]

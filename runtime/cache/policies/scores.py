@@ -53,7 +53,7 @@ def pool_decode(logits: Floats, kernel: int, sinks: Floats | None = None) -> Flo
     if not before.shape[-1]:
         return np.zeros(before[:, 0].shape, before.dtype)
     columns = None if sinks is None else sinks.max(axis=1)[:, None, None]
-    pooled: Floats = _neighbours(softmax(before, columns).mean(axis=1), kernel, -np.inf).max(axis=-1)
+    pooled = largest_neighbour(softmax(before, columns).mean(axis=1), kernel)
     return pooled
 
 
@@ -73,7 +73,7 @@ def pool_prompt(weights: Floats, kernel: int) -> Floats:
     """Return the scores of `importance_prompt` from the causal weights [H, G, w, n] of the window, [H, n - w]."""
     window = weights.shape[2]
     sums = weights[..., : weights.shape[3] - window].sum(axis=2).mean(axis=1)
-    pooled: Floats = _neighbours(sums, kernel, 0.0).mean(axis=-1)
+    pooled = mean_of_neighbours(sums, kernel)
     return pooled
 
 
@@ -189,6 +189,18 @@ def lazy_score(last_hit: Ints, interval: Ints, now: int) -> Floats:
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 * (1 + np.tanh(values / 2))  # without overflow
+
+
+def largest_neighbour(values: Floats, kernel: int) -> Floats:
+    """Return of each value [..., n] the largest of the `kernel` values around it."""
+    found: Floats = _neighbours(values, kernel, -np.inf).max(axis=-1)
+    return found
+
+
+def mean_of_neighbours(values: Floats, kernel: int) -> Floats:
+    """Return of each value [..., n] the mean of the `kernel` values around it, where places outside count as 0."""
+    found: Floats = _neighbours(values, kernel, 0.0).mean(axis=-1)
+    return found
 
 
 def _neighbours(values: Floats, kernel: int, outside: float) -> Floats:

@@ -17,7 +17,7 @@ from enginewright.runtime.errors import UnsupportedError
 def test_a_layer_that_attends_to_later_tokens_needs_a_format_that_does() -> None:
     module, cache = torch.nn.Module(), PagedCacheFormat(16)
     module.is_causal = False
-    layer = AttentionLayer(family="qwen2", index=0, kv_heads=2, key_dim=16, value_dim=16, window=0)
+    layer = AttentionLayer(family="qwen2", index=0, kv_heads=2, key_dim=16, value_dim=16, query_heads=4, window=0)
     with pytest.raises(UnsupportedError, match="qwen2: layer 0 attends to later tokens"):
         note_layer(Trace(Qwen2Config(), cache), module, layer)
     trace = Trace(Qwen2Config(), dataclasses.replace(cache, sees_later=True))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from enginewright.exporters import methods
-from enginewright.exporters.export import DECODER, export
+from enginewright.exporters.export import GRAPHS, export
 from enginewright.exporters.methods import registry
 from enginewright.exporters.methods.hooks import HOOKS, Method, check_functions
 from enginewright.exporters.methods.registry import Applied, check_together, find_method, find_methods, find_options
@@ -218,7 +218,7 @@ def test_a_file_with_a_condition_goes_into_the_engine(
     tokens = ("T",) if plugins == "all" else ("B", "T")
     assert inputs["cond.nudge.index"] == ("int32", tokens) and inputs["cond.nudge.scale"] == ("float32", tokens)
     assert inputs["cond.nudge.vectors"] == ("float32", (4, 2, 64))
-    graph = ir.load(tmp_path / "engine" / DECODER).graph
+    graph = ir.load(tmp_path / "engine" / GRAPHS.format("decoder")).graph
     assert sum(node.op_type == "Gather" for node in graph) == 2 + 2 * 2
     with pytest.raises(ExportError, match="nudge: got layer 2, expected 0 to 1"):
         export(str(checkpoint("qwen2")), tmp_path / "other", Recipe(apply=(parse_method("nudge:layers=2"),)))

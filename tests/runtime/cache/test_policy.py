@@ -161,7 +161,10 @@ def test_inspect_names_the_policy(engine: Callable[[dict[str, Any]], Path], caps
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"kind": "newest"}, "cache.policy.kind: got 'newest', expected one of budget_per_head, first_and_newest"),
+        (
+            {"kind": "newest"},
+            "cache.policy.kind: got 'newest', expected one of budget_per_head, evict, first_and_newest",
+        ),
         ({"first": 1}, "cache.policy.kind: got None, expected one of"),
         (
             {"kind": "first_and_newest", "last": 1},

@@ -62,7 +62,7 @@ def _check_empty(llm: LLM) -> None:
     assert isinstance(tables, PolicyTables)
     check_tiles(llm)
     check_pools(tables)
-    assert not any(pool._uses.any() or pool.evicted.any() for pool in tables._pools)
+    assert not any(pool._uses.any() or pool.gone.any() or pool.count.any() for pool in tables._pools)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -244,13 +244,13 @@ class TestBrokenPolicies:
             )
 
 
-def test_positions_of_an_unfinished_tile() -> None:
+def test_positions_of_what_an_eviction_left_and_of_what_came_after() -> None:
     row = StoredRow(
         row=0,
         prompt_tokens=3,
         processed=22,
         stored=np.array([[10]]),
-        tiles=np.array([[[0, 4, 5, 9]]], np.int32),
+        kept=[[np.array([0, 1, 2, 3, 16, 17])]],
         tile_tokens=4,
     )
     assert row.positions(0, 0).tolist() == [0, 1, 2, 3, 16, 17, 18, 19, 20, 21]

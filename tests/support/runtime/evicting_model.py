@@ -6,7 +6,7 @@ too many or out of order changes the hash. `reference` knows nothing of tiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifes
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
 from enginewright.runtime.cache.pieces import Pieces
+from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, LayerScores, StoredRow
 from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
@@ -31,9 +32,12 @@ _HEAD, _PLACE = 10**7, 10**3
 
 
 class EvictingSession:
-    """A Session over numpy pools of entries, which never writes to a tile that a prefix has."""
+    """A Session over numpy pools of entries, which never writes to a tile that a prefix has.
 
-    offers = frozenset({"tiles"})
+    Its scores are hashes of a token's position, layer, head and the time. Its marks are too, but for those of h2o and lazy.
+    """
+
+    offers = frozenset({TILES, SCORES, COMPACT, MARKS})
 
     def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity) -> None:
         self.run_seconds = 0.0
@@ -55,6 +59,43 @@ class EvictingSession:
             logits[token] = self._logits(row, ahead)
         stacked = np.stack([logits[token] for token in step.sample_rows.tolist()])
         return Outputs(stacked, stacked.argmax(axis=1))
+
+    def score(self, row: StoredRow) -> list[LayerScores]:
+        """Score what the tiles hold."""
+        return [
+            LayerScores(
+                importance=hashed(each, layer, row.processed, 0), redundancy=hashed(each, layer, row.processed, 1)
+            )
+            for layer, each in enumerate(self._positions(row))
+        ]
+
+    def marks(self, row: StoredRow) -> list[np.ndarray]:
+        """Mark what the tiles hold, in two channels of whole numbers."""
+        return [
+            np.stack([np.floor(9 * hashed(each, layer, row.processed, kind)) for kind in (2, 3)], axis=1)
+            for layer, each in enumerate(self._positions(row))
+        ]
+
+    def compact(self, moves: Mapping[int, np.ndarray]) -> None:
+        """Copy entries, none of them to a tile that is read or that a prefix has."""
+        for layer, each in moves.items():
+            source, target = each[:, :2].T, each[:, 2:].T
+            assert not set(source[0].tolist()) & set(target[0].tolist())
+            assert not self._pools[layer]._of_prefix[target[0]].any(), "shared tiles stay whole"
+            self._tiles[layer][tuple(target)] = self._tiles[layer][tuple(source)]
+
+    def _positions(self, row: StoredRow) -> list[np.ndarray]:
+        """The positions of the tokens that a row's tiles hold, [heads, n], of each layer without a window."""
+        found = []
+        for layer in self._pools:
+            held = np.zeros((self._cache.layers[layer].kv_heads, int(row.stored.max())), np.int64)
+            for head, own in enumerate(held):
+                for index in range(int(self._tables.kv_lens[layer, row.row, head])):
+                    entry = int(self._tiles[layer][self._place(layer, row.row, head, index)])
+                    assert entry // _HEAD == head
+                    own[index] = entry % _HEAD // _PLACE
+            found.append(held)
+        return found
 
     def _place(self, layer: int, row: int, head: int, index: int) -> tuple[int, int]:
         size = self._cache.tile_tokens
@@ -78,6 +119,13 @@ class EvictingSession:
                 seen = np.array([self._tiles[layer][place] for place in places])
                 state = mix(state, seen - _HEAD * head, 0, 100 * layer + head)
         return spread(state)
+
+
+def hashed(positions: np.ndarray, layer: int, now: int, kind: int) -> np.ndarray:
+    """Numbers from 0 to 1 that follow from positions [heads, n] and heads, float32."""
+    heads = np.arange(len(positions))[:, None]
+    mixed = positions * 7919 + heads * 104729 + layer * 1299709 + now * 15485863 + kind * 32452843
+    return ((mixed * 2654435761) % 1000003 / 1000003).astype(np.float32)
 
 
 def reference(tokens: Sequence[int], prompt: int, windows: Sequence[int], seen: Seen) -> np.ndarray:
@@ -139,11 +187,14 @@ def check_pools(tables: PolicyTables) -> None:
             continue
         users = np.zeros(len(pool._free), np.int64)
         for row in range(len(tables.held)):
-            for head, count in enumerate(pool.owned()[row].tolist()):
+            for head, count in enumerate(pool.count[row].tolist()):
                 ids = pool._ids[row, head, :count]
                 assert len(set(ids.tolist())) == count
                 users[ids] += 1
-                assert (np.diff(pool.blocks[row, head, :count]) > 0).all(), "ascending"
+                held = int(tables.held[row])
+                places = pool.positions(row, head, held)
+                assert len(places) == held - pool.gone[row, head] <= count * pool._size
+                assert (np.diff(places) > 0).all(), "ascending"
         known = [prefix.tiles[group].ravel() for prefix in tables._prefixes._known.values()]
         for ids in known:
             users[ids] += 1

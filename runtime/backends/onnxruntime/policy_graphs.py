@@ -1,0 +1,109 @@
+"""The graphs that serve an engine's cache policy in ONNX Runtime on the CPU: scores of tokens, and copies between tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from enginewright.runtime.artifact.decoder_graph import (
+    COMPACT_GRAPH,
+    IMPORTANCE,
+    KV_LENS,
+    LAST_POSITIONS,
+    MARKS,
+    MOVES,
+    POOL,
+    REDUNDANCY,
+    SCORES_GRAPH,
+    SLOTS,
+    TILE_TABLE,
+    pool_name,
+)
+from enginewright.runtime.artifact.manifest import Graph, Manifest
+from enginewright.runtime.backends.graph_check import check_ops
+from enginewright.runtime.cache.policy import LayerScores, StoredRow, governed_layers
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class PolicyGraphs:
+    """Runs the graphs "scores" and "compact" over a session's own buffers, as far as the engine has them; CpuSession creates it.
+
+    They run between steps, for one row at a time.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        buffers: Arrays,
+        *,
+        open_graph: Callable[[Path, Graph], ort.InferenceSession],
+    ) -> None:
+        self._buffers = buffers
+        self._layers = governed_layers(manifest.cache)
+        self._heads = [manifest.cache.layers[layer].kv_heads for layer in self._layers]
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        for name in (SCORES_GRAPH, COMPACT_GRAPH):
+            if name in manifest.graphs:
+                check_ops(root, manifest.graphs[name])
+                self._sessions[name] = open_graph(root, manifest.graphs[name])
+
+    def score(self, row: StoredRow) -> Sequence[LayerScores]:
+        """Return the scores of a row's tokens in each layer without a window."""
+        most = int(row.stored.max())
+        tiles = -(-most // row.tile_tokens)
+        at = slice(row.row, row.row + 1)
+        step: dict[str, NDArray[np.generic]] = {
+            KV_LENS.name: np.ascontiguousarray(self._buffers[KV_LENS.name][:, at]),
+            TILE_TABLE.name: np.ascontiguousarray(self._buffers[TILE_TABLE.name][:, at, :, :tiles]),
+            SLOTS.name: np.array([row.row], np.int32),
+            LAST_POSITIONS.name: np.array([row.processed - 1], np.int64),
+        }
+        found = self._run(SCORES_GRAPH, step)
+        scores = []
+        for layer in self._layers:
+            importance, redundancy = (
+                found[pool_name(port, layer)][0, :, :most].astype(np.float32, copy=False)
+                for port in (IMPORTANCE, REDUNDANCY)
+            )
+            scores.append(LayerScores(importance=importance, redundancy=redundancy if redundancy.shape[1] else None))
+        return scores
+
+    def marks(self, row: StoredRow) -> Sequence[NDArray[np.float32]]:
+        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]."""
+        most, found = int(row.stored.max()), []
+        tiles = -(-most // row.tile_tokens)
+        for layer, heads in zip(self._layers, self._heads, strict=True):
+            ids = self._buffers[TILE_TABLE.name][layer, row.row, :heads, :tiles]
+            own = self._buffers[pool_name(MARKS, layer)][ids]  # [heads, tiles, channels, tokens]
+            found.append(own.transpose(0, 2, 1, 3).reshape(heads, own.shape[2], -1)[..., :most].astype(np.float32))
+        return found
+
+    def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
+        """Copy tokens between tiles of every layer without a window."""
+        self._run(COMPACT_GRAPH, {pool_name(MOVES, layer): each for layer, each in moves.items()})
+
+    def _run(self, name: str, step: Arrays) -> Arrays:
+        """Return the outputs that are no pools; pools are the session's buffers, which the graph updates in place."""
+        session = self._sessions[name]
+        binding = session.io_binding()
+        for port in session.get_inputs():
+            array = self._buffers[port.name] if port.name.startswith(POOL) else step[port.name]
+            binding.bind_input(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        outputs = [port.name for port in session.get_outputs()]
+        for output in outputs:
+            if output.startswith(POOL):
+                array = self._buffers[output.removesuffix(".out")]
+                binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(output)
+        session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        return {
+            output: value.numpy() for output, value in zip(outputs, values, strict=True) if not output.startswith(POOL)
+        }

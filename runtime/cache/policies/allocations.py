@@ -1,0 +1,143 @@
+"""The ways in which the policy `evict` shares one number of tokens among layers and KV heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.cache.policies import reasonalloc
+from enginewright.runtime.cache.policies.budgets import ada_budgets, guard, pyramid_budgets, rescale
+from enginewright.runtime.cache.policy import NEVER, Ints
+
+if TYPE_CHECKING:
+    from enginewright.runtime.cache.policies.evict import EvictConfig
+
+Floats = NDArray[np.float32]
+Make: TypeAlias = "Callable[[EvictConfig, Ints], Allocation]"
+
+
+class Allocation(Protocol):
+    """Budgets of an engine.
+
+    of_layers[layers] int64: tokens of each layer, over all heads.
+    most_of_heads[layers, heads] int64: the most tokens of each head at any time.
+    """
+
+    @property
+    def of_layers(self) -> Ints: ...
+
+    @property
+    def most_of_heads(self) -> Ints: ...
+
+    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
+        """Return the budget of each head of a layer, int64 [heads], at an eviction.
+
+        stored: tokens that each head has.
+        scores: of each head, of the tokens that may leave.
+        """
+        ...
+
+    def room(self, stored: Ints) -> int:
+        """Return how many more tokens a row that stores `stored` [layers, heads] can take before anything is over its budget."""
+        ...
+
+
+class Fixed:
+    """Budgets that do not depend on scores: one for each layer and head."""
+
+    def __init__(self, budgets: Ints, heads: Ints) -> None:
+        has = np.arange(budgets.shape[1]) < heads[:, None]
+        self.most_of_heads: Ints = np.where(has, budgets, 0)
+        self.of_layers: Ints = self.most_of_heads.sum(axis=1)
+        self._limits = np.where(has, budgets, NEVER)
+        self._heads = heads
+
+    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
+        """Return the layer's budgets."""
+        return self.most_of_heads[layer, : self._heads[layer]]
+
+    def room(self, stored: Ints) -> int:
+        """Return what is left to the head that is nearest to its budget."""
+        return int((self._limits - stored).min())
+
+
+class ByScores:
+    """Budgets of layers that their heads share anew at each eviction, by their scores."""
+
+    def __init__(self, of_layers: Ints, heads: Ints, share: Callable[[Ints, Sequence[Floats], int], Ints]) -> None:
+        self.of_layers = of_layers
+        self._heads = heads
+        self._share = share
+        has = np.arange(int(heads.max())) < heads[:, None]
+        self.most_of_heads: Ints = np.where(has, of_layers[:, None], 0)
+
+    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
+        """Return the heads' shares; what they have, as long as the layer is within its budget."""
+        if stored.sum() <= self.of_layers[layer]:
+            return stored
+        return self._share(stored, scores, int(self.of_layers[layer]))
+
+    def room(self, stored: Ints) -> int:
+        """Return what is left to the layer that is nearest to its budget, for each of its heads."""
+        return int(((self.of_layers - stored.sum(axis=1)) // self._heads).min())
+
+
+def spread(of_layers: Ints, heads: Ints) -> Fixed:
+    """Return budgets that share each layer's equally among its heads; the first ones get what is left over."""
+    places = np.arange(int(heads.max()))
+    each, left = of_layers // heads, of_layers % heads
+    return Fixed(each[:, None] + (places < left[:, None]), heads)
+
+
+def _uniform(config: EvictConfig, heads: Ints) -> Allocation:
+    return spread(config.budget * heads, heads)
+
+
+def _pyramid(config: EvictConfig, heads: Ints) -> Allocation:
+    each = rescale(pyramid_budgets(config.budget, config.recent, len(heads)), config.budget * len(heads))
+    return spread(np.maximum(each, config.recent + config.sinks + 1) * heads, heads)
+
+
+def _ada(config: EvictConfig, heads: Ints) -> Allocation:
+    def share(stored: Ints, scores: Sequence[Floats], total: int) -> Ints:
+        return guard(ada_budgets(scores, config.budget, config.recent), config.recent + config.sinks + 1)
+
+    return ByScores(config.budget * heads, heads, share)
+
+
+def _reasonalloc(config: EvictConfig, heads: Ints) -> Allocation:
+    of_layers = config.budget * heads
+    if config.demand:
+        if len(config.demand) != len(heads):
+            raise ValueError(
+                f"demand: got {len(config.demand)} layers, expected {len(heads)}, those without a window; make the curve anew"
+            )
+        if len(set(heads.tolist())) > 1:
+            raise ValueError(
+                f"demand: got layers of {' and '.join(map(str, sorted(set(heads.tolist()))))} KV heads, expected one number; "
+                "build without a curve"
+            )
+        demand = np.array(config.demand, np.float64)
+        of_layers = reasonalloc.layer_budgets(demand, config.budget, int(heads[0]), strict=config.strict)
+        of_layers = guard(of_layers, (config.recent + config.sinks + 1) * int(heads[0]))
+    if not config.heads:
+        return spread(of_layers, heads)
+
+    def share(stored: Ints, scores: Sequence[Floats], total: int) -> Ints:
+        if config.score_norm == "times_len":
+            scores = [each * np.float32(count) for each, count in zip(scores, stored.tolist(), strict=True)]
+        return reasonalloc.head_budgets(scores, total, least=config.recent + config.sinks + 1)
+
+    return ByScores(of_layers, heads, share)
+
+
+ALLOCATIONS: dict[str, Make] = {
+    "uniform": _uniform,
+    "pyramid": _pyramid,
+    "ada": _ada,
+    "reasonalloc": _reasonalloc,
+}
+"""The allocations by name: the same everywhere; PyramidKV; AdaKV; ReasonAlloc."""

@@ -1,0 +1,240 @@
+"""Tests of the policy `evict` in tables: tokens leave one by one, and requests get what a plain simulation gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginewright.runtime import ArtifactError
+from enginewright.runtime.cache.policy import open_policy
+from enginewright.runtime.cache.policy_tables import PolicyTables
+from enginewright.runtime.llm import LLM
+from tests.support.runtime.evicting_model import SIZE, check_pools, greedy, make_llm, reference
+from tests.support.runtime.simulated_eviction import simulated
+from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, serve, watch
+from tests.support.runtime.toy_model import make_cache
+from tests.support.runtime.toy_session import VOCAB
+
+FULL, MIXED = (0, 0, 0, 0), (0, 6, 0, 3)
+BASE = {"budget": 12, "interval": 5, "window": 3, "kernel": 1}
+CASES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
+    "streaming": ({**BASE, "score": "streaming", "sinks": 2}, FULL),
+    "random": ({**BASE, "score": "random"}, FULL),
+    "rkv": ({**BASE, "score": "rkv", "kernel": 3}, FULL),
+    "snapkv next to windows": ({**BASE, "score": "snapkv"}, MIXED),
+    "snapkv-prompt": ({**BASE, "score": "snapkv-prompt", "kernel": 3}, FULL),
+    "tova": ({**BASE, "score": "tova", "window": 1}, FULL),
+    "h2o": ({**BASE, "score": "h2o"}, FULL),
+    "lazy": ({**BASE, "score": "lazy"}, FULL),
+    "pyramid": ({**BASE, "score": "random", "allocation": "pyramid"}, FULL),
+    "ada": ({**BASE, "score": "snapkv", "allocation": "ada"}, FULL),
+    "heads": ({**BASE, "score": "snapkv", "allocation": "reasonalloc"}, FULL),
+    "heads by length": ({**BASE, "score": "rkv", "allocation": "reasonalloc", "score_norm": "times_len"}, FULL),
+    "chunks": ({**BASE, "score": "rkv", "prefill": "chunk"}, FULL),
+    "chunks of heads": ({**BASE, "score": "random", "allocation": "ada", "prefill": "chunk"}, FULL),
+    "a tile an interval": ({**BASE, "score": "random", "interval": SIZE, "budget": 2 * SIZE}, FULL),
+}
+SIMULATED = {name: simulated(*case) for name, case in CASES.items()}
+A, B = (np.random.default_rng(i).integers(0, VOCAB, 80).tolist() for i in range(2))
+
+
+def _engine(case: str, **sizes: Any) -> LLM:
+    llm = make_llm(SIMULATED[case][0], CASES[case][1], **sizes)
+    watch(llm, lambda scheduler, _: check_pools(scheduler.tables))
+    return llm
+
+
+def _check(case: str, requests: Sequence[Any], arrivals: Sequence[Arrival]) -> None:
+    seen, windows = SIMULATED[case][1], CASES[case][1]
+    for request, each in zip(requests, arrivals, strict=True):
+        assert request.done.is_set()
+        if isinstance(request, Kept):
+            if request.error is None:
+                expected = [reference(each.prompt[: i + 1], 0, windows, seen) for i in range(len(each.prompt))]
+                np.testing.assert_array_equal(request.logits, expected)
+        else:
+            assert len(request.generated) == each.new or request.completion.finish_reason == "cancelled"
+            assert request.generated == greedy(each.prompt, len(request.generated), windows, seen)
+
+
+def _check_empty(llm: LLM) -> None:
+    tables = llm.loop.scheduler.tables
+    assert isinstance(tables, PolicyTables)
+    check_tiles(llm)
+    check_pools(tables)
+    assert not any(pool._uses.any() or pool.gone.any() or pool.count.any() for pool in tables._pools)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("length", [1, 12, 13, 40])
+def test_a_request_sees_what_the_policy_keeps(case: str, length: int) -> None:
+    llm, arrivals = _engine(case), [Arrival(prompt=A[:length], new=40)]
+    _check(case, serve(llm, arrivals), arrivals)
+    _check_empty(llm)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_scored_text_sees_what_a_generated_one_does(case: str) -> None:
+    llm, arrivals = _engine(case), [Arrival(prompt=A[:60], score=True)]
+    _check(case, serve(llm, arrivals), arrivals)
+    _check_empty(llm)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("large", ["budget", "interval"])
+def test_within_the_budget_tokens_are_those_without_a_policy(case: str, large: str) -> None:
+    options = {**SIMULATED[case][0], "budget": 2000}  # of which even the last layer of a pyramid gets enough
+    if large == "interval":
+        options = {**options, "interval": 96, "budget": 97 if options["score"] == "lazy" else 40}
+    arrivals = [Arrival(prompt=A[:30] if large == "budget" else A[:4], new=30)]
+    got = [serve(make_llm(each, CASES[case][1]), arrivals)[0].generated for each in (options, {})]
+    assert got[0] == got[1]
+
+
+arrivals_ = st.lists(
+    st.builds(
+        Arrival,
+        prompt=st.builds(lambda text, n: text[:n], st.sampled_from([A, B, A[:20] + B]), st.integers(1, 50)),
+        at=st.integers(0, 12),
+        new=st.integers(1, 30),
+        score=st.sampled_from([False, False, False, True]),
+        cancel=st.one_of(st.none(), st.none(), st.integers(0, 20)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(
+    arrivals_,
+    st.sampled_from(sorted(CASES)),
+    st.integers(1, 3),
+    st.integers(3, 20),
+    st.integers(64, 240),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_random_arrivals_get_what_they_get_alone(
+    arrivals: list[Arrival], case: str, rows: int, step_tokens: int, cache_tokens: int, shares: bool
+) -> None:
+    span = 2 * SIZE * (shares and not any(CASES[case][1]))
+    llm = _engine(case, rows=rows, step_tokens=step_tokens, cache_tokens=cache_tokens, span=span)
+    limit = llm._longest + 1
+    arrivals = [each for each in arrivals if len(each.prompt) + each.new <= limit]
+    _check(case, serve(llm, arrivals), arrivals)
+    _check_empty(llm)
+
+
+def test_pools_hold_a_budget_and_what_comes_until_the_next_eviction() -> None:
+    llm = _engine("random", rows=2)
+    tables = llm.loop.scheduler.tables
+    assert isinstance(tables, PolicyTables)
+    most = np.zeros(4, np.int64)
+    watch(llm, lambda *_: np.maximum(most, [pool.count.sum() for pool in tables._pools], out=most))
+    serve(llm, [Arrival(prompt=A[:9], new=80), Arrival(prompt=B[:4], new=80)])
+    assert most.tolist() == [2 * 2 * 5, 2 * 5, 2 * 2 * 5, 2 * 2 * 5], "12 and 5 tokens take five tiles of four"
+    _check_empty(llm)
+
+
+def test_a_prompt_takes_over_what_lies_before_the_queries_of_its_scores() -> None:
+    case = "snapkv-prompt"  # due at the prompt's end, with a window of 3
+    llm = _engine(case, span=8)
+    arrivals = [Arrival(prompt=A[:34], new=20)]
+    serve(llm, [Arrival(prompt=A[:34], new=3)])
+    requests = serve(llm, arrivals)
+    _check(case, requests, arrivals)
+    assert requests[0].completion.reused_tokens == 24, "32 would leave two of the three queries"
+
+
+@pytest.mark.parametrize("case", ["h2o", "lazy"])
+def test_marks_are_of_one_request_so_nothing_is_shared(case: str) -> None:
+    llm = _engine(case, span=8)
+    serve(llm, [Arrival(prompt=A[:34], new=3)])
+    assert serve(llm, [Arrival(prompt=A[:34], new=3)])[0].completion.reused_tokens == 0
+
+
+def test_rows_leave_shared_tiles_whole_to_the_others() -> None:
+    case = "heads"
+    llm = _engine(case, span=8, rows=3)
+    arrivals = [
+        Arrival(prompt=A[:24], new=2),
+        Arrival(prompt=A[:27], new=30, at=4),
+        Arrival(prompt=A[:40], new=30, at=5),
+    ]
+    requests = serve(llm, arrivals)
+    _check(case, requests, arrivals)
+    assert [each.completion.reused_tokens for each in requests] == [0, 24, 24]
+    evict_all(llm.loop.scheduler.tables)
+    _check_empty(llm)
+
+
+def test_a_row_that_lacks_tiles_for_its_copies_puts_the_newest_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = "random"
+    llm = _engine(case, rows=3, cache_tokens=60)
+    scheduler, put_off = llm.loop.scheduler, []
+    preempt = scheduler._preempt
+    tables = scheduler.tables
+    asked: list[int] = []
+    free_for_copies = tables._free_for_copies
+
+    def scarce(wanted: list[int]) -> bool:
+        asked.append(len(asked))
+        return (
+            len(asked) % 3 != 0 and free_for_copies(wanted) if len(scheduler.running) > 1 else free_for_copies(wanted)
+        )
+
+    monkeypatch.setattr(tables, "_free_for_copies", scarce)
+    monkeypatch.setattr(scheduler, "_preempt", lambda entry: (put_off.append(entry), preempt(entry)))
+    arrivals = [Arrival(prompt=text[:20], new=40) for text in (A, B, A[5:])]
+    _check(case, serve(llm, arrivals), arrivals)
+    assert put_off
+    _check_empty(llm)
+
+
+def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = _engine("random")
+    tables = llm.loop.scheduler.tables
+    assert isinstance(tables, PolicyTables)
+    llm.loop.scheduler.submit(llm.loop.scheduler.decoder.start(llm._generation(A[:30], None)))
+    free = np.array(tables.free_tiles)
+
+    def fail(moves: Any) -> None:
+        raise RuntimeError("no copies today")
+
+    monkeypatch.setattr(llm.loop.session, "compact", fail)
+    with pytest.raises(RuntimeError, match="no copies today"):
+        while True:
+            llm.loop.step()
+    assert tables.held[0] == 30 and not any(pool.gone.any() for pool in tables._pools)
+    check_pools(tables)
+    assert (free - tables.free_tiles).tolist() == [16, 8, 16, 16], "eight tiles a head, as before the eviction"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "best"}, "score: got 'best', expected one of rkv, snapkv"),
+        ({"allocation": "fair"}, "allocation: got 'fair', expected one of uniform, pyramid, ada, reasonalloc"),
+        ({"budget": 8}, "budget: got 8, expected 9 or more: the 8 newest tokens, 0 first ones and one more"),
+        ({"budget": 12, "sinks": 4}, "budget: got 12, expected 13 or more"),
+        ({"score": "lazy", "budget": 128}, "budget: got 128, expected 129 or more: the 128 newest tokens"),
+        ({"score": "tova"}, "window: got 8, expected 1 with score tova"),
+        ({"score": "tova", "window": 1, "allocation": "ada"}, "allocation: got ada with score tova"),
+        ({"kernel": 4}, "kernel: got 4, expected an odd number"),
+        ({"mix": 1.5}, "mix: got 1.5, expected 0 to 1"),
+        ({"interval": 0}, "interval: got 0, expected 1 or more"),
+        ({"demand": [1.0, 2.0]}, "demand: got one with allocation uniform"),
+        ({"allocation": "reasonalloc", "demand": [1.0]}, "demand: got 1 layers, expected 4"),
+        ({"allocation": "reasonalloc", "demand": [1.0] * 4}, "demand: got layers of 1 and 2 KV heads"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    cache = dataclasses.replace(make_cache(SIZE, FULL), policy={"kind": "evict", **options})
+    with pytest.raises(ArtifactError, match=message):
+        open_policy(cache)

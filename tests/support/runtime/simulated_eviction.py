@@ -1,0 +1,95 @@
+"""A plain simulation of a policy that evicts tokens: lists of positions, without tiles, tables or batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from enginewright.runtime.cache.policy import LayerScores, StoredRow, TokenPolicy, governed_layers, open_policy
+from tests.support.runtime.evicting_model import SIZE, hashed
+from tests.support.runtime.sample_policies import Seen
+from tests.support.runtime.toy_model import make_cache
+
+
+class _Hashes:
+    """The scores and marks of EvictingSession, of positions that are known."""
+
+    offers = frozenset[str]()
+
+    def __init__(self, heads: Sequence[int]) -> None:
+        self._heads = heads
+
+    def _positions(self, row: StoredRow) -> list[np.ndarray]:
+        found = []
+        for layer, heads in enumerate(self._heads):
+            held = np.zeros((heads, int(row.stored.max())), np.int64)
+            for head, own in enumerate(held):
+                positions = row.positions(layer, head)
+                own[: len(positions)] = positions
+            found.append(held)
+        return found
+
+    def score(self, row: StoredRow) -> list[LayerScores]:
+        return [
+            LayerScores(
+                importance=hashed(each, layer, row.processed, 0), redundancy=hashed(each, layer, row.processed, 1)
+            )
+            for layer, each in enumerate(self._positions(row))
+        ]
+
+    def marks(self, row: StoredRow) -> list[np.ndarray]:
+        return [
+            np.stack([np.floor(9 * hashed(each, layer, row.processed, kind)) for kind in (2, 3)], axis=1)
+            for layer, each in enumerate(self._positions(row))
+        ]
+
+    def compact(self, moves: Any) -> None:
+        raise AssertionError("nothing is moved here")
+
+
+def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str, Any], Seen]:
+    """The policy `evict` as a manifest has it, and the positions that a token sees, one eviction after another."""
+    policy = {"kind": "evict", **options}
+    cache = dataclasses.replace(make_cache(SIZE, windows), policy=policy)
+    heads = [cache.layers[index].kv_heads for index in governed_layers(cache)]
+    known: dict[int, list[tuple[int, list[list[np.ndarray]]]]] = {}
+
+    def evictions(prompt: int, position: int) -> list[tuple[int, list[list[np.ndarray]]]]:
+        """The evictions up to a position: processed tokens, and what each layer and head has left."""
+        evictor: TokenPolicy = open_policy(cache)  # type: ignore[assignment]
+        nothing = [[np.zeros(0, np.int64)] * max(heads) for _ in heads]
+        done = known.setdefault(prompt, [(0, nothing)])
+        while True:
+            time, kept = done[-1]
+            row = _row(prompt, time, time, kept, heads)
+            due = evictor.next_due(row)
+            if due is None or due > position:
+                return done
+            row = _row(prompt, due, time, kept, heads)
+            (mask,) = evictor.keep([row], _Hashes(heads))
+            wide = np.broadcast_to(mask, (*row.stored.shape, int(row.stored.max())))
+            left = [
+                [row.positions(layer, head)[wide[layer, head, : row.stored[layer, head]]] for head in range(max(heads))]
+                for layer in range(len(heads))
+            ]
+            done.append((due, left))
+
+    def seen(layer: int, head: int, position: int, prompt: int) -> np.ndarray:
+        time, kept = [each for each in evictions(prompt, position) if each[0] <= position][-1]
+        return np.concatenate([kept[layer][head], np.arange(time, position + 1)])
+
+    return policy, seen
+
+
+def _row(prompt: int, processed: int, since: int, kept: list[list[np.ndarray]], heads: Sequence[int]) -> StoredRow:
+    stored = np.array(
+        [
+            [len(own) + processed - since if head < count else 0 for head, own in enumerate(layer)]
+            for layer, count in zip(kept, heads, strict=True)
+        ],
+        np.int64,
+    )
+    return StoredRow(row=0, prompt_tokens=prompt, processed=processed, stored=stored, kept=kept, tile_tokens=SIZE)
