@@ -45,6 +45,6 @@ def test_a_new_token_begins_at_its_own_position() -> None:
     found = mark_tokens(query, tiles, starts, lens, table, np.arange(100, 100 + W), marks, **given)
     assert (found[:, 0, N - W : N] == np.arange(100, 104)).all() and (found[:, 1, N - W : N] == 0).all()
     assert (found[:, :, : N - W] == 5).all() and (found[:, :, N:] == 5).all()
-    given["alpha"] = 0.0
+    given["alpha"] = 1e-30
     found = mark_tokens(query, tiles, starts, lens, table, np.arange(100, 100 + W), marks, **given)
     assert (found[:, 0, :N] == 103).all() and (found[:, 1, : N - W] == 95).all()

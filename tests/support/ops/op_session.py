@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from enginewright.plugins.libraries.locate import ort_library
-from enginewright.plugins.ops.op import DOMAIN
+from enginewright.plugins.ops.op import DOMAIN, Tensor
 from enginewright.plugins.ops.registry import OPS
 
 TYPES = {
@@ -24,6 +24,11 @@ TYPES = {
     "int32": TensorProto.INT32,
     "int8": TensorProto.INT8,
 }
+
+
+def outputs_of(name: str, given: tuple[str, ...]) -> list[Tensor]:
+    """The outputs of op `name` that there are with these inputs."""
+    return [output for output in OPS[name].outputs if not output.optional or output.alias in given]
 
 
 @cache
@@ -41,11 +46,12 @@ def open_op(
         return many if tensor.variadic else [tensor.name if tensor.name in given else ""]  # "": absent
 
     feeds = [(place, tensor) for tensor in op.inputs for place in places(tensor)]
+    outputs = outputs_of(name, given)
     node = helper.make_node(
-        name, [place for place, _ in feeds], [t.name for t in op.outputs], domain=DOMAIN, **dict(attributes)
+        name, [place for place, _ in feeds], [t.name for t in outputs], domain=DOMAIN, **dict(attributes)
     )
     inputs = [value_info(tensor, place) for place, tensor in feeds if place]
-    graph = helper.make_graph([node], "g", inputs, [value_info(t, t.name) for t in op.outputs])
+    graph = helper.make_graph([node], "g", inputs, [value_info(t, t.name) for t in outputs])
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, op.version)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -69,7 +75,7 @@ def run_op_in_place(name: str, arrays: dict[str, np.ndarray], threads: int = 2, 
     values = {given: ort.OrtValue.ortvalue_from_numpy(array.copy()) for given, array in arrays.items()}
     for given, value in values.items():
         binding.bind_ortvalue_input(given, value)
-    for output in OPS[name].outputs:
+    for output in outputs_of(name, tuple(arrays)):
         if output.alias is None:
             binding.bind_output(output.name)
         else:

@@ -1,6 +1,4 @@
 // Checks for the faults of a call that would make it read or write outside a buffer.
-#include "cpu/attention/attention_check.h"
-
 #include <string>
 
 #include "cpu/attention/attention_plan.h"
@@ -8,18 +6,6 @@
 #include "cpu/threads/fault.h"
 
 namespace ew {
-
-std::string check_starts(const AttentionArgs& args) {
-  if (args.starts[0] != 0) return expected("query_starts[0]", args.starts[0], "0");
-  for (std::int64_t row = 0; row < args.rows; ++row)
-    if (args.starts[row + 1] < args.starts[row])
-      return expected(index_of("query_starts", row + 1), args.starts[row + 1],
-                      "at least " + std::to_string(args.starts[row]) + ", the entry before it");
-  if (args.starts[args.rows] != args.tokens)
-    return expected(index_of("query_starts", args.rows), args.starts[args.rows], "T = " + std::to_string(args.tokens));
-  return {};
-}
-
 namespace {
 
 std::string check_head(const AttentionArgs& args, std::int64_t row, std::int64_t head) {
@@ -42,7 +28,7 @@ std::string check_head(const AttentionArgs& args, std::int64_t row, std::int64_t
 }  // namespace
 
 std::string find_fault(const AttentionArgs& args) {
-  std::string fault = check_starts(args);
+  std::string fault = check_starts(args.starts, args.rows, args.tokens);
   for (std::int64_t row = 0; row < args.rows && fault.empty(); ++row) {
     if (args.starts[row + 1] == args.starts[row]) continue;
     for (std::int64_t head = 0; head < args.kv_heads && fault.empty(); ++head) fault = check_head(args, row, head);

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/attention/attention_check.h"
 #include "cpu/attention/attention_plan.h"
 #include "cpu/kvarn/kvarn_attention.h"
 #include "cpu/threads/fault.h"
@@ -70,7 +69,7 @@ std::string check_writers(const KVarNArgs& args) {
 }  // namespace
 
 std::string find_fault(const KVarNArgs& args) {
-  std::string fault = check_starts(args);
+  std::string fault = check_starts(args.starts, args.rows, args.tokens);
   std::vector<bool> taken(static_cast<std::size_t>(args.slot_count));
   for (std::int64_t row = 0; row < args.rows && fault.empty(); ++row) {
     if (args.starts[row + 1] == args.starts[row]) continue;

@@ -40,15 +40,18 @@ void set_attention(AttentionArgs& args, const Attributes& attributes, const Atte
 // An output that updates an input in place; where the host bound two buffers, a copy of the input to update.
 template <std::size_t kRank>
 void* updated(const Api& api, KernelContext* context, std::size_t index, const Tensor& from, std::size_t element) {
-  static_assert(kRank == 2 || kRank == 4, "the pools' ranks");
+  static_assert(kRank >= 2 && kRank <= 4, "the pools' ranks");
   const std::int64_t* s = from.shape;
   Tensor to;
   if constexpr (kRank == 2)
     to = output(api, context, index, {s[0], s[1]});
+  else if constexpr (kRank == 3)
+    to = output(api, context, index, {s[0], s[1], s[2]});
   else
     to = output(api, context, index, {s[0], s[1], s[2], s[3]});
   std::size_t bytes = element;
   for (std::size_t axis = 0; axis < kRank; ++axis) bytes *= static_cast<std::size_t>(s[axis]);
+  if (to.rank < 0) fail("outputs", "one fewer", "an output for each input that the op updates");
   if (to.data != from.data && bytes > 0) std::memcpy(to.data, from.data, bytes);
   return to.data;
 }
