@@ -84,7 +84,8 @@ def ada_counts(scores: Sequence[Floats] | Floats, per_head: int, floor: float = 
         RequestError: a score is NaN.
     """
     counts = _count_largest(scores, len(scores) * per_head)
-    return np.rint(counts * (1 - floor) + floor * per_head).astype(np.int64)
+    rounded: Ints = np.rint(counts * (1 - floor) + floor * per_head).astype(np.int64)
+    return rounded
 
 
 def ada_budgets(scores: Sequence[Floats] | Floats, per_head: int, window: int, floor: float = 0.2) -> Ints:
