@@ -204,9 +204,7 @@ def _write_graph(model: ir.Model, root: Path, name: str) -> Graph:
     to_initializers(model.graph)
     path = root / name
     _save_graph(model, path)
-    files = [
-        each for each in (path, path.with_name(f"{path.name}.data")) if each.exists()
-    ]  # a graph may have no weights
+    files = [path, path.with_name(f"{path.name}.data")] if model.graph.initializers else [path]
     return Graph(
         files=tuple(directory.describe_file(root, each) for each in files),
         inputs=tuple(_describe_value(value) for value in model.graph.inputs),
@@ -218,6 +216,9 @@ def _write_graph(model: ir.Model, root: Path, name: str) -> Graph:
 def _save_graph(model: ir.Model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     model.producer_name, model.producer_version = "enginewright", package_version()
+    if not model.graph.initializers:
+        ir.save(model, path)
+        return
     with tqdm(unit="tensor", desc="writing weights", disable=None, leave=False) as bar:
 
         def advance(_: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
