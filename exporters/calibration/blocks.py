@@ -54,8 +54,10 @@ class Blocks:
         return loaded
 
 
-def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
+def load_blocks(checkpoint: Checkpoint, max_context: int | None, *, attention: str | None = None) -> Blocks:
     """Return the blocks of the checkpoint's model.
+
+    attention: name of a registered attention function; None: transformers' fastest.
 
     Raises:
         ExportError: the blocks cannot be found, or neither the config nor `max_context` gives a longest context.
@@ -68,7 +70,7 @@ def load_blocks(checkpoint: Checkpoint, max_context: int | None) -> Blocks:
     context = max_context or checkpoint.default_context
     if not context:
         raise ExportError(f"{checkpoint.path}: config.json names no longest context; set max_context")
-    skeleton = load_skeleton(checkpoint, attention=choose_attention(config), max_context=context)
+    skeleton = load_skeleton(checkpoint, attention=attention or choose_attention(config), max_context=context)
     prefix, modules = _find_blocks(skeleton.model)
     return Blocks(skeleton=skeleton, prefix=prefix, modules=modules)
 

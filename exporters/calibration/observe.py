@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.block_calls import record_calls
-from enginewright.exporters.calibration.blocks import load_blocks
+from enginewright.exporters.calibration.blocks import Blocks, load_blocks
 from enginewright.exporters.calibration.fast_linear import FastLinear
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.weights.weight import Weight
@@ -44,18 +44,44 @@ def observe(
         ExportError: there are no tokens, or a hidden state is not finite.
         UnsupportedError: the model's blocks cannot be run one by one.
     """
+    blocks = load_blocks(checkpoint, max_context)
+
+    def shown(loaded: nn.Module, block: int, batch: int) -> AbstractContextManager[None]:
+        layers = {name: blocks.parameter(block, f"{name}.weight") for name in blocks.linears(block, ())}
+        return _shown(
+            loaded, {name: parameter for name, parameter in layers.items() if wanted(parameter)}, batch, record
+        )
+
+    run_blocks(blocks, weights, batches, shown)
+
+
+def run_blocks(
+    blocks: Blocks,
+    weights: Mapping[str, Weight],
+    batches: Sequence[torch.Tensor],
+    around: Callable[[nn.Module, int, int], AbstractContextManager[None]],
+) -> None:
+    """Run the decoder over batches of token ids, int64 [b, T], one block in memory at a time.
+
+    The order is block by block, in each batch by batch. In memory are one block, in float32, and the hidden states of all
+    batches.
+
+    around: called as around(loaded, block, batch) with the block, its number and that of the batch; the context that it
+        returns is entered while the block runs.
+
+    Raises:
+        ExportError: there are no tokens, or a hidden state is not finite.
+        UnsupportedError: the model's blocks cannot be run one by one.
+    """
     if not batches or any(batch.dim() != 2 or not batch.numel() for batch in batches):
         raise ExportError("calibration: tokens: got none, expected batches [sequences, length] of at least one token")
-    blocks = load_blocks(checkpoint, max_context)
     states: list[torch.Tensor] = []
     calls = record_calls(blocks, weights, batches, torch.float32, lambda _, hidden: states.append(hidden))
     device = batches[0].device
     for block in tqdm(range(len(blocks.modules)), desc="observing", unit="block", disable=None):
         loaded = blocks.load(block, weights, torch.float32, device)
-        layers = {name: blocks.parameter(block, f"{name}.weight") for name in blocks.linears(block, ())}
-        shown = {name: parameter for name, parameter in layers.items() if wanted(parameter)}
         for number, batch in enumerate(batches):
-            with torch.no_grad(), FastLinear(), _shown(loaded, shown, number, record):
+            with torch.no_grad(), FastLinear(), around(loaded, block, number):
                 states[number] = calls[batch.shape[0], batch.shape[1]][block].run(loaded, states[number])
             if not bool(states[number].isfinite().all()):
                 raise ExportError(

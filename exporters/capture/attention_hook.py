@@ -93,11 +93,11 @@ def attend(
     """
     trace = _current[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
-    _refuse_unknown(trace.config.model_type, layer, others)
-    mask = _read_mask(trace.config.model_type, layer, attention_mask, sliding_window)
+    refuse_unknown(trace.config.model_type, layer, others)
+    mask = read_mask(trace.config.model_type, layer, attention_mask, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # undoes the model's own transpose
-    _check_heads(trace.config.model_type, layer, q.shape[1], k.shape[1])
+    check_heads(trace.config.model_type, layer, q.shape[1], k.shape[1])
     for mixer in trace.mixers:
         v = mixer(layer, q, k, v, scale)
     if trace.tables is None:
@@ -122,7 +122,7 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, make_mask)
 
 
-def _refuse_unknown(family: str, layer: int, others: dict[str, Any]) -> None:
+def refuse_unknown(family: str, layer: int, others: dict[str, Any]) -> None:
     """Raise UnsupportedError about a keyword that may change what attention computes."""
     for name, value in others.items():
         is_set = value is not None and (value is not False or name == "is_causal")
@@ -132,13 +132,14 @@ def _refuse_unknown(family: str, layer: int, others: dict[str, Any]) -> None:
             )
 
 
-def _check_heads(family: str, layer: int, queries: int, keys: int) -> None:
+def check_heads(family: str, layer: int, queries: int, keys: int) -> None:
+    """Raise UnsupportedError where the query heads are no multiple of the KV heads."""
     if queries % keys:
         got = f"{queries} query heads for {keys} KV heads"
         raise UnsupportedError(f"{family}: layer {layer} has {got}; expected a multiple of them")
 
 
-def _read_mask(family: str, layer: int, passed: object, window: int | None) -> AttentionMask:
+def read_mask(family: str, layer: int, passed: object, window: int | None) -> AttentionMask:
     """The layer's mask.
 
     Raises:

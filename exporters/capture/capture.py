@@ -60,7 +60,7 @@ def capture(skeleton: Skeleton, cache: CacheFormat) -> Captured:
     decoder = PackedDecoder(skeleton.model, cache).eval()
     try:
         with torch.no_grad():
-            layers = _read_layers(decoder)
+            layers = _note_layers(decoder)
             signature = Signature(layers, cache.token_inputs)
             example = example_inputs(signature)
             model = export_module(decoder, example, dynamic_shapes(signature), translations)
@@ -132,7 +132,16 @@ def _check_positions(model: PreTrainedModel) -> None:
             )
 
 
-def _read_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
+def read_layers(skeleton: Skeleton, cache: CacheFormat) -> tuple[CacheLayer, ...]:
+    """Return the cache of each attention layer of a model, as `capture` would find it, without reading a weight.
+
+    Raises:
+        UnsupportedError: a layer has no attention, or one that the ops cannot express.
+    """
+    return _note_layers(PackedDecoder(skeleton.model, cache).eval())
+
+
+def _note_layers(decoder: PackedDecoder) -> tuple[CacheLayer, ...]:
     """Run the model once without caches to learn the heads and sizes of each layer."""
     config = decoder.model.config
     trace = Trace(config, decoder.cache, decoder.mixers)

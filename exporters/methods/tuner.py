@@ -20,7 +20,7 @@ class TuningText(Protocol):
 
 
 class TuningProblem(Protocol):
-    """A generated problem: a question and its worked solution."""
+    """A generated problem: a question and its worked solution. level: "standard" or "hard"."""
 
     @property
     def question(self) -> str: ...
@@ -28,9 +28,12 @@ class TuningProblem(Protocol):
     @property
     def solution(self) -> str: ...
 
+    @property
+    def level(self) -> str: ...
+
 
 class TuningData(Protocol):
-    """The readers of data that the command hands to a tuner, because methods do not import the runtime's."""
+    """The parts of the runtime that the command hands to a tuner, because methods do not import it."""
 
     def read_texts(self, path: Path) -> Sequence[TuningText]:
         """Return the texts of a text file or a .jsonl of texts; RequestError for a file that cannot be read."""
@@ -38,6 +41,20 @@ class TuningData(Protocol):
 
     def make_problems(self, name: str) -> Iterator[TuningProblem]:
         """Yield generated problems without end; the same name gives the same ones."""
+        ...
+
+    def continue_prompts(
+        self, model: str, prompts: Sequence[Sequence[int]], length: int, seed: int
+    ) -> Sequence[Sequence[int]]:
+        """Return the token ids that the model writes after each prompt, at most up to `length` tokens with the prompt.
+
+        It runs as an engine, which is built in a temporary folder, with the model's own generation settings. The errors are
+        those of a build.
+
+        model: a checkpoint, as `--model` names it.
+        prompts: token ids, each shorter than `length`.
+        seed: of the tokens that are drawn.
+        """
         ...
 
 
