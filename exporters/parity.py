@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from enginewright.exporters.methods.tolerance import Tolerance
+from enginewright.runtime.cache.policy import tokens_before_eviction
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.sampling import Sampling
 
@@ -74,9 +75,10 @@ def compare(
     """Compare logits over given tokens, and greedy continuations, for random prompts of uneven lengths, all at once.
 
     new_tokens: greedy tokens of each prompt, at most half of the engine's context.
-    prompt_lengths: tokens of each prompt; shortened to what the context has room for.
+    prompt_lengths: tokens of each prompt; shortened to what the context has room for, and a cache policy keeps.
     """
-    vocab, limit = llm.manifest.model.vocab_size, llm.manifest.limits.max_context
+    vocab = llm.manifest.model.vocab_size
+    limit = min(llm.manifest.limits.max_context, tokens_before_eviction(llm.manifest.cache))
     new_tokens = min(new_tokens, max(1, limit // 2))
     rng = np.random.default_rng(seed)
     lengths = sorted({min(length, limit - new_tokens) for length in prompt_lengths})

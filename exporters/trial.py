@@ -25,7 +25,7 @@ from enginewright.exporters.source.reference import load_reference
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.backends.session import policy_offers
-from enginewright.runtime.cache.policy import check_policy
+from enginewright.runtime.cache.policy import check_policy, tokens_before_eviction
 from enginewright.runtime.errors import BuildError, EnginewrightError, UnsupportedError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
@@ -149,7 +149,10 @@ def _run_steps(llm: LLM, backend: str) -> None:
         )
     if llm.manifest.decoding.get("kind") != "autoregressive":
         return  # tokens may come from elsewhere than the logits
-    for (_, tokens), rows in zip(texts, logits, strict=True):
+    kept = tokens_before_eviction(llm.manifest.cache)
+    for (prompt, tokens), rows in zip(texts, logits, strict=True):
+        if len(prompt) + len(tokens) > kept:
+            continue  # a prompt evicts at its end, a text that is read elsewhere
         behind = rows[: len(tokens)].max(-1) - rows[np.arange(len(tokens)), tokens]
         if behind.max(initial=0.0) > TIE * max(1.0, float(np.abs(rows).max())):
             raise BuildError(

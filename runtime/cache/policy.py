@@ -10,6 +10,7 @@ again in other pieces, evicts the same at the same places, and its answer does n
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -215,6 +216,32 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         return kind.open(config, cache)
     except ValueError as e:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
+
+
+def tokens_before_eviction(cache: Cache) -> int:
+    """Return how many tokens a request surely processes before anything leaves the cache; NEVER without a policy."""
+    policy = open_policy(cache)
+    if policy is None:
+        return NEVER
+    layers, heads = len(governed_layers(cache)), max(layer.kv_heads for layer in cache.layers)
+    nothing = [[np.zeros(0, np.int64)] * heads] * layers
+    new = StoredRow(
+        row=0,
+        prompt_tokens=0,
+        processed=0,
+        stored=np.zeros((layers, heads), np.int64),
+        kept=nothing,
+        tile_tokens=cache.tile_tokens,
+    )
+    due = policy.next_due(new)
+    if due is None:
+        return NEVER
+    while due > 1:  # a prompt may be due at its end
+        first = policy.next_due(dataclasses.replace(new, prompt_tokens=due - 1))
+        if first is None or first >= due:
+            break
+        due = first
+    return due - 1 if COMPACT in policy.needs else max(due - 1, cache.tile_tokens - 1)  # an unfinished tile stays
 
 
 def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int) -> None:

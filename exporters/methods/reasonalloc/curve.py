@@ -77,6 +77,18 @@ class DemandCurve:
             raise ExportError(f"--output {path}: cannot be written ({e.strerror or e}); choose another file") from e
 
 
+def open_curve(path: Path) -> DemandCurve:
+    """Return the curve of a file, of whatever model.
+
+    Raises:
+        ExportError: the file is missing or no curve.
+    """
+    try:
+        return parse(DemandCurve, read_json(path, "curve"), str(path))
+    except ValueError as e:
+        raise ExportError(f"{e}; make the curve by `enginewright tune reasonalloc`") from e
+
+
 def read_curve(path: Path, *, sha256: str, layers: int) -> DemandCurve:
     """Return the curve of a file, which has to be that of a given model.
 
@@ -86,10 +98,7 @@ def read_curve(path: Path, *, sha256: str, layers: int) -> DemandCurve:
     Raises:
         ExportError: the file is missing or no curve, or the curve is of another model.
     """
-    try:
-        curve = parse(DemandCurve, read_json(path, "curve"), str(path))
-    except ValueError as e:
-        raise ExportError(f"{e}; make the curve by `enginewright tune reasonalloc`") from e
+    curve = open_curve(path)
     if curve.model.sha256 != sha256 or len(curve.demand) != layers:
         raise ExportError(
             f"{path}: got the curve of {curve.model.name!r}, {len(curve.demand)} layers, sha256 {curve.model.sha256[:12]}, expected "
