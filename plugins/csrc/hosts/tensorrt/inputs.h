@@ -22,6 +22,9 @@ class Inputs {
   // Throws: the mask lacks a required input, or names more than are declared.
   Inputs(const ops::Declaration& op, std::int32_t present);
 
+  // Whether the node lists the input of a place; without a mask it may list all.
+  bool has(std::size_t place) const;
+
   // The place of each of a node's `count` inputs. Throws where they are not as many as they should be.
   std::vector<std::size_t> places(std::int32_t count) const;
 
@@ -33,7 +36,6 @@ class Inputs {
   Tensors tensors(std::int32_t count, Sizes sizes, Addresses addresses) const;
 
  private:
-  bool has(std::size_t place) const;
   bool is_variadic() const;
 
   const ops::Declaration* op_;

@@ -12,13 +12,13 @@
 
 namespace ew::trt {
 
-// A size of an output: that of an input's axis, or a constant.
+// A size of an output: that of an input's axis times a number, or a constant.
 struct Extent {
   int input;  // negative: a constant
   int axis;
-  std::int64_t size;
+  std::int64_t size;  // the constant, or the number
 };
-inline Extent axis_of(int input, int axis) { return {input, axis, 0}; }
+inline Extent axis_of(int input, int axis, std::int64_t times = 1) { return {input, axis, times}; }
 inline Extent constant(std::int64_t size) { return {-1, 0, size}; }
 using Shape = std::vector<Extent>;
 

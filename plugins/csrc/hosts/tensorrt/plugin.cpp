@@ -95,7 +95,13 @@ const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
 }
 
 std::int32_t Plugin::getNbOutputs() const noexcept {
-  return static_cast<std::int32_t>(op_->declaration().output_count);
+  // an output that updates an absent input is absent, too; such outputs come last
+  const ops::Declaration& op = op_->declaration();
+  std::size_t count = op.output_count;
+  while (count > 0 && op.outputs[count - 1].presence == ops::kOptional &&
+         !inputs_.has(static_cast<std::size_t>(op.outputs[count - 1].alias)))
+    --count;
+  return static_cast<std::int32_t>(count);
 }
 
 void Plugin::expect_outputs(std::int32_t count) const {
@@ -107,7 +113,7 @@ std::int32_t Plugin::getOutputDataTypes(DataType* output_types, std::int32_t out
   return answer([&] {
     expect_outputs(output_count);
     const ops::Declaration& op = matching_declaration(op_->declarations, inputs_.places(input_count), input_types);
-    for (std::size_t i = 0; i < op.output_count; ++i) output_types[i] = data_type(op.outputs[i].type);
+    for (std::int32_t i = 0; i < output_count; ++i) output_types[i] = data_type(op.outputs[i].type);
   });
 }
 
@@ -128,12 +134,17 @@ std::int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int
           size = builder.constant(extent.size);
           continue;
         }
-        // outputs have sizes of required inputs alone
-        const nvinfer1::DimsExprs& input = inputs[inputs_.index_of(static_cast<std::size_t>(extent.input))];
+        // outputs have sizes of required inputs, and those that update an optional one have its sizes
+        const std::int32_t index = inputs_.index_of(static_cast<std::size_t>(extent.input));
+        if (index >= input_count)
+          fail(op_->declaration().inputs[extent.input].name, "nothing", "a tensor, or a mask `present` without it");
+        const nvinfer1::DimsExprs& input = inputs[index];
         if (extent.axis >= input.nbDims)
           fail(op_->declaration().inputs[extent.input].name, std::to_string(input.nbDims) + " axes",
                std::to_string(extent.axis + 1) + " or more");
         size = input.d[extent.axis];
+        if (extent.size != 1)
+          size = builder.operation(nvinfer1::DimensionOperation::kPROD, *size, *builder.constant(extent.size));
       }
     }
   });
@@ -207,7 +218,7 @@ std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t 
 
 void Plugin::expect_in_place(const void* const* inputs, void* const* outputs) const {
   const ops::Declaration& op = op_->declaration();
-  for (std::size_t i = 0; i < op.output_count; ++i) {
+  for (std::int32_t i = 0; i < getNbOutputs(); ++i) {
     if (op.outputs[i].alias == ops::kNoAlias) continue;
     if (outputs[i] != inputs[inputs_.index_of(static_cast<std::size_t>(op.outputs[i].alias))])
       fail(op.outputs[i].name, "a buffer of its own",

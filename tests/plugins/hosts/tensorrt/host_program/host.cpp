@@ -41,8 +41,11 @@ class Builder final : public IExprBuilder {
   struct Impl final : apiv::VExprBuilder {
     std::deque<Expression> made;
     const IDimensionExpr* constant(std::int64_t value) override { return &made.emplace_back(value, true); }
-    const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&, const IDimensionExpr&) override {
-      return nullptr;
+    const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& first,
+                                    const IDimensionExpr& second) override {
+      if (operation != DimensionOperation::kPROD) return nullptr;
+      return &made.emplace_back(first.getConstantValue() * second.getConstantValue(),
+                                first.isConstant() && second.isConstant());
     }
     const IDimensionExpr* declareSizeTensor(std::int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
       return nullptr;

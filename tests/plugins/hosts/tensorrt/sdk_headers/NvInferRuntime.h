@@ -228,6 +228,10 @@ class IDimensionExpr : public INoCopy {
 class IExprBuilder : public INoCopy {
  public:
   const IDimensionExpr* constant(std::int64_t value) noexcept { return mImpl->constant(value); }
+  const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& first,
+                                  const IDimensionExpr& second) noexcept {
+    return mImpl->operation(operation, first, second);
+  }
 
  protected:
   apiv::VExprBuilder* mImpl;
