@@ -325,6 +325,7 @@ class LLM:
 
     def _generation(self, prompt: Prompt, sampling: Sampling | None) -> Generation:
         """Return the request, after checking everything that could keep it from being served."""
+        self.loop.check_process()
         wanted = sampling or Sampling()
         check_switched_off(wanted)
         sampling = resolve(wanted, self.manifest.generation)
@@ -341,6 +342,7 @@ class LLM:
         request = Generation(
             ids,
             sampling,
+            vocab=vocab,
             limit=limit,
             ends=ends,
             text=self._text_after(ids, sampling),
@@ -370,6 +372,7 @@ class LLM:
 
     def _check_scored(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
         """Return the token ids as an array, after checking that they fit."""
+        self.loop.check_process()
         limit = min(self.capacity.context, self._longest)
         if len(token_ids) > limit:
             raise RequestError(f"logits: got {len(token_ids)} tokens, expected at most {limit}; score fewer at a time")

@@ -18,6 +18,7 @@ from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.tokenizer_json import tokenizer_errors
 from enginewright.runtime.errors import ExportError
 
 _PIECE = 1 << 18  # characters
@@ -40,8 +41,12 @@ def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length:
     except (OSError, UnicodeDecodeError) as e:
         raise ExportError(f"{path}: cannot be read as UTF-8 text ({e})") from e
     tokenizer = _open_tokenizer(checkpoint)
-    ids = np.concatenate([np.empty(0, np.int64), *(np.array(piece, np.int64) for piece in _encode(tokenizer, text))])
-    start = _special_tokens(tokenizer)
+    with tokenizer_errors(
+        lambda reason: ExportError(f"{path}: the checkpoint's tokenizer cannot encode it ({reason})")
+    ):
+        pieces = [np.array(piece, np.int64) for piece in _encode(tokenizer, text)]
+        start = _special_tokens(tokenizer)
+    ids = np.concatenate([np.empty(0, np.int64), *pieces])
     own = length - len(start)
     if own < 1:
         raise ExportError(

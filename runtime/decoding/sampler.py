@@ -64,6 +64,8 @@ def choose_token(row: Floats, greedy: int, request: SampledRequest) -> tuple[int
 
     greedy: the index of the largest logit, the lowest one among equals; NOT_FINITE where the logits are not finite.
     """
+    if greedy >= len(row):  # the graph's mistake, which the request will name
+        return greedy, None
     sampling, token, raw = request.sampling, greedy, row
     if request.processors and greedy >= 0:
         raw = row.copy()

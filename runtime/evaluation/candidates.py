@@ -38,7 +38,7 @@ class Candidate:
     @property
     def bos(self) -> int | None:
         """The token that the tokenizer puts at the beginning of a text; None if it puts none."""
-        first = self.core.encode("a").ids[:1]
+        first = self.tokenizer.encode("a")[:1]
         return first[0] if first and first[0] == self.manifest.model.bos_token_id else None
 
     def encode(self, text: str, where: str) -> tokenizers.Encoding:
@@ -47,9 +47,9 @@ class Candidate:
         where: what the text is, for the error message.
 
         Raises:
-            RequestError: the tokenizer has no token for a piece of the text.
+            RequestError: the tokenizer has no token for a piece of the text, or cannot take it.
         """
-        encoding = self.core.encode(text, add_special_tokens=False)
+        encoding = self.tokenizer.encoding(text, add_special_tokens=False)
         unknown = self._unknown_id()
         if unknown is not None and unknown in encoding.ids:
             begin, end = encoding.offsets[encoding.ids.index(unknown)]
@@ -64,9 +64,10 @@ class Candidate:
 
         Raises:
             RequestError: the tokenizer loses a part of the text.
+            ArtifactError: it cannot decode it.
         """
         ids = list(self.encode(text, where).ids)
-        if (read := "".join(self.core.decode(ids).split())) != (written := "".join(text.split())):
+        if (read := "".join(self.tokenizer.decode(ids).split())) != (written := "".join(text.split())):
             at = next((i for i, pair in enumerate(zip(read, written, strict=False)) if pair[0] != pair[1]), len(read))
             raise RequestError(
                 f"{where}: {self.root}: its tokenizer turns {written[at : at + 20]!r} into {read[at : at + 20]!r}; "

@@ -113,7 +113,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         if add_special_tokens is None:
             prefix = self._core.id_to_token(self.prefix_token_id)
             add_special_tokens = prefix is None or not string.startswith(prefix)
-        return list(self._core.encode(string, add_special_tokens=add_special_tokens).ids)
+        assert self.llm.tokenizer is not None
+        return self.llm.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the conversation as text; without a generation prompt it ends with the last message, to be continued."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.requests.completion import Completion, Event, FinishReason, Logprobs, Token
-from enginewright.runtime.requests.logits_processor import NO_TOKEN, LogitsProcessor
+from enginewright.runtime.requests.logits_processor import NO_TOKEN, NOT_FINITE, LogitsProcessor
 from enginewright.runtime.requests.random_stream import Draws
 from enginewright.runtime.requests.resolved_sampling import ResolvedSampling
 from enginewright.runtime.text.text_stream import TextStream
@@ -131,6 +131,7 @@ class Generation(Request):
     text: makes the text of its tokens; None where the engine has no tokenizer, and once the text has ended.
     deliver: called with each Token as it comes, then with the Completion or the error. It fills `events`, unless the LLM
         sets another one before submission. What it raises ends the request.
+    vocab: the vocabulary's size; every token is below it.
     processors: what changes its logits before a token is chosen.
     processor_error: what one of them raised; set by the sampler.
     """
@@ -140,6 +141,7 @@ class Generation(Request):
         prompt: Ints,
         sampling: ResolvedSampling,
         *,
+        vocab: int,
         limit: int,
         ends: frozenset[int],
         text: TextStream | None,
@@ -147,6 +149,7 @@ class Generation(Request):
     ) -> None:
         super().__init__(prompt, reserve=len(prompt) + limit - 1)
         self.sampling = sampling
+        self.vocab = vocab
         self.is_plain_greedy = sampling.is_plain_greedy
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.draws = Draws(self.seed)
@@ -170,13 +173,14 @@ class Generation(Request):
     def receive(self, tokens: Sequence[int], logprobs: Logprobs | None = None) -> bool:
         """Take the next tokens, up to the request's last one; return True when that is among them.
 
-        A number below 0 stands for a token that could not be chosen, and ends the request with an error.
+        NOT_FINITE and NO_TOKEN stand for a token that could not be chosen, and end the request with an error. So does any other
+        number that the vocabulary does not have, before it can get into a step.
 
         logprobs: log-probabilities where there is a single token and the request asks for them.
         """
         position = self.length
         for token in tokens:
-            if token < 0:
+            if not 0 <= token < self.vocab:
                 self.fail(self._explain(token))
                 return True
             self.tokens[position] = token
@@ -217,13 +221,19 @@ class Generation(Request):
         """Return the error of a request for which no token could be chosen."""
         if token == NO_TOKEN:
             error = RequestError(
-                f"Sampling.logits_processors: got an error from a processor ({self.processor_error!r}); other requests go on"
+                f"Sampling.logits_processors: got an error from a processor ({describe(self.processor_error)}); other requests "
+                "go on"
                 if self.processor_error is not None
                 else "Sampling.logits_processors: got logits of which none is finite, expected at least one token that is "
                 "allowed; check what the processors, or logit_bias, rule out"
             )
             error.__cause__ = self.processor_error
             return error
+        if token != NOT_FINITE:
+            return ArtifactError(
+                f"decoder graph: got token id {token} from it, expected 0 to {self.vocab - 1}, as the manifest's vocab_size says; "
+                "build the engine again"
+            )
         return ArtifactError(
             "logits: got values that are not finite, expected numbers; the engine's weights are damaged, or "
             "too large for its precision: compare it with its model by `enginewright check`"
@@ -289,11 +299,19 @@ def as_error(error: BaseException) -> Exception:
     if isinstance(error, Exception):
         return error
     known = RequestError(
-        f"request: ended by {error!r}, which its own callback or processor, or a library, raised while the engine ran; other "
+        f"request: ended by {describe(error)}, which its own callback or processor, or a library, raised while the engine ran; other "
         "requests go on"
     )
     known.__cause__ = error
     return known
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's own representation; where that raises too, the name of its class."""
+    try:
+        return repr(error)
+    except BaseException:  # of any kind: the class may be the user's own
+        return type(error).__name__
 
 
 def _drop(_: Event) -> None:

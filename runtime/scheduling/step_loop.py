@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TypeAlias
 from enginewright.runtime.backends.session import Session
 from enginewright.runtime.decoding.program import Emission, Program
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.requests.request import Request
+from enginewright.runtime.requests.request import Request, describe
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
 
@@ -81,6 +82,8 @@ class StepLoop:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._failure: BaseException | None = None  # what ended the loop, if it was not closed
+        self._process = os.getpid()
 
     def submit(self, *programs: Program) -> None:
         """Queue `programs`, in order and for the same step; starts the thread on first use."""
@@ -90,7 +93,7 @@ class StepLoop:
         """Call `action` on the loop's thread, before the next step, and wait for it; raises what it raises.
 
         Raises:
-            RequestError: the loop is closed, or this is its own thread, which would wait for itself.
+            RequestError: the loop is closed, or this is its own thread, which would wait for itself, or another process.
         """
         self.check_may_wait()
         result: Future[None] = Future()
@@ -98,19 +101,34 @@ class StepLoop:
         result.result()
 
     def check_may_wait(self) -> None:
-        """Raise RequestError where this is the loop's own thread, which would wait for itself, and all requests with it."""
+        """Raise RequestError where this is the loop's own thread, which would wait for itself, or a fork without the thread."""
+        self.check_process()
         if threading.current_thread() is self._thread:
             raise RequestError(
                 "LLM: got a call from on_event, or the like, that waits for the step loop on its own thread; call it from another "
                 "thread"
             )
 
+    def check_process(self) -> None:
+        """Raise RequestError in a process that was forked from the loop's own: it has the memory, but not the threads."""
+        if self._is_fork():
+            raise RequestError(
+                f"LLM: got a call in process {os.getpid()}, which was forked from {self._process}, where the engine was loaded and "
+                "its threads are; load the engine in this process, after the fork, or start the process by spawn"
+            )
+
     def cancel(self, *requests: Request) -> None:
         """End `requests` before the next step; requests that have ended already stay as they are."""
-        self._inbox.put(Cancel(requests))
+        if not self._is_fork():
+            self._inbox.put(Cancel(requests))
 
     def close(self) -> None:
-        """Cancel all live requests and end the thread after the current step; may be called again."""
+        """Cancel all live requests and end the thread after the current step; may be called again.
+
+        In a forked process it does nothing: thread and requests are the parent's, and a lock may have been held at the fork.
+        """
+        if self._is_fork():
+            return
         with self._lock:
             self._closed = True
             self._inbox.put(Close())
@@ -126,10 +144,18 @@ class StepLoop:
         self.scheduler.evict_due(self.session)
         return step, emission
 
+    def _is_fork(self) -> bool:
+        """Whether this process was forked from the one that created the loop."""
+        return os.getpid() != self._process
+
     def _send(self, message: Message) -> None:
+        self.check_process()
         with self._lock:
             if self._closed:
-                raise RequestError("LLM: closed, so it takes no more requests; load the engine again")
+                why = "closed" if self._failure is None else f"ended by {describe(self._failure)}"
+                raise RequestError(
+                    f"LLM: {why}, so it takes no more requests; load the engine again"
+                ) from self._failure
             if self._thread is None:
                 # a daemon, because the interpreter must not wait for it before its exit hooks, one of which closes the engine
                 self._thread = threading.Thread(target=self._serve, name="enginewright", daemon=True)
@@ -157,14 +183,14 @@ class StepLoop:
             BaseException
         ) as error:  # also SystemExit, and panics of libraries: or else all owners would wait for ever
             with self._lock:
-                self._closed = True
-            self._end_all(
-                error if isinstance(error, Exception) else RuntimeError(f"the step loop has ended: {error!r}")
-            )
+                self._closed, self._failure = True, error
+            self._end_all(error)
             raise
 
-    def _end_all(self, error: Exception) -> None:
-        """End all requests, those in the inbox among them, with `error`."""
+    def _end_all(self, cause: BaseException) -> None:
+        """End all requests, those in the inbox among them, because `cause` has ended the loop."""
+        error = RequestError(f"LLM: the step loop has ended: {describe(cause)}; load the engine again")
+        error.__cause__ = cause
         unread = [] if self._acted_on is None else [self._acted_on]
         while not self._inbox.empty():
             unread.append(self._inbox.get())

@@ -86,9 +86,13 @@ class Tokenizer:
         Raises:
             RequestError: it is not valid Unicode, or the tokenizer cannot take it.
         """
+        return list(self.encoding(text, add_special_tokens=add_special_tokens).ids)
+
+    def encoding(self, text: str, *, add_special_tokens: bool = True) -> tokenizers.Encoding:
+        """Return `text` in tokens, with the place of each; raises as `encode` does."""
         _check_text(text)
         try:
-            return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self._core.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
             if not is_of_library(error):
                 raise

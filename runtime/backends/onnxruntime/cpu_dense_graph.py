@@ -15,6 +15,7 @@ from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.dense_session import DenseCall
 from enginewright.runtime.backends.graph_check import check_signature
 from enginewright.runtime.backends.onnxruntime.cpu_session import aligned_zeros, open_on_cpu
+from enginewright.runtime.backends.onnxruntime.run_errors import RUN_ERRORS, run_error
 from enginewright.runtime.backends.port_shapes import dense_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs
 from enginewright.runtime.cache.capacity import Capacity
@@ -37,6 +38,7 @@ class CpuDenseGraph:
                 "float32"
             )
         self._manifest = manifest
+        self._place = root, graph.files[0].path
         held = {name: aligned_zeros(*spec) for name, spec in dense_shapes(manifest, capacity.rows).items()}
         self._caches = {name: array for name, array in held.items() if name.startswith(POOL)}
         self._entries = {name: array for name, array in held.items() if name not in self._caches}
@@ -49,7 +51,11 @@ class CpuDenseGraph:
             self._bind(name, entries, is_input=True)
 
     def run(self, call: DenseCall) -> None:
-        """Run the graph on parts of the caches and of the results; the run is over on return."""
+        """Run the graph on parts of the caches and of the results; the run is over on return.
+
+        Raises:
+            ArtifactError: ONNX Runtime could not run the graph.
+        """
         rows = slice(call.first, call.first + len(call.input_ids))
         inputs: dict[str, NDArray[np.generic]] = {name: np.ascontiguousarray(getattr(call, name)) for name in PER_CALL}
         inputs |= {name: np.ascontiguousarray(array) for name, array in call.conditions.items()}
@@ -62,7 +68,10 @@ class CpuDenseGraph:
         for name, result in self._results.items():
             self._bind(name, result[call.at : call.at + len(call.sample_rows)], is_input=False)
         start = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except RUN_ERRORS as e:
+            raise run_error(*self._place, e) from e
         self.run_seconds += time.perf_counter() - start
 
     def outputs(self, rows: int, *, reads_logits: bool) -> Outputs:

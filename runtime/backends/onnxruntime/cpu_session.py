@@ -21,6 +21,7 @@ from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.huge_pages import huge_pages
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
 from enginewright.runtime.backends.onnxruntime.policy_graphs import PolicyGraphs
+from enginewright.runtime.backends.onnxruntime.run_errors import RUN_ERRORS, run_error
 from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep, policy_offers
 from enginewright.runtime.backends.step_arrays import StepArrays
@@ -51,6 +52,7 @@ class CpuSession:
         self.run_seconds = 0.0
         self.offers = policy_offers(manifest, runs_graphs=True)
         self._manifest = manifest
+        self._place = root, graph.files[0].path
         self._session = open_on_cpu(root, graph, threads)
         check_signature(root, manifest, (each.name for each in self._session.get_inputs()))
         self._binding = self._session.io_binding()
@@ -67,7 +69,11 @@ class CpuSession:
         self._policy = PolicyGraphs(root, manifest, self._buffers, open_graph=partial(open_on_cpu, threads=threads))
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run."""
+        """Return the outputs, writable and valid until the next run.
+
+        Raises:
+            ArtifactError: ONNX Runtime could not run the graph.
+        """
         for source, target in step.sink_copies:
             for exact in self._exact:
                 exact[target, :, 0] = exact[source, :, 0]
@@ -77,7 +83,10 @@ class CpuSession:
             self._write(name, array)
         outputs = self._expect(len(step.sample_rows))
         start = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except RUN_ERRORS as e:
+            raise run_error(*self._place, e) from e
         self.run_seconds += time.perf_counter() - start
         return outputs
 

@@ -17,6 +17,7 @@ from enginewright.runtime.backends.device.memory import DeviceBuffer, DeviceMemo
 from enginewright.runtime.backends.device.packed_buffers import PackedBuffers
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
 from enginewright.runtime.backends.onnxruntime.open_graph import open_graph
+from enginewright.runtime.backends.onnxruntime.run_errors import RUN_ERRORS, run_error
 from enginewright.runtime.backends.port_shapes import input_shapes, output_shapes
 from enginewright.runtime.backends.session import Outputs, PackedStep, TilesAlone, policy_offers
 from enginewright.runtime.backends.step_arrays import StepArrays
@@ -54,6 +55,7 @@ class CudaSession(TilesAlone):
         check_ops(root, graph)
         self.run_seconds = 0.0
         self._device = device
+        self._place = root, graph.files[0].path
         memory = DeviceMemory(library)
         self.offers = policy_offers(manifest)
         self._session = _open(root, graph, library, memory, provider)
@@ -68,13 +70,20 @@ class CudaSession(TilesAlone):
         self._bind_all(graph)
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run; logits are new only if the step reads them."""
+        """Return the outputs, writable and valid until the next run; logits are new only if the step reads them.
+
+        Raises:
+            ArtifactError: ONNX Runtime or CUDA could not run the graph.
+        """
         start = time.perf_counter()
-        self._buffers.write(step)
-        rows = len(step.sample_rows)
-        self._expect(step, rows)
-        self._session.run_with_iobinding(self._binding)
-        outputs = self._buffers.read(rows, reads_logits=step.reads_logits)
+        try:
+            self._buffers.write(step)
+            rows = len(step.sample_rows)
+            self._expect(step, rows)
+            self._session.run_with_iobinding(self._binding)
+            outputs = self._buffers.read(rows, reads_logits=step.reads_logits)
+        except RUN_ERRORS as e:
+            raise run_error(*self._place, e) from e
         self.run_seconds += time.perf_counter() - start
         return outputs
 

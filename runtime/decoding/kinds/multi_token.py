@@ -123,6 +123,8 @@ class NextAndGuesses(CausalProgram):
             self.judged = len(guesses)
             return tokens, 0, None
         tokens = [*brought[:agreed], chosen[agreed]]
+        if guesses and not 0 <= min(guesses) <= max(guesses) < request.vocab:  # the request fails on it, and names it
+            return [*tokens, next(each for each in guesses if not 0 <= each < request.vocab)], 0, None
         # guesses follow the model's own token, which a processor may have changed
         self.check_next(guesses if chosen[agreed] == results.greedy[last] else (), after=len(tokens))
         self.newest = [tokens[-1], *self.drafts]

@@ -29,6 +29,14 @@ class CompiledTemplate:
     template: jinja2.Template
     reads: frozenset[str]
 
+    def render(self, values: dict[str, Any], now: datetime) -> str:
+        """Return the text of the template with these variables; `strftime_now` gives parts of `now`.
+
+        Raises whatever the template raises.
+        """
+        self.template.globals["strftime_now"] = lambda form: now.strftime(form)
+        return self.template.render(values)
+
 
 @functools.lru_cache(maxsize=32)
 def compile_template(source: str) -> CompiledTemplate:
@@ -49,7 +57,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": _reject,
-        "strftime_now": lambda form: datetime.now().strftime(form),
+        "strftime_now": None,  # set for each rendering
         "namespace": _make_namespace,
         "dict": _DictFunction(),
     }

@@ -147,3 +147,10 @@ def test_own_text_of_a_broken_model(example: Checkpoint) -> None:
     weights["model.norm.weight"] = norm.derive(norm.shape, lambda x: x * np.float32(np.inf))
     with pytest.raises(ExportError, match="its logits are NaN or infinite"):
         tokens_from_model(example, weights, 1, 5, 0)
+
+
+def test_a_tokenizer_that_cannot_take_the_text_is_named(example: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    monkeypatch.setattr(texts, "_open_tokenizer", lambda _: core)
+    with pytest.raises(ExportError, match=r"held_out\.txt: the checkpoint's tokenizer cannot encode it \(.*UNK"):
+        tokens_from_file(EXAMPLE / "held_out.txt", example, 2, 10, 0)

@@ -361,3 +361,17 @@ def test_a_penalty_of_the_models_own_gives_one_token_a_step_and_is_told() -> Non
         (fast,) = llm.generate([3, 4], Sampling(max_tokens=12, ignore_eos=True, repetition_penalty=1))
     assert slow.guessed_tokens == 0 and fast.guessed_tokens > 0
     assert list(fast.token_ids) == greedy([3, 4], 12)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("bad", [VOCAB, 2**40, -3])
+def test_a_guess_that_is_no_token_ends_its_own_request(verify: bool, bad: int) -> None:
+    """With verification it would be in the next step, which would fail for all."""
+    with guessing(lambda tokens: [bad] if tokens[0] == 9 else [5], verify=verify) as llm:
+        alone = llm.generate([3, 4], Sampling(max_tokens=12, ignore_eos=True))[0].token_ids
+        handles = llm.submit_all([[9, 4], [3, 4]], Sampling(max_tokens=12, ignore_eos=True))
+        with pytest.raises(
+            ArtifactError, match=f"decoder graph: got token id {bad} from it, expected 0 to {VOCAB - 1}"
+        ):
+            handles[0].result()
+        assert handles[1].result().token_ids == alone

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tokenizers
 
-from enginewright.runtime.errors import RequestError
+from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.evaluation.candidates import Candidate, open_candidates
 from enginewright.runtime.evaluation.documents import Document, read_documents
 from enginewright.runtime.evaluation.texts import document_texts
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 LONG = "the cat sat on the mat, and the hat: naïve 猫 on a mat.\n" * 20
 
@@ -122,3 +124,14 @@ def test_bad_data_names_the_line(tmp_path: Path, name: str, content: bytes, mess
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"nothing\.txt: no such file"):
         read_documents(tmp_path / "nothing.txt")
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_named(candidate: Candidate) -> None:
+    """The library raises `Exception` for a word that is missing, and panics where its decoder strips more than there is."""
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({" ": 0}, unk_token="[UNK]"))
+    core.decoder = tokenizers.decoders.Strip(" ", 0, 9)
+    broken = replace(candidate, tokenizer=Tokenizer(core, None))
+    with pytest.raises(RequestError, match=r"tokenizer/tokenizer\.json: could not encode a prompt that begins 'word'"):
+        broken.encode("word", "line 1")
+    with pytest.raises(ArtifactError, match=r"tokenizer/tokenizer\.json: could not decode tokens"):
+        broken.encode_exactly(" ", "line 1")

@@ -75,7 +75,8 @@ class Failing:
 
 @pytest.mark.parametrize("end", ["cancel", "limit", "end token"])
 def test_an_error_at_the_end_of_the_text_is_the_requests(end: str) -> None:
-    request = Generation(np.array([1, 2, 0, 0]), ResolvedSampling(), limit=2, ends=frozenset([9]), text=Failing())
+    prompt, ends = np.array([1, 2, 0, 0]), frozenset([9])
+    request = Generation(prompt, ResolvedSampling(), vocab=VOCAB, limit=2, ends=ends, text=Failing())
     request.prompt_tokens = 2
     if end == "cancel":
         request.cancel()

@@ -18,6 +18,7 @@ from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from tests.support.runtime.simulated_requests import check_tiles
 from tests.support.runtime.toy_model import FULL, make_cache, make_llm
+from tests.support.runtime.toy_session import VOCAB
 
 ANSWER = 4
 
@@ -88,7 +89,7 @@ def scheduler_of(rows: int, step_tokens: int) -> Scheduler:
 def request_of(prompt: list[int]) -> Generation:
     """A request for a canvas of ANSWER tokens."""
     sampling = ResolvedSampling(max_tokens=ANSWER)
-    return Generation(np.array(prompt), sampling, limit=ANSWER, ends=frozenset(), text=None)
+    return Generation(np.array(prompt), sampling, vocab=VOCAB, limit=ANSWER, ends=frozenset(), text=None)
 
 
 def run(scheduler: Scheduler) -> list[list[int]]:
@@ -161,8 +162,10 @@ def test_what_is_no_exception_ends_all_requests_too() -> None:
     llm.loop.observer = leave
     request: Request = llm.submit([1])._request
     assert request.done.wait(10) and "the step loop has ended: SystemExit(3)" in str(request.error)
-    with pytest.raises(RequestError, match="closed"):
+    assert isinstance(request.error, RequestError)
+    with pytest.raises(RequestError, match=r"LLM: ended by SystemExit\(3\), so it takes no more requests"):
         llm.generate([3])
+    llm.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -170,8 +173,9 @@ def test_an_error_outside_of_a_step_ends_all_requests_and_later_ones_are_refused
     llm = make_llm(eos=(), rows=1)
     llm.loop.scheduler.submit = None  # type: ignore[method-assign, assignment]
     request: Request = llm.submit([1])._request
-    assert request.done.wait(10) and isinstance(request.error, TypeError)
-    with pytest.raises(RequestError, match="closed"):
+    assert request.done.wait(10) and isinstance(request.error, RequestError)
+    assert isinstance(request.error.__cause__, TypeError)
+    with pytest.raises(RequestError, match="LLM: ended by TypeError"):
         llm.generate([3])
 
 

@@ -14,11 +14,25 @@ from enginewright.runtime.errors import ArtifactError, RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.completion import Completion, Event, Token
 from enginewright.runtime.requests.logits_processor import Stateless
+from enginewright.runtime.requests.request import describe
 from enginewright.runtime.requests.sampling import Sampling
 from tests.support.runtime.toy_model import greedy, make_llm
 from tests.support.runtime.toy_session import VOCAB
 
-ERRORS = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError("the owner's own"), BaseException("bare")]
+
+class Unspeakable(BaseException):
+    """An error that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise SystemExit("of repr")
+
+    __str__ = __repr__
+
+
+ERRORS = [
+    *(SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError("the owner's own"), BaseException("bare")),
+    *(StopIteration(), BaseExceptionGroup("several", [KeyboardInterrupt()]), Unspeakable()),
+]
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -78,6 +92,10 @@ def test_a_request_that_has_ended_can_be_read_on_the_loops_thread() -> None:
     assert read[0].token_ids == expected[0].token_ids and read[2] == expected[1]
 
 
+def name_of(error: BaseException) -> str:
+    return type(error).__name__
+
+
 @pytest.fixture
 def busy() -> Iterator[LLM]:
     """A toy whose other requests must end as they would without the one that fails."""
@@ -110,10 +128,10 @@ def check_error(got: Exception, given: BaseException) -> None:
     if isinstance(given, Exception):
         assert given in (got, got.__cause__)
     else:
-        assert isinstance(got, RequestError) and got.__cause__ is given and repr(given) in str(got)
+        assert isinstance(got, RequestError) and got.__cause__ is given and describe(given) in str(got)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=name_of)
 def test_an_error_of_any_kind_in_a_callback_ends_its_own_request(busy: LLM, error: BaseException) -> None:
     def take(_: Event) -> None:
         raise error
@@ -121,7 +139,7 @@ def test_an_error_of_any_kind_in_a_callback_ends_its_own_request(busy: LLM, erro
     check_error(raised_by(busy.submit([3, 4], Sampling(max_tokens=9), on_event=take).result), error)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=name_of)
 @pytest.mark.parametrize("at", ["process", "accept"])
 def test_an_error_of_any_kind_in_a_processor_ends_its_own_request(busy: LLM, error: BaseException, at: str) -> None:
     class Processor(Stateless):
@@ -138,7 +156,7 @@ def test_an_error_of_any_kind_in_a_processor_ends_its_own_request(busy: LLM, err
     assert isinstance(got, RequestError) and got.__cause__ is error
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=name_of)
 def test_an_error_of_any_kind_in_a_scorers_function_ends_its_own_request(busy: LLM, error: BaseException) -> None:
     def take(position: int, logits: np.ndarray) -> None:
         raise error
@@ -146,7 +164,17 @@ def test_an_error_of_any_kind_in_a_scorers_function_ends_its_own_request(busy: L
     check_error(raised_by(lambda: busy.score([[3, 4, 5]], [take])), error)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=name_of)
+def test_an_error_of_any_kind_where_a_stream_is_read_is_the_readers(busy: LLM, error: BaseException) -> None:
+    """Thrown into the stream at its second token, as an interrupt is, it cancels the request."""
+    stream = busy.stream([3, 4], Sampling(max_tokens=40))
+    next(stream)
+    with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)) as caught:
+        stream.throw(error)  # type: ignore[attr-defined]
+    assert error in (caught.value, caught.value.__cause__)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=name_of)
 def test_an_error_of_any_kind_between_steps_is_the_callers(busy: LLM, error: BaseException) -> None:
     def act() -> None:
         raise error

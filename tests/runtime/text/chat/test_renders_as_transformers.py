@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.text.chat import environment
+from enginewright.runtime.text.chat import template
 from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.chat.environment import compile_template
 from enginewright.runtime.text.chat.template_set import TemplateSet
@@ -71,7 +71,7 @@ def theirs(byte_tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(autouse=True)
 def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (environment, chat_template_utils):
+    for module in (template, chat_template_utils):
         monkeypatch.setattr(module, "datetime", Noon)
 
 
