@@ -165,7 +165,7 @@ class Checkpoint:
         """Return the content of the config.json of a checkpoint of these tensors: the file, or the config of the text part."""
         if not self.is_text_part:
             return self.read_file(CONFIG)
-        content = json.loads(self.config.to_json_string())
+        content = parse_json(self.config.to_json_string().encode(), self.path / CONFIG)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
         content["architectures"] = [kind.__name__]
         return (json.dumps(content, indent=2) + "\n").encode()

@@ -20,6 +20,7 @@ from enginewright.exporters.methods.nsru.response_tokens import ResponseTokens
 from enginewright.exporters.methods.nsru.subspace import InputSamples
 from enginewright.exporters.methods.nsru.unlearn_options import UnlearnOptions
 from enginewright.exporters.methods.nsru.unlearning_losses import token_mean_loss
+from enginewright.exporters.methods.unfinished_run import read_note
 from enginewright.runtime.errors import ExportError
 
 NOTE, TENSORS, STATES = "inputs.json", "inputs.safetensors", "states.float32"
@@ -105,7 +106,7 @@ def observe_inputs(
     bounds = np.cumsum([0, *(len(each.ids) for each in sequences)])
     if not (folder / NOTE).is_file():
         _observe(model, texts, folder, options, most)
-    note = json.loads((folder / NOTE).read_text())
+    note = read_note(folder / NOTE)
     tensors = load_file(folder / TENSORS)
     inputs = {
         name: SharedInput(
