@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.atomic_files import replace_file
@@ -151,7 +151,7 @@ def _observe(
             bar.update(len(batch))
     states.flush()
     about, tensors = samples.results(options, most)
-    save_file(tensors, folder / TENSORS)
+    replace_file(folder / TENSORS, save(tensors))
     reference = _reference(model, texts["undesired"]) if options.method == "npo" else []
     note = {"inputs": about, "width": states.shape[1], "is_reused": is_reused, "reference": reference}
     replace_file(folder / NOTE, json.dumps(note).encode())
