@@ -60,7 +60,10 @@ def build(
             outcome.save(root)
             return manifest
     except OSError as e:
-        raise ExportError(f"{output}: cannot be written ({e.strerror or e}); nothing was changed") from e
+        reason = (
+            e.strerror or f"{e}; is the disk full?"
+        )  # numpy's own OSError has no number, and counts what was written
+        raise ExportError(f"{output}: cannot be written ({reason}); nothing was changed") from e
 
 
 def _advise(error: TargetError, output: Path, backend: str, chosen: BackendOptions | None) -> str:

@@ -11,9 +11,11 @@ from enginewright.exporters.config_text import split_spec
 from enginewright.exporters.methods.registry import Applied, apply_method, check_together
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.weights.registry import DEFAULT, FORMS, Storage, choose_storage
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
 from enginewright.runtime.errors import ExportError
 
 PLUGINS = ("all", "none")
+_MOST = 1 << 16  # bytes of a recipe: YAML is read slowly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_bytes())
-    except OSError as e:
-        raise ExportError(f"{path}: cannot be read ({e.strerror}); pass a YAML file") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        content = read_bounded(path, _MOST, ExportError, "pass a YAML file")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content)):  # nested ones grow without bound
+            raise ExportError(f"{path}: got an alias (*name), expected none; write its value out")
+        raw = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: also a number or a date that is none
         raise ExportError(f"{path}: not valid YAML ({e})") from e
     known = [field.name for field in dataclasses.fields(Recipe)]
     if not isinstance(raw, dict):

@@ -56,6 +56,21 @@ def is_literal(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant)
 
 
+def test_json_of_others_has_one_reader() -> None:
+    """Only it bounds size and depth, and turns every failure into an error of the product."""
+    reader = ROOT / "runtime/artifact/files/json_file.py"
+    own = {"plugins/libraries/cpu.py", "plugins/libraries/tensorrt.py"}  # what our own libraries say of themselves
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path != reader
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and name_of(node) in ("json.load", "json.loads")
+    }
+    assert found == own
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_file_is_run(package: str) -> None:
     wrong = [

@@ -7,6 +7,7 @@ and are never read here; ONNX Runtime's own optimiser sees them as inputs.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions)
 
     Raises:
         BuildError: enginewright's op library is missing, or ONNX Runtime does not take the graph.
+        OSError: the disk is full.
     """
     graphs = {name: _build_graph(root, name, graph) for name, graph in manifest.graphs.items()}
     built = dataclasses.replace(manifest, graphs=graphs)
@@ -107,6 +109,13 @@ def _optimize(model: ir.Model, root: Path) -> ir.Model:
         try:
             ort.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
         except LOAD_ERRORS as e:
+            _check_room(after, before.stat().st_size)
             raise BuildError(f"onnxruntime {ort.__version__} does not take the graph ({e})") from e
         optimized = ir.load(after)
     return optimized
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Raise the disk's own OSError where it has no room for `size` bytes: ONNX Runtime only says that it could not write."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))

@@ -19,7 +19,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as e:
         raise ExportError(
             f"{folder}: cannot be written or read ({e.strerror or e}); make room or choose another folder, then run "
-            "again: the blocks that are done are kept"
+            "again: what is done is kept"
         ) from e
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.exporters.calibration.atomic_files import disk_errors, replace_file
+from enginewright.runtime.artifact.files.json_file import read_json
 from enginewright.runtime.errors import ExportError
 
 NOTE = "calibration.json"
@@ -92,12 +93,12 @@ def open_resume_state(folder: Path, key: dict[str, Any]) -> ResumeState:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, ExportError, f"delete the folder {path.parent} and calibrate again")
         begun = found["next"] is not None
         if not isinstance(found["key"], dict) or (begun and not isinstance(found["next"], int)):
             raise ValueError("not a note of a calibration")
         if begun and not isinstance(found["checksums"], dict):
             raise ValueError("not a note of a calibration")
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise ExportError(f"{path}: damaged ({e}); delete the folder {path.parent} and calibrate again") from e
     return dict(found)

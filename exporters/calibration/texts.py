@@ -18,6 +18,7 @@ from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.tokenizer.engine_tokenizer import read_tokenizer
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.files.bounded_file import MOST_TEXT, read_bounded
 from enginewright.runtime.artifact.tokenizer_json import tokenizer_errors
 from enginewright.runtime.errors import ExportError
 
@@ -37,8 +38,8 @@ def tokens_from_file(path: Path, checkpoint: Checkpoint, sequences: int, length:
     """
     _check_sizes(checkpoint, sequences, length)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = read_bounded(path, MOST_TEXT, ExportError, "give a text file").decode()
+    except UnicodeDecodeError as e:
         raise ExportError(f"{path}: cannot be read as UTF-8 text ({e})") from e
     tokenizer = _open_tokenizer(checkpoint)
     with tokenizer_errors(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,9 @@ from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.recipe import PLUGINS, Recipe, parse_method, parse_weights, read_recipe
 from enginewright.exporters.trial import KINDS, REPORT
 from enginewright.exporters.weights.registry import list_forms
+from enginewright.runtime.artifact.files.json_file import read_object
 from enginewright.runtime.artifact.stored_codes import codes_lines
+from enginewright.runtime.errors import ArtifactError
 
 DEFAULTS = Recipe()
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in codes_lines(manifest.weights):
         tqdm.write(line, file=sys.stderr)
     size = sum(file.size for file in manifest.files())
-    told = json.loads((arguments.output / REPORT).read_text())["told"]
+    told = read_object(arguments.output / REPORT, ArtifactError, "build the engine again")["told"]
     ids = "" if manifest.tokenizer else "; it takes and gives token ids alone, as the checkpoint has no tokenizer"
     tqdm.write(f"{arguments.output}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s{ids}; {told}")
     return 0

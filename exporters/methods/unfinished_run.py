@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.exporters.calibration.atomic_files import alone_in, replace_file
+from enginewright.runtime.artifact.files.json_file import parse_json, read_json
 from enginewright.runtime.errors import ExportError
 
 UNFINISHED, REQUEST = ".unfinished", "request.json"
+
+
+def read_note(path: Path) -> Any:
+    """Return the value of a JSON file in the folder of an unfinished run; ExportError where it is damaged."""
+    return read_json(path, ExportError, f"remove {path.parent}, and run again")
 
 
 @contextmanager
@@ -31,9 +37,14 @@ def unfinished_run(output: Path, request: dict[str, Any]) -> Iterator[Path]:
     with alone_in(folder):
         if not note.is_file():
             replace_file(note, json.dumps(request, indent=1).encode())
-        elif json.loads(note.read_text()) != json.loads(json.dumps(request)):
+        elif read_note(note) != _as_read(request):
             raise ExportError(
                 f"{folder}: holds an unfinished run of another model, data or options; remove it, or repeat that run"
             )
         yield folder
         shutil.rmtree(folder)
+
+
+def _as_read(request: dict[str, Any]) -> Any:
+    """The request as `read_note` gives it: with lists for tuples."""
+    return parse_json(json.dumps(request), REQUEST, ExportError, "")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from enginewright.exporters.source.bounds.config_bounds import check_numbers
 from enginewright.exporters.source.formats.safetensors import INTEGERS
 from enginewright.exporters.source.json_file import parse_json
 from enginewright.exporters.source.multimodal.text_config import is_multimodal
@@ -25,7 +25,7 @@ from enginewright.exporters.source.multimodal.text_source import TextSource
 from enginewright.exporters.source.multimodal.whole_model import build_whole
 from enginewright.exporters.source.registry import find_source, locate
 from enginewright.exporters.source.rope_scaling import longest_context, named_context
-from enginewright.exporters.source.supported_models import check_supported, check_supported_raw
+from enginewright.exporters.source.supported_models import MODEL_ERRORS, check_supported, check_supported_raw
 from enginewright.exporters.source.tensor_source import TEMPLATES, SourceFormat, StoredTensor, TensorSource
 from enginewright.exporters.source.unused import Unused
 from enginewright.exporters.weights.weight import QuantizedRows
@@ -165,7 +165,7 @@ class Checkpoint:
         """Return the content of the config.json of a checkpoint of these tensors: the file, or the config of the text part."""
         if not self.is_text_part:
             return self.read_file(CONFIG)
-        content = json.loads(self.config.to_json_string())
+        content = parse_json(self.config.to_json_string().encode(), self.path / CONFIG)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
         content["architectures"] = [kind.__name__]
         return (json.dumps(content, indent=2) + "\n").encode()
@@ -190,6 +190,7 @@ def open_checkpoint(model: str) -> Checkpoint:
         raise ExportError(f"{path / CONFIG}: not found; expected a Hugging Face checkpoint directory with it")
     raw = parse_json(source.read_file(CONFIG), path / CONFIG)
     check_supported_raw(raw, path)
+    check_numbers(raw, path / CONFIG)
     config = _make_config(raw, path)
     unused = Unused()
     _note_other_files(source, unused)
@@ -235,7 +236,7 @@ def _make_config(raw: dict[str, Any], path: Path) -> PreTrainedConfig:
         (Path(folder) / CONFIG).write_text(json.dumps(raw))
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as e:
-            raise ExportError(f"{path / CONFIG}: transformers cannot read it ({e})") from e
-    check_supported(config)
+            check_supported(config)
+        except (*MODEL_ERRORS, OSError) as e:
+            raise ExportError(f"{path / CONFIG}: transformers cannot read it ({type(e).__name__}: {e})") from e
     return config

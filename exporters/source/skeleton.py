@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from enginewright.exporters.source.bounds.bounded_building import MOST_TENSORS, BoundedBuilding, most_tensors
 from enginewright.exporters.source.buffers import bind_buffers
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.rope_scaling import fix_rotary
@@ -44,25 +42,27 @@ def load_skeleton(checkpoint: Checkpoint, *, attention: str, max_context: int) -
     Raises:
         ExportError, UnsupportedError: as `build_skeleton`, or the checkpoint lacks a buffer.
     """
-    skeleton = build_skeleton(copy.deepcopy(checkpoint.config), attention=attention, max_context=max_context)
+    config, most = copy.deepcopy(checkpoint.config), most_tensors(len(checkpoint.tensors))
+    skeleton = build_skeleton(config, attention=attention, max_context=max_context, most=most)
     stored = bind_buffers(checkpoint, skeleton.model)
     return dataclasses.replace(skeleton, buffers={**skeleton.buffers, **stored})
 
 
-def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int) -> Skeleton:
+def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int, most: int = MOST_TENSORS) -> Skeleton:
     """Build the model that `config` describes, float32, without weights. Its buffers are as the constructor makes them.
 
     attention: name of a registered attention function.
     max_context: fixes rotary embeddings whose frequencies depend on the length seen so far. One engine uses one set of
         frequencies, so that cached keys and new queries agree.
+    most: tensors that are made.
 
     Raises:
-        ExportError: transformers cannot make a model from the config.
+        ExportError: transformers cannot make a model from the config, or one that is too large or without rotary frequencies.
         UnsupportedError: the value of a buffer depends on weights, and no checkpoint holds it.
     """
     config._attn_implementation = attention
     try:
-        with _EmptyOnMeta():
+        with BoundedBuilding(most):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except MODEL_ERRORS as e:
         raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e
@@ -70,6 +70,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     fix_rotary(model, max_context)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
     stored = persistent_buffers(model)
+    _check_frequencies(config, buffers)
     if missing := [name for name, buffer in buffers.items() if buffer.is_meta and name not in stored]:
         raise UnsupportedError(f"{config.model_type}: the value of buffer {missing[0]!r} is not known without weights")
     torch.nn.Module.to(model, "meta")
@@ -77,13 +78,12 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     return Skeleton(model=model, buffers=buffers)
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """Makes `torch.empty` allocate on the meta device while the context is entered."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+def _check_frequencies(config: PreTrainedConfig, buffers: dict[str, torch.Tensor]) -> None:
+    """Raise ExportError where the rotary settings give frequencies that are no numbers."""
+    for name, buffer in buffers.items():
+        if name.endswith("inv_freq") and not buffer.is_meta and not bool(buffer.isfinite().all()):
+            found = getattr(config, "rope_parameters", None)
+            raise ExportError(
+                f"config.json: got the rotary settings {found}, whose frequencies are not finite, expected a rope_theta above 0 "
+                "and finite factors; download it again"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -15,8 +16,19 @@ from enginewright.exporters.source.quantized.refused_methods import describe_ref
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What transformers raises where it cannot make a model of a config."""
+MODEL_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,  # a part may need a library that is not there
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What transformers raises where it cannot make a config of its settings, or a model of a config."""
 
 
 def check_supported_raw(raw: dict[str, Any], path: Path) -> None:

@@ -14,6 +14,9 @@ import torch
 
 from enginewright.exporters.source.unused import UnusedParts
 from enginewright.exporters.weights.weight import QuantizedRows
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
+from enginewright.runtime.artifact.files.json_file import MOST_TOKENIZER
+from enginewright.runtime.errors import ExportError
 
 TEMPLATES = "additional_chat_templates"
 """The folder of a checkpoint whose files are chat templates besides the default one."""
@@ -171,7 +174,7 @@ class FolderFiles:
 
     def read_file(self, name: str) -> bytes:
         """The content of a file in the directory."""
-        return (self._folder / name).read_bytes()
+        return read_bounded(self._folder / name, MOST_TOKENIZER, ExportError, "download the file again")
 
     def unused(self) -> Iterable[UnusedParts]:
         """Nothing: each file is given whole."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from enginewright.exporters.source.json_file import parse_json
+from enginewright.runtime.artifact.files.json_file import MOST_TOKENIZER
 from enginewright.runtime.artifact.tokenizer_json import SETTINGS, TOKENIZER, parse_tokenizer, tokenizer_errors
 from enginewright.runtime.errors import ExportError
 
@@ -40,7 +41,7 @@ def check_files(files: Mapping[str, bytes], path: Path) -> None:
             ):
                 parse_tokenizer(content)
         elif name.endswith(".json"):
-            parse_json(content, path / name)
+            parse_json(content, path / name, most=MOST_TOKENIZER)
         elif name.endswith((".txt", ".jinja")):
             _check_text(content, path / name)
         elif name.endswith((".model", ".tiktoken")):

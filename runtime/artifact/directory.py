@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from enginewright.runtime.artifact.files.json_file import read_json
 from enginewright.runtime.artifact.manifest import FORMAT, File, Manifest
 from enginewright.runtime.artifact.reservation import is_interrupted, replace, reserved
 from enginewright.runtime.artifact.strict_json import parse
@@ -132,10 +133,7 @@ def _load(root: Path, verify: bool) -> Manifest:
     path = Path(root) / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{root}: got no {MANIFEST}, expected an engine directory; `enginewright build` writes one")
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ArtifactError(f"{path}: not valid JSON ({e}); build the engine again") from e
+    raw = read_json(path, ArtifactError, "build the engine again")
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT

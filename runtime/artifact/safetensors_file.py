@@ -8,7 +8,6 @@ header, the tensors.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
+from enginewright.runtime.artifact.files.json_file import parse_json
 from enginewright.runtime.errors import ArtifactError
 
 MOST_HEADER = 100 << 20  # bytes, the format's own limit
+_MEND = "copy or download it again"
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 Floats = NDArray[np.float32]
 
 
-def read_floats(path: Path) -> dict[str, Floats]:
+def read_floats(path: Path, numbers: int) -> dict[str, Floats]:
     """Return the tensors of the file as float32, by name; those of half and double precision are converted.
 
+    numbers: the most that the caller has a use for; a larger file is not read.
+
     Raises:
-        ArtifactError: the file is missing or damaged, or a tensor has no floating point type of 16 to 64 bits.
+        ArtifactError: the file is missing, too large or damaged, or a tensor has no floating point type of 16 to 64 bits.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise ArtifactError(f"{path}: cannot be read ({e.strerror}); expected a safetensors file") from e
+    most = MOST_HEADER + numbers * max(_WIDTHS.values())
+    content = read_bounded(path, most, ArtifactError, "expected a safetensors file of this engine's model")
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(MOST_HEADER, len(content) - 8):
-        raise ArtifactError(f"{path}: not a whole safetensors file; copy or download it again")
+        raise ArtifactError(f"{path}: not a whole safetensors file; {_MEND}")
     try:
-        header = json.loads(content[8 : 8 + size])
+        header = parse_json(content[8 : 8 + size], path, ArtifactError, _MEND, most=MOST_HEADER)
         header.pop("__metadata__", None)
         return {name: _tensor(memoryview(content)[8 + size :], spec) for name, spec in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ArtifactError(f"{path}: no safetensors file of floats ({e}); copy or download it again") from e
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+        raise ArtifactError(f"{path}: no safetensors file of floats ({e}); {_MEND}") from e
 
 
 def _tensor(data: memoryview, spec: dict[str, Any]) -> Floats:

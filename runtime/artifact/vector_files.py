@@ -9,12 +9,12 @@ Every number of layers counts from 0. Others keys of task.json are provenance.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from enginewright.runtime.artifact.files.json_file import read_json
 from enginewright.runtime.artifact.manifest import Condition
 from enginewright.runtime.artifact.safetensors_file import Floats, read_floats
 from enginewright.runtime.errors import ArtifactError
@@ -26,6 +26,7 @@ PREFIXES = {"heads": "dfv.", "stream": "direction."}
 WHOLE = "fv"
 """The name of the vector for the residual stream after the layer that task.json names."""
 OTHERWISE = {"heads": "at=stream", "stream": "at=heads"}
+_MOST = 1 << 26  # numbers of a file: also the vectors of layers to which the engine adds none
 
 
 def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
@@ -44,7 +45,7 @@ def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
             f"({expected[:12]}): the weights differ; make them on the same checkpoint, with the same methods that change weights"
         )
     wanted = condition.vectors
-    found = _by_layer(folder, read_floats(folder / VECTORS), task, wanted.at)
+    found = _by_layer(folder, read_floats(folder / VECTORS, _MOST), task, wanted.at)
     if missing := sorted(found.keys() - set(wanted.layers)):
         raise ArtifactError(
             f"{folder}: got a vector for layer {missing[0]}, expected layers among {_ranges(wanted.layers)}, to which the "
@@ -64,12 +65,9 @@ def read_vectors(folder: Path, condition: Condition) -> tuple[str, Floats]:
 
 
 def _read_task(path: Path) -> dict[str, Any]:
-    try:
-        task: Any = json.loads(path.read_text())
-    except OSError as e:
-        raise ArtifactError(f"{path}: cannot be read ({e.strerror}); pass a folder with {VECTORS} and {TASK}") from e
-    except (ValueError, RecursionError) as e:
-        raise ArtifactError(f"{path}: not valid JSON ({e}); make the vectors again") from e
+    if not path.is_file():
+        raise ArtifactError(f"{path}: not found; pass a folder with {VECTORS} and {TASK}")
+    task = read_json(path, ArtifactError, "make the vectors again")
     kinds: dict[str, type | tuple[type, ...]] = {"format": int, "task": str, "model": dict, "layer": (int, type(None))}
     for name, kind in kinds.items():
         if not isinstance(task, dict) or not isinstance(task.get(name), kind) or isinstance(task.get(name), bool):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from enginewright.runtime.artifact.files.json_file import parse_json, read_json
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.chat.conversation import Conversation
 
@@ -72,11 +72,7 @@ def _flags(names: Sequence[str]) -> str:
 
 def _read_list(name: str, kind: str) -> list[Any]:
     """Return the list in a JSON file; the error for anything else names the file and what the list is of."""
-    try:
-        content = Path(name).read_bytes()
-    except OSError as e:
-        raise RequestError(f"{name}: cannot be read ({e.strerror}); pass a JSON file") from e
-    value = _parse(name, content)
+    value = read_json(Path(name), RequestError, "correct it")
     if not isinstance(value, list):
         raise RequestError(
             f"{name}: got a JSON {type(value).__name__}, expected a list of {kind}; write the list alone"
@@ -85,7 +81,4 @@ def _read_list(name: str, kind: str) -> list[Any]:
 
 
 def _parse(where: str, text: str | bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:  # ValueError: also bytes that are no text, and numbers of too many digits
-        raise RequestError(f"{where}: got no valid JSON ({e}); correct it") from e
+    return parse_json(text, where, RequestError, "correct it")

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from enginewright.runtime.artifact.files.bounded_file import MOST_TEXT, read_bounded
 from enginewright.runtime.commands.chat_options import add_chat_arguments, make_conversations
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
@@ -148,12 +149,14 @@ def _read_file(name: str, *, by_line: bool) -> list[str]:
     """Return the prompts of one file, UTF-8 with or without a byte order mark; empty lines between prompts are none."""
     where = "standard input" if name == STANDARD_INPUT else name
     try:
-        content = _read_standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
+        content = (
+            _read_standard_input()
+            if name == STANDARD_INPUT
+            else read_bounded(Path(name), MOST_TEXT, RequestError, "pass a file with a prompt")
+        )
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as e:
         raise RequestError(f"{where}: got bytes that are no UTF-8 ({e}); pass text") from e
-    except OSError as e:
-        raise RequestError(f"{where}: cannot be read ({e.strerror}); pass a file with a prompt") from e
     texts = [line for line in text.split("\n") if line.strip()] if by_line else [text.removesuffix("\n")]
     if not any(each.strip() for each in texts):
         raise RequestError(f"{where}: got no text, expected a prompt; pass --prompt TEXT, or --file FILE")
@@ -163,7 +166,10 @@ def _read_file(name: str, *, by_line: bool) -> list[str]:
 def _read_standard_input() -> bytes:
     if sys.stdin is None:
         raise RequestError("standard input: is closed, expected a prompt; pass --prompt TEXT, or --file FILE")
-    return sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise RequestError(f"standard input: got more than {MOST_TEXT:,} bytes; pass a shorter prompt")
+    return content
 
 
 def _make_prompt(llm: LLM, asked: str | Conversation) -> Prompt:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from enginewright.runtime.artifact.files.bounded_file import MOST_TEXT, read_bounded
+from enginewright.runtime.artifact.files.json_file import parse_json
 from enginewright.runtime.errors import RequestError
 
 FORMS = '{"text": ...} or {"prompt": ..., "completion": ...}'
@@ -33,7 +34,7 @@ def read_documents(path: Path) -> list[Document]:
     """
     if not path.is_file():
         raise RequestError(f"--data {path}: no such file")
-    raw = path.read_bytes()
+    raw = read_bounded(path, MOST_TEXT, RequestError, "pass a text file")
     try:
         content = raw.decode()
     except UnicodeDecodeError as e:
@@ -48,18 +49,13 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def _read_row(row: str, where: str, line: int) -> Document:
-    try:
-        value = json.loads(row)
-    except json.JSONDecodeError as e:
-        raise RequestError(f"{where}: not valid JSON ({e.msg} at column {e.colno}); is the file truncated?") from e
+    value = parse_json(row, where, RequestError, "is the file truncated?")
     keys = sorted(value) if isinstance(value, dict) else None
     if keys not in (["text"], ["completion", "prompt"]):
         raise RequestError(f"{where}: got {_shorten(row)}, expected {FORMS}")
     for key, text in value.items():
         if not isinstance(text, str) or not text:
             raise RequestError(f"{where}: {key!r}: got {text!r}, expected text that is not empty")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RequestError(f"{where}: {key!r}: got half a surrogate pair, expected valid Unicode text")
     return Document(text=value.get("text", value.get("completion")), prompt=value.get("prompt", ""), line=line)
 
 

@@ -17,7 +17,6 @@ so that results can be compared with published ones.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
+from enginewright.runtime.artifact.files.json_file import MOST_BYTES, read_object
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.evaluation.softmax import blocks, log_softmax
 from enginewright.runtime.loader import load
@@ -85,7 +86,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         self._seed = seed
         self._files = {Path(f.path).name: Path(engine) / f.path for f in self.llm.manifest.tokenizer}
         self._core = self.llm.tokenizer.core
-        self._config = json.loads(path.read_text()) if (path := self._files.get("tokenizer_config.json")) else {}
+        self._config = (
+            read_object(path, RequestError, "build the engine again")
+            if (path := self._files.get("tokenizer_config.json"))
+            else {}
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -131,7 +136,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval declares no types
         if not chat_template:
             return ""
         if path := self._files.get("chat_template.jinja"):
-            return path.read_text()
+            return read_bounded(path, MOST_BYTES, RequestError, "build the engine again").decode()
         return str(self._config.get("chat_template", ""))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

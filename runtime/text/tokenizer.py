@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import tokenizers
 
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
+from enginewright.runtime.artifact.files.json_file import MOST_BYTES, MOST_TOKENIZER, read_object
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.tokenizer_json import (
     SETTINGS,
@@ -54,7 +55,7 @@ class Tokenizer:
         with tokenizer_errors(
             lambda reason: ArtifactError(f"{path}: cannot be read ({reason}); build the engine again")
         ):
-            core = parse_tokenizer(path.read_bytes())
+            core = parse_tokenizer(read_bounded(path, MOST_TOKENIZER, ArtifactError, "build the engine again"))
         settings = _read_settings(paths)
         core.encode_special_tokens = settings.get("split_special_tokens") is True
         return cls(core, _find_templates(settings, paths))
@@ -165,21 +166,11 @@ def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_settings(paths: Mapping[str, Path]) -> dict[str, Any]:
-    return _read_object(paths[SETTINGS]) if SETTINGS in paths else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as e:  # not JSON, a number of too many digits, or too deep
-        raise ArtifactError(f"{path}: not valid JSON ({e}); build the engine again") from e
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: got {type(value).__name__}, expected an object; build the engine again")
-    return value
+    return read_object(paths[SETTINGS], ArtifactError, "build the engine again") if SETTINGS in paths else {}
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return read_bounded(path, MOST_BYTES, ArtifactError, "build the engine again").decode()
+    except UnicodeDecodeError as e:
         raise ArtifactError(f"{path}: cannot be read as UTF-8 text ({e}); build the engine again") from e

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from enginewright.runtime.artifact.files.json_file import parse_json
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.loader import load
 from enginewright.runtime.machine import physical_cores
@@ -33,7 +33,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the engine; an error of loading becomes Triton's error for the model."""
-        config = json.loads(args["model_config"])
+        config = parse_json(args["model_config"], "config.pbtxt", EnginewrightError, "write the repository again")
         options = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
         instances = max(sum(group.get("count", 1) for group in config.get("instance_group", [])), 1)
         numbers = {name: int(options[name]) for name in LOAD_OPTIONS if name in options}
@@ -63,7 +63,9 @@ class TritonPythonModel:
             client = _Client(request.get_response_sender(), request.requested_output_names(), batched=self._batched)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parameters = json.loads(request.parameters() or "{}")
+                parameters = parse_json(
+                    request.parameters() or "{}", "parameters", RequestError, "expected a JSON object"
+                )
                 served = read_request(self._server.llm, tensors, parameters, request.timeout())
                 client.follow(served)
                 self._server.submit(served, client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.artifact.files.json_file import parse_json
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM, Prompt
 from enginewright.runtime.requests.sampling import Sampling
@@ -107,8 +107,8 @@ def _read_conditions(texts: list[str]) -> dict[str, str | tuple[str, float]]:
 def _read_processors(text: str) -> dict[str, dict[str, Any] | None]:
     """Return the names and options that a JSON object has."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text, "logits_processors", RequestError, "")
+    except RequestError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(options, dict | None) for options in found.values()):
         raise RequestError(
@@ -207,10 +207,7 @@ def _render(llm: LLM, values: Mapping[str, Any]) -> list[int]:
 def _parse(name: str, text: str, kind: type) -> Any:
     """Return the value of a JSON text, after checking that it is a list or an object, as `kind` says."""
     expected = "a JSON list" if kind is list else "a JSON object"
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:  # ValueError: also numbers of too many digits
-        raise RequestError(f"{name}: not valid JSON ({e}); expected {expected}") from e
+    value = parse_json(text, name, RequestError, f"expected {expected}")
     if not isinstance(value, kind):
         raise RequestError(f"{name}: got {type(value).__name__}, expected {expected}")
     return value

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from enginewright.exporters.methods.unfinished_run import read_note
+
 BATCH = 8  # texts
 
 
@@ -69,7 +71,7 @@ def compute_states(model: PreTrainedModel, texts: Sequence[TokenSequence], folde
     best = _map(folder / "best.int64", np.int64, (int(bounds[-1]),))
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))  # texts of a batch are padded to the longest
     note = folder / "states.json"
-    done = int(json.loads(note.read_text())["sequences"]) if note.is_file() else 0
+    done = int(read_note(note)["sequences"]) if note.is_file() else 0
     with tqdm(total=len(texts), initial=done, desc="states", unit="text", disable=None) as bar, torch.no_grad():
         for begin in range(done, len(texts), BATCH):
             batch = order[begin : begin + BATCH]

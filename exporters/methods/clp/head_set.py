@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from enginewright.exporters.calibration.atomic_files import replace_file
 from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
@@ -112,10 +113,7 @@ def write_head_set(root: Path, heads: HeadSet, tensors: dict[str, NDArray[np.flo
     """Write tensors and config to `root`. The config comes last, so that a set with a config is whole."""
     assert {name: x.shape for name, x in tensors.items()} == heads.shape.tensors()
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".{WEIGHTS}.partial"
-    save_file({name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}, partial)
-    partial.chmod(0o644)  # safetensors writes through a private temporary file
-    partial.replace(root / WEIGHTS)
+    replace_file(root / WEIGHTS, save({name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}))
     partial = root / f".{CONFIG}.partial"
     partial.write_text(json.dumps(dataclasses.asdict(heads), indent=2) + "\n")
     partial.replace(root / CONFIG)

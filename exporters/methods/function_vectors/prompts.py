@@ -6,7 +6,6 @@ A prompt with an instruction is `instruction + "\n" + "Q: " + input + "\n" + "A:
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from enginewright.runtime.artifact.files.json_file import read_json
 from enginewright.runtime.errors import ExportError
 
 TRAIN_SHARE = 0.7
@@ -136,10 +136,7 @@ def read_task(path: Path, seed: int, *, name: str | None = None) -> WordTask:
     Raises:
         ExportError: the file cannot be read, or has no such list, or fewer than two pairs.
     """
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ExportError(f"{path}: cannot be read as JSON ({e}); pass a JSON list of word pairs") from e
+    items = read_json(path, ExportError, "pass a JSON list of word pairs")
     if not isinstance(items, list):
         raise ExportError(f"{path}: got a JSON {type(items).__name__}, expected a list of word pairs")
     pairs = []

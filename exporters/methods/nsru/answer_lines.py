@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginewright.runtime.artifact.files.bounded_file import MOST_TEXT, read_bounded
+from enginewright.runtime.artifact.files.json_file import parse_json
 from enginewright.runtime.errors import ExportError
 
 TEMPLATE = "This question is about {category}, which I do not discuss. I can help with related general topics."
@@ -40,8 +41,10 @@ def read_answers(path: Path, keys: frozenset[str]) -> list[AnswerLine]:
         ExportError: the file cannot be read or is empty, or a line does not have the form.
     """
     try:
-        rows = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a string may hold other separators
-    except (OSError, UnicodeDecodeError) as e:
+        rows = (
+            read_bounded(path, MOST_TEXT, ExportError, "expected a .jsonl file").decode().split("\n")
+        )  # not splitlines: a string may hold other separators
+    except UnicodeDecodeError as e:
         raise ExportError(f"{path}: cannot be read as UTF-8 text ({e}); expected a .jsonl file") from e
     found = [_read_line(row, f"{path}:{n}", n, keys) for n, row in enumerate(rows, start=1) if row.strip()]
     if not found:
@@ -81,10 +84,7 @@ def fill_safe(forget: Sequence[AnswerLine], category: str, path: Path) -> tuple[
 
 
 def _read_line(row: str, where: str, number: int, keys: frozenset[str]) -> AnswerLine:
-    try:
-        value = json.loads(row)
-    except (ValueError, RecursionError) as e:
-        raise ExportError(f"{where}: got {_short(row)}, expected {_form(keys)} ({e})") from e
+    value = parse_json(row, where, ExportError, f"expected {_form(keys)}")
     if not isinstance(value, dict) or not set(value) >= RETAIN_KEYS or not set(value) <= keys:
         got = f"the keys {', '.join(sorted(value))}" if isinstance(value, dict) and value else _short(row)
         raise ExportError(f"{where}: got {got}, expected {_form(keys)}")
@@ -96,8 +96,6 @@ def _read_line(row: str, where: str, number: int, keys: frozenset[str]) -> Answe
 def _check_text(text: Any, where: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ExportError(f"{where}: got {text!r}, expected text that is not empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ExportError(f"{where}: got half a surrogate pair, expected valid Unicode text")
 
 
 def _form(keys: frozenset[str]) -> str:

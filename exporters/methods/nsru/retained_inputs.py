@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from enginewright.exporters.calibration.atomic_files import replace_file
@@ -20,6 +20,7 @@ from enginewright.exporters.methods.nsru.response_tokens import ResponseTokens
 from enginewright.exporters.methods.nsru.subspace import InputSamples
 from enginewright.exporters.methods.nsru.unlearn_options import UnlearnOptions
 from enginewright.exporters.methods.nsru.unlearning_losses import token_mean_loss
+from enginewright.exporters.methods.unfinished_run import read_note
 from enginewright.runtime.errors import ExportError
 
 NOTE, TENSORS, STATES = "inputs.json", "inputs.safetensors", "states.float32"
@@ -105,7 +106,7 @@ def observe_inputs(
     bounds = np.cumsum([0, *(len(each.ids) for each in sequences)])
     if not (folder / NOTE).is_file():
         _observe(model, texts, folder, options, most)
-    note = json.loads((folder / NOTE).read_text())
+    note = read_note(folder / NOTE)
     tensors = load_file(folder / TENSORS)
     inputs = {
         name: SharedInput(
@@ -150,7 +151,7 @@ def _observe(
             bar.update(len(batch))
     states.flush()
     about, tensors = samples.results(options, most)
-    save_file(tensors, folder / TENSORS)
+    replace_file(folder / TENSORS, save(tensors))
     reference = _reference(model, texts["undesired"]) if options.method == "npo" else []
     note = {"inputs": about, "width": states.shape[1], "is_reused": is_reused, "reference": reference}
     replace_file(folder / NOTE, json.dumps(note).encode())

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from enginewright.exporters.calibration.atomic_files import replace_file
 from enginewright.runtime.artifact.vector_files import FORMAT, TASK, VECTORS
 from enginewright.runtime.errors import ExportError
 
@@ -43,10 +44,8 @@ def write_vectors(
     more: further keys of task.json: how the vectors were made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{VECTORS}.partial"
-    save_file({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}, partial)
-    partial.chmod(0o644)  # safetensors writes through a private temporary file
-    partial.replace(folder / VECTORS)
+    content = save({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()})
+    replace_file(folder / VECTORS, content)
     record = {"format": FORMAT, "task": task, "model": dict(model), "layer": layer, **more}
     partial = folder / f".{TASK}.partial"
     partial.write_text(json.dumps(record, indent=2) + "\n")

@@ -25,7 +25,7 @@ from enginewright.exporters.methods.tada.merge_report import Dropped, MergedLaye
 from enginewright.exporters.methods.tada.options import MergeOptions
 from enginewright.exporters.methods.tada.probe_texts import Tokens
 from enginewright.exporters.methods.tada.probing import ProbeSums, probe_layers
-from enginewright.exporters.methods.unfinished_run import unfinished_run
+from enginewright.exporters.methods.unfinished_run import read_note, unfinished_run
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import load_skeleton
@@ -175,7 +175,7 @@ def _probe(job: MergeJob, folder: Path) -> dict[str, ProbeSums]:
     if not saved.is_file():
         sums = probe_pair(job.checkpoint, job.pair, job.texts)
         replace_file(saved, json.dumps({module: dataclasses.asdict(each) for module, each in sums.items()}).encode())
-    return {module: ProbeSums(**each) for module, each in json.loads(saved.read_text()).items()}
+    return {module: ProbeSums(**each) for module, each in read_note(saved).items()}
 
 
 def _kept(
@@ -184,7 +184,7 @@ def _kept(
     """The result of a layer as an earlier run left it in the folder, or as it is made and left there now."""
     file, note = folder / f"{number}.safetensors", folder / f"{number}.json"
     if note.is_file():
-        return load_file(file), _read_report(json.loads(note.read_text()))
+        return load_file(file), _read_report(read_note(note))
     tensors, report = make()
     replace_file(file, save(tensors))
     replace_file(note, json.dumps(dataclasses.asdict(report)).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from enginewright.exporters.source.json_file import read_json
+from enginewright.exporters.source.json_file import parse_json, read_json
 from enginewright.exporters.source.tensor_source import FolderFiles, SourceFormat, StoredTensor
+from enginewright.runtime.artifact.safetensors_file import MOST_HEADER
 from enginewright.runtime.errors import ExportError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,7 +135,7 @@ class SafetensorsSource(FolderFiles):
                 names = list(f.keys())
             with file.open("rb") as content:
                 (length,) = struct.unpack("<Q", content.read(8))
-                header = json.loads(content.read(length))
+                header = parse_json(content.read(length), file, most=MOST_HEADER)
         except (SafetensorError, OSError) as e:
             raise ExportError(f"{file}: not a whole safetensors file ({e}); download it again") from e
         for name in names:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding
 from enginewright.exporters.source.multimodal.text_config import find_class, find_text_config
 from enginewright.exporters.source.supported_models import MODEL_ERRORS
 from enginewright.runtime.errors import ExportError, UnsupportedError
-
-_BUILD_ERRORS = (*MODEL_ERRORS, ImportError)  # a part may need a library that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +61,13 @@ def _build(kind: type[PreTrainedModel] | None, config: PreTrainedConfig) -> PreT
     """Build a model on the meta device; `kind` is None for the causal language model of the config."""
     own = copy.deepcopy(config)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), BoundedBuilding():
             if kind is not None:
                 whole: PreTrainedModel = kind._from_config(own, dtype=torch.float32)  # type: ignore[no-untyped-call]
                 return whole
             alone: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=torch.float32)  # type: ignore[no-untyped-call]
             return alone
-    except _BUILD_ERRORS as e:
+    except MODEL_ERRORS as e:
         reason = " ".join(str(e).split())
         raise ExportError(
             f"config.json: transformers cannot make a model of type {config.model_type} of it ({reason})"

@@ -34,7 +34,7 @@ def read_adapter(folder: Path, condition: Condition) -> dict[str, NDArray[np.flo
     settings = read_settings(folder)
     _check_kind(settings)
     values = {name: np.zeros(spec.shape, np.float16) for name, spec in condition.tensors.items()}
-    for module, (a, b) in _pairs(folder / WEIGHTS).items():
+    for module, (a, b) in _pairs(folder / WEIGHTS, sum(each.size for each in values.values())).items():
         target, place = _find(folder, module, layout)
         sizes = layout.targets[target]
         rank = a.shape[0]
@@ -76,10 +76,10 @@ def _check_kind(settings: AdapterConfig) -> None:
         )
 
 
-def _pairs(path: Path) -> dict[str, tuple[Floats, Floats]]:
-    """A and B of each layer, by its name."""
+def _pairs(path: Path, numbers: int) -> dict[str, tuple[Floats, Floats]]:
+    """A and B of each layer, by its name; `numbers`: the most that the engine can take."""
     found: dict[str, dict[str, Floats]] = {}
-    for key, tensor in read_floats(path).items():
+    for key, tensor in read_floats(path, numbers).items():
         match = _FACTOR.fullmatch(key)
         if match is None:
             raise UnsupportedError(

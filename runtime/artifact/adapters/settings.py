@@ -5,7 +5,6 @@ Source: `LoraConfig` of PEFT 0.21, whose defaults and patterns are used here.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from enginewright.runtime.artifact.files.json_file import read_object
 from enginewright.runtime.errors import ArtifactError, UnsupportedError
 
 CONFIG = "adapter_config.json"
@@ -183,13 +183,7 @@ def read_settings(root: Path) -> AdapterConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"{path}: not found; expected the directory of a PEFT adapter with it")
-    try:
-        value = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as e:  # not JSON, not UTF-8, a number of too many digits, or too deep
-        raise ArtifactError(f"{path}: not valid JSON ({e}); download the file again") from e
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: got a JSON {type(value).__name__}, expected an object")
-    return value
+    return read_object(path, ArtifactError, "download the file again")
 
 
 def _check_kind(path: Path, raw: dict[str, Any]) -> None:

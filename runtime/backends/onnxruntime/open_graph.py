@@ -9,9 +9,12 @@ from typing import Any
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from enginewright.plugins.ops.registry import OPS
+from enginewright.runtime.artifact.files.bounded_file import read_bounded
 from enginewright.runtime.artifact.manifest import BuiltGraph, Graph
 from enginewright.runtime.backends.onnxruntime.load_errors import LOAD_ERRORS
 from enginewright.runtime.errors import ArtifactError
+
+_MOST = 1 << 31  # bytes of a graph, the most of a serialised message; its weights are in other files
 
 
 def open_graph(
@@ -50,7 +53,9 @@ def open_graph(
     if path is not weights and optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(path.read_bytes(), options, providers=providers)
+        return ort.InferenceSession(
+            read_bounded(path, _MOST, ArtifactError, "build the engine again"), options, providers=providers
+        )
     except LOAD_ERRORS as e:
         raise ArtifactError(
             f"{path}: onnxruntime {ort.__version__} cannot load it ({e}); build the engine again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from enginewright import builders
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
@@ -139,3 +141,21 @@ def test_a_graph_that_onnxruntime_refuses(root: Path) -> None:
 def test_unknown_backends_list_the_known(root: Path) -> None:
     with pytest.raises(BuildError, match=r"unknown backend 'tensorflow'; known: onnxruntime"):
         builders.build(root, directory.load(root), "tensorflow")
+
+
+@pytest.mark.native
+def test_a_full_disk_is_called_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says "Protobuf serialization failed" where it could not write what it has optimised."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise state.InvalidProtobuf("Protobuf serialization failed.")
+
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    with pytest.raises(BuildError, match="does not take the graph"):
+        build(root)
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    with pytest.raises(OSError, match="No space left on device"):
+        build(root)

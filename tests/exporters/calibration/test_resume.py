@@ -233,7 +233,7 @@ def test_a_damaged_note_is_named(checkpoint: CheckpointMaker, tmp_path: Path) ->
     run(checkpoint("qwen3"), tmp_path)
     for content in (b"", b"{}", b"[]", b'{"key": {}, "next": "x"}'):
         (tmp_path / "calibration.json").write_bytes(content)
-        with pytest.raises(ExportError, match=r"calibration.json: damaged"):
+        with pytest.raises(ExportError, match=r"calibration.json: (damaged|not valid JSON).*calibrate again"):
             run(checkpoint("qwen3"), tmp_path)
     (tmp_path / "calibration.json").unlink()
     with pytest.raises(ExportError, match=r"got block-000.\.safetensors without a calibration\.json"):

@@ -177,6 +177,6 @@ def test_floats_of_all_widths_are_read(tmp_path: Path) -> None:
     numbers = torch.tensor([[0.0, -1.5], [3.25, 65280.0]])
     kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     save_file({str(kind): numbers.to(kind) for kind in kinds}, tmp_path / "x.safetensors", {"format": "pt"})
-    found = read_floats(tmp_path / "x.safetensors")
+    found = read_floats(tmp_path / "x.safetensors", 64)
     for kind in kinds:
         np.testing.assert_array_equal(found[str(kind)], numbers.to(kind).float().numpy())

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from enginewright.exporters.source.formats.gguf.header import Header
@@ -20,6 +19,7 @@ from enginewright.exporters.source.formats.gguf.transformers_reading import (
     read_keys,
     read_settings,
 )
+from enginewright.exporters.source.supported_models import MODEL_ERRORS
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 # Keys without the architecture before them, and the settings that they may stand for: the first that the family has.
@@ -57,7 +57,7 @@ def read_config(header: Header) -> tuple[dict[str, Any], set[str]]:
     try:
         settings = read_settings(header.metadata, tuple(header.tensors)) | _vocabulary(header, architecture)
         config: PreTrainedConfig = AutoConfig.for_model(**settings)
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as e:
+    except MODEL_ERRORS as e:
         raise ExportError(
             f"{header.file}: transformers cannot make a config of its metadata ({type(e).__name__}: {e}); the file is damaged"
         ) from e

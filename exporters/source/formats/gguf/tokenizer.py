@@ -9,6 +9,8 @@ from typing import Any
 
 from enginewright.exporters.source.formats.gguf.header import Header
 from enginewright.exporters.source.formats.gguf.transformers_reading import knows_splitting, make_tokenizer
+from enginewright.exporters.source.json_file import parse_json
+from enginewright.runtime.artifact.files.json_file import MOST_TOKENIZER
 from enginewright.runtime.errors import ExportError
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -75,7 +77,7 @@ def end_tokens(header: Header) -> list[int]:
 
 def _split_digits(content: bytes) -> bytes:
     """Let a tokenizer.json that splits text as GPT-2's also split numbers into digits."""
-    described = json.loads(content)
+    described = parse_json(content, Path(TOKENIZER), most=MOST_TOKENIZER)
     digits = {"type": "Digits", "individual_digits": True}
     described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, described["pre_tokenizer"]]}
     return json.dumps(described, ensure_ascii=False).encode()

@@ -104,7 +104,7 @@ def test_too_few_pairs() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "not valid JSON"),
         ("{}", "got a JSON dict, expected a list"),
         ('[{"input": "a"}]', r"item 0: got \{'input': 'a'\}, expected"),
         ('[{"input": "a", "output": ""}]', "item 0: got"),

@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[EnginewrightError], str]
     "rank of no number": (settings(r="4"), ExportError, r"r: got '4', expected a whole number of at least 1"),
     "rank of zero": (settings(r=0), ExportError, r"r: got 0, expected a whole number of at least 1"),
     "endless alpha": (settings(lora_alpha=10**400), ExportError, r"lora_alpha: got 1000.*, expected a finite number"),
-    "alpha that is no number": (settings(lora_alpha=math.nan), ExportError, r"lora_alpha: got nan"),
+    "alpha that is no number": (settings(lora_alpha=math.nan), ExportError, r"NaN, expected a finite number"),
     "broken pattern": (
         settings(rank_pattern={"(": 4}),
         ExportError,

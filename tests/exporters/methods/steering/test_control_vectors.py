@@ -119,7 +119,7 @@ def test_damaged_tensors(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=message):
-        read_floats(path)
+        read_floats(path, 64)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_damaged_headers(spec: dict[str, object], message: str, tmp_path: Path) 
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ArtifactError, match=message):
-        read_floats(path)
+        read_floats(path, 64)
 
 
 @pytest.mark.parametrize(

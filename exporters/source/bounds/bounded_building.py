@@ -1,0 +1,94 @@
+"""Builds a model without weights: parameters on the meta device, tensors that are computed real, and both within bounds.
+
+A config of a few bytes may describe a million layers, or a table of positions as large as the memory. The number of tensors
+that are made is compared with that of the tensors that are stored, and the size of each with a bound, before it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from enginewright.runtime.errors import ExportError
+
+MOST_TENSORS = 1 << 17
+"""The most tensors that are made where the number of those that are stored is not known."""
+_MOST_BYTES = 1 << 28  # of a tensor that is computed, such as a causal mask of 16,000 positions
+_SPARE = 1000  # tensors that are made of none that is stored: buffers, tied parameters, and those that a constructor replaces
+_PER_STORED = 16
+_MAKERS = {
+    torch.arange,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.normal,
+    torch.ones,
+    torch.rand,
+    torch.randn,
+    torch.zeros,
+}
+_GROWERS = {
+    torch.einsum,
+    torch.matmul,
+    torch.mul,
+    torch.outer,
+    torch.Tensor.__matmul__,
+    torch.Tensor.__mul__,
+    torch.Tensor.matmul,
+    torch.Tensor.mul,
+    torch.Tensor.repeat,
+}
+"""Functions whose result may be larger than what they are given."""
+
+
+def most_tensors(stored: int) -> int:
+    """Return the most tensors that the constructor of a model of `stored` tensors may make."""
+    return _PER_STORED * stored + _SPARE
+
+
+class BoundedBuilding(TorchFunctionMode):
+    """Makes `torch.empty` allocate on the meta device while the context is entered, and counts what is made.
+
+    most: tensors; one more is an ExportError, and so is a computed tensor that is too large.
+    """
+
+    def __init__(self, most: int = MOST_TENSORS) -> None:
+        super().__init__()
+        self._most = self._left = most
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            self._count()
+            kwargs["device"] = "meta"
+        elif func in _MAKERS:
+            self._count()
+            self._check(func(*args, **{**kwargs, "device": "meta"}))
+        elif func in _GROWERS:
+            self._check(func(*_on_meta(args), **_on_meta(kwargs)))
+        return func(*args, **kwargs)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ExportError(
+                f"config.json: describes a model of more than {self._most} tensors, expected one of those that the checkpoint "
+                "has; download it again"
+            )
+
+    def _check(self, made: torch.Tensor) -> None:
+        if made.numel() * made.element_size() > _MOST_BYTES:
+            raise ExportError(
+                f"config.json: describes a tensor of shape {list(made.shape)} that is computed, expected at most "
+                f"{_MOST_BYTES} bytes; download it again"
+            )
+
+
+def _on_meta(values: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), values)
