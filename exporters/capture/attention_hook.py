@@ -111,8 +111,10 @@ def attend(
             window=mask.window,
         ), sees_later=mask.sees_later)  # fmt: skip
         return q.new_empty(1, q.shape[0], q.shape[1], v.shape[2]), None
-    shape = {"layer": layer, "scale": scale, "window": mask.window, "softcap": float(softcap or 0)}
-    call = AttentionCall(query=q, key=k, value=v, sinks=s_aux, **shape)
+    cap = float(softcap or 0)
+    call = AttentionCall(
+        query=q, key=k, value=v, sinks=s_aux, layer=layer, scale=scale, window=mask.window, softcap=cap
+    )
     output, written = trace.cache.attend(call, trace.tables, trace.pools)
     trace.written |= written
     return output[None], None

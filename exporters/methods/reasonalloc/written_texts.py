@@ -40,7 +40,8 @@ class WrittenText:
     def positions(self, most: int) -> torch.Tensor:
         """Return at most `most` evenly spaced positions that count, ascending, int64."""
         last = len(self.ids) - 1
-        return torch.linspace(self.first, last, min(most, last + 1 - self.first)).round().long().unique()
+        spaced = torch.linspace(self.first, last, min(most, last + 1 - self.first)).round().long()
+        return torch.unique_consecutive(spaced)
 
 
 @dataclass(frozen=True, kw_only=True)
