@@ -98,7 +98,7 @@ def attend(
         raise UnsupportedError(f"{into.family}: layer {layer} attends to later tokens; expected a decoder")
     heads, length = query.shape[1], query.shape[2]
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
-    q = query[0].reshape(key.shape[1], -1, length, query.shape[3]).float()  # [Hkv, G, T, D]
+    q = query[0].reshape(key.shape[1], -1, length, query.shape[-1]).float()  # [Hkv, G, T, D]
     k, v = key[0, :, None].float(), value[0, :, None].float()
     output = q.new_empty(length, heads, v.shape[-1])
     needed = torch.empty((1 if into.heads_first else heads, len(into.positions)), dtype=torch.int64)

@@ -39,9 +39,9 @@ class WrittenText:
 
     def positions(self, most: int) -> torch.Tensor:
         """Return at most `most` evenly spaced positions that count, ascending, int64."""
-        last = len(self.ids) - 1
-        spaced = torch.linspace(self.first, last, min(most, last + 1 - self.first)).round().long()
-        return torch.unique_consecutive(spaced)
+        span = len(self.ids) - 1 - self.first
+        count = min(most, span + 1)
+        return self.first + torch.arange(count) * span // max(count - 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

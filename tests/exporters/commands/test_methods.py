@@ -33,7 +33,7 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
     assert cli.main(["methods"]) == 0
     listing = capsys.readouterr().out
     assert all(any(line.startswith(name) for line in listing.splitlines()) for name in find_methods())
-    assert "nsru, tada: by `enginewright tune` alone" in listing
+    assert "nsru, reasonalloc, tada: by `enginewright tune` alone" in listing
     assert cli.main(["methods", "kvarn"]) == 0
     shown = capsys.readouterr().out
     assert "k_bits (default 4): " in shown and "windowed (default true): " in shown and "docs/methods/kvarn.md" in shown
@@ -42,6 +42,6 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
 def test_an_unknown_method_is_named(capsys: Capture) -> None:
     assert cli.main(["methods", "magic"]) == 2
     assert (
-        "methods: got 'magic', expected one of adapters, clp, function_vectors, kvarn, lora, nsru, piso, steering, tada"
-        in capsys.readouterr().err
+        "methods: got 'magic', expected one of adapters, clp, function_vectors, kvarn, lora, nsru, piso, reasonalloc, "
+        "steering, tada" in capsys.readouterr().err
     )

@@ -71,6 +71,7 @@ def test_the_packages_methods() -> None:
         "lora",
         "nsru",
         "piso",
+        "reasonalloc",
         "steering",
         "tada",
     ]

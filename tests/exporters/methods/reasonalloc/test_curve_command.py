@@ -49,6 +49,7 @@ def written(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_curve_of_given_texts(tune: Tune, written: Path, tmp_path: Path, capsys: Capture) -> None:
     assert tune("--continuations", str(written), "--positions", "10", "--json") == 0
     shown = capsys.readouterr()

@@ -129,6 +129,7 @@ def test_options_out_of_range_are_refused(name: str, value: float) -> None:
 
 
 def test_positions_are_spread_over_the_continuation() -> None:
-    assert WrittenText(ids=(0,) * 2000, given=90).positions(3).tolist() == [256, 1128, 1999]
+    assert WrittenText(ids=(0,) * 2000, given=90).positions(3).tolist() == [256, 1127, 1999]
     assert WrittenText(ids=(0,) * 2000, given=300).positions(2).tolist() == [300, 1999]
+    assert WrittenText(ids=(0,) * 600, given=5).positions(1).tolist() == [200]
     assert WrittenText(ids=(0,) * 30, given=5).positions(64).tolist() == list(range(10, 30))
