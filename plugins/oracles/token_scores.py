@@ -19,8 +19,8 @@ def grouped(logits: Doubles, sinks: Doubles | None, group: int) -> Doubles:
     if group == MAX_LOGIT:
         return softmax(logits.max(axis=0), None if sinks is None else sinks.max())
     probabilities = softmax(logits, sinks)
-    one: Doubles = probabilities.mean(axis=0) if group == MEAN else probabilities.max(axis=0)
-    return one
+    joined: Doubles = probabilities.mean(axis=0) if group == MEAN else probabilities.max(axis=0)
+    return joined
 
 
 def similarity(keys: Doubles, threshold: float) -> Doubles:

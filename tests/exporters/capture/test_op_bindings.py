@@ -10,9 +10,10 @@ import torch
 
 from enginewright.exporters.capture.op_bindings import onnx_schema, register
 from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
-from enginewright.plugins.ops.op import DOMAIN, Op, Tensor
+from enginewright.plugins.ops.op import DOMAIN, Op, Tensor, size_of
 from enginewright.plugins.ops.registry import OPS
 from enginewright.plugins.ops.tiles import TILE_TOKENS, kvarn_tile_bytes
+from enginewright.plugins.ops.token_scores import TOKEN_SCORES
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
@@ -52,6 +53,33 @@ def test_depth_mix_takes_a_list() -> None:
     for sources in ([key, value], [key, value] * 3):
         mixed = torch.ops.enginewright.depth_mix(query, key, value, sources, 0.25)
         assert (mixed.shape, mixed.dtype) == (value.shape, value.dtype)
+
+
+def test_sizes_may_be_products() -> None:
+    register()
+    sizes = {"M": 7, "redundancy": 0}
+    assert [size_of(name, sizes) for name in ("M", "M*128", "M*128*redundancy")] == [7, 896, 0]
+    with torch.device("meta"):
+        ring, lens = torch.empty(3, 4, 9, 16), torch.empty(2, 5, 2, dtype=torch.int32)
+        table, rows = torch.empty(2, 5, 2, 7, dtype=torch.int32), torch.empty(5)
+        for redundancy in (0, 1):
+            given = {"layer": 1, "kv_heads": 2, "scale": 0.5, "window": 8, "redundancy": redundancy}
+            attributes = [given.get(a.name, a.default) for a in TOKEN_SCORES.attributes]
+            found = torch.ops.enginewright.token_scores(
+                ring, torch.empty(9, 9, dtype=torch.int8), rows, lens, table, rows, None, *attributes
+            )
+            assert [tuple(x.shape) for x in found] == [(5, 2, 896), (5, 2, 896 * redundancy)]
+            assert all(x.dtype == torch.float32 for x in found)
+
+
+def test_an_output_of_an_absent_input_is_empty() -> None:
+    register()
+    with torch.device("meta"):
+        tiles, moves = torch.empty(9, 64, dtype=torch.int8), torch.empty(3, 4, dtype=torch.int32)
+        marks = torch.empty(9, 2, 128)
+        for given, wanted in ((None, (0,)), (marks, (9, 2, 128))):
+            moved, marked = torch.ops.enginewright.compact_tiles(tiles, moves, given, 8, 8, 16)
+            assert (tuple(moved.shape), tuple(marked.shape)) == ((9, 64), wanted)
 
 
 def test_names_in_torch() -> None:

@@ -6,6 +6,7 @@ The tensors of a variadic input are named by the input and their place in it: "s
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,21 @@ def outputs_of(name: str, given: tuple[str, ...]) -> list[Tensor]:
 
 @cache
 def open_op(
-    name: str, given: tuple[str, ...], attributes: tuple[tuple[str, Any], ...], threads: int = 2
+    name: str,
+    given: tuple[str, ...],
+    attributes: tuple[tuple[str, Any], ...],
+    threads: int = 2,
+    kernels: Path | None = None,
 ) -> ort.InferenceSession:
-    """A session of one node of op `name`; all sizes are dynamic, optional inputs that are not `given` are absent."""
+    """A session of one node of op `name`; all sizes are dynamic, optional inputs that are not `given` are absent.
+
+    kernels: the library of kernels for GPUs, of which the node is, with halves as activations; None: the CPU's library.
+    """
     op = OPS[name]
 
     def value_info(tensor: Any, name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TYPES[tensor.types[0]], [None] * len(tensor.shape))
+        type = tensor.types[1 if kernels and len(tensor.types) > 1 else 0]
+        return helper.make_tensor_value_info(name, TYPES[type], [None] * len(tensor.shape))
 
     def places(tensor: Any) -> list[str]:
         many = [name for name in given if name.startswith(f"{tensor.name}.")]
@@ -56,7 +65,7 @@ def open_op(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failing calls are part of the tests
-    options.register_custom_ops_library(str(ort_library()))
+    options.register_custom_ops_library(str(kernels or ort_library()))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -68,9 +77,11 @@ def run_op(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attribu
     return outputs
 
 
-def run_op_in_place(name: str, arrays: dict[str, np.ndarray], threads: int = 2, **attributes: Any) -> list[np.ndarray]:
+def run_op_in_place(
+    name: str, arrays: dict[str, np.ndarray], threads: int = 2, kernels: Path | None = None, **attributes: Any
+) -> list[np.ndarray]:
     """The outputs of op `name`, where each input that an output updates shares one buffer with it."""
-    session = open_op(name, tuple(arrays), tuple(attributes.items()), threads)
+    session = open_op(name, tuple(arrays), tuple(attributes.items()), threads, kernels)
     binding = session.io_binding()
     values = {given: ort.OrtValue.ortvalue_from_numpy(array.copy()) for given, array in arrays.items()}
     for given, value in values.items():
