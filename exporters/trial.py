@@ -91,7 +91,12 @@ def try_engine(root: Path, manifest: Manifest, model: str, recipe: Recipe, backe
     if manifest.limits.max_context < LEAST_CONTEXT:
         return Trial(kind="none", told=f"not tried, for a context of {manifest.limits.max_context} tokens is too short")
     try:
-        check_policy(manifest.cache, policy_offers(manifest, runs_graphs=True), tokens_a_step=manifest.tokens_per_row)
+        check_policy(
+            manifest.cache,
+            policy_offers(manifest, runs_graphs=True),
+            tokens_a_step=manifest.tokens_per_row,
+            takes_back=manifest.takes_back,
+        )
     except EnginewrightError as e:
         raise BuildError(f"trial: got an engine that no machine can run ({e}); {_ADVICE}") from e
     try:

@@ -95,7 +95,7 @@ def _open_loop(root: Path, manifest: Manifest, backend: Backend, capacity: Capac
     except MemoryError as e:
         size = cache_bytes(manifest.cache, capacity.tiles, capacity.rows) / 2**30
         raise RequestError(f"load: no memory for a cache of {size:.1f} GiB; pass a smaller cache_tokens") from e
-    check_policy(manifest.cache, session.offers, tokens_a_step=capacity.width)
+    check_policy(manifest.cache, session.offers, tokens_a_step=capacity.width, takes_back=manifest.takes_back)
     decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
     return StepLoop(Scheduler(tables, capacity, decoder, manifest.conditions), session)
 

@@ -172,11 +172,12 @@ def figures_of(cells: Cells) -> list[Figure]:
 
 
 def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return f"{100 * share.value:.1f} [{100 * (share.low or 0):.1f}, {100 * (share.high or 0):.1f}]"
 
 
 def _points(difference: Estimate) -> str:
-    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    low, high = difference.low or 0.0, difference.high or 0.0
+    return f"{100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -297,7 +297,8 @@ class Manifest:
     graphs: by name; "decoder" is the one that generates, others serve it: "scores" and "compact" serve its cache policy.
     generation: the model's own defaults of how tokens are chosen.
     decoding: {"kind": "autoregressive"}, or another kind with keys of its own; `k`, in every kind, is the most tokens that
-        a row brings into a step, 1 where it is missing.
+        a row brings into a step, 1 where it is missing, and `verify` whether those after the first are drafts, false where it
+        is missing.
     weights: how weights are stored: {"precision": "int4", "block_size": 32, ...}.
     conditions: by name, what a request may name so that the graph applies it.
     token_inputs: by name, the types of further inputs of the graph that the decoding kind fills for each token, out of
@@ -340,6 +341,11 @@ class Manifest:
     def tokens_per_row(self) -> int:
         """The most tokens that a decoding row brings into a step."""
         return int(self.decoding.get("k", 1))
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether the tokens after the first that a decoding row brings into a step are drafts."""
+        return bool(self.decoding.get("verify", False))
 
     def files(self) -> Iterator[File]:
         """Every file the manifest names."""

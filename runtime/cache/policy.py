@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,11 +244,12 @@ def tokens_before_eviction(cache: Cache) -> int:
     return due - 1 if COMPACT in policy.needs else max(due - 1, cache.tile_tokens - 1)  # an unfinished tile stays
 
 
-def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int) -> None:
+def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int, takes_back: bool = False) -> None:
     """Raise UnsupportedError where the cache has a policy that the loaded engine cannot follow.
 
     offers: abilities of its session, out of TILES, SCORES, COMPACT and MARKS.
     tokens_a_step: the most tokens that a decoding row brings into a step.
+    takes_back: whether all of them but the first are drafts, so that none is brought past the place where a row evicts.
     """
     policy = open_policy(cache)
     if policy is None:
@@ -259,10 +260,22 @@ def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int) ->
             f"{where}: needs {', '.join(missing)}, but the backend's session offers {', '.join(sorted(offers)) or 'nothing'}; "
             "choose another backend, or build the engine without the policy"
         )
-    if tokens_a_step > 1:
+    if tokens_a_step > 1 and not takes_back:
         raise UnsupportedError(
             f"{where}: evicts between single tokens, but the engine decides up to {tokens_a_step} in a step; build the engine "
-            "without the policy, or without extra heads"
+            "without the policy, without extra heads, or with verify=true"
+        )
+    if tokens_a_step > 1 and MARKS in policy.needs:
+        raise UnsupportedError(
+            f"{where}: marks tokens in every step, but the engine takes drafts back, whose marks would stay; build the engine with "
+            "another score, or without extra heads"
+        )
+    held = min(cache.layers[index].held_queries for index in governed_layers(cache))
+    queries = cast(TokenPolicy, policy).queries if SCORES in policy.needs else 0
+    if queries and held < queries + tokens_a_step - 1:
+        raise UnsupportedError(
+            f"{where}: got {held} queries that are held, expected {queries + tokens_a_step - 1} with steps of {tokens_a_step} tokens; "
+            "build the engine with a smaller window, or fewer extra heads"
         )
 
 

@@ -191,6 +191,8 @@ class Scheduler:
             if not self.tables.grow(layout.new_tokens):
                 return False
             self._tokens_with_tiles = self.tables.tokens_before_tiles(self._batch_rows)
+            if self._tokens_with_tiles < layout.longest:  # a row is due before the step's end
+                return False
         self._tokens_with_tiles -= layout.longest
         return True
 
