@@ -68,7 +68,8 @@ def measure(path: Path, texts: tuple[WrittenText, ...], rho: float = 0.93, aggre
 def test_counts_are_those_of_transformers_weights(
     family: str, full: list[int], aggregate: Aggregate, tmp_path: Path
 ) -> None:
-    save_checkpoint(family, tmp_path, gain=4.0)
+    bounds = {"attn_logit_softcapping": 0.7} if family == "gemma2" else {}  # low enough to matter
+    save_checkpoint(family, tmp_path, gain=4.0, **bounds)
     expected = direct(tmp_path, TEXTS, 0.8, aggregate == "heads_first")
     found = measure(tmp_path, TEXTS, 0.8, aggregate)
     assert [layer for layer, each in enumerate(found) if each is not None] == full
