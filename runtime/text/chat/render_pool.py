@@ -16,7 +16,7 @@ from typing import Any
 
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.chat import wire
-from enginewright.runtime.text.chat.render_limits import ADDRESS_SPACE, CORE_SECONDS, WAIT_SECONDS
+from enginewright.runtime.text.chat.render_limits import ADDRESS_SPACE, CORE_SECONDS, START_SECONDS, WAIT_SECONDS
 
 PROGRAM = "enginewright.runtime.text.chat.render_process"
 _MOST, _IDLE = 4, 2  # processes that render at once, and those that stay when they have nothing to do
@@ -64,9 +64,8 @@ class RenderProcess:
         Raises:
             RequestError: the process does not start.
         """
-        deadline = time.monotonic() + WAIT_SECONDS
         if not self._is_ready:
-            if self._receive(deadline) is None:
+            if self._receive(time.monotonic() + START_SECONDS) is None:
                 raise RequestError(
                     f"chat: the process that renders templates does not start; try `{self._command}`, or pass a plain prompt"
                 )
@@ -75,7 +74,7 @@ class RenderProcess:
             self._send(request)
         except BrokenPipeError:
             return None
-        return self._receive(deadline)
+        return self._receive(time.monotonic() + WAIT_SECONDS)
 
     def end(self, patience: float = 0.0) -> int:
         """Wait for the end for `patience` seconds, then kill the process.

@@ -24,7 +24,7 @@ class Unspeakable(BaseException):
     """An error that cannot even be shown."""
 
     def __repr__(self) -> str:
-        raise SystemExit("of repr")
+        raise ValueError("of repr")
 
     __str__ = __repr__
 

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from enginewright.runtime import ArtifactError, Sampling, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.llm import LLM
+from tests.support.runtime.fake_backends import PACKED_BACKENDS, build_for_all, fake_devices
 
 pytestmark = pytest.mark.native
 
@@ -103,3 +104,30 @@ def test_a_token_beyond_the_vocabulary_ends_its_request(make_engine: Make, by: i
                 llm.generate([5, 6], Sampling(max_tokens=4, ignore_eos=True, **options))
             assert str(got.value).startswith(f"decoder graph: got token id {token} from it, expected 0 to 299"), options
         np.testing.assert_array_equal(llm.logits([5, 6]), logits)
+
+
+@pytest.mark.parametrize("backend", PACKED_BACKENDS)
+def test_every_backend_ends_the_request_alone(
+    make_engine: Make, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_devices(monkeypatch)
+    engine = build_for_all(changed(make_engine(), shifted_tokens(300)), tmp_path / "engine", chunk=16)
+    with load(engine, 1, backend=backend, prefill_chunk=16) as llm:
+        for _ in range(2):
+            with pytest.raises(ArtifactError, match=r"^decoder graph: got token id \d+ from it, expected 0 to 299"):
+                llm.generate([5, 6], Sampling(max_tokens=4, ignore_eos=True))
+            assert np.isfinite(llm.logits([5, 6])).all()
+
+
+def test_a_graph_that_a_device_cannot_run_is_named(
+    make_engine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_devices(monkeypatch)
+    engine = build_for_all(changed(make_engine(), smaller_embedding), tmp_path / "engine", chunk=16)
+    with load(engine, 1, backend="onnxruntime-cuda", prefill_chunk=16) as llm:
+        expected = llm.logits([5, 6])
+        with pytest.raises(
+            ArtifactError, match=r"graphs/decoder\.onnx: onnxruntime .* could not run it \(.*: build the"
+        ):
+            llm.generate([250], Sampling(max_tokens=3))
+        np.testing.assert_array_equal(llm.logits([5, 6]), expected)

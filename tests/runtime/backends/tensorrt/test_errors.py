@@ -22,6 +22,7 @@ from enginewright.runtime.backends.tensorrt import plan
 from enginewright.runtime.backends.tensorrt.contexts import Contexts
 from enginewright.runtime.backends.tensorrt.plan import Profile, TensorRTPlan, open_plan
 from tests.support.runtime.fake_cuda import FakeCuda, Misuse
+from tests.support.runtime.fake_tensorrt import IExecutionContext
 from tests.support.runtime.tensorrt_engines import add_plan, install
 
 pytestmark = pytest.mark.native
@@ -256,6 +257,20 @@ def test_what_tensorrt_refuses_is_told_in_its_words(exported: Path, cuda: FakeCu
             context.bind({"nothing": 0})
         with pytest.raises(UnsupportedError, match=r"TensorRT does not take profile 5 \(no profile 5\)"):
             contexts._open(dataclasses.replace(contexts.plan.profiles[0], index=5))
+
+
+@pytest.mark.parametrize("prompt", [[5], [5] * 40], ids=["replayed", "run"])
+def test_a_run_that_tensorrt_refuses_ends_its_requests_alone(
+    exported: Path, cuda: FakeCuda, tmp_path: Path, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(add_plan(exported, tmp_path / "engine")) as llm:
+        expected = llm.generate([7, 8], Sampling(max_tokens=3))[0].token_ids
+        llm.loop.session.contexts.replays.clear()  # type: ignore[attr-defined]
+        with monkeypatch.context() as patch:
+            patch.setattr(IExecutionContext, "execute_async_v3", lambda self, _: self._refuse("out of resources"))
+            with pytest.raises(UnsupportedError, match=r"plan: TensorRT could not run the engine \(out of resources\)"):
+                llm.generate(prompt, Sampling(max_tokens=3))
+        assert llm.generate([7, 8], Sampling(max_tokens=3))[0].token_ids == expected
 
 
 def test_too_little_memory(exported: Path, cuda: FakeCuda, tmp_path: Path) -> None:
