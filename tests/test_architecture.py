@@ -24,6 +24,7 @@ ARROWS = {
         "plugins.ops",
         "plugins.libraries.scale_sweep",
         "runtime.artifact",
+        "runtime.cache.policies",  # the options and scores that the method of a policy writes into an engine
         "runtime.errors",
         "runtime.machine",
     },

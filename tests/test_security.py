@@ -59,7 +59,10 @@ def is_literal(node: ast.expr) -> bool:
 def test_json_of_others_has_one_reader() -> None:
     """Only it bounds size and depth, and turns every failure into an error of the product."""
     reader = ROOT / "runtime/artifact/files/json_file.py"
-    own = {"plugins/libraries/cpu.py", "plugins/libraries/tensorrt.py"}  # what our own libraries say of themselves
+    own = {
+        *("plugins/libraries/cpu.py", "plugins/libraries/tensorrt.py"),  # what our own libraries say of themselves
+        "runtime/text/chat/wire.py",  # what a process of our own answers, whose size is bounded before
+    }
     found = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES

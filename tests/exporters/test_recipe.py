@@ -39,9 +39,9 @@ def test_methods(spec: str | dict[str, Any], expected: Applied) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lroa:path=a", r"apply: unknown method 'lroa'; known: adapters, clp, kvarn, lora"),
-        ("", r"apply: unknown method ''; known: adapters, clp, kvarn, lora"),
-        ({"lroa": {}}, r"unknown method 'lroa'; known: adapters, clp, kvarn, lora"),
+        ("lroa:path=a", r"apply: unknown method 'lroa'; known: adapters, clp, evict, kvarn, lora"),
+        ("", r"apply: unknown method ''; known: adapters, clp, evict, kvarn, lora"),
+        ({"lroa": {}}, r"unknown method 'lroa'; known: adapters, clp, evict, kvarn, lora"),
         ("lora:path=a,wieght=1", r"lora: unknown key 'wieght'; known: path, weight"),
         ("lora", r"lora: key 'path' is missing; known keys: path, weight"),
         ({"lora": None}, r"lora: key 'path' is missing"),
@@ -51,7 +51,7 @@ def test_methods(spec: str | dict[str, Any], expected: Applied) -> None:
         ({"lora": {"path": "a"}, "other": {}}, r"apply: got .*, expected NAME:key=value"),
         ({"lora": "a"}, r"apply: lora: got 'a', expected a mapping"),
         ({"lora": ["path"]}, r"apply: lora: got \['path'\], expected a mapping"),
-        ({1: {}}, r"unknown method 1; known: adapters, clp, kvarn, lora"),
+        ({1: {}}, r"unknown method 1; known: adapters, clp, evict, kvarn, lora"),
         (7, r"apply: got 7, expected NAME:key=value"),
         (None, r"apply: got None, expected NAME:key=value"),
     ],
@@ -209,7 +209,7 @@ def test_harmless_files(text: str, tmp_path: Path) -> None:
         (b"kv_bits: 8", r"kv_bits: got 8, expected 16 or 32"),
         (b"apply: lora:path=a", r"r.yaml: apply: got 'lora:path=a', expected a list"),
         (b"apply: {lora: {path: a}}", r"r.yaml: apply: got .*, expected a list"),
-        (b"apply: [lroa]", r"unknown method 'lroa'; known: adapters, clp, kvarn, lora"),
+        (b"apply: [lroa]", r"unknown method 'lroa'; known: adapters, clp, evict, kvarn, lora"),
         (b"weights: 4", r"weights: got 4, expected"),
         (b"weights: {bits: 4}", r"weights: unknown key 'bits'; known: compute"),
         (b"weights: {1: 4}", r"weights: unknown key 1; known: compute"),
@@ -229,7 +229,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--apply", "lroa:x=1"], "apply: unknown method 'lroa'; known: adapters, clp, kvarn, lora"),
+        (["--apply", "lroa:x=1"], "apply: unknown method 'lroa'; known: adapters, clp, evict, kvarn, lora"),
         (["--apply", "lora:pth=1"], "lora: unknown key 'pth'; known: path, weight"),
         (["--weights", "int5"], "weights: unknown kind 'int5'"),
         (["--backend", "tensorflow"], "--backend: unknown backend 'tensorflow'; known: onnxruntime"),

@@ -226,6 +226,7 @@ def _as_json(policy: EvictConfig) -> dict[str, Any]:
 METHOD = Method(
     name="evict",
     summary="a cache of fixed size: tokens leave by their scores",
+    paper="2505.24133",
     config=Config,
     extend_cache=extend_cache,
     check_model=check_model,

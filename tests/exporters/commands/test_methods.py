@@ -42,6 +42,6 @@ def test_the_list_and_one_methods_options(capsys: Capture) -> None:
 def test_an_unknown_method_is_named(capsys: Capture) -> None:
     assert cli.main(["methods", "magic"]) == 2
     assert (
-        "methods: got 'magic', expected one of adapters, clp, function_vectors, kvarn, lora, nsru, piso, reasonalloc, "
+        "methods: got 'magic', expected one of adapters, clp, evict, function_vectors, kvarn, lora, nsru, piso, reasonalloc, "
         "steering, tada" in capsys.readouterr().err
     )

@@ -66,6 +66,7 @@ def test_the_packages_methods() -> None:
     assert list(find_methods()) == [
         "adapters",
         "clp",
+        "evict",
         "function_vectors",
         "kvarn",
         "lora",
@@ -75,7 +76,7 @@ def test_the_packages_methods() -> None:
         "steering",
         "tada",
     ]
-    assert list(find_options()) == ["adapters", "clp", "kvarn", "lora", "piso", "steering"]
+    assert list(find_options()) == ["adapters", "clp", "evict", "kvarn", "lora", "piso", "steering"]
     for method in find_methods().values():
         assert method.paper and method.summary and not method.summary.endswith(".")
         assert method.tuners or any(getattr(method, hook) is not None for hook in HOOKS)
