@@ -91,6 +91,12 @@ def kernels(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile and damaged inputs, a hundred times as many as CI tries; ENGINEWRIGHT_FUZZ has another factor."""
+    _pytest(session, "tests/fuzz", ENGINEWRIGHT_FUZZ=os.environ.get("ENGINEWRIGHT_FUZZ", "100"))
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation into build/site/; a broken link or an unknown name fails. `nox -s docs -- serve` shows it live."""
     python = _prepare(session, "docs")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from enginewright.exporters.capture.attention_hook import ATTENTION
 from enginewright.exporters.capture.cache_formats import CacheFormat, PagedCacheFormat
@@ -42,6 +42,7 @@ from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.decoder_graph import POOL
 from enginewright.runtime.artifact.manifest import Cache, Condition, File, Graph, Limits, Manifest, Model, TensorSpec
 from enginewright.runtime.artifact.sampling_ranges import is_number
+from enginewright.runtime.artifact.value_ranges import MOST_WIDTH
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -237,7 +238,7 @@ def _describe_model(checkpoint: Checkpoint, captured: Captured) -> Model:
         max_positions=checkpoint.longest_context,
         parameters=sum(math.prod(p.shape) for p in captured.skeleton.model.parameters()),
         eos_token_ids=_eos_token_ids(checkpoint),
-        bos_token_id=getattr(config, "bos_token_id", None),
+        bos_token_id=_bos_token_id(config),
     )
 
 
@@ -248,12 +249,17 @@ def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     if found is None:
         return ()
     tokens = found if isinstance(found, list) else [found]
-    if not all(is_number(token, int) for token in tokens):
+    if not all(is_number(token, int) and token <= MOST_WIDTH for token in tokens):
         raise ExportError(
             f"{checkpoint.path}: eos_token_id: got {found!r}, expected a token id or a list of them; correct config.json or "
             "generation_config.json"
         )
     return tuple(token for token in tokens if token >= 0)  # some files have -1 for "none"
+
+
+def _bos_token_id(config: PreTrainedConfig) -> int | None:
+    found = getattr(config, "bos_token_id", None)  # some families have none, some files -1 or a list
+    return found if type(found) is int and 0 <= found <= MOST_WIDTH else None
 
 
 def _describe_value(value: ir.Value) -> TensorSpec:

@@ -12,6 +12,7 @@ from enginewright.exporters.methods.registry import Applied, apply_method, check
 from enginewright.exporters.passes.narrow_activations import DTYPES
 from enginewright.exporters.weights.registry import DEFAULT, FORMS, Storage, choose_storage
 from enginewright.runtime.artifact.files.bounded_file import read_bounded
+from enginewright.runtime.artifact.value_ranges import MOST_BATCH, MOST_CONTEXT
 from enginewright.runtime.errors import ExportError
 
 PLUGINS = ("all", "none")
@@ -57,10 +58,10 @@ class Recipe:
                 f"kv_bits: got {self.kv_bits}, expected {self.cache_bits}: with plugins none the cache has the graph's own "
                 f"type, {self.dtype}"
             )
-        if self.max_batch < 1:
-            raise ExportError(f"max_batch: got {self.max_batch}, expected at least 1")
-        if self.max_context is not None and self.max_context < 1:
-            raise ExportError(f"max_context: got {self.max_context}, expected at least 1")
+        if not 1 <= self.max_batch <= MOST_BATCH:
+            raise ExportError(f"max_batch: got {self.max_batch}, expected 1 to {MOST_BATCH}")
+        if self.max_context is not None and not 1 <= self.max_context <= MOST_CONTEXT:
+            raise ExportError(f"max_context: got {self.max_context}, expected 1 to {MOST_CONTEXT}")
         check_together(self.apply)
 
     @property

@@ -90,7 +90,11 @@ def port(tensor: Tensor, variable: tuple[str, ...]) -> str:
 def read_call(attribute: Attribute) -> str:
     """The C++ expression that reads one attribute of a node."""
     fallback = "" if attribute.default is None else f", {literal(attribute.default)}"
-    return f'node.{"integer" if attribute.type == "int" else "number"}("{attribute.name}"{fallback})'
+    if attribute.type == "float":
+        return f'node.number("{attribute.name}"{fallback})'
+    return (
+        f'within("{attribute.name}", node.integer("{attribute.name}"{fallback}), {attribute.least}, {attribute.most})'
+    )
 
 
 def attribute_values(op: Op) -> str:

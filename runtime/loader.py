@@ -27,6 +27,9 @@ from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step_loop import StepLoop
 from enginewright.runtime.text.tokenizer import Tokenizer
 
+_MOST = {"threads": 4096, "cache_tokens": 1 << 48, "prefill_chunk": 1 << 20}
+"""The largest values of the options of `load`: a step's arrays are as long as a chunk, and each thread has a stack."""
+
 
 def load(
     path: str | Path,
@@ -67,9 +70,7 @@ def load(
         _check_defaults(root, manifest)
         kind = find_kind(manifest)
         tokenizer = Tokenizer.load(root, manifest)
-        for name, value in (("threads", threads), ("cache_tokens", cache_tokens), ("prefill_chunk", prefill_chunk)):
-            if value is not None and value < 1:
-                raise RequestError(f"load: {name}: got {value}, expected 1 or more")
+        _check_options(threads=threads, cache_tokens=cache_tokens, prefill_chunk=prefill_chunk)
         chosen = choose_backend(manifest, threads, backend)
         capacity = plan_capacity(
             manifest,
@@ -88,8 +89,8 @@ def load(
 
 def _open_loop(root: Path, manifest: Manifest, backend: Backend, capacity: Capacity, kind: DecodingKind) -> StepLoop:
     """Open the graph with its cache, and return the loop that serves requests with it."""
-    tables = open_tables(manifest.cache, capacity)
     try:
+        tables = open_tables(manifest.cache, capacity)
         session = backend.open(root, manifest, tables, capacity)
         fill_entries(root, manifest, session)
     except MemoryError as e:
@@ -98,6 +99,14 @@ def _open_loop(root: Path, manifest: Manifest, backend: Backend, capacity: Capac
     check_policy(manifest.cache, session.offers, tokens_a_step=capacity.width, takes_back=manifest.takes_back)
     decoder = kind.open(manifest.decoding, Pieces(chunk=capacity.chunk, tile_tokens=manifest.cache.tile_tokens))
     return StepLoop(Scheduler(tables, capacity, decoder, manifest.conditions), session)
+
+
+def _check_options(**given: int | None) -> None:
+    """Raise RequestError for an option of `load` that is out of range."""
+    for name, value in given.items():
+        if value is not None and not 1 <= value <= _MOST[name]:
+            expected = "1 or more" if value < 1 else f"{_MOST[name]} at most"
+            raise RequestError(f"load: {name}: got {value}, expected {expected}")
 
 
 def _check_manifest(root: Path, manifest: Manifest) -> None:

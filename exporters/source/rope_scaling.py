@@ -15,6 +15,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT
+
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -71,7 +73,7 @@ def _scaled(settings: dict[str, Any], named: int) -> int:
     factor = settings.get("factor")
     if settings["rope_type"] == "default" or not isinstance(factor, int | float) or not math.isfinite(factor):
         return named
-    return max(named, int(factor * (settings.get(_ORIGINAL) or named)))
+    return max(named, int(min(factor * (settings.get(_ORIGINAL) or named), MOST_CONTEXT)))
 
 
 def _fix_module(module: Any, max_context: int) -> None:

@@ -24,7 +24,11 @@ SINKS = Tensor(
 )
 SCALE = Attribute("scale", "float", "factor of the product query . key")
 WINDOW = Attribute(
-    "window", "int", "number of tokens that a token sees: itself and those just before it; 0: all", default=0
+    "window",
+    "int",
+    "number of tokens that a token sees: itself and those just before it; 0: all",
+    default=0,
+    most=2**31,
 )
 SOFTCAP = Attribute(
     "softcap", "float", "logits become softcap * tanh(logits / softcap); 0: they stay as they are", default=0.0

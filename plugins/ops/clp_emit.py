@@ -83,11 +83,15 @@ CLP_EMIT = Op(
         ),
     ),
     attributes=(
-        Attribute("k", "int", "most tokens of one emission: 1 + the number of heads"),
+        Attribute("k", "int", "most tokens of one emission: 1 + the number of heads", least=2, most=16),
         Attribute("tau", "float", "L is 0 if the most likely class has a probability below this"),
-        Attribute("activation", "int", "activation of the hidden layer; 0: GELU (erf), 1: SiLU", default=0),
+        Attribute("activation", "int", "activation of the hidden layer; 0: GELU (erf), 1: SiLU", default=0, most=1),
         Attribute(
-            "residual", "int", "1: the state is added after the activation (then h = d); 0: it is not", default=0
+            "residual",
+            "int",
+            "1: the state is added after the activation (then h = d); 0: it is not",
+            default=0,
+            most=1,
         ),
     ),
     oracle="enginewright.plugins.oracles.clp_emit:clp_emit",

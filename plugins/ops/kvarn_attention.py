@@ -99,15 +99,20 @@ KVARN_ATTENTION = Op(
         SOFTCAP,
         Attribute("k_bits", "int", "bits of a key's code: 2, 4 or 8", default=4),
         Attribute("v_bits", "int", "bits of a value's code: 2, 4 or 8", default=2),
-        Attribute("iterations", "int", "number of balancing rounds for each tile", default=8),
+        Attribute("iterations", "int", "number of balancing rounds for each tile", default=8, most=1000),
         Attribute(
-            "robust", "int", "1: divide a tile by its root mean square before balancing it; 0: do not", default=0
+            "robust",
+            "int",
+            "1: divide a tile by its root mean square before balancing it; 0: do not",
+            default=0,
+            most=1,
         ),
         Attribute(
             "rotate_values",
             "int",
             "1: the op rotates values and turns its output back; 0: the model's weights contain both rotations",
             default=1,
+            most=1,
         ),
     ),
     oracle="enginewright.plugins.oracles.kvarn_attention:kvarn_attention",

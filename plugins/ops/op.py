@@ -15,6 +15,8 @@ from typing import Any, Literal
 from enginewright.plugins.ops.call import snake_case
 
 DOMAIN = "enginewright"
+MOST_SIZE = 1 << 16
+"""The largest size, number or index that an attribute gives, where its declaration names no other."""
 
 FLOATS = ("float32", "float16", "bfloat16")
 Shapes = Mapping[str, Sequence[object]]
@@ -51,12 +53,21 @@ def size_of(name: str, sizes: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A constant of a node; it must be given if it has no default."""
+    """A constant of a node; it must be given if it has no default.
+
+    least, most: the range of an int, which the C++ checks when a node is made. It keeps products of sizes within 64 bits.
+    """
 
     name: str
     type: Literal["int", "float"]
     doc: str
     default: int | float | None = None
+    least: int = 0
+    most: int = MOST_SIZE
+
+    def __post_init__(self) -> None:
+        if self.type == "int" and self.default is not None and not self.least <= self.default <= self.most:
+            raise ValueError(f"{self.name}: default: got {self.default}, expected {self.least} to {self.most}")
 
 
 @dataclass(frozen=True)

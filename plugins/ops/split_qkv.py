@@ -40,10 +40,12 @@ SPLIT_QKV = Op(
         Tensor("value", FLOATS, ("T", "kv_heads", "value_dim"), "the value heads, unchanged"),
     ),
     attributes=(
-        Attribute("query_heads", "int", "number of query heads"),
-        Attribute("kv_heads", "int", "number of key heads, and of value heads"),
-        Attribute("head_dim", "int", "size of a query or key head; dimension i < R is rotated with dimension i + R"),
-        Attribute("value_dim", "int", "size of a value head"),
+        Attribute("query_heads", "int", "number of query heads", least=1),
+        Attribute("kv_heads", "int", "number of key heads, and of value heads", least=1),
+        Attribute(
+            "head_dim", "int", "size of a query or key head; dimension i < R is rotated with dimension i + R", least=1
+        ),
+        Attribute("value_dim", "int", "size of a value head", least=1),
         Attribute("epsilon", "float", "number added to the mean square of a head", default=1e-6),
     ),
     oracle="enginewright.plugins.oracles.split_qkv:split_qkv",

@@ -141,6 +141,7 @@ def _load(root: Path, verify: bool) -> Manifest:
         raise ArtifactError(f"{path}: got format {found!r}, expected {FORMAT}; {fix}")
     try:
         manifest = parse(Manifest, raw, MANIFEST)
+        _check_whole(manifest)
     except ValueError as e:
         raise ArtifactError(f"{path.parent / str(e)}; build the engine again") from e
     for file in manifest.files():
@@ -214,6 +215,17 @@ def _publish(stage: Path, output: Path, *, overwrite: bool, mark: str) -> None:
     except OSError:
         check_output(output, overwrite=False, mark=mark)
         raise
+
+
+def _check_whole(manifest: Manifest) -> None:
+    """Raise ValueError where a part is missing that a manifest on disk always has."""
+    if not manifest.cache.layers or not manifest.cache.tile_tokens:
+        raise ValueError(f"{MANIFEST}.cache: got no layers, or no tile_tokens, expected one or more of both")
+    for name, graph in manifest.graphs.items():
+        if not all(each.files for each in (graph, *graph.engines)):
+            raise ValueError(
+                f"{MANIFEST}.graphs.{name}: got no files, expected those of the graph and of each of its engines"
+            )
 
 
 def _check_file(root: Path, file: File, verify: bool) -> None:

@@ -5,12 +5,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from enginewright.runtime.artifact.generation_defaults import GenerationDefaults
+from enginewright.runtime.artifact.value_ranges import (
+    MOST_BATCH,
+    MOST_BYTES,
+    MOST_CONTEXT,
+    MOST_ENTRIES,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_NUMBERS,
+    MOST_TOKENS,
+    MOST_WIDTH,
+    check_filled,
+    check_ranges,
+)
 
 FORMAT = 1
 TOKEN_INPUT_TYPES = ("int32", "int64", "float32")
@@ -45,6 +59,9 @@ class File:
     path: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        check_ranges(self, size=(0, MOST_BYTES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +124,10 @@ class CacheLayer:
     held_queries: int = 0
     marks: int = 0
 
+    def __post_init__(self) -> None:
+        check_ranges(self, kv_heads=(1, MOST_HEADS), key_dim=(1, MOST_WIDTH), value_dim=(1, MOST_WIDTH))
+        check_ranges(self, tile_bytes=(1, MOST_BYTES), window=(0, MOST_CONTEXT), exact_bytes=(0, MOST_BYTES))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
@@ -125,6 +146,9 @@ class Cache:
     kv_bits: int
     layers: tuple[CacheLayer, ...]
     policy: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, tile_tokens=(0, MOST_CONTEXT), kv_bits=(0, 64))
 
     @property
     def is_dense(self) -> bool:
@@ -152,8 +176,10 @@ class ConditionTensor:
     def __post_init__(self) -> None:
         if self.dtype not in CONDITION_TYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, expected one of {', '.join(CONDITION_TYPES)}")
-        if any(size < 1 for size in self.shape):
-            raise ValueError(f"shape: got {list(self.shape)}, expected sizes of at least 1")
+        if any(size < 1 for size in self.shape) or math.prod(self.shape) > MOST_NUMBERS:
+            raise ValueError(
+                f"shape: got {list(self.shape)}, expected sizes of at least 1, of {MOST_NUMBERS} numbers at most"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +199,8 @@ class LayerVectors:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+        check_ranges(self, layers=(0, MOST_LAYERS))
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers: got {list(self.layers)}, expected one or more from 0 up, ascending")
 
 
@@ -191,6 +218,10 @@ class AdapterTarget:
     inputs: int
     outputs: int
 
+    def __post_init__(self) -> None:
+        check_filled(self, "layers")
+        check_ranges(self, layers=(0, MOST_LAYERS), inputs=(1, MOST_WIDTH), outputs=(1, MOST_WIDTH))
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterLayout:
@@ -203,6 +234,10 @@ class AdapterLayout:
 
     rank: int
     targets: dict[str, AdapterTarget]
+
+    def __post_init__(self) -> None:
+        check_filled(self, "targets")
+        check_ranges(self, rank=(1, MOST_WIDTH))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +271,7 @@ class Condition:
     adapters: AdapterLayout | None = None
 
     def __post_init__(self) -> None:
-        if self.capacity < max(len(self.entries), 1):
-            raise ValueError(f"capacity: got {self.capacity}, expected at least {max(len(self.entries), 1)}")
+        check_ranges(self, capacity=(max(len(self.entries), 1), MOST_ENTRIES))
         if not self.tensors or {"index", "scale"} & self.tensors.keys():
             got = ", ".join(self.tensors) or "none"
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
@@ -274,6 +308,12 @@ class Model:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
+    def __post_init__(self) -> None:
+        check_ranges(self, vocab_size=(1, MOST_WIDTH), hidden_size=(1, MOST_WIDTH), max_positions=(0, MOST_CONTEXT))
+        check_ranges(self, parameters=(0, MOST_BYTES), eos_token_ids=(0, MOST_WIDTH))
+        if self.bos_token_id is not None:
+            check_ranges(self, bos_token_id=(0, MOST_WIDTH))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -285,6 +325,9 @@ class Limits:
 
     max_batch: int
     max_context: int
+
+    def __post_init__(self) -> None:
+        check_ranges(self, max_batch=(1, MOST_BATCH), max_context=(1, MOST_CONTEXT))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +367,9 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        width = self.decoding.get("k", 1)
+        if type(width) is not int or not 1 <= width <= MOST_TOKENS:
+            raise ValueError(f"decoding: k: got {width!r}, expected a whole number from 1 to {MOST_TOKENS}")
         _check_names("conditions", self.conditions)
         if len(of_layers := [name for name, each in self.conditions.items() if each.vectors is not None]) > 1:
             raise ValueError(f"conditions: got {' and '.join(of_layers)} of vectors, expected one at most")

@@ -8,6 +8,7 @@ import typing
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+_LARGEST = 2**1023  # of whole numbers that a float holds, up to rounding
 
 
 def parse(cls: type[R], raw: Any, where: str) -> R:
@@ -50,7 +51,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= _LARGEST:
         return float(value)
     if type(value) is not (origin or hint):
         raise ValueError(f"{where}: got {value!r}, expected {getattr(hint, '__name__', hint)}")

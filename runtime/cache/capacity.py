@@ -128,6 +128,18 @@ def fit_cache_tokens(cache: Cache, *, rows: int, context: int, step_tokens: int,
 
 
 _MEMORY_SHARE = 0.5
+_LEAST_TABLES = 1 << 28  # bytes of tables that are never refused: what is free may be on a device
+
+
+def _check_tables(cache: Cache, rows: int, context: int, free_bytes: int) -> None:
+    """Raise RequestError where the numbers of the tiles of all requests take more than a quarter of what is free."""
+    most_heads = max(layer.kv_heads for layer in cache.layers)
+    size = 4 * len(cache.layers) * rows * most_heads * -(-context // cache.tile_tokens)
+    if size > max(free_bytes // 4, _LEAST_TABLES):
+        raise RequestError(
+            f"load: got no room for the tables of {rows} requests of {context} tokens, which take {size / 2**30:.1f} GiB; pass a "
+            "smaller max_batch, or build the engine with a smaller --max-context"
+        )
 
 
 def plan_capacity(
@@ -148,7 +160,7 @@ def plan_capacity(
     width: the most tokens that a decoding row brings into a step.
 
     Raises:
-        RequestError: max_batch is out of range.
+        RequestError: max_batch is out of range, or the tables of so many and such long requests do not fit.
     """
     rows = manifest.limits.max_batch if max_batch is None else max_batch
     if not 1 <= rows <= manifest.limits.max_batch:
@@ -156,6 +168,7 @@ def plan_capacity(
             f"load: max_batch: got {rows}, expected 1 to {manifest.limits.max_batch}, the engine's limit"
         )
     cache, context = manifest.cache, manifest.limits.max_context
+    _check_tables(cache, rows, context, free_bytes)
     step = plan_step(cache, rows=rows, width=width, prefill_chunk=prefill_chunk, vocab_size=manifest.model.vocab_size)
     if cache_tokens is None:
         budget = int(free_bytes * _MEMORY_SHARE)

@@ -80,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.threads,
         max_batch=max(batches),
         prefix_reuse=False,
-        verify=False,
         backend=arguments.backend,
     ) as llm:
         runs = [batch for batch in batches for _ in range(arguments.repeat)]

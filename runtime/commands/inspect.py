@@ -28,19 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", type=float, default=1.0, metavar="GIB", help="of the cache, to say what it holds (1)"
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a request in it (the engine's limit)")
+    parser.add_argument(
+        "--verify", action="store_true", help="also compare every file with its checksum, as loading does"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
     root = Path(arguments.engine)
-    manifest = directory.load(root, verify=False)
+    manifest = directory.load(root, verify=arguments.verify)
     limit = manifest.limits.max_context
     if arguments.context is not None and not 1 <= arguments.context <= limit:
         raise RequestError(f"--context: got {arguments.context}, expected 1 to {limit}, the engine's limit")
     if not 0 < arguments.memory < math.inf:
         raise RequestError(f"--memory: got {arguments.memory}, expected a positive number of GiB")
     description = describe(manifest, memory=int(arguments.memory * _GIB), context=arguments.context or limit)
+    description["verified"] = arguments.verify
     description["chat_templates"] = Tokenizer.load_templates(root, manifest).reads()
     if arguments.json:
         print(json.dumps(description, indent=2))
@@ -163,7 +167,13 @@ def _lines(description: dict[str, Any]) -> list[str]:
     for name, graph in description["graphs"].items():
         lines.append(f"  graph     {name}: {', '.join(f'{op} {state}' for op, state in graph['ops'].items())}")
         lines += [f"    engine  {e['file']}: {e['backend']} {e['version']}, {e['compute']}" for e in graph["engines"]]
-    return [*lines, *(f"  file      {path}  {_bytes(size)}" for path, size in description["files"].items())]
+    lines += [f"  file      {path}  {_bytes(size)}" for path, size in description["files"].items()]
+    checked = (
+        "compared with their checksums"
+        if description["verified"]
+        else "not compared with their checksums; --verify does"
+    )
+    return [*lines, f"  files     sizes are right, contents {checked}"]
 
 
 def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,6 +152,22 @@ def test_inspect_describes(capsys: Capture, tiny_engine: Path) -> None:
     manifest = directory.load(tiny_engine)
     assert described["end_tokens"] == list(manifest.model.eos_token_ids) != []
     assert f"  ends with {', '.join(map(str, manifest.model.eos_token_ids))}\n" in text
+
+
+def test_inspect_and_bench_say_or_check_what_loading_checks(capsys: Capture, tiny_engine: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    inspect = ["inspect", str(root)]
+    assert cli.main(inspect) == 0
+    assert "contents not compared with their checksums; --verify does" in capsys.readouterr().out
+    assert cli.main([*inspect, "--verify"]) == 0
+    assert "contents compared with their checksums" in capsys.readouterr().out
+    graph = root / directory.load(root).graphs["decoder"].files[0].path
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert cli.main(inspect) == 0
+    capsys.readouterr()
+    for command in ([*inspect, "--verify"], ["bench", str(root)]):
+        assert "content differs from manifest.json (sha256)" in _fails(capsys, *command)
 
 
 def test_inspect_says_what_chat_templates_read(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT, MOST_LAYERS
 from enginewright.runtime.errors import ExportError
 
-MOST_LAYERS = 10_000
-MOST_CONTEXT = 1 << 31  # tokens; positions are counted in 64 bits, tiles in 32
-_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|(\w+_)?(layers?|depth)")
+MOST_ITEMS = 1 << 20  # experts, labels, heads
+_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks?)|depth")
+_ITEMS = re.compile(r"(n|num)_(\w+_)?(experts|heads|labels)|num_experts_per_\w+|\w*_head_count")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 
 
@@ -22,12 +24,12 @@ def check_numbers(raw: dict[str, Any], where: Path) -> None:
         ExportError: names the key.
     """
     for key, value in _settings(raw):
-        if _LAYERS.fullmatch(key) and not _is_within(value, 0, MOST_LAYERS):
+        if _LAYERS.fullmatch(key) and _is_beyond(value, MOST_LAYERS):
             raise ExportError(f"{where}: {key}: got {_short(value)}, expected a number of layers up to {MOST_LAYERS}")
-        if key in _CONTEXTS and not _is_within(value, 1, MOST_CONTEXT):
-            raise ExportError(
-                f"{where}: {key}: got {_short(value)}, expected a number of tokens from 1 to {MOST_CONTEXT}"
-            )
+        if _ITEMS.fullmatch(key) and _is_beyond(value, MOST_ITEMS):
+            raise ExportError(f"{where}: {key}: got {_short(value)}, expected a number up to {MOST_ITEMS}")
+        if key in _CONTEXTS and _is_beyond(value, MOST_CONTEXT, least=0):
+            raise ExportError(f"{where}: {key}: got {_short(value)}, expected a number of tokens up to {MOST_CONTEXT}")
 
 
 def _settings(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -38,9 +40,9 @@ def _settings(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
-def _is_within(value: Any, least: int, most: int) -> bool:
-    """Whether a number is in the range; what is none, such as a list of layers, is left to transformers."""
-    return isinstance(value, bool) or not isinstance(value, int | float) or least <= value <= most
+def _is_beyond(value: Any, most: int, least: float = -math.inf) -> bool:
+    """Whether a number is out of range; what is none, such as a list of layers, is left to transformers."""
+    return isinstance(value, int | float) and not least <= value <= most
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -181,7 +181,17 @@ def _read_index(index: Path) -> dict[str, Path]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ExportError(f"{index}: got no weight_map, expected tensor names with their files")
+    if outside := [file for file in shards.values() if not _is_inside(file)]:
+        raise ExportError(
+            f"{index}: weight_map: got the file {outside[0][:60]!r}, expected one in the directory; download it again"
+        )
     return {name: index.parent / file for name, file in shards.items()}
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a name can be that of a file in a directory or in its folders; links are followed, as a hub's cache has them."""
+    parts = PurePosixPath(file).parts
+    return bool(parts) and "\0" not in file and all(part not in ("/", "..") and len(part) < 256 for part in parts)
 
 
 def _unreadable(file: Path, name: str, reason: str) -> ExportError:

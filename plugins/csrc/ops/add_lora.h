@@ -11,9 +11,7 @@ namespace ew::ops::add_lora_op {
 using namespace declared::add_lora;
 
 struct Attributes : AttributeValues {
-  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_value(layer >= 0, "layer", layer, "0 or more");
-  }
+  explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {}
 };
 
 inline void expect_shapes(const Attributes& attributes, const Tensor* in, std::size_t count) {

@@ -28,8 +28,11 @@ void expect_value(bool holds, const char* name, Value value, const std::string& 
   if (!holds) fail(name, std::to_string(value), expected);
 }
 
-inline void expect_flag(const char* name, std::int64_t value) {
-  expect_value(value == 0 || value == 1, name, value, "0 or 1");
+// `value`, which has to be in the range of the attribute's declaration, both ends included.
+inline std::int64_t within(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+  const char* between = most == least + 1 ? " or " : " to ";
+  expect_value(value >= least && value <= most, name, value, std::to_string(least) + between + std::to_string(most));
+  return value;
 }
 
 }  // namespace ew::ops

@@ -11,14 +11,9 @@ namespace ew::ops::clp {
 
 using namespace declared::clp_emit;
 
-constexpr std::int64_t kMostTokens = 16;
-
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_value(k >= 2 && k <= kMostTokens, "k", k, "2 to " + std::to_string(kMostTokens));
     if (std::isnan(tau)) fail("tau", "NaN", "a number");
-    expect_flag("activation", activation);
-    expect_flag("residual", residual);
   }
 
   std::int64_t extra() const { return k - 1; }

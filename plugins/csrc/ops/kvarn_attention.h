@@ -14,14 +14,9 @@ using namespace declared::kvarn_attention;
 
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_value(layer >= 0, "layer", layer, "0 or more");
     expect_value(softcap >= 0.0f, "softcap", softcap, "0 (off) or more");
-    expect_value(window >= 0, "window", window, "0 (all) or more");
     expect_bits("k_bits", k_bits);
     expect_bits("v_bits", v_bits);
-    expect_value(iterations >= 0, "iterations", iterations, "0 or more");
-    expect_flag("robust", robust);
-    expect_flag("rotate_values", rotate_values);
   }
 
  private:

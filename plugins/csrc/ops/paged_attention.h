@@ -14,8 +14,6 @@ using namespace declared::paged_attention;
 
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_value(layer >= 0, "layer", layer, "0 or more");
-    expect_value(window >= 0, "window", window, "0 (all) or more");
     expect_value(softcap >= 0.0f, "softcap", softcap, "0 (off) or more");
     expect_value(kv_bits == 16 || kv_bits == 32, "kv_bits", kv_bits, "16 or 32");
   }

@@ -13,10 +13,6 @@ using namespace declared::split_qkv;
 
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_value(query_heads >= 1, "query_heads", query_heads, "1 or more");
-    expect_value(kv_heads >= 1, "kv_heads", kv_heads, "1 or more");
-    expect_value(head_dim >= 1, "head_dim", head_dim, "1 or more");
-    expect_value(value_dim >= 1, "value_dim", value_dim, "1 or more");
     expect_value(epsilon >= 0.0f, "epsilon", epsilon, "0 or more");
   }
 

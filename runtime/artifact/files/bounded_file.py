@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 from enginewright.runtime.errors import EnginewrightError
 
+_PIECE = 1 << 16
 MOST_TEXT = 1 << 30
 """The most bytes of a text that commands read: prompts, calibration texts, what is evaluated."""
 
@@ -20,18 +23,21 @@ def read_bounded(path: Path, most: int, error: type[EnginewrightError], mend: st
     """
     try:
         with open(path, "rb") as file:
-            size = file.seek(0, 2) if file.seekable() else 0
-            if size <= most:
-                if size:
-                    file.seek(0)
-                content = file.read(most + 1)
-                size = len(content)
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > most else _read(file, size, most)
     except (OSError, ValueError) as e:  # ValueError: a name that no file can have
         raise error(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); {mend}") from e
-    if size > most:
-        raise error(f"{path}: got {_bytes(size, most)} bytes, expected {most:,} at most; {mend}")
+    if size > most or len(content) > most:
+        got = f"{size:,}" if size > most else f"more than {most:,}"
+        raise error(f"{path}: got {got} bytes, expected {most:,} at most; {mend}")
     return content
 
 
-def _bytes(size: int, most: int) -> str:
-    return f"more than {most:,}" if size == most + 1 else f"{size:,}"
+def _read(file: BinaryIO, size: int, most: int) -> bytes:
+    """The content of a file that says it has `size` bytes, or of one that has no size, such as a pipe, until it is too long."""
+    if size:
+        return file.read(size)
+    content = bytearray()
+    while len(content) <= most and (piece := file.read(_PIECE)):
+        content += piece
+    return bytes(content)

@@ -128,10 +128,11 @@ GOOD = {"layer": 0, "scale": 1.0}
         ({**GOOD, "softcap": -1.0}, "softcap: got -1.0"),
         ({**GOOD, "k_bits": 3}, "k_bits: got 3, expected 2, 4 or 8"),
         ({**GOOD, "v_bits": 16}, "v_bits: got 16, expected 2, 4 or 8"),
-        ({**GOOD, "iterations": -1}, "iterations: got -1, expected 0 or more"),
+        ({**GOOD, "iterations": -1}, "iterations: got -1, expected 0 to 1000"),
+        ({**GOOD, "iterations": 1 << 62}, "iterations: got 4611686018427387904, expected 0 to 1000"),
         ({**GOOD, "robust": 2}, "robust: got 2, expected 0 or 1"),
         ({**GOOD, "rotate_values": -1}, "rotate_values: got -1, expected 0 or 1"),
-        ({"layer": -1, "scale": 1.0}, "layer: got -1, expected 0 or more"),
+        ({"layer": -1, "scale": 1.0}, "layer: got -1, expected 0 to 65536"),
     ],
 )
 def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> None:

@@ -73,7 +73,7 @@ GOOD = {"layer": 0, "scale": 1.0}
         ({**GOOD, "window": -1}, "window: got -1"),
         ({**GOOD, "kv_bits": 8}, "kv_bits: got 8, expected 16 or 32"),
         ({**GOOD, "softcap": -1.0}, "softcap: got -1.0"),
-        ({"layer": -1, "scale": 1.0}, "layer: got -1, expected 0 or more"),
+        ({"layer": -1, "scale": 1.0}, "layer: got -1, expected 0 to 65536"),
     ],
 )
 def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> None:

@@ -45,7 +45,8 @@ BAD: dict[str, Any] = {
     r"sin: got only one of the two, expected both or neither of it and cos": {"sin": None},
     r"key_norm: got only one of the two, expected both or neither of it and query_norm": {"key_norm": None},
     r"query_norm: got shape \[63\], expected \[D\] = \[64\]": {"query_norm": np.zeros(63, np.float32)},
-    r"kv_heads: got 0, expected 1 or more": {"kv_heads": 0},
+    r"kv_heads: got 0, expected 1 to 65536": {"kv_heads": 0},
+    r"head_dim: got 4611686018427387904, expected 1 to 65536": {"head_dim": 1 << 62},
     r"epsilon: got -1\.0+, expected 0 or more": {"epsilon": -1.0},
 }
 

@@ -166,7 +166,7 @@ class TestLoad:
             ),
             (
                 lambda raw: raw["conditions"]["steer"].update(capacity=0),
-                "conditions.steer.capacity: got 0, expected at least 1; build the engine again",
+                "conditions.steer.capacity: got 0, expected a whole number from 1 to 1048576; build the engine again",
             ),
             (
                 lambda raw: raw["conditions"]["steer"]["tensors"].update(scale={"dtype": "float32", "shape": []}),

@@ -23,6 +23,8 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MOST_DIMENSIONS = 4
+_MOST_TEXT = 1 << 26  # bytes, such as of a chat template
+_MOST_VALUES = 1 << 24  # of a list, such as the tokens; tensors, and keys
 _ALIGNMENT = 32  # where the metadata name none
 
 
@@ -106,6 +108,8 @@ class _HeaderReader:
                 f"{self._file}: got GGUF version {version}{order}, expected 2 or 3 in little-endian order"
             )
         tensor_count, value_count = self._number("Q"), self._number("Q")
+        self._check_count("tensors", tensor_count)
+        self._check_count("keys", value_count)
         metadata: dict[str, Value] = {}
         for _ in range(value_count):
             key = self._text()
@@ -156,6 +160,7 @@ class _HeaderReader:
         if kind != _ARRAY:
             return Value(value=self._element(key, kind), kind=kind)
         element, count = self._number("I"), self._number("Q")
+        self._check_count(f"values of {key!r}", count)
         if element in _SCALARS:
             layout = f"<{count}{_SCALARS[element]}"
             return Value(value=list(self._unpack(layout, count)), kind=kind, element=element)
@@ -180,10 +185,14 @@ class _HeaderReader:
         self._at += size
         return values
 
+    def _check_count(self, name: str, count: int) -> None:
+        if count > min(self._size, _MOST_VALUES):
+            raise self._damaged(f"it has {count} {name}, more than a file has")
+
     def _text(self) -> str:
         length = self._number("Q")
-        if length > self._size - self._at:
-            raise self._damaged("the header is cut off")
+        if length > min(self._size - self._at, _MOST_TEXT):
+            raise self._damaged("the header is cut off, or one of its texts is too long")
         self._at += length
         try:
             return self._content[self._at - length : self._at].decode()

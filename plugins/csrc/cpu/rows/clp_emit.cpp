@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kWorthwhile = 1 << 17;  // weights read: about the price of waking a thread
 constexpr std::int64_t kBlock = 256;           // outputs of one task; fixed, so that no result depends on the threads
+constexpr std::int64_t kLastToken = 0x7fffffff;  // ends are 32-bit numbers
 constexpr std::int64_t kGroup = 4;             // rows whose logits of a block lie on the stack together
 
 // The likeliest class, at most `extra`; 0 when it is less likely than tau or a score is not finite.
@@ -64,7 +65,8 @@ class Emission {
     if (args_.greedy[row] < 0) return false;
     if (!args_.sample_rows) return true;
     const std::int32_t *ends = args_.query_starts + 1, *last = ends + args_.sequences;
-    return std::binary_search(ends, last, args_.sample_rows[row] + 1);
+    const std::int64_t at = args_.sample_rows[row];
+    return at >= 0 && at < kLastToken && std::binary_search(ends, last, at + 1);
   }
 
   // The rows that emit, the longest first, so that head j is needed by the first needs(j) of them.

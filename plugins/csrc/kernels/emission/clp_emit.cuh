@@ -98,7 +98,7 @@ EW_DEVICE bool may_emit(const Task& task, int row) {
   if (task.sample_rows == nullptr) return true;
   bool found = false;
   for (int s = lane_index(); s < task.sequences; s += kWarp)
-    found |= task.query_starts[s + 1] == task.sample_rows[row] + 1;
+    found |= task.query_starts[s + 1] - std::int64_t{1} == task.sample_rows[row];
   return ballot(found) != 0;
 }
 
