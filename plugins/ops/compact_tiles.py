@@ -34,8 +34,8 @@ COMPACT_TILES = Op(
         ),
     ),
     attributes=(
-        Attribute("head_dim", "int", "size of a key"),
-        Attribute("value_dim", "int", "size of a value"),
+        Attribute("head_dim", "int", "size of a key", least=1),
+        Attribute("value_dim", "int", "size of a value", least=1),
         Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),
     oracle="enginewright.plugins.oracles.compact_tiles:compact_tiles",

@@ -33,7 +33,7 @@ MARK_TOKENS = Op(
     outputs=(Tensor("marks_out", ("float32",), ("N", "C", "places"), "`marks` after the new queries", alias="marks"),),
     attributes=(
         Attribute("layer", "int", "index of the node's layer in kv_lens and tile_table"),
-        Attribute("kv_heads", "int", "number of the layer's KV heads"),
+        Attribute("kv_heads", "int", "number of the layer's KV heads", least=1),
         SCALE,
         SOFTCAP,
         Attribute(
@@ -42,6 +42,7 @@ MARK_TOKENS = Op(
             "0, mass: a token begins with 0 and adds the mean probability of its query heads. 1, recurrence: it begins with its "
             "own position and 0; a query at t hits it where the largest probability is `alpha` or more, and then the interval "
             "becomes max(interval, t - last hit), and the last hit t",
+            most=1,
         ),
         Attribute(
             "alpha", "float", "the least probability that counts as a hit; kind 0 does not read it", default=1e-4

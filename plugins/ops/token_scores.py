@@ -40,9 +40,9 @@ TOKEN_SCORES = Op(
     ),
     attributes=(
         Attribute("layer", "int", "index of the node's layer in kv_lens and tile_table"),
-        Attribute("kv_heads", "int", "number of the layer's KV heads"),
+        Attribute("kv_heads", "int", "number of the layer's KV heads", least=1),
         SCALE,
-        Attribute("window", "int", "number of queries that score, at most R"),
+        Attribute("window", "int", "number of queries that score, at most R", least=1),
         SOFTCAP,
         Attribute(
             "scope",
@@ -50,6 +50,7 @@ TOKEN_SCORES = Op(
             "0: each query's softmax is over the n - window tokens before the window; importance is the mean over the queries. "
             "1: it is over all tokens up to the query's own; importance is the sum",
             default=0,
+            most=1,
         ),
         Attribute(
             "group",
@@ -57,8 +58,9 @@ TOKEN_SCORES = Op(
             "how the query heads of a KV head become one. 0: the largest logit, before the softmax; 1: the mean probability; "
             "2: the largest probability",
             default=0,
+            most=2,
         ),
-        Attribute("redundancy", "int", "1: the second output has its values; 0: it is empty", default=0),
+        Attribute("redundancy", "int", "1: the second output has its values; 0: it is empty", default=0, most=1),
         Attribute("threshold", "float", "cosine above which two keys say the same", default=0.5),
         Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
     ),

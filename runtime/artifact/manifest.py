@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from enginewright.runtime.artifact.value_ranges import (
     MOST_TOKENS,
     MOST_WIDTH,
     check_filled,
+    check_names,
     check_ranges,
 )
 
@@ -127,6 +127,7 @@ class CacheLayer:
     def __post_init__(self) -> None:
         check_ranges(self, kv_heads=(1, MOST_HEADS), key_dim=(1, MOST_WIDTH), value_dim=(1, MOST_WIDTH))
         check_ranges(self, tile_bytes=(1, MOST_BYTES), window=(0, MOST_CONTEXT), exact_bytes=(0, MOST_BYTES))
+        check_ranges(self, query_heads=(0, MOST_HEADS), held_queries=(0, MOST_WIDTH), marks=(0, MOST_HEADS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +155,6 @@ class Cache:
     def is_dense(self) -> bool:
         """Whether it is the cache of a graph of standard ops."""
         return self.kind == "dense"
-
-
-def _check_names(where: str, names: Iterable[str]) -> None:
-    """Raise ValueError where a name cannot be a part of a port's name, whose parts are separated by dots."""
-    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
-        raise ValueError(f"{where}: got the name {wrong[0]!r}, expected letters, digits, _ and - alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +272,7 @@ class Condition:
             raise ValueError(f"tensors: got {got}, expected one or more, none of them called index or scale")
         if self.per == "row" and self.applies == "decoded":
             raise ValueError('applies: got "decoded" with an entry per row, expected "all", or an entry per token')
-        _check_names("tensors", self.tensors)
+        check_names("tensors", self.tensors)
         if self.vectors is not None:
             shape = self.tensors["vectors"].shape if set(self.tensors) == {"vectors"} else ()
             if len(shape) != 2 or shape[0] != len(self.vectors.layers):
@@ -370,7 +365,7 @@ class Manifest:
         width = self.decoding.get("k", 1)
         if type(width) is not int or not 1 <= width <= MOST_TOKENS:
             raise ValueError(f"decoding: k: got {width!r}, expected a whole number from 1 to {MOST_TOKENS}")
-        _check_names("conditions", self.conditions)
+        check_names("conditions", self.conditions)
         if len(of_layers := [name for name, each in self.conditions.items() if each.vectors is not None]) > 1:
             raise ValueError(f"conditions: got {' and '.join(of_layers)} of vectors, expected one at most")
         for name, dtype in self.token_inputs.items():

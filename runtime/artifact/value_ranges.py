@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 MOST_BATCH = 1 << 16
 """The most rows of a step: far beyond what a machine serves, and no table of them is larger than a memory."""
 MOST_CONTEXT = 1 << 31
@@ -40,3 +43,9 @@ def check_filled(record: object, *names: str) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def check_names(where: str, names: Iterable[str]) -> None:
+    """Raise ValueError where a name cannot be a part of a port's name, whose parts are separated by dots."""
+    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
+        raise ValueError(f"{where}: got the name {wrong[0]!r}, expected letters, digits, _ and - alone")

@@ -65,7 +65,7 @@ class Config:
     mix: float = 0.1
     alpha: float = 1e-4
     allocation: str = "uniform"
-    curve: Path | None = None
+    curve: str | None = None
     layers: bool = True
     heads: bool = True
     strict: bool = False
@@ -193,7 +193,7 @@ def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
         raise UnsupportedError(
             "evict: got a model whose tokens see later ones, expected one that decodes token after token"
         )
-    demand = () if config.curve is None else tuple(open_curve(config.curve).shares.values())
+    demand = () if config.curve is None else tuple(open_curve(Path(config.curve)).shares.values())
     policy = config.policy(demand)
     return EvictingCache(cache, policy, policy={"kind": "evict", **_as_json(policy)})
 
@@ -201,7 +201,7 @@ def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
 def check_model(config: Config, checkpoint: Checkpoint) -> None:
     """Refuse a curve that was made of another model."""
     if config.curve is not None:
-        read_curve(config.curve, sha256=hash_of(checkpoint), layers=int(checkpoint.config.num_hidden_layers))
+        read_curve(Path(config.curve), sha256=hash_of(checkpoint), layers=int(checkpoint.config.num_hidden_layers))
 
 
 def more_graphs(config: Config, anchors: Anchors) -> dict[str, ir.Model]:

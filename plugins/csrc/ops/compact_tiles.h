@@ -13,14 +13,7 @@ using namespace declared::compact_tiles;
 
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
-    expect_dim("head_dim", head_dim);
-    expect_dim("value_dim", value_dim);
     expect_value(kv_bits == 16 || kv_bits == 32, "kv_bits", kv_bits, "16 or 32");
-  }
-
- private:
-  static void expect_dim(const char* name, std::int64_t dim) {
-    expect_value(dim >= 1 && dim <= kMostDim, name, dim, "1 to " + std::to_string(kMostDim));
   }
 };
 

@@ -13,7 +13,6 @@ using namespace declared::mark_tokens;
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
     expect_logit_attributes(*this);
-    expect_value(kind == 0 || kind == 1, "kind", kind, "0 (mass) or 1 (recurrence)");
     expect_value(alpha > 0.0f && alpha <= 1.0f, "alpha", alpha, "above 0, at most 1");
   }
 

@@ -29,8 +29,6 @@ struct StoredTokens {
 // The attributes that TokenScores and MarkTokens have in common.
 template <class Attributes>
 void expect_logit_attributes(const Attributes& a) {
-  expect_value(a.layer >= 0, "layer", a.layer, "0 or more");
-  expect_value(a.kv_heads >= 1, "kv_heads", a.kv_heads, "1 or more");
   expect_value(std::isfinite(a.scale), "scale", a.scale, "a finite number");
   expect_value(a.softcap >= 0.0f && std::isfinite(a.softcap), "softcap", a.softcap, "0 (off) or a finite number above");
   expect_value(a.kv_bits == 16 || a.kv_bits == 32, "kv_bits", a.kv_bits, "16 or 32");

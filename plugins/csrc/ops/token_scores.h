@@ -13,10 +13,6 @@ using namespace declared::token_scores;
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
     expect_logit_attributes(*this);
-    expect_value(window >= 1, "window", window, "1 or more");
-    expect_value(scope == 0 || scope == 1, "scope", scope, "0 (before the window) or 1 (causal)");
-    expect_value(group >= 0 && group <= 2, "group", group, "0 (largest logit), 1 (mean) or 2 (largest)");
-    expect_flag("redundancy", redundancy);
     expect_value(threshold >= 0.0f && threshold <= 1.0f, "threshold", threshold, "0 to 1");
   }
 };
