@@ -188,11 +188,11 @@ class Scheduler:
     def _has_tiles(self, layout: DecodeLayout) -> bool:
         """Whether the batch's rows now have tiles for the tokens of `layout`."""
         if self._tokens_with_tiles < layout.longest:
+            if layout.longest > 1 and min(map(self.tables.tokens_before_due, self._batch_rows)) < layout.longest:
+                return False  # a row is due before the step's end, and evicts with the tiles that are left
             if not self.tables.grow(layout.new_tokens):
                 return False
             self._tokens_with_tiles = self.tables.tokens_before_tiles(self._batch_rows)
-            if self._tokens_with_tiles < layout.longest:  # a row is due before the step's end
-                return False
         self._tokens_with_tiles -= layout.longest
         return True
 

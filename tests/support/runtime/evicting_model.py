@@ -6,9 +6,9 @@ too many or out of order changes the hash. `reference` knows nothing of tiles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, Lay
 from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
+from enginewright.runtime.decoding.kinds.multi_token import COUNTS, TOKENS, MultiToken
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step_loop import StepLoop
@@ -28,6 +29,9 @@ from tests.support.runtime.toy_model import HEADS, make_cache
 from tests.support.runtime.toy_session import VOCAB, mix, spread
 
 SIZE, CONTEXT = 4, 96
+WIDTH = 4
+Guess: TypeAlias = Callable[[list[int], int], list[int]]
+"""From all tokens of a request so far, and the number of its prompt's, to at most WIDTH - 1 guesses after the next one."""
 _HEAD, _PLACE = 10**7, 10**3
 
 
@@ -35,13 +39,17 @@ class EvictingSession:
     """A Session over numpy pools of entries, which never writes to a tile that a prefix has.
 
     Its scores are hashes of a token's position, layer, head and the time. Its marks are too, but for those of h2o and lazy.
+
+    guess: of its heads; None: it has none.
     """
 
     offers = frozenset({TILES, SCORES, COMPACT, MARKS})
 
-    def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity) -> None:
+    def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity, guess: Guess | None = None) -> None:
         self.run_seconds = 0.0
         self.steps: list[PackedStep] = []
+        self._guess = guess
+        self._brought: dict[int, list[int]] = {}  # of each row, its tokens so far; one taken back is replaced
         self._cache, self._tables = cache, tables
         self._tiles = [np.full((tiles, cache.tile_tokens), -1, np.int64) for tiles in capacity.tiles]
         pools = zip(tables._governed, tables._pools, strict=True) if isinstance(tables, PolicyTables) else ()
@@ -56,9 +64,23 @@ class EvictingSession:
             ahead = token - int(step.query_starts[row])
             assert position == self._tables.held[row] + ahead
             self._write(row, ahead, int(step.input_ids[token]) + _PLACE * position)
+            self._brought.setdefault(row, [])[position:] = [int(step.input_ids[token])]
             logits[token] = self._logits(row, ahead)
         stacked = np.stack([logits[token] for token in step.sample_rows.tolist()])
-        return Outputs(stacked, stacked.argmax(axis=1))
+        outputs = Outputs(stacked, stacked.argmax(axis=1))
+        return outputs if self._guess is None else self._with_guesses(outputs, step, rows, self._guess)
+
+    def _with_guesses(self, outputs: Outputs, step: PackedStep, rows: np.ndarray, guess: Guess) -> Outputs:
+        """The outputs with guesses after the greedy token of each sampled row."""
+        assert isinstance(self._tables, PolicyTables)
+        tokens, counts = np.full((len(step.sample_rows), WIDTH), -7, np.int64), np.ones(len(step.sample_rows), np.int64)
+        for i, token in enumerate(step.sample_rows.tolist()):
+            row = int(rows[token])
+            known = self._brought[row][: int(step.position_ids[token]) + 1]
+            guesses = guess(known, int(self._tables._prompts[row]))
+            tokens[i, : 1 + len(guesses)] = [outputs.greedy[i], *guesses]
+            counts[i] = 1 + len(guesses)
+        return replace(outputs, extra={TOKENS: tokens, COUNTS: counts})
 
     def score(self, row: StoredRow) -> list[LayerScores]:
         """Score what the tiles hold."""
@@ -158,13 +180,21 @@ def make_llm(
     step_tokens: int = 16,
     cache_tokens: int | None = None,
     span: int = 0,
+    guess: Guess | None = None,
 ) -> LLM:
-    """Return an LLM over an EvictingSession."""
+    """Return an LLM over an EvictingSession, whose guesses are verified if it makes any."""
     cache = replace(make_cache(SIZE, windows), policy=policy)
     tokens = rows * CONTEXT if cache_tokens is None else cache_tokens
     tiles = plan_tiles(cache, rows=rows, context=CONTEXT, step_tokens=step_tokens, cache_tokens=tokens)
+    width = 1 if guess is None else WIDTH
     capacity = Capacity(
-        rows=rows, context=CONTEXT, step_tokens=step_tokens, logit_rows=rows + 3, tiles=tiles, span=span
+        rows=rows,
+        context=CONTEXT,
+        step_tokens=max(step_tokens, rows * width),
+        logit_rows=rows * width + 3,
+        tiles=tiles,
+        span=span,
+        width=width,
     )
     tables = open_tables(cache, capacity)
     manifest = Manifest(
@@ -175,8 +205,9 @@ def make_llm(
         cache=cache,
         graphs={"decoder": Graph(files=(), inputs=(), outputs=())},
     )
-    decoder = Autoregressive(Pieces(chunk=0, tile_tokens=cache.tile_tokens))
-    loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity))
+    pieces = Pieces(chunk=0, tile_tokens=cache.tile_tokens)
+    decoder = Autoregressive(pieces) if guess is None else MultiToken(pieces, verify=True)
+    loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity, guess))
     return LLM(manifest, None, loop, capacity, tables.longest)
 
 
