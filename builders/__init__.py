@@ -61,6 +61,18 @@ def check_numbers(backend: str, dtype: str, *, is_packed: bool) -> None:
         )
 
 
+def check_graphs(backend: str, added: str) -> None:
+    """Raise BuildError where an engine has graphs next to the decoder's, and `backend` runs the decoder's alone.
+
+    added: names those graphs; empty: there are none.
+    """
+    if added and backend != "onnxruntime":
+        raise BuildError(
+            f"--backend {backend}: got an engine with {added}, expected the decoder's graph alone, as only onnxruntime runs "
+            "others; choose --backend onnxruntime, or build the engine without what adds them"
+        )
+
+
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions | None = None) -> Manifest:
     """Build the engine directory's graphs for `backend` and return the manifest that names the engines.
 
@@ -70,6 +82,8 @@ def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions 
     """
     options = options or BackendOptions()
     check_backend(backend, options)
+    more = ", ".join(name for name in manifest.graphs if name != "decoder")
+    check_graphs(backend, more and f"the graphs {more}")
     check_numbers(backend, manifest.dtype, is_packed=any(graph.ops for graph in manifest.graphs.values()))
     built: Manifest = importlib.import_module(BACKENDS[backend]).build(root, manifest, backend, options)
     return built

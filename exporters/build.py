@@ -11,7 +11,8 @@ from pathlib import Path
 from enginewright import builders
 from enginewright.builders import options
 from enginewright.builders.options import BackendOptions
-from enginewright.exporters.export import export
+from enginewright.exporters.export import check_graphs, export
+from enginewright.exporters.methods import registry
 from enginewright.exporters.recipe import Recipe
 from enginewright.exporters.trial import Kind, Trial, check_kind, try_engine
 from enginewright.runtime.artifact import directory
@@ -46,6 +47,9 @@ def build(
     """
     check_kind(trial)
     builders.check_backend(backend, chosen)
+    if name := registry.giving_graphs(recipe.apply):
+        builders.check_graphs(backend, f"the graphs of {name}")
+        check_graphs(recipe)
     builders.check_numbers(backend, recipe.dtype, is_packed=recipe.plugins == "all")
     directory.check_output(output, overwrite=overwrite)
     try:

@@ -61,6 +61,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     Raises:
         ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
+    check_graphs(recipe)
     cache = _choose_cache(recipe)
     decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
@@ -81,7 +82,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     rewrite(captured.model, registry.passes(recipe.apply))
     anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
     registry.extend_graph(recipe.apply, anchors)
-    graphs = {"decoder": captured.model, **_more_graphs(recipe, anchors)}
+    graphs = {"decoder": captured.model, **registry.more_graphs(recipe.apply, anchors)}
     quantise = QuantizeWeightsPass(storage, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")
     quantise(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
@@ -111,6 +112,16 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     return manifest
 
 
+def check_graphs(recipe: Recipe) -> None:
+    """Raise UnsupportedError where a method gives graphs of its own that do not fit the decoder's type."""
+    name = registry.giving_graphs(recipe.apply)
+    if name and recipe.dtype != "float32":
+        raise UnsupportedError(
+            f"dtype: got {recipe.dtype} with {name}, whose own graphs are for float32 engines on CPUs; build with dtype float32, "
+            f"or without {name}"
+        )
+
+
 def _choose_cache(recipe: Recipe) -> CacheFormat:
     cache = registry.choose_cache(recipe.apply, PagedCacheFormat(recipe.kv_bits or 16))
     if recipe.plugins == "all":
@@ -127,17 +138,6 @@ def _choose_cache(recipe: Recipe) -> CacheFormat:
             "it, or with plugins all"
         )
     return PagedCacheFormat(recipe.cache_bits)
-
-
-def _more_graphs(recipe: Recipe, anchors: Anchors) -> dict[str, ir.Model]:
-    """The graphs that methods add; UnsupportedError where they do not fit the decoder's type."""
-    graphs = registry.more_graphs(recipe.apply, anchors)
-    if graphs and recipe.dtype != "float32":
-        raise UnsupportedError(
-            f"dtype: got {recipe.dtype} with the graphs {', '.join(graphs)}, which are for float32 engines on CPUs; build with dtype "
-            "float32"
-        )
-    return graphs
 
 
 def _declare(recipe: Recipe, checkpoint: Checkpoint, cache: CacheFormat) -> dict[str, Condition]:

@@ -140,6 +140,11 @@ def changing(applied: Sequence[Applied]) -> str:
     return next((method.name for method, _ in _hooks(applied, "transform_weights")), "")
 
 
+def giving_graphs(applied: Sequence[Applied]) -> str:
+    """The first method that gives graphs of its own, next to the decoder's; empty for none."""
+    return next((method.name for method, _ in _hooks(applied, "more_graphs")), "")
+
+
 def code_forms(applied: Sequence[Applied]) -> list[CodeForm]:
     """The form of the codes of each method that will quantise weights."""
     return [hook(method.config) for method, hook in _hooks(applied, "code_form")]

@@ -38,7 +38,7 @@ def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Mod
     """Return the graph "scores": a TokenScores node for each layer without a window, which has the attention's own settings."""
     graph = _Graph("scores", decoder)
     tables = [graph.input(port) for port in (SLOTS, KV_LENS, TILE_TABLE, LAST_POSITIONS)]
-    for attention in _attentions(decoder):
+    for attention in governed(decoder):
         layer, heads = attention.attributes["layer"].as_int(), _sizes(attention, "key")[1]
         ring = graph.input(QUERIES, layer, _shape(decoder, QUERIES, layer))
         tiles = graph.input(TILES, layer, _shape(decoder, TILES, layer))
@@ -73,7 +73,7 @@ def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Mod
 def compact_graph(decoder: ir.Graph, *, has_marks: bool) -> ir.Model:
     """Return the graph "compact": a CompactTiles node for each layer without a window."""
     graph = _Graph("compact", decoder)
-    for attention in _attentions(decoder):
+    for attention in governed(decoder):
         layer = attention.attributes["layer"].as_int()
         pools = [TILES, MARKS] if has_marks else [TILES]
         shapes = {port: _shape(decoder, port, layer) for port in pools}
@@ -134,7 +134,7 @@ class _Graph:
         self._graph.outputs.extend(made)
 
 
-def _attentions(graph: ir.Graph) -> Iterator[ir.Node]:
+def governed(graph: ir.Graph) -> Iterator[ir.Node]:
     """The attention nodes of the layers without a window."""
     for node in graph:
         if (node.domain, node.op_type) == (DOMAIN, PAGED_ATTENTION.name) and not node.attributes["window"].as_int():

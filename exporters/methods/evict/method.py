@@ -12,7 +12,7 @@ import torch
 
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, Tensors
 from enginewright.exporters.methods.anchors import Anchors
-from enginewright.exporters.methods.evict.graphs import compact_graph, scores_graph
+from enginewright.exporters.methods.evict.graphs import compact_graph, governed, scores_graph
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.reasonalloc.curve import open_curve, read_curve
@@ -189,6 +189,11 @@ def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
         raise ExportError(
             f"evict: got a cache with the policy {cache.policy['kind']!r}, expected none; apply one policy alone"
         )
+    if cache.kind == "kvarn":
+        raise UnsupportedError(
+            "evict: got a kvarn cache, whose tiles are encoded, so that tokens cannot leave one by one, expected a cache of 16 or "
+            "32 bits; build without kvarn, or without evict"
+        )
     if cache.sees_later:
         raise UnsupportedError(
             "evict: got a model whose tokens see later ones, expected one that decodes token after token"
@@ -207,6 +212,11 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
 def more_graphs(config: Config, anchors: Anchors) -> dict[str, ir.Model]:
     """Return the graph that moves tokens, and the one that scores them if scores are made of queries."""
     score, policy = SCORES[config.score], config.policy()
+    if next(governed(anchors.graph), None) is None:
+        raise UnsupportedError(
+            "evict: got a model whose every layer has a window, and frees its tiles by itself, expected a layer that keeps all "
+            "tokens; build without evict"
+        )
     graphs = {COMPACT_GRAPH: compact_graph(anchors.graph, has_marks=score.marks is not None)}
     if score.reads_queries:
         graphs[SCORES_GRAPH] = scores_graph(anchors.graph, score, window=policy.window)
