@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import CacheLayer
 from enginewright.runtime.cache.tile_pool import Ints, Table, TilePool
-
-_NONE: Ints = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compaction:
-    """The copies by which a row's heads get rid of single tokens; HeadPool.plan creates it, and HeadPool.compact ends it.
-
-    row: whose tokens.
-    kept[heads][n]: places of the tokens that stay, among those that a head has stored, ascending.
-    stored[heads]: tokens stored before.
-    first[heads]: the first tile of each head that is replaced.
-    fresh[heads][n]: the tiles that take the place of the head's own from there on.
-    moves[n, 4] int32: tile and place to read, tile and place to write.
-    """
-
-    row: int
-    kept: Sequence[Ints]
-    stored: Ints
-    first: Sequence[int]
-    fresh: Sequence[Table]
-    moves: NDArray[np.int32]
 
 
 class HeadPool(TilePool):
@@ -42,9 +17,8 @@ class HeadPool(TilePool):
     have it in their tables, and the prefix that has it; it is free when none is left. A row that evicts a tile of a prefix
     leaves it to the others.
 
-    gone[rows, heads] int64: tokens that each head has evicted.
-    count[rows, heads] int64: tiles of each head.
-    kept[rows][heads][n] int64: positions of the tokens that a head's last eviction left.
+    gone[rows, heads] int64: tokens that each head has evicted; PolicyTables changes it.
+    count[rows, heads] int64: tiles of each head; the same.
     most: the most tiles of a row at any time; set by PolicyTables.
     spare: tiles that a row's eviction needs in addition, for copies; set by PolicyTables.
     peak[rows, heads], peak_of_row[rows] int64: the most tiles of each row's own request, as far as it is known, of a head
@@ -57,7 +31,6 @@ class HeadPool(TilePool):
         super().__init__(layer, np.array([index]), tiles, table, rows=rows, step_tokens=step_tokens, size=size)
         self.gone: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.count: Ints = np.zeros((rows, layer.kv_heads), np.int64)
-        self.kept: list[list[Ints]] = [[_NONE] * layer.kv_heads for _ in range(rows)]
         self.most, self.spare = layer.kv_heads * int(table.shape[3]), 0
         self.peak: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.peak_of_row: Ints = np.zeros(rows, np.int64)
@@ -95,12 +68,12 @@ class HeadPool(TilePool):
             most = int(lacking[row].max())
             wants = np.arange(most)[:, None] < lacking[row]  # by blocks, so that the order is that of TilePool
             ids = np.zeros(wants.shape, np.int32)
-            ids[wants] = self._take(int(wants.sum()))
+            ids[wants] = self.take(int(wants.sum()))
             for head, number in enumerate(lacking[row].tolist()):
                 begin = int(self.count[row, head])
                 self._ids[row, head, begin : begin + number] = ids[:number, head]
             self.count[row] += lacking[row]
-            self._set_end(row)
+            self.set_end(row)
 
     def wanted_at_most(self, lengths: Ints) -> int:
         """Return how many more tiles the rows need at most while they process `lengths` tokens, evicting as planned."""
@@ -115,7 +88,7 @@ class HeadPool(TilePool):
         self._uses[tiles] += 1
         self.count[row] += tiles.shape[1]
         self._shared[row] = begin + tiles.shape[1]
-        self._set_end(row)
+        self.set_end(row)
 
     def give_to_prefix(self, row: int, end: int) -> Table:
         """Let a prefix have the row's tiles up to `end` as well; return the tiles [heads, n] that none had before."""
@@ -129,120 +102,35 @@ class HeadPool(TilePool):
         """Let go of `tiles` [heads, n] that a prefix had; those that are in no row's table are free."""
         ids = tiles.T.ravel()
         self._of_prefix[ids] = False
-        self._let_go(ids)
-
-    def positions(self, row: int, head: int, processed: int) -> Ints:
-        """Return the positions of the tokens that a head has stored, int64 [stored]."""
-        left = self.kept[row][head]
-        return np.concatenate([left, np.arange(int(self.gone[row, head]) + len(left), processed)])
-
-    def evict_tiles(self, row: int, kept: NDArray[np.bool_], processed: int) -> int:
-        """Let the row's heads go of the full tiles that are not kept, and close the gaps; return how many left the tables.
-
-        kept: bool [heads, n], where n is at least the number of tiles of each head; entries after a head's own mean nothing.
-        """
-        left = []
-        for head, count in enumerate(self.count[row].tolist()):
-            stays = kept[head, :count]
-            if stays.all():
-                continue
-            tokens = np.repeat(stays, self._size)[: processed - int(self.gone[row, head])]
-            self._forget(row, head, np.flatnonzero(tokens), processed)
-            ids = self._ids[row, head, :count]
-            left.append(ids[~stays])
-            ids[...] = np.concatenate([ids[stays], ids[~stays]])
-            self.count[row, head] = np.count_nonzero(stays)
-        self._let_go(np.concatenate(left) if left else np.zeros(0, np.int32))
-        self._set_end(row)
-        return sum(map(len, left))
-
-    def tiles_to_copy(self, row: int, kept: Sequence[Ints], stored: Ints) -> int:
-        """Return the number of free tiles that `plan` takes with the same arguments."""
-        first = self._first_changed(kept, stored)
-        return sum(max(-(-len(each) // self._size) - begin, 0) for each, begin in zip(kept, first, strict=True))
-
-    def plan(self, row: int, kept: Sequence[Ints], stored: Ints) -> Compaction:
-        """Take free tiles, and return the copies after which each head of the row stores the tokens at `kept` alone.
-
-        Nothing else changes until `compact`. As many tiles are free as `tiles_to_copy` says.
-
-        kept[heads][n]: places of the tokens that stay, ascending.
-        stored[heads]: tokens that each head has stored.
-        """
-        first, fresh, moves = self._first_changed(kept, stored), [], []
-        for head, (places, begin) in enumerate(zip(kept, first, strict=True)):
-            ids = self._take(max(-(-len(places) // self._size) - begin, 0))
-            source = places[begin * self._size :]
-            target = np.arange(len(source))
-            table = self._ids[row, head]
-            columns = table[source // self._size], source % self._size, ids[target // self._size], target % self._size
-            moves.append(np.stack(columns, axis=1).astype(np.int32))
-            fresh.append(ids)
-        return Compaction(
-            row=row, kept=kept, stored=stored, first=first, fresh=fresh, moves=np.concatenate(moves, dtype=np.int32)
-        )
-
-    def undo(self, plan: Compaction) -> None:
-        """Free the tiles that a plan took, whose copies were not made."""
-        self._let_go(np.concatenate(plan.fresh))
-
-    def compact(self, plan: Compaction, processed: int) -> bool:
-        """Let the copies of a plan take the place of what they were made of; return whether any token has left."""
-        row, old = plan.row, []
-        for head, (places, begin, ids) in enumerate(zip(plan.kept, plan.first, plan.fresh, strict=True)):
-            if len(places) == plan.stored[head]:
-                continue
-            self._forget(row, head, places, processed)
-            end = int(self.count[row, head])
-            old.append(self._ids[row, head, begin:end].copy())
-            self._ids[row, head, begin : begin + len(ids)] = ids
-            self.count[row, head] = begin + len(ids)
-        self._let_go(np.concatenate(old) if old else np.zeros(0, np.int32))
-        self._set_end(row)
-        return bool(old)
+        self.let_go(ids)
 
     def release(self, row: int) -> None:
         """Let the row go of all its tiles."""
         has = (
             np.arange(self._ids.shape[2])[:, None] < self.count[row]
         )  # by blocks, so that the order is that of TilePool
-        self._let_go(self._ids[row].T[has])
+        self.let_go(self._ids[row].T[has])
         self.first[row] = self.end[row] = self._shared[row] = self.base
         self.count[row] = self.gone[row] = self.peak[row] = 0
         self.peak_of_row[row] = 0
-        self.kept[row] = [_NONE] * self.heads
 
     def _lacking(self, ends: Ints) -> Ints:
         """Return how many tiles each head of each row lacks until the row has processed `ends` tokens."""
         lacking: Ints = np.maximum(-((ends[:, None] - self.gone) // -self._size) - self.count, 0)
         return lacking
 
-    def _first_changed(self, kept: Sequence[Ints], stored: Ints) -> list[int]:
-        """Return for each head its first tile that loses a token; the number after its last where none does."""
-        first = []
-        for places, count in zip(kept, stored.tolist(), strict=True):
-            moved = np.flatnonzero(places != np.arange(len(places)))
-            changed = int(moved[0]) if len(moved) else len(places)
-            first.append(-(-count // self._size) if len(places) == count else changed // self._size)
-        return first
-
-    def _forget(self, row: int, head: int, places: Ints, processed: int) -> None:
-        """Note that a head stores only the tokens at `places` any more."""
-        before = self.positions(row, head, processed)
-        self.kept[row][head] = before[places]
-        self.gone[row, head] += len(before) - len(places)
-
-    def _set_end(self, row: int) -> None:
+    def set_end(self, row: int) -> None:
+        """Note how many tokens the row's tiles are enough for, after `count` or `gone` has changed."""
         self.end[row] = (self.count[row] * self._size + self.gone[row]).min()
 
-    def _take(self, count: int) -> Table:
+    def take(self, count: int) -> Table:
         """Return free tiles, which have one user now."""
         self.free_count -= count
         ids = self._free[self.free_count : self.free_count + count][::-1].copy()
         self._uses[ids] = 1
         return ids
 
-    def _let_go(self, ids: Table) -> None:
+    def let_go(self, ids: Table) -> None:
         """Count one user less of each of `ids`, which are distinct, and free those that have none left."""
         self._uses[ids] -= 1
         self._free_tiles(ids[self._uses[ids] == 0])

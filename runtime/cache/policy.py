@@ -86,8 +86,9 @@ class StoredRow:
     prompt_tokens: tokens of the request's prompt; 0 where a text is scored.
     processed: tokens that the request has processed, whether or not they are stored: the next token's position.
     stored[layers, heads] int64: tokens stored.
-    kept[layers][heads][n] int64: positions of the tokens that the last eviction left, ascending. All tokens that came
-        after it are stored as well.
+    kept[layers, heads, n] int64: positions of the tokens that the last eviction left, ascending. All tokens that came after
+        it are stored as well.
+    left[layers, heads] int64: their number; entries of `kept` after it mean nothing.
     tile_tokens: tokens of a tile.
     """
 
@@ -95,7 +96,8 @@ class StoredRow:
     prompt_tokens: int
     processed: int
     stored: Ints
-    kept: Sequence[Sequence[Ints]]
+    kept: Ints
+    left: Ints
     tile_tokens: int
 
     @property
@@ -105,9 +107,18 @@ class StoredRow:
 
     def positions(self, layer: int, head: int) -> Ints:
         """Return the positions of the tokens that a head has stored, ascending, int64 [stored]."""
-        left = self.kept[layer][head]
-        newer = int(self.stored[layer, head]) - len(left)
-        return np.concatenate([left, np.arange(self.processed - newer, self.processed)])
+        return self.all_positions()[layer, head, : self.stored[layer, head]]
+
+    def all_positions(self) -> Ints:
+        """Return the same for every layer and head, int64 [layers, heads, n]; after a head's last token it means nothing."""
+        places = np.arange(int(self.stored.max(initial=0)))
+        found: Ints = np.broadcast_to(
+            (self.processed - self.stored)[..., None] + places, (*self.stored.shape, len(places))
+        ).copy()
+        width = min(self.kept.shape[2], len(places))
+        has = places[:width] < self.left[..., None]
+        found[..., :width][has] = self.kept[..., :width][has]
+        return found
 
 
 class CachePolicy(Protocol):
@@ -224,13 +235,14 @@ def tokens_before_eviction(cache: Cache) -> int:
     if policy is None:
         return NEVER
     layers, heads = len(governed_layers(cache)), max(layer.kv_heads for layer in cache.layers)
-    nothing = [[np.zeros(0, np.int64)] * heads] * layers
+    nothing = np.zeros((layers, heads), np.int64)
     new = StoredRow(
         row=0,
         prompt_tokens=0,
         processed=0,
-        stored=np.zeros((layers, heads), np.int64),
-        kept=nothing,
+        stored=nothing,
+        kept=np.zeros((layers, heads, 0), np.int64),
+        left=nothing,
         tile_tokens=cache.tile_tokens,
     )
     due = policy.next_due(new)

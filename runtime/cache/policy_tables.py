@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.evictions import Eviction, spread
 from enginewright.runtime.cache.head_pool import HeadPool
 from enginewright.runtime.cache.policy import (
     COMPACT,
@@ -48,6 +50,7 @@ class PolicyTables(TileTables):
         self._due: Ints = np.full(capacity.rows, NEVER, np.int64)  # processed tokens at which each row evicts next
         self._prompts: Ints = np.zeros(capacity.rows, np.int64)  # tokens of each row's prompt
         self._has_evicted = np.zeros(capacity.rows, np.bool_)
+        self._kept: dict[int, tuple[Ints, Ints]] = {}  # of rows that have evicted: `kept` and `left` of their StoredRow
         self._by_tokens = COMPACT in policy.needs
         self._own_tokens = max(cast(TokenPolicy, policy).queries, 1) if self._by_tokens else 1
         self._shares = (
@@ -96,6 +99,7 @@ class PolicyTables(TileTables):
         self._due[row] = NEVER
         self._prompts[row] = 0
         self._has_evicted[row] = False
+        self._kept.pop(row, None)
 
     def evict_due(self, session: CacheSession) -> int | None:
         """Let the rows that are due evict what the policy does not keep; to be called after every step.
@@ -105,9 +109,9 @@ class PolicyTables(TileTables):
         Raises:
             ExtensionError: the policy's answer has another shape, or breaks its own bounds.
         """
-        due = np.flatnonzero(self.held >= self._due).tolist()
-        if not due:
+        if (self.held < self._due).all():
             return None
+        due = np.flatnonzero(self.held >= self._due).tolist()
         rows = [self._stored_row(row) for row in due]
         assert all(each.processed == self._due[each.row] for each in rows), "a step ends where a row is due"
         masks = self._policy.keep(rows, session)
@@ -132,6 +136,13 @@ class PolicyTables(TileTables):
                 size=cache.tile_tokens,
             )
             self._pools.append(pool)
+        heads = np.array([pool.heads for pool in self._pools])
+        self._has = np.arange(self.kv_lens.shape[2]) < heads[:, None]  # whether a layer has that head
+        self._nothing: Ints = np.zeros(self._has.shape, np.int64)
+        self._gone: Ints = np.zeros((len(heads), capacity.rows, self._has.shape[1]), np.int64)
+        self._count: Ints = self._gone.copy()
+        for layer, pool in enumerate(self._pools):  # the pools' own are views, so that a row's can be read at once
+            pool.gone, pool.count = self._gone[layer, :, : pool.heads], self._count[layer, :, : pool.heads]
         return [*self._pools, *self._pools_of(cache, capacity, windowed)]
 
     @property
@@ -144,50 +155,85 @@ class PolicyTables(TileTables):
 
     def _stored_row(self, row: int) -> StoredRow:
         """Return the row as the policy sees it."""
-        stored = np.zeros((len(self._pools), self.kv_lens.shape[2]), np.int64)
-        for layer, pool in enumerate(self._pools):
-            stored[layer, : pool.heads] = self.held[row] - pool.gone[row]
+        kept, left = self._kept.get(row, (self._nothing[..., None][..., :0], self._nothing))
         return StoredRow(
             row=row,
             prompt_tokens=int(self._prompts[row]),
             processed=int(self.held[row]),
-            stored=stored,
-            kept=[list(pool.kept[row]) for pool in self._pools],
+            stored=np.where(self._has, self.held[row] - self._gone[:, row], 0),
+            kept=kept,
+            left=left,
             tile_tokens=self.tile_tokens,
         )
 
     def _evict_tiles(self, row: StoredRow, mask: Mask) -> bool:
         """Let a row's heads go of the full tiles that `mask` does not have, and note when the row is due next."""
         wide = self._widen(mask, row.whole_tiles, "full tiles", self.tile_table.shape[3])
-        gone = [
-            pool.evict_tiles(row.row, kept[: pool.heads], row.processed)
-            for pool, kept in zip(self._pools, wide, strict=True)
-        ]
-        self._settle(row, changed=any(gone))
+        leaves = ~wide & (np.arange(wide.shape[2]) < self._count[:, row.row, :, None]) & self._has[..., None]
+        if leaves.any():
+            size, most = self.tile_tokens, int(row.stored.max())
+            stays = ~np.repeat(leaves, size, axis=2)[..., :most] & (np.arange(most) < row.stored[..., None])
+            eviction = Eviction.of_tokens(stays, row.stored, self._count[:, row.row], size)
+            for layer, pool in enumerate(self._pools):
+                ids, gone = self._ids_of(layer, row.row), leaves[layer, : pool.heads]
+                left = ids[gone]
+                ids[...] = np.take_along_axis(ids, np.argsort(gone, axis=1, kind="stable"), 1)  # in their order
+                pool.let_go(left)
+            self._count[:, row.row] -= leaves.sum(axis=2)
+            self._remember(row, eviction)
+        self._settle(row, changed=bool(leaves.any()))
         return True
 
     def _evict_tokens(self, row: StoredRow, mask: Mask, session: CacheSession) -> bool:
         """Let a row's heads go of the tokens that `mask` does not have; False, and nothing changed, where tiles lack."""
-        wide = self._widen(mask, row.stored, "stored tokens", int(row.stored.max()))
-        wide &= np.arange(wide.shape[2]) < row.stored[..., None]
-        kept = [
-            [np.flatnonzero(each) for each in layer[: pool.heads]]
-            for pool, layer in zip(self._pools, wide, strict=True)
-        ]
-        stored = [count[: pool.heads] for pool, count in zip(self._pools, row.stored, strict=True)]
-        wanted = [pool.tiles_to_copy(row.row, *each) for pool, *each in zip(self._pools, kept, stored, strict=True)]
-        if not self._free_for_copies(wanted):
+        stays = self._widen(mask, row.stored, "stored tokens", int(row.stored.max()))
+        stays &= np.arange(stays.shape[2]) < row.stored[..., None]
+        eviction = Eviction.of_tokens(stays, row.stored, self._count[:, row.row], self.tile_tokens)
+        if not eviction.changed.any():
+            self._settle(row, changed=False)
+            return True
+        if not self._free_for_copies(eviction.fresh.sum(axis=1).tolist()):
             return False
-        plans = [pool.plan(row.row, *each) for pool, *each in zip(self._pools, kept, stored, strict=True)]
+        taken = [pool.take(int(each.sum())) for pool, each in zip(self._pools, eviction.fresh, strict=True)]
         try:
-            session.compact({layer: plan.moves for layer, plan in zip(self._governed, plans, strict=True)})
+            ids = np.zeros((*eviction.fresh.shape, int(eviction.fresh.max())), np.int32)
+            for own, each, count in zip(ids, taken, eviction.fresh, strict=True):
+                found = spread(each, count)
+                own[:, : found.shape[1]] = found
+            moves = eviction.moves(self.tile_table[list(self._governed), row.row], ids, self.tile_tokens)
+            session.compact(dict(zip(self._governed, moves, strict=True)))
         except BaseException:  # whatever it is, the tiles are free again
-            for pool, plan in zip(self._pools, plans, strict=True):
-                pool.undo(plan)
+            for pool, each in zip(self._pools, taken, strict=True):
+                pool.let_go(each)
             raise
-        gone = [pool.compact(plan, row.processed) for pool, plan in zip(self._pools, plans, strict=True)]
-        self._settle(row, changed=any(gone))
+        for layer, own in enumerate(ids):
+            self._put(layer, row.row, eviction, own)
+        self._count[:, row.row] = eviction.begin + eviction.fresh
+        self._remember(row, eviction)
+        self._settle(row, changed=True)
         return True
+
+    def _put(self, layer: int, row: int, eviction: Eviction, ids: NDArray[np.int32]) -> None:
+        """Let fresh tiles take the place of those that a layer's heads had from the first change on."""
+        pool, table = self._pools[layer], self._ids_of(layer, row)
+        changed, begin = eviction.changed[layer, : pool.heads, None], eviction.begin[layer, : pool.heads, None]
+        places = np.arange(table.shape[1])
+        old = table[changed & (places >= begin) & (places < self._count[layer, row, : pool.heads, None])]
+        columns = np.arange(ids.shape[1])
+        heads, fresh = np.nonzero(columns < eviction.fresh[layer, : pool.heads, None])
+        table[heads, begin[heads, 0] + fresh] = ids[heads, fresh]
+        pool.let_go(old)
+
+    def _remember(self, row: StoredRow, eviction: Eviction) -> None:
+        """Note the positions of what stays, and how many tokens have left."""
+        self._gone[:, row.row] += np.where(self._has, row.stored - eviction.counts, 0)
+        self._kept[row.row] = eviction.kept(row.all_positions()), eviction.counts
+        for pool in self._pools:
+            pool.set_end(row.row)
+
+    def _ids_of(self, layer: int, row: int) -> NDArray[np.int32]:
+        """The tiles of a row's heads in one of the governed layers, a view [heads, tiles] of the table."""
+        return self.tile_table[self._governed[layer], row, : self._pools[layer].heads]
 
     def _widen(self, mask: Mask, counts: Ints, of: str, width: int) -> Mask:
         """Return the policy's mask as bool [layers, heads, width], where all after a head's own count stays."""
@@ -219,8 +265,10 @@ class PolicyTables(TileTables):
     def _settle(self, row: StoredRow, *, changed: bool) -> None:
         """Write the tables of a row that has evicted, and note when it is due next."""
         if changed:
-            for layer, pool in zip(self._governed, self._pools, strict=True):
-                self.kv_lens[layer, row.row, : pool.heads] = row.processed - pool.gone[row.row]
+            lens = row.processed - self._gone[:, row.row]
+            self.kv_lens[list(self._governed), row.row] = np.where(
+                self._has, lens, self.kv_lens[list(self._governed), row.row]
+            )
             self._held_capacity = self._capacity_of_rows()
             if not self._has_evicted[row.row]:
                 self._has_evicted[row.row] = True
@@ -238,13 +286,12 @@ class PolicyTables(TileTables):
         until = self._context if due is None else min(due, self._context)
         sizes = seen.prompt_tokens, self._whole_tiles(until)
         most, of_row = self._bounds.of_heads(*sizes), self._bounds.of_row(*sizes)
-        for layer, pool in enumerate(self._pools):
-            needed = -(-(seen.stored[layer] + until - seen.processed) // self.tile_tokens)[: pool.heads]
-            if (needed > most[layer, : pool.heads]).any() or needed.sum() > of_row[layer]:
-                raise ExtensionError(
-                    f"{self._name}: next_due: got {due} at {seen.processed} tokens, when up to {int(needed.max())} tiles of a "
-                    f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
-                )
+        needed = np.where(self._has, -(-(seen.stored + until - seen.processed) // self.tile_tokens), 0)
+        if (needed > most).any() or (needed.sum(axis=1) > of_row).any():
+            raise ExtensionError(
+                f"{self._name}: next_due: got {due} at {seen.processed} tokens, when up to {int(needed.max())} tiles of a "
+                f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
+            )
         return NEVER if due is None else due
 
     def _whole_tiles(self, tokens: int) -> int:

@@ -47,11 +47,11 @@ class PolicyGraphs:
         self._buffers = buffers
         self._layers = governed_layers(manifest.cache)
         self._heads = [manifest.cache.layers[layer].kv_heads for layer in self._layers]
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, _Opened] = {}
         for name in (SCORES_GRAPH, COMPACT_GRAPH):
             if name in manifest.graphs:
                 check_ops(root, manifest.graphs[name])
-                self._sessions[name] = open_graph(root, manifest.graphs[name])
+                self._sessions[name] = _Opened(open_graph(root, manifest.graphs[name]), buffers)
 
     def score(self, row: StoredRow) -> Sequence[LayerScores]:
         """Return the scores of a row's tokens in each layer without a window."""
@@ -64,7 +64,7 @@ class PolicyGraphs:
             SLOTS.name: np.array([row.row], np.int32),
             LAST_POSITIONS.name: np.array([row.processed - 1], np.int64),
         }
-        found = self._run(SCORES_GRAPH, step)
+        found = self._sessions[SCORES_GRAPH].run(step)
         scores = []
         for layer in self._layers:
             importance, redundancy = (
@@ -86,24 +86,37 @@ class PolicyGraphs:
 
     def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
         """Copy tokens between tiles of every layer without a window."""
-        self._run(COMPACT_GRAPH, {pool_name(MOVES, layer): each for layer, each in moves.items()})
+        self._sessions[COMPACT_GRAPH].run({pool_name(MOVES, layer): each for layer, each in moves.items()})
 
-    def _run(self, name: str, step: Arrays) -> Arrays:
-        """Return the outputs that are no pools; pools are the session's buffers, which the graph updates in place."""
-        session = self._sessions[name]
-        binding = session.io_binding()
+
+class _Opened:
+    """An opened graph, whose pools are the session's buffers for good."""
+
+    def __init__(self, session: ort.InferenceSession, buffers: Arrays) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._step = [port.name for port in session.get_inputs() if not port.name.startswith(POOL)]
+        self._outputs = [port.name for port in session.get_outputs()]
         for port in session.get_inputs():
-            array = self._buffers[port.name] if port.name.startswith(POOL) else step[port.name]
-            binding.bind_input(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        outputs = [port.name for port in session.get_outputs()]
-        for output in outputs:
-            if output.startswith(POOL):
-                array = self._buffers[output.removesuffix(".out")]
-                binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            else:
-                binding.bind_output(output)
-        session.run_with_iobinding(binding)
-        values = binding.get_outputs()
+            if port.name.startswith(POOL):
+                self._bind(self._binding.bind_input, port.name, buffers[port.name])
+        for name in self._outputs:
+            if name.startswith(POOL):
+                self._bind(self._binding.bind_output, name, buffers[name.removesuffix(".out")])
+
+    def run(self, step: Arrays) -> Arrays:
+        """Return the outputs that are no pools; those are updated in place."""
+        for name in self._step:
+            self._bind(self._binding.bind_input, name, step[name])
+        for name in self._outputs:
+            if not name.startswith(POOL):
+                self._binding.bind_output(name)
+        self._session.run_with_iobinding(self._binding)
+        values = self._binding.get_outputs()
         return {
-            output: value.numpy() for output, value in zip(outputs, values, strict=True) if not output.startswith(POOL)
+            name: value.numpy() for name, value in zip(self._outputs, values, strict=True) if not name.startswith(POOL)
         }
+
+    @staticmethod
+    def _bind(bind: Callable[..., None], name: str, array: NDArray[np.generic]) -> None:
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -32,11 +32,11 @@ class Allocation(Protocol):
     @property
     def most_of_heads(self) -> Ints: ...
 
-    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
-        """Return the budget of each head of a layer, int64 [heads], at an eviction.
+    def of_heads(self, stored: Ints, scores: Floats, recent: int) -> Ints:
+        """Return the budget of each head at an eviction, int64 [layers, heads].
 
-        stored: tokens that each head has.
-        scores: of each head, of the tokens that may leave.
+        stored[layers, heads]: tokens that each head has.
+        scores[layers, heads, n]: of its tokens; the last `recent` of those that it has do not count.
         """
         ...
 
@@ -55,9 +55,9 @@ class Fixed:
         self._limits = np.where(has, budgets, NEVER)
         self._heads = heads
 
-    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
-        """Return the layer's budgets."""
-        return self.most_of_heads[layer, : self._heads[layer]]
+    def of_heads(self, stored: Ints, scores: Floats, recent: int) -> Ints:
+        """Return the budgets."""
+        return self.most_of_heads
 
     def room(self, stored: Ints) -> int:
         """Return what is left to the head that is nearest to its budget."""
@@ -74,11 +74,15 @@ class ByScores:
         has = np.arange(int(heads.max())) < heads[:, None]
         self.most_of_heads: Ints = np.where(has, of_layers[:, None], 0)
 
-    def of_heads(self, layer: int, stored: Ints, scores: Sequence[Floats]) -> Ints:
-        """Return the heads' shares; what they have, as long as the layer is within its budget."""
-        if stored.sum() <= self.of_layers[layer]:
-            return stored
-        return self._share(stored, scores, int(self.of_layers[layer]))
+    def of_heads(self, stored: Ints, scores: Floats, recent: int) -> Ints:
+        """Return the heads' shares; what they have, as long as their layer is within its budget."""
+        budgets = stored.copy()
+        for layer in np.flatnonzero(stored.sum(axis=1) > self.of_layers).tolist():
+            own = stored[layer, : self._heads[layer]]
+            ends = np.maximum(own - recent, 0).tolist()
+            each = [line[:end] for line, end in zip(scores[layer], ends, strict=False)]
+            budgets[layer, : len(own)] = self._share(own, each, int(self.of_layers[layer]))
+        return budgets
 
     def room(self, stored: Ints) -> int:
         """Return what is left to the layer that is nearest to its budget, for each of its heads."""

@@ -15,7 +15,7 @@ import numpy as np
 from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.cache.policies.allocations import ALLOCATIONS, Allocation
 from enginewright.runtime.cache.policies.select import keep_mask
-from enginewright.runtime.cache.policies.token_scores import SCORES, LayerView, TokenScore
+from enginewright.runtime.cache.policies.token_scores import SCORES, RowView, TokenScore
 from enginewright.runtime.cache.policy import (
     COMPACT,
     CacheSession,
@@ -144,15 +144,9 @@ class Evict:
         most, recent = int(row.stored.max()), self._config.recent
         if most <= recent:
             return np.ones(1, np.bool_)
-        views = LayerView.of_row(row, session, self._score.needs, self._layers, self._has)
-        scores = np.full((*self._has.shape, most - recent), -np.inf, np.float32)
-        budgets = row.stored.copy()
-        for layer, view in enumerate(views):
-            stored = view.stored
-            own = self._score.of_layer(self._config, view)[:, : most - recent]
-            scores[layer, : len(stored)] = own
-            each = [line[: max(count - recent, 0)] for line, count in zip(own, stored.tolist(), strict=True)]
-            budgets[layer, : len(stored)] = self._allocation.of_heads(layer, stored, each)
+        view = RowView.of_row(row, session, self._score.needs)
+        scores = self._score.of_row(self._config, view)[..., : most - recent]
+        budgets = self._allocation.of_heads(row.stored, scores, recent)
         flat = keep_mask(scores.reshape(-1, most - recent), row.stored.ravel(), budgets.ravel(), recent)
         return flat.reshape(*self._has.shape, most)
 

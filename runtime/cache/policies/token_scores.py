@@ -16,7 +16,7 @@ from enginewright.runtime.cache.policies.scores import (
     mean_of_neighbours,
     random_scores,
 )
-from enginewright.runtime.cache.policy import MARKS, CacheSession, Ints, LayerScores, Mask, StoredRow
+from enginewright.runtime.cache.policy import MARKS, CacheSession, Ints, StoredRow
 from enginewright.runtime.cache.policy import SCORES as SCORING
 
 if TYPE_CHECKING:
@@ -26,58 +26,46 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerView:
-    """The facts about one layer of a row that scores are made of.
+class RowView:
+    """The facts about a row that scores are made of, in the layers without a window; 0 where a layer has no such head.
 
     row: the row.
-    number: of the layer in the model.
-    stored[heads] int64: tokens stored.
-    positions[heads, n] int64: of the stored tokens; 0 after a head's last.
-    scores: of the session; None where it was not asked.
-    marks[heads, channels, n] float32: the same.
+    positions[layers, heads, n] int64: of the stored tokens; after a head's last they mean nothing.
+    importance, redundancy[layers, heads, n] float32: of the session; None where it was not asked, or has none.
+    marks[layers, heads, channels, n] float32: the same.
     """
 
     row: StoredRow
-    number: int
-    stored: Ints
     positions: Ints
-    scores: LayerScores | None
+    importance: Floats | None
+    redundancy: Floats | None
     marks: Floats | None
 
-    @property
-    def before(self) -> Mask:
-        """Whether a column has a token of the head, bool [heads, n]."""
-        return np.arange(self.positions.shape[1]) < self.stored[:, None]
-
     @classmethod
-    def of_row(
-        cls, row: StoredRow, session: CacheSession, needs: frozenset[str], layers: Sequence[int], has: Mask
-    ) -> list[LayerView]:
-        """Return the views of a row's layers.
+    def of_row(cls, row: StoredRow, session: CacheSession, needs: frozenset[str]) -> RowView:
+        """Return the view of a row, for which the session is asked what `needs` names."""
+        heads = row.stored.shape[1]
+        scores = session.score(row) if SCORING in needs else []
+        with_redundancy = [each.redundancy for each in scores if each.redundancy is not None]
+        return cls(
+            row=row,
+            positions=row.all_positions(),
+            importance=_stacked([each.importance for each in scores], heads),
+            redundancy=_stacked(with_redundancy, heads),
+            marks=_stacked(session.marks(row), heads) if MARKS in needs else None,
+        )
 
-        needs: what the session is asked for.
-        has: bool [layers, heads], whether a layer has that head.
-        """
-        scores = session.score(row) if SCORING in needs else [None] * len(layers)
-        marks = session.marks(row) if MARKS in needs else [None] * len(layers)
-        views = []
-        for layer, number in enumerate(layers):
-            heads = int(has[layer].sum())
-            positions = np.zeros((heads, int(row.stored.max())), np.int64)
-            for head in range(heads):
-                own = row.positions(layer, head)
-                positions[head, : len(own)] = own
-            views.append(
-                cls(
-                    row=row,
-                    number=number,
-                    stored=row.stored[layer, :heads],
-                    positions=positions,
-                    scores=scores[layer],
-                    marks=marks[layer],
-                )
-            )
-        return views
+
+def _stacked(arrays: Sequence[Floats], heads: int) -> Floats | None:
+    """Arrays [own heads, ...] of layers as one, [layers, heads, ...]; None of no arrays."""
+    if not arrays:
+        return None
+    if all(len(each) == heads for each in arrays):
+        return np.stack(arrays)
+    found = np.zeros((len(arrays), heads, *arrays[0].shape[1:]), np.float32)
+    for own, each in zip(found, arrays, strict=True):
+        own[: len(each)] = each
+    return found
 
 
 def _no_more(budget: int, interval: int) -> int:
@@ -89,7 +77,7 @@ class TokenScore:
     """A rule by which tokens are scored.
 
     needs: the abilities that the session must offer for it, out of SCORES and MARKS.
-    score: returns the scores [heads, n] float32 of a layer's stored tokens; those of the newest tokens are not read.
+    score: returns the scores [layers, heads, n] float32 of the stored tokens; those of the newest tokens are not read.
     recent: returns how many newest tokens always stay, from budget and interval, where it is more than the window.
     queries: the number of queries that it is made of; 0: those of the window.
     scope, group: as TokenScores has them.
@@ -99,7 +87,7 @@ class TokenScore:
     """
 
     needs: frozenset[str]
-    score: Callable[[EvictConfig, LayerView], Floats]
+    score: Callable[[EvictConfig, RowView], Floats]
     recent: Callable[[int, int], int] = _no_more
     queries: int = 0
     scope: str = "before"
@@ -113,56 +101,58 @@ class TokenScore:
         """Whether it reads scores of the newest queries."""
         return SCORING in self.needs
 
-    def of_layer(self, config: EvictConfig, view: LayerView) -> Floats:
-        """Return the scores [heads, n] of a layer's stored tokens, infinite for the first `sinks` tokens of the request."""
+    def of_row(self, config: EvictConfig, view: RowView) -> Floats:
+        """Return the scores [layers, heads, n] of the stored tokens, infinite for the first `sinks` tokens of the request."""
         scores = self.score(config, view).astype(np.float32, copy=False)
         return keep_sinks(scores, view.positions, config.sinks) if config.sinks else scores
 
 
-def _importance(config: EvictConfig, view: LayerView) -> Floats:
+def _importance(config: EvictConfig, view: RowView) -> Floats:
     """The importance of the tokens before the window, 0 elsewhere."""
-    assert view.scores is not None
-    before = np.arange(view.scores.importance.shape[1]) < (view.stored - config.window)[:, None]
-    return np.where(before, view.scores.importance, np.float32(0))
+    assert view.importance is not None
+    before = np.arange(view.importance.shape[-1]) < (view.row.stored - config.window)[..., None]
+    return np.where(before, view.importance, np.float32(0))
 
 
-def _decode_form(config: EvictConfig, view: LayerView) -> Floats:
+def _decode_form(config: EvictConfig, view: RowView) -> Floats:
     return largest_neighbour(_importance(config, view), config.kernel)
 
 
-def _prompt_form(config: EvictConfig, view: LayerView) -> Floats:
+def _prompt_form(config: EvictConfig, view: RowView) -> Floats:
     return mean_of_neighbours(_importance(config, view), config.kernel)
 
 
-def _rkv(config: EvictConfig, view: LayerView) -> Floats:
-    assert view.scores is not None and view.scores.redundancy is not None
+def _rkv(config: EvictConfig, view: RowView) -> Floats:
+    assert view.redundancy is not None
     mix = np.float32(config.mix)
-    return mix * _decode_form(config, view) - (np.float32(1) - mix) * view.scores.redundancy
+    return mix * _decode_form(config, view) - (np.float32(1) - mix) * view.redundancy
 
 
-def _tova(config: EvictConfig, view: LayerView) -> Floats:
-    importance = _importance(config, view)
-    return np.broadcast_to(importance.mean(axis=0), importance.shape)
+def _tova(config: EvictConfig, view: RowView) -> Floats:
+    """The mean over the layer's heads, all of which have the same tokens."""
+    importance, has = _importance(config, view), view.row.stored[..., None] > 0
+    mean = importance.sum(axis=1, keepdims=True) / np.maximum(has.sum(axis=1, keepdims=True), 1)
+    return np.broadcast_to(mean, importance.shape)
 
 
-def _heavy_hitters(config: EvictConfig, view: LayerView) -> Floats:
+def _heavy_hitters(config: EvictConfig, view: RowView) -> Floats:
     assert view.marks is not None
-    return view.marks[:, 0]
+    return view.marks[:, :, 0]
 
 
-def _lazy(config: EvictConfig, view: LayerView) -> Floats:
+def _lazy(config: EvictConfig, view: RowView) -> Floats:
     assert view.marks is not None
-    last, interval = view.marks[:, 0].astype(np.int64), view.marks[:, 1].astype(np.int64)
+    last, interval = view.marks[:, :, 0].astype(np.int64), view.marks[:, :, 1].astype(np.int64)
     return lazy_score(last, interval, view.row.processed - 1).astype(np.float32)
 
 
-def _by_position(config: EvictConfig, view: LayerView) -> Floats:
+def _by_position(config: EvictConfig, view: RowView) -> Floats:
     return view.positions.astype(np.float32)
 
 
-def _random(config: EvictConfig, view: LayerView) -> Floats:
-    """Random numbers that follow from the layer and the place of the eviction, so that they come again after a preemption."""
-    seed = view.number, view.row.prompt_tokens, view.row.processed
+def _random(config: EvictConfig, view: RowView) -> Floats:
+    """Random numbers that follow from the place of the eviction, so that they come again after a preemption."""
+    seed = view.row.prompt_tokens, view.row.processed
     return random_scores(view.positions.size, seed).reshape(view.positions.shape)
 
 

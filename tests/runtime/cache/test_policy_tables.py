@@ -250,7 +250,8 @@ def test_positions_of_what_an_eviction_left_and_of_what_came_after() -> None:
         prompt_tokens=3,
         processed=22,
         stored=np.array([[10]]),
-        kept=[[np.array([0, 1, 2, 3, 16, 17])]],
+        kept=np.array([[[0, 1, 2, 3, 16, 17, 0]]]),
+        left=np.array([[6]]),
         tile_tokens=4,
     )
     assert row.positions(0, 0).tolist() == [0, 1, 2, 3, 16, 17, 18, 19, 20, 21]

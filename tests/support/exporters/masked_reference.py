@@ -29,8 +29,9 @@ def recorded(llm: LLM) -> Iterator[Evictions]:
     def record(row: StoredRow, *, changed: bool) -> None:
         settle(row, changed=changed)
         if row.row == 0:
-            time, pools = row.processed, tables._pools  # type: ignore[attr-defined]
-            found.append((time, [[pool.positions(0, head, time) for head in range(pool.heads)] for pool in pools]))
+            after = tables._stored_row(0)  # type: ignore[attr-defined]
+            layers, heads = after.stored.shape
+            found.append((row.processed, [[after.positions(i, head) for head in range(heads)] for i in range(layers)]))
 
     tables._settle = record  # type: ignore[attr-defined]
     try:

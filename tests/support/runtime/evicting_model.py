@@ -213,6 +213,11 @@ def make_llm(
 
 def check_pools(tables: PolicyTables) -> None:
     """Check that every tile is counted by those that have it: rows in their tables, and prefixes."""
+    for row in range(len(tables.held)):
+        seen = tables._stored_row(row)
+        for layer, head in np.ndindex(*seen.stored.shape):
+            places = seen.positions(layer, head)
+            assert len(places) == seen.stored[layer, head] and (np.diff(places) > 0).all(), "ascending"
     for group, pool in enumerate(tables._groups):
         if pool not in tables._pools:
             continue
@@ -222,10 +227,7 @@ def check_pools(tables: PolicyTables) -> None:
                 ids = pool._ids[row, head, :count]
                 assert len(set(ids.tolist())) == count
                 users[ids] += 1
-                held = int(tables.held[row])
-                places = pool.positions(row, head, held)
-                assert len(places) == held - pool.gone[row, head] <= count * pool._size
-                assert (np.diff(places) > 0).all(), "ascending"
+                assert int(tables.held[row]) - pool.gone[row, head] <= count * pool._size
         known = [prefix.tiles[group].ravel() for prefix in tables._prefixes._known.values()]
         for ids in known:
             users[ids] += 1

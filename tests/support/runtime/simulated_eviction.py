@@ -85,11 +85,17 @@ def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str
 
 
 def _row(prompt: int, processed: int, since: int, kept: list[list[np.ndarray]], heads: Sequence[int]) -> StoredRow:
-    stored = np.array(
-        [
-            [len(own) + processed - since if head < count else 0 for head, own in enumerate(layer)]
-            for layer, count in zip(kept, heads, strict=True)
-        ],
-        np.int64,
+    left = np.array([[len(own) for own in layer] for layer in kept], np.int64)
+    has = np.arange(left.shape[1]) < np.array(heads)[:, None]
+    padded = np.zeros((*left.shape, int(left.max(initial=0))), np.int64)
+    for (layer, head), count in np.ndenumerate(left):
+        padded[layer, head, :count] = kept[layer][head]
+    return StoredRow(
+        row=0,
+        prompt_tokens=prompt,
+        processed=processed,
+        stored=np.where(has, left + processed - since, 0),
+        kept=padded,
+        left=np.where(has, left, 0),
+        tile_tokens=SIZE,
     )
-    return StoredRow(row=0, prompt_tokens=prompt, processed=processed, stored=stored, kept=kept, tile_tokens=SIZE)

@@ -15,6 +15,7 @@ from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.cache.policy import governed_layers
+from enginewright.runtime.cli import main
 from tests.support.exporters.families import make_model
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 from tests.support.exporters.masked_reference import masked_logits, recorded
@@ -84,20 +85,22 @@ def generate(llm: LLM, prompts: list[list[int]], sampling: Sampling = GREEDY) ->
     return [each.token_ids for each in llm.generate(prompts, sampling)]
 
 
+PROMPTS = (text_of(150), text_of(30, 1), text_of(200, 2), text_of(64, 3))
+
+
+@pytest.fixture(scope="module")
+def wanted(rkv: Path) -> list[tuple[int, ...]]:
+    with load(rkv, 1, max_batch=1, prefix_reuse=False) as llm:
+        return [generate(llm, [prompt])[0] for prompt in PROMPTS]
+
+
 class TestRows:
     """A row's tokens do not depend on its neighbours, on reuse, on chunks or on preemption."""
 
-    PROMPTS = (text_of(150), text_of(30, 1), text_of(200, 2), text_of(64, 3))
-
-    @pytest.fixture(scope="class")
-    def wanted(self, rkv: Path) -> list[tuple[int, ...]]:
-        with load(rkv, 1, max_batch=1, prefix_reuse=False) as llm:
-            return [generate(llm, [prompt])[0] for prompt in self.PROMPTS]
-
     def test_neighbours_and_chunks(self, rkv: Path, wanted: list[tuple[int, ...]]) -> None:
         with load(rkv, 1, max_batch=4, prefill_chunk=48) as llm:
-            assert generate(llm, list(self.PROMPTS)) == wanted
-            assert generate(llm, list(self.PROMPTS)) == wanted, "with what the first ones left in the prefix cache"
+            assert generate(llm, list(PROMPTS)) == wanted
+            assert generate(llm, list(PROMPTS)) == wanted, "with what the first ones left in the prefix cache"
 
     def test_preemption(self, rkv: Path, wanted: list[tuple[int, ...]]) -> None:
         with load(rkv, 1, max_batch=4, cache_tokens=512) as llm:
@@ -105,7 +108,7 @@ class TestRows:
             llm.loop.observer = lambda _: preempted.update(
                 each.request.length for each in scheduler.waiting if each.request.length > each.request.prompt_tokens
             )
-            assert generate(llm, list(self.PROMPTS)) == wanted
+            assert generate(llm, list(PROMPTS)) == wanted
         assert preempted
 
     def test_a_prompt_that_begins_the_same(self, rkv: Path) -> None:
@@ -140,8 +143,6 @@ def test_twice_the_same_eviction_changes_nothing(rkv: Path) -> None:
 
 
 def test_what_the_engine_says_of_itself(rkv: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from enginewright.runtime.cli import main
-
     manifest = directory.load(rkv)
     assert set(manifest.graphs) == {"decoder", "scores", "compact"}
     assert manifest.cache.policy == {"kind": "evict", "score": "rkv", "budget": 40, "interval": 16}
