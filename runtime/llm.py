@@ -43,14 +43,12 @@ class LLM:
     capacity: the sizes that the engine was loaded with.
     """
 
-    def __init__(
-        self, manifest: Manifest, tokenizer: Tokenizer | None, loop: StepLoop, capacity: Capacity, longest: int
-    ) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer | None, loop: StepLoop, capacity: Capacity) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.loop = loop
         self.capacity = capacity
-        self._longest = longest
+        self._tables = loop.scheduler.tables
         self._conditions = ConditionStore(manifest, loop)
         self._has_warned = False
         self._close = weakref.finalize(self, loop.close)  # also runs at interpreter exit
@@ -337,7 +335,8 @@ class LLM:
         ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= frozenset(self.manifest.model.eos_token_ids)
-        limit = limit_new_tokens(len(ids), sampling.max_tokens, self.capacity.context, self._longest)
+        longest = self._tables.longest_for(len(ids))
+        limit = limit_new_tokens(len(ids), sampling.max_tokens, self.capacity.context, longest)
         limit = default_limit(sampling, self.manifest.generation, prompt=len(ids), limit=limit)
         request = Generation(
             ids,
@@ -373,7 +372,7 @@ class LLM:
     def _check_scored(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
         """Return the token ids as an array, after checking that they fit."""
         self.loop.check_process()
-        limit = min(self.capacity.context, self._longest)
+        limit = min(self.capacity.context, self._tables.longest_for(0))
         if len(token_ids) > limit:
             raise RequestError(f"logits: got {len(token_ids)} tokens, expected at most {limit}; score fewer at a time")
         return check_token_ids(token_ids, self.manifest.model.vocab_size)

@@ -84,7 +84,7 @@ def load(
         return manifest, tokenizer, _open_loop(root, manifest, chosen, capacity, kind), capacity
 
     manifest, tokenizer, loop, capacity = directory.settled(root, read)
-    return LLM(manifest, tokenizer, loop, capacity, loop.scheduler.tables.longest)
+    return LLM(manifest, tokenizer, loop, capacity)
 
 
 def _open_loop(root: Path, manifest: Manifest, backend: Backend, capacity: Capacity, kind: DecodingKind) -> StepLoop:

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.results_file import Figure, benchmark_parser, save
 from enginewright.runtime import Sampling, load
 from enginewright.runtime.artifact import directory
-from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
+from enginewright.runtime.cache.capacity import cache_bytes, copies_bytes, request_bytes
 from enginewright.runtime.scheduling.step_loop import StepTiming
 
 NAME = "benchmarks.speed.cache_capacity"
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
     """Serve as many requests as `memory` holds, all at once, and return their number."""
     cache = directory.load(engine, verify=False).cache
-    count = memory // request_bytes(cache, tokens)
+    count = max(memory - copies_bytes(cache), 0) // request_bytes(cache, tokens)
     together = computed = 0
 
     with load(engine, threads, max_batch=count, cache_tokens=count * tokens, prefix_reuse=False) as llm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from enginewright.runtime.artifact.manifest import Cache, Manifest
+from enginewright.runtime.artifact.manifest import Cache, CacheLayer, Manifest
 from enginewright.runtime.cache.policy import governed_layers, open_policy
 from enginewright.runtime.cache.policy_bounds import Bounds
 from enginewright.runtime.errors import RequestError
@@ -102,15 +102,39 @@ def _tiles_under_policy(cache: Cache, context: int) -> dict[int, tuple[int, int]
 
 
 def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:
-    """Return the bytes of all pools, and of the exact tiles of `rows` rows."""
-    pools = sum(count * layer.tile_bytes for count, layer in zip(tiles, cache.layers, strict=True))
-    return pools + rows * sum(EXACT_TILES * layer.kv_heads * layer.exact_bytes for layer in cache.layers)
+    """Return the bytes of all pools with the marks of their tokens, and of the exact tiles and the held queries of `rows` rows."""
+    each = (layer.tile_bytes + 4 * layer.marks * cache.tile_tokens for layer in cache.layers)
+    pools = sum(count * size for count, size in zip(tiles, each, strict=True))
+    return pools + rows * sum(
+        EXACT_TILES * layer.kv_heads * layer.exact_bytes + queries_bytes(layer) for layer in cache.layers
+    )
 
 
-def request_bytes(cache: Cache, tokens: int) -> int:
-    """Return the bytes that the cache of a request of `tokens` tokens takes."""
-    tiles = plan_tiles(cache, rows=1, context=tokens, step_tokens=1, cache_tokens=tokens)
+def queries_bytes(layer: CacheLayer) -> int:
+    """Return the bytes of the queries that a layer holds of each row for its cache policy, as float32."""
+    return 4 * layer.query_heads * layer.held_queries * layer.key_dim
+
+
+def request_bytes(cache: Cache, tokens: int, *, prompt_tokens: int | None = None) -> int:
+    """Return the most bytes that the cache of a request of `tokens` tokens takes at once.
+
+    prompt_tokens: tokens of its prompt, as far as a cache policy goes by it; None: all of them.
+    """
+    tiles = list(plan_tiles(cache, rows=1, context=tokens, step_tokens=1, cache_tokens=tokens))
+    if (policy := open_policy(cache)) is not None:
+        most = Bounds(policy, cache).of_row(tokens if prompt_tokens is None else prompt_tokens, tokens)
+        for index, count in zip(governed_layers(cache), most.tolist(), strict=True):
+            tiles[index] = count
     return cache_bytes(cache, tiles, 1)
+
+
+def copies_bytes(cache: Cache) -> int:
+    """Return the bytes of the tiles that an engine has once for the copies of an eviction; 0 without a policy that copies."""
+    tiles, policy = [0] * len(cache.layers), open_policy(cache)
+    if policy is not None:
+        for index, count in zip(governed_layers(cache), Bounds(policy, cache).spare.tolist(), strict=True):
+            tiles[index] = count
+    return cache_bytes(cache, tiles, 0)
 
 
 def fit_cache_tokens(cache: Cache, *, rows: int, context: int, step_tokens: int, budget: int) -> int:

@@ -19,7 +19,6 @@ class HeadPool(TilePool):
 
     gone[rows, heads] int64: tokens that each head has evicted; PolicyTables changes it.
     count[rows, heads] int64: tiles of each head; the same.
-    most: the most tiles of a row at any time; set by PolicyTables.
     spare: tiles that a row's eviction needs in addition, for copies; set by PolicyTables.
     peak[rows, heads], peak_of_row[rows] int64: the most tiles of each row's own request, as far as it is known, of a head
         and of all heads together; set by PolicyTables.
@@ -31,7 +30,7 @@ class HeadPool(TilePool):
         super().__init__(layer, np.array([index]), tiles, table, rows=rows, step_tokens=step_tokens, size=size)
         self.gone: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.count: Ints = np.zeros((rows, layer.kv_heads), np.int64)
-        self.most, self.spare = layer.kv_heads * int(table.shape[3]), 0
+        self.spare = 0
         self.peak: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.peak_of_row: Ints = np.zeros(rows, np.int64)
         self._ids = table[index, :, : layer.kv_heads]  # a view, [rows, heads, tiles]
@@ -40,9 +39,13 @@ class HeadPool(TilePool):
 
     @property
     def longest(self) -> int:
-        """The most tokens that a row can process when no other row holds any."""
-        tiles, whole = len(self._free) - self.spare, self._ids.shape[2]
-        return int(whole if tiles >= self.most else min(whole, tiles // self.heads)) * self._size
+        """The most tokens that a row can process without an eviction, when no other row holds any."""
+        return int(min(self._ids.shape[2], self.most // self.heads)) * self._size
+
+    @property
+    def most(self) -> int:
+        """The most tiles that a row can have when no other row holds any, as its evictions need the spare ones."""
+        return len(self._free) - self.spare
 
     @property
     def idle_tiles(self) -> int:

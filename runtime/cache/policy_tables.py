@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import cast
 
 import numpy as np
@@ -58,8 +59,15 @@ class PolicyTables(TileTables):
         )  # marks are of one row's queries, so tiles that have them are not shared
         self._bounds = Bounds(policy, cache)
         for layer, pool in enumerate(self._pools):
-            pool.most = int(self._bounds.of_row(capacity.context, capacity.context)[layer])
             pool.spare = int(self._bounds.spare[layer])
+
+    def longest_for(self, prompt_tokens: int) -> int:
+        """Return the most tokens that a row can process, with what it evicts on the way, when no other row holds any."""
+        size, others = self.tile_tokens, [group.longest for group in self._groups if not isinstance(group, HeadPool)]
+        most = min([self.tile_table.shape[3] * size, *others]) // size
+        least = min(most, *(pool.longest // size for pool in self._pools))
+        tiles = range(least + 1, most + 1)
+        return (least + bisect_left(tiles, True, key=lambda count: not self._fits(prompt_tokens, count * size))) * size
 
     def tokens_before_tiles(self, rows: Ints) -> int:
         """Return how many tokens each of `rows` can take before one of them needs a tile, or is due."""
@@ -293,6 +301,11 @@ class PolicyTables(TileTables):
                 f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
             )
         return NEVER if due is None else due
+
+    def _fits(self, prompt_tokens: int, tokens: int) -> bool:
+        """Whether a row alone has enough tiles in every layer to process `tokens` tokens, its copies included."""
+        wanted = self._bounds.of_row(prompt_tokens, tokens).tolist()
+        return all(count <= pool.most for count, pool in zip(wanted, self._pools, strict=True))
 
     def _whole_tiles(self, tokens: int) -> int:
         """`tokens` rounded up to whole tiles, so that few different questions are asked."""

@@ -54,9 +54,11 @@ class TileTables:
         self._used: list[list[Prefix]] = [[] for _ in range(capacity.rows)]
         self._tiles = self.free_tiles
 
-    @property
-    def longest(self) -> int:
-        """The most tokens that a row can hold when no other row holds any."""
+    def longest_for(self, prompt_tokens: int) -> int:
+        """Return the most tokens that a row can process when no other row holds any.
+
+        prompt_tokens: tokens of its prompt, 0 for a text that is scored; here they make no difference.
+        """
         return min(group.longest for group in self._groups)
 
     @property

@@ -8,13 +8,16 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
-from enginewright.runtime.cache.capacity import cache_bytes, request_bytes
+from enginewright.runtime.cache.capacity import EXACT_TILES, copies_bytes, queries_bytes, request_bytes
+from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
 
@@ -95,11 +98,34 @@ def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
         "bytes_per_token": per_token,
         "times_under_16_bits": round(halves / per_token, 2) if per_token else None,
         "windowed_bytes_per_request": per_row,
-        "exact_bytes_per_request": cache_bytes(cache, [0] * len(cache.layers), 1),
+        "exact_bytes_per_request": EXACT_TILES * sum(layer.kv_heads * layer.exact_bytes for layer in cache.layers),
         "tokens_per_gib": _GIB // per_token if per_token else None,
         "memory": memory,
         "context": context,
-        "requests": memory // request_bytes(cache, context),
+        "requests": max(memory - copies_bytes(cache), 0) // request_bytes(cache, context, prompt_tokens=0),
+        "evicting": _describe_eviction(cache, context),
+    }
+
+
+def _describe_eviction(cache: Cache, context: int) -> dict[str, Any] | None:
+    """Return what a request of `context` tokens takes under the cache's policy, in bytes; None without one."""
+    policy = open_policy(cache)
+    if policy is None:
+        return None
+    governed = [cache.layers[index] for index in governed_layers(cache)]
+    plain = [dataclasses.replace(layer, query_heads=0, held_queries=0, marks=0) for layer in cache.layers]
+    kept = None
+    if COMPACT in policy.needs:
+        heads = np.array([layer.kv_heads for layer in governed], np.int64)
+        kept = (cast(TokenPolicy, policy).most_kept() // heads).tolist()
+    return {
+        "tokens_per_head": kept,
+        "bytes_per_request": request_bytes(cache, context, prompt_tokens=0),
+        "bytes_with_whole_prompt": request_bytes(cache, context),
+        "bytes_without_policy": request_bytes(dataclasses.replace(cache, policy={}, layers=tuple(plain)), context),
+        "queries_bytes_per_request": sum(map(queries_bytes, governed)),
+        "marks_bytes_per_token": sum(4 * layer.kv_heads * layer.marks for layer in governed),
+        "copies_bytes": copies_bytes(cache),
     }
 
 
@@ -185,6 +211,7 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
     if cache["policy"]:
         policy = dict(cache["policy"])
         yield f"            policy {policy.pop('kind', '?')}{''.join(f', {key} {value}' for key, value in policy.items())}"
+        yield from _eviction_lines(cache["evicting"], cache["context"])
     if cache["exact_bytes_per_request"]:
         exact = _bytes(cache["exact_bytes_per_request"])
         yield f"            {exact} per request for the first and the newest tokens, which are not encoded"
@@ -192,6 +219,22 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
         bound = _bytes(cache["windowed_bytes_per_request"])
         yield f"            {cache['windowed_layers']} windowed layers, {bound} per request at most"
     yield f"            {_bytes(cache['memory'])} hold {cache['requests']} requests of {cache['context']} tokens"
+
+
+def _eviction_lines(evicting: dict[str, Any], context: int) -> Iterator[str]:
+    if kept := evicting["tokens_per_head"]:
+        of_layers = str(min(kept)) if min(kept) == max(kept) else f"{min(kept)} to {max(kept)}, by layer,"
+        yield f"            keeps {of_layers} tokens of each head, on average"
+    most, full = _bytes(evicting["bytes_per_request"]), _bytes(evicting["bytes_without_policy"])
+    yield f"            {most} at most for an answer of {context} tokens, {full} without the policy"
+    if evicting["bytes_with_whole_prompt"] > evicting["bytes_per_request"]:
+        yield f"            {_bytes(evicting['bytes_with_whole_prompt'])} while a prompt of as many is read"
+    if size := evicting["queries_bytes_per_request"]:
+        yield f"            {_bytes(size)} per request for the newest queries"
+    if size := evicting["marks_bytes_per_token"]:
+        yield f"            {size} bytes per token for marks"
+    if size := evicting["copies_bytes"]:
+        yield f"            {_bytes(size)} once for the copies of an eviction"
 
 
 def _condition_line(condition: dict[str, Any]) -> str:

@@ -230,6 +230,7 @@ def test_inspect_says_what_an_encoded_cache_holds(capsys: Capture, tmp_path: Pat
         "memory": 2**30,
         "context": 4096,
         "requests": 2**30 // (4 * 31 * 13824 + 5 * 65536 + exact),
+        "evicting": None,
     }
     assert cli.main([*inspect, "--json", "--memory", "0.25", "--context", "1024"]) == 0
     cache = json.loads(capsys.readouterr().out)["cache"]

@@ -116,7 +116,7 @@ def test_a_prompt_is_cut_alike_whatever_else_runs(others: list[Arrival], at: int
 def test_the_longest_request_runs_and_no_longer_one(case: str, cache_tokens: int) -> None:
     windows, encoding = CASES[case]
     llm = make_llm(rows=2, cache_tokens=cache_tokens, windows=windows, encoding=encoding, eos=())
-    longest = llm._longest
+    longest = llm.loop.scheduler.tables.longest_for(0)
     assert 8 <= longest <= 64 + encoding.tile_tokens
     texts = _texts(min(longest, 64), min(longest, 63))
     coming = [Arrival(prompt=texts[0], score=True), Arrival(prompt=texts[1][:3], new=min(longest, 63) - 2)]

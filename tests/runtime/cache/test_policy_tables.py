@@ -17,7 +17,7 @@ from enginewright.runtime.llm import LLM
 from enginewright.runtime.requests.request import Generation
 from tests.support.runtime.evicting_model import SIZE, check_pools, greedy, make_llm, reference
 from tests.support.runtime.sample_policies import Seen, budget_per_head, extended, first_and_newest
-from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, serve, watch
+from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, fits, serve, watch
 from tests.support.runtime.toy_session import VOCAB
 
 FULL, MIXED = (0, 0, 0, 0), (0, 6, 0, 3)
@@ -116,8 +116,7 @@ def test_random_arrivals_get_what_they_get_alone(
     _, windows = CASES[case]
     span = 2 * SIZE * (shares and not any(windows))
     llm = _engine(case, rows=rows, step_tokens=step_tokens, cache_tokens=cache_tokens, span=span)
-    limit = llm._longest + 1
-    arrivals = [each for each in arrivals if len(each.prompt) + each.new <= limit]
+    arrivals = [each for each in arrivals if fits(llm, each)]
     _check(case, serve(llm, arrivals), arrivals)
     _check_empty(llm)
 

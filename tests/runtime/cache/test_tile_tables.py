@@ -52,7 +52,7 @@ def test_random_growth_and_release_neither_shares_nor_leaks(
             tables.release(data.draw(st.integers(0, ROWS - 1)))
             continue
         wanted = np.array(data.draw(st.lists(st.integers(0, STEP // ROWS + 1), min_size=ROWS, max_size=ROWS)))
-        wanted = np.minimum(wanted, np.minimum(CONTEXT, tables.longest) - tables.held)
+        wanted = np.minimum(wanted, np.minimum(CONTEXT, tables.longest_for(0)) - tables.held)
         before = (tables.free_tiles, tables.tile_table.copy())
         if tables.grow(wanted):
             _check(cache, tables, wanted)
@@ -73,7 +73,7 @@ def test_a_windowed_layer_lives_within_its_bound() -> None:
     for _ in range(CONTEXT):
         assert tables.grow(share)
         tables.advance(share)
-    assert tables.longest >= CONTEXT
+    assert tables.longest_for(0) >= CONTEXT
     assert all(count > 0 for count in tables.free_tiles)
 
 

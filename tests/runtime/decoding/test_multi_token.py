@@ -118,7 +118,7 @@ def guessing(
     session = GuessingSession(cache, tables, capacity, guess)
     decoder = MultiToken(Pieces(chunk=chunk, tile_tokens=cache.tile_tokens), verify=verify)
     engine = StepLoop(Scheduler(tables, capacity, decoder), session)
-    return LLM(manifest, None, engine, capacity, tables.longest)
+    return LLM(manifest, None, engine, capacity)
 
 
 def prompts(seed: int, count: int) -> list[list[int]]:

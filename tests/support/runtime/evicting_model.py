@@ -208,7 +208,7 @@ def make_llm(
     pieces = Pieces(chunk=0, tile_tokens=cache.tile_tokens)
     decoder = Autoregressive(pieces) if guess is None else MultiToken(pieces, verify=True)
     loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity, guess))
-    return LLM(manifest, None, loop, capacity, tables.longest)
+    return LLM(manifest, None, loop, capacity)
 
 
 def check_pools(tables: PolicyTables) -> None:

@@ -52,6 +52,12 @@ def program_of(llm: LLM, request: Generation | Scoring) -> Program:
     return decoder.start(request) if isinstance(request, Generation) else decoder.score(request)
 
 
+def fits(llm: LLM, arrival: Arrival) -> bool:
+    """Whether the engine takes a request, for it fits into the cache when nothing else does."""
+    longest = llm.loop.scheduler.tables.longest_for(0 if arrival.score else len(arrival.prompt))
+    return len(arrival.prompt) + (0 if arrival.score else arrival.new - 1) <= longest
+
+
 def serve(llm: LLM, arrivals: Sequence[Arrival]) -> list[Generation | Kept]:
     """Run until all requests have ended, and return them."""
     scheduler = llm.loop.scheduler

@@ -130,4 +130,4 @@ def make_llm(
     )
     decoder = Autoregressive(Pieces(chunk=chunk, tile_tokens=tile_tokens))
     engine = StepLoop(Scheduler(tables, capacity, decoder), ToySession(cache, tables, capacity))
-    return LLM(manifest, None if core is None else Tokenizer(core, None), engine, capacity, tables.longest)
+    return LLM(manifest, None if core is None else Tokenizer(core, None), engine, capacity)

@@ -14,6 +14,7 @@ import pytest
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.cache.capacity import cache_bytes
 from enginewright.runtime.cache.policy import governed_layers
 from enginewright.runtime.cli import main
 from tests.support.exporters.families import make_model
@@ -128,6 +129,19 @@ def test_within_the_budget_tokens_are_those_without_a_policy(
         assert generate(llm, prompts) == generate(other, prompts)
 
 
+@pytest.mark.slow
+def test_a_cache_of_few_tiles_serves_a_long_answer(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
+    long = dataclasses.replace(recipe("budget=200,interval=100"), max_context=4224)
+    root, _ = engine(checkpoint("qwen3", gain=3.0, max_position_embeddings=4224), long)
+    found = []
+    for cache_tokens in (384, None):
+        with load(root, 1, max_batch=2, cache_tokens=cache_tokens) as llm:
+            tiles = llm.capacity.tiles
+            found.append(generate(llm, [text_of(20), text_of(90, 1)], Sampling(max_tokens=4000, ignore_eos=True)))
+            assert tiles == (10, 10) if cache_tokens else min(tiles) > 100, "three of each head, and two for its copies"
+    assert found[0] == found[1] and len(found[0][0]) == 4000
+
+
 def test_twice_the_same_eviction_changes_nothing(rkv: Path) -> None:
     with load(rkv, 1, max_batch=1) as llm:
         loop = llm.loop
@@ -148,4 +162,30 @@ def test_what_the_engine_says_of_itself(rkv: Path, capsys: pytest.CaptureFixture
     assert manifest.cache.policy == {"kind": "evict", "score": "rkv", "budget": 40, "interval": 16}
     assert [(each.query_heads, each.held_queries, each.marks) for each in manifest.cache.layers] == [(4, 15, 0)] * 2
     assert main(["inspect", str(rkv), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["cache"]["policy"]["score"] == "rkv"
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    tile = manifest.cache.layers[0].tile_bytes
+    queries = 2 * 4 * 4 * 15 * manifest.cache.layers[0].key_dim  # layers, bytes, heads, held queries
+    assert cache["policy"]["score"] == "rkv"
+    assert cache["evicting"] == {
+        "tokens_per_head": [40, 40],
+        "bytes_per_request": 2 * 2 * tile + queries,
+        "bytes_with_whole_prompt": 2 * 2 * 4 * tile + queries,
+        "bytes_without_policy": 2 * 2 * 4 * tile,
+        "queries_bytes_per_request": queries,
+        "marks_bytes_per_token": 0,
+        "copies_bytes": 2 * 2 * tile,
+    }
+    assert cache["requests"] == (2**30 - 4 * tile) // (4 * tile + queries)
+    assert main(["inspect", str(rkv)]) == 0
+    text = capsys.readouterr().out
+    assert "keeps 40 tokens of each head, on average" in text and "while a prompt of as many is read" in text
+
+
+@pytest.mark.parametrize("options", ["", pytest.param(",score=h2o", marks=pytest.mark.slow)])
+def test_bytes_of_the_cache_are_those_of_its_buffers(
+    options: str, rkv: Path, checkpoint: CheckpointMaker, engine: EngineMaker
+) -> None:
+    root = engine(checkpoint("qwen3", gain=3.0), recipe(SMALL + options))[0] if options else rkv
+    with load(root, 1, max_batch=3) as llm:
+        pools = [each.nbytes for name, each in llm.loop.session._buffers.items() if name.startswith("kv.")]  # type: ignore[attr-defined]
+        assert sum(pools) == cache_bytes(llm.manifest.cache, llm.capacity.tiles, llm.capacity.rows)

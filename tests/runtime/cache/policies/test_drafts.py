@@ -17,7 +17,7 @@ from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.scheduling.step import Step
 from tests.support.runtime.evicting_model import SIZE, WIDTH, check_pools, greedy, make_llm
 from tests.support.runtime.simulated_eviction import simulated
-from tests.support.runtime.simulated_requests import Arrival, check_tiles, serve, watch
+from tests.support.runtime.simulated_requests import Arrival, check_tiles, fits, serve, watch
 from tests.support.runtime.toy_session import VOCAB
 
 FULL = (0, 0, 0, 0)
@@ -107,8 +107,7 @@ def test_random_arrivals_get_what_they_get_without_drafts(
     arrivals: list[Arrival], case: str, rows: int, cache_tokens: int, shares: bool
 ) -> None:
     llm = _engine(case, 0.8, rows=rows, cache_tokens=cache_tokens, span=2 * SIZE * shares)
-    limit = llm._longest + 1
-    arrivals = [each for each in arrivals if len(each.prompt) + each.new <= limit]
+    arrivals = [each for each in arrivals if fits(llm, each)]
     for request, each in zip(serve(llm, arrivals), arrivals, strict=True):
         assert request.generated == _wanted(case, tuple(each.prompt))[: each.new]
     check_tiles(llm)

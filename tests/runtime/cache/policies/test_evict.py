@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginewright.runtime import ArtifactError
+from enginewright.runtime import ArtifactError, RequestError, Sampling
 from enginewright.runtime.cache.policy import open_policy
 from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.llm import LLM
-from tests.support.runtime.evicting_model import SIZE, check_pools, greedy, make_llm, reference
+from tests.support.runtime.evicting_model import CONTEXT, SIZE, check_pools, greedy, make_llm, reference
 from tests.support.runtime.simulated_eviction import simulated
-from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, serve, watch
+from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, fits, serve, watch
 from tests.support.runtime.toy_model import make_cache
 from tests.support.runtime.toy_session import VOCAB
 
@@ -125,8 +125,7 @@ def test_random_arrivals_get_what_they_get_alone(
 ) -> None:
     span = 2 * SIZE * (shares and not any(CASES[case][1]))
     llm = _engine(case, rows=rows, step_tokens=step_tokens, cache_tokens=cache_tokens, span=span)
-    limit = llm._longest + 1
-    arrivals = [each for each in arrivals if len(each.prompt) + each.new <= limit]
+    arrivals = [each for each in arrivals if fits(llm, each)]
     _check(case, serve(llm, arrivals), arrivals)
     _check_empty(llm)
 
@@ -238,3 +237,34 @@ def test_options_that_do_not_go_together(options: dict[str, Any], message: str) 
     cache = dataclasses.replace(make_cache(SIZE, FULL), policy={"kind": "evict", **options})
     with pytest.raises(ArtifactError, match=message):
         open_policy(cache)
+
+
+@pytest.mark.parametrize("case", ["random", "ada", "chunks", "snapkv next to windows"])
+def test_a_small_cache_serves_a_long_answer_to_a_short_prompt(case: str) -> None:
+    llm = _engine(case, rows=2, cache_tokens=32)  # eight tiles a head; budget and interval take five
+    longest = llm.loop.scheduler.tables.longest_for
+    assert longest(4) == longest(20) == 96, "the context"
+    assert longest(80) == 96 if case == "chunks" else longest(80) < 80
+    arrivals = [
+        Arrival(prompt=A[:4], new=92),
+        Arrival(prompt=B[:20], new=76, at=3),
+        Arrival(prompt=A[:9], new=87, at=9),
+    ]
+    _check(case, serve(llm, arrivals), arrivals)
+    _check_empty(llm)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cache_tokens", [8, 20, 28])
+def test_the_longest_request_runs_alone_and_a_longer_one_is_refused(case: str, cache_tokens: int) -> None:
+    llm = _engine(case, rows=1, cache_tokens=cache_tokens)
+    for prompt in (1, 12, 29):
+        longest = llm.loop.scheduler.tables.longest_for(prompt)
+        new = min(longest + 1, CONTEXT) - prompt
+        if new > 0:
+            arrivals = [Arrival(prompt=A[:prompt], new=new)]
+            _check(case, serve(llm, arrivals), arrivals)
+        if longest + 1 < CONTEXT:
+            with pytest.raises(RequestError, match=f"the cache holds {longest} tokens"):
+                llm._generation(A[:prompt], Sampling(max_tokens=max(new, 0) + 1))
+    _check_empty(llm)
