@@ -1,12 +1,13 @@
 """Builds the native libraries of a checkout, for tests and development.
 
-    python -m enginewright.plugins.build [--cuda] [--tensorrt SDK] [--emulation]
+    python -m enginewright.plugins.build [--cuda] [--tensorrt SDK] [--emulation] [--sanitize]
 
 Without options it builds the ops for ONNX Runtime on the CPU into `plugins/lib`, the same build that `pip install` runs.
 
     --cuda          also the kernels for GPUs (needs nvcc and some minutes)
     --tensorrt SDK  also these kernels and the plugins for TensorRT; SDK: the folder of TensorRT or of its headers
     --emulation     nothing but the GPU kernels compiled for a CPU, for tests, in `build/emulation`
+    --sanitize      nothing but the ops for the CPU with checks of memory and arithmetic, for tests, in `build/sanitized`
 """
 
 from __future__ import annotations
@@ -59,6 +60,20 @@ def build_emulation(build_dir: Path | None = None) -> Path:
     return objects / "csrc" / "emulation" / file_name("enginewright_cuda_emulated")
 
 
+def build_sanitized(build_dir: Path | None = None) -> Path:
+    """Build the ops for the CPU with the address and the undefined-behaviour sanitizers; return the library's path.
+
+    A process can load it only after the sanitizers' runtime (LD_PRELOAD).
+    build_dir: the folder for objects; by default `build/sanitized` in the checkout.
+
+    Raises:
+        LibraryError: CMake or the sources are missing, or the build fails.
+    """
+    objects = build_dir or OBJECTS / "sanitized"
+    _make(objects, "-DENGINEWRIGHT_ORT=ON", "-DENGINEWRIGHT_SANITIZE=ON", "-DENGINEWRIGHT_TENSORRT_TESTS=OFF")
+    return objects / "csrc" / file_name("enginewright_ort")
+
+
 def build_tensorrt_tests(*, cuda: bool = False) -> Path:
     """Build the libraries that test TensorRT's plugins without its SDK; return their folder.
 
@@ -109,9 +124,15 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true", help="build the GPU kernels too")
     parser.add_argument("--tensorrt", metavar="SDK", type=Path, help="build the GPU kernels and TensorRT's plugins too")
     parser.add_argument("--emulation", action="store_true", help="build the GPU kernels for a CPU, and nothing else")
+    parser.add_argument(
+        "--sanitize", action="store_true", help="build the ops for the CPU with sanitizers, and nothing else"
+    )
     options = parser.parse_args()
     try:
-        print(build_emulation() if options.emulation else build(cuda=options.cuda, tensorrt=options.tensorrt))
+        if options.emulation or options.sanitize:
+            print(build_emulation() if options.emulation else build_sanitized())
+        else:
+            print(build(cuda=options.cuda, tensorrt=options.tensorrt))
     except LibraryError as error:
         sys.exit(str(error))
 

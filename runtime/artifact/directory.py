@@ -222,7 +222,7 @@ def _check_whole(manifest: Manifest) -> None:
     if not manifest.cache.layers or not manifest.cache.tile_tokens:
         raise ValueError(f"{MANIFEST}.cache: got no layers, or no tile_tokens, expected one or more of both")
     for name, graph in manifest.graphs.items():
-        if not (graph.files and all(engine.files for engine in graph.engines)):
+        if not graph.files or not all(engine.files for engine in graph.engines):
             raise ValueError(
                 f"{MANIFEST}.graphs.{name}: got no files, expected those of the graph and of each of its engines"
             )

@@ -158,7 +158,8 @@ class TestPacked:
 
     def test_an_engine_is_replaced_and_others_stay(self, packed: Path, fake: Fake, tmp_path: Path) -> None:
         root, first = build(packed, tmp_path)
-        other = dataclasses.replace(first.graphs["decoder"].engines[0], backend="other", files=())
+        files = first.graphs["decoder"].files
+        other = dataclasses.replace(first.graphs["decoder"].engines[0], backend="other", files=files)
         graph = dataclasses.replace(first.graphs["decoder"], engines=(*first.graphs["decoder"].engines, other))
         fake.plan = [b"another plan"]
         second = builders.build(root, dataclasses.replace(first, graphs={"decoder": graph}), "tensorrt")

@@ -10,10 +10,10 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kWorthwhile = 1 << 17;  // weights read: about the price of waking a thread
-constexpr std::int64_t kBlock = 256;           // outputs of one task; fixed, so that no result depends on the threads
+constexpr std::int64_t kWorthwhile = 1 << 17;    // weights read: about the price of waking a thread
+constexpr std::int64_t kBlock = 256;             // outputs of one task; fixed, so that no result depends on the threads
 constexpr std::int64_t kLastToken = 0x7fffffff;  // ends are 32-bit numbers
-constexpr std::int64_t kGroup = 4;             // rows whose logits of a block lie on the stack together
+constexpr std::int64_t kGroup = 4;               // rows whose logits of a block lie on the stack together
 
 // The likeliest class, at most `extra`; 0 when it is less likely than tau or a score is not finite.
 std::int64_t extra_tokens(const float* scores, const ClpEmitArgs& args) {

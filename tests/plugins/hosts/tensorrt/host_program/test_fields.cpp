@@ -112,11 +112,11 @@ TEST(fields_out_of_range_are_named) {
     const Example one = example(name);
     return refusal(one.op, with(one.fields, wrong));
   };
-  CHECK_EQUAL(say("paged", field("layer", -1)), "PagedAttention: layer: got -1, expected 0 or more");
+  CHECK_EQUAL(say("paged", field("layer", -1)), "PagedAttention: layer: got -1, expected 0 to 65536");
   CHECK_EQUAL(say("paged", field("kv_bits", 8)), "PagedAttention: kv_bits: got 8, expected 16 or 32");
   CHECK_EQUAL(say("kvarn", field("k_bits", 3)), "KVarNAttention: k_bits: got 3, expected 2, 4 or 8");
   CHECK_EQUAL(say("kvarn", field("robust", 2)), "KVarNAttention: robust: got 2, expected 0 or 1");
-  CHECK_EQUAL(say("split_plain", field("kv_heads", 0)), "SplitQkv: kv_heads: got 0, expected 1 or more");
+  CHECK_EQUAL(say("split_plain", field("kv_heads", 0)), "SplitQkv: kv_heads: got 0, expected 1 to 65536");
   CHECK_EQUAL(say("split_plain", field("epsilon", -1.0f)), "SplitQkv: epsilon: got -1.000000, expected 0 or more");
   CHECK_EQUAL(say("depth", field("scale", 1e30f * 1e30f)), "DepthMix: scale: got inf, expected a finite number");
   CHECK_EQUAL(say("clp", field("k", 17)), "ClpEmit: k: got 17, expected 2 to 16");
