@@ -61,8 +61,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(engine: Path, memory: int, tokens: int, threads: int) -> int:
     """Serve as many requests as `memory` holds, all at once, and return their number."""
-    cache = directory.load(engine, verify=False).cache
-    count = max(memory - copies_bytes(cache), 0) // request_bytes(cache, tokens)
+    manifest = directory.load(engine, verify=False)
+    cache = manifest.cache
+    count = max(memory - copies_bytes(cache, manifest.limits.max_context), 0) // request_bytes(cache, tokens)
     together = computed = 0
 
     with load(engine, threads, max_batch=count, cache_tokens=count * tokens, prefix_reuse=False) as llm:

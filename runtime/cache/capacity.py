@@ -97,7 +97,7 @@ def _tiles_under_policy(cache: Cache, context: int) -> dict[int, tuple[int, int]
     if policy is None:
         return {}
     bounds = Bounds(policy, cache)
-    most = zip(bounds.of_row(context, context).tolist(), bounds.spare.tolist(), strict=True)
+    most = zip(bounds.of_row(context, context).tolist(), bounds.spare(context).tolist(), strict=True)
     return dict(zip(governed_layers(cache), most, strict=True))
 
 
@@ -128,11 +128,11 @@ def request_bytes(cache: Cache, tokens: int, *, prompt_tokens: int | None = None
     return cache_bytes(cache, tiles, 1)
 
 
-def copies_bytes(cache: Cache) -> int:
-    """Return the bytes of the tiles that an engine has once for the copies of an eviction; 0 without a policy that copies."""
+def copies_bytes(cache: Cache, context: int) -> int:
+    """Return the bytes of the tiles that an engine of this context has once for the copies of an eviction; 0 without a policy that copies."""
     tiles, policy = [0] * len(cache.layers), open_policy(cache)
     if policy is not None:
-        for index, count in zip(governed_layers(cache), Bounds(policy, cache).spare.tolist(), strict=True):
+        for index, count in zip(governed_layers(cache), Bounds(policy, cache).spare(context).tolist(), strict=True):
             tiles[index] = count
     return cache_bytes(cache, tiles, 0)
 

@@ -11,6 +11,7 @@ again in other pieces, evicts the same at the same places, and its answer does n
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -248,11 +249,15 @@ def tokens_before_eviction(cache: Cache) -> int:
     due = policy.next_due(new)
     if due is None:
         return NEVER
-    while due > 1:  # a prompt may be due at its end
-        first = policy.next_due(dataclasses.replace(new, prompt_tokens=due - 1))
-        if first is None or first >= due:
-            break
-        due = first
+
+    def due_of(prompt_tokens: int) -> int:
+        found = policy.next_due(dataclasses.replace(new, prompt_tokens=prompt_tokens))
+        return NEVER if found is None else found
+
+    prompts = range(1, due)  # one may be due by its end, and so are longer ones
+    shortest = bisect_left(prompts, True, key=lambda prompt: due_of(prompt) <= prompt)
+    if shortest < len(prompts):
+        due = min(due, due_of(prompts[shortest]))
     return due - 1 if COMPACT in policy.needs else max(due - 1, cache.tile_tokens - 1)  # an unfinished tile stays
 
 

@@ -14,10 +14,7 @@ _KEPT = 1024
 
 
 class Bounds:
-    """What a policy says of tokens, as tiles of the layers that it governs; PolicyTables and the capacity's plan create it.
-
-    spare[layers] int64: tiles that the eviction of one row needs in addition, for copies; 0 where whole tiles leave.
-    """
+    """What a policy says of tokens, as tiles of the layers that it governs; PolicyTables and the capacity's plan create it."""
 
     def __init__(self, policy: CachePolicy, cache: Cache) -> None:
         self._policy = policy
@@ -29,8 +26,17 @@ class Bounds:
         self._has = np.arange(self._shape[1]) < self._heads[:, None]
         self.of_heads = lru_cache(maxsize=_KEPT)(self._of_heads)
         self.of_row = lru_cache(maxsize=_KEPT)(self._of_row)
-        spare = np.zeros(len(governed), np.int64)
-        self.spare: Ints = spare if self._tokens is None else self._of_layers(self._tokens.most_kept())
+
+    def spare(self, context: int) -> Ints:
+        """Return the tiles that the eviction of a row of at most `context` tokens needs for copies, int64 [layers].
+
+        They are 0 where whole tiles leave.
+        """
+        if self._tokens is None:
+            return np.zeros_like(self._heads)
+        kept = np.minimum(self._tokens.most_kept(), self._heads * context)
+        least: Ints = np.minimum(self._of_layers(kept), self._heads * -(-context // self._size))
+        return least
 
     def _of_heads(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the most tiles of each head while a request processes `tokens` tokens, int64 [layers, heads]."""

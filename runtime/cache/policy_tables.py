@@ -59,7 +59,7 @@ class PolicyTables(TileTables):
         )  # marks are of one row's queries, so tiles that have them are not shared
         self._bounds = Bounds(policy, cache)
         for layer, pool in enumerate(self._pools):
-            pool.spare = int(self._bounds.spare[layer])
+            pool.spare = int(self._bounds.spare(capacity.context)[layer])
 
     def longest_for(self, prompt_tokens: int) -> int:
         """Return the most tokens that a row can process, with what it evicts on the way, when no other row holds any."""

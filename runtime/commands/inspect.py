@@ -71,15 +71,16 @@ def describe(manifest: Manifest, *, memory: int, context: int) -> dict[str, Any]
         "weights": manifest.weights,
         "applied": list(manifest.applied),
         "conditions": {name: _describe_condition(condition) for name, condition in manifest.conditions.items()},
-        "cache": _describe_cache(manifest.cache, memory, context),
+        "cache": _describe_cache(manifest, memory, context),
         "graphs": {name: _describe_graph(graph) for name, graph in manifest.graphs.items()},
         "files": {file.path: file.size for file in manifest.files()},
         "total_bytes": sum(file.size for file in manifest.files()),
     }
 
 
-def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
+def _describe_cache(manifest: Manifest, memory: int, context: int) -> dict[str, Any]:
     """Return the bytes of a token in layers that keep all tokens, the further bytes of a request, and what memory holds."""
+    cache, copies = manifest.cache, copies_bytes(manifest.cache, manifest.limits.max_context)
     full = [layer for layer in cache.layers if not layer.window]
     windowed = [layer for layer in cache.layers if layer.window]
     per_token = sum(layer.kv_heads * layer.tile_bytes for layer in full) // cache.tile_tokens
@@ -102,13 +103,16 @@ def _describe_cache(cache: Cache, memory: int, context: int) -> dict[str, Any]:
         "tokens_per_gib": _GIB // per_token if per_token else None,
         "memory": memory,
         "context": context,
-        "requests": max(memory - copies_bytes(cache), 0) // request_bytes(cache, context, prompt_tokens=0),
-        "evicting": _describe_eviction(cache, context),
+        "requests": max(memory - copies, 0) // request_bytes(cache, context, prompt_tokens=0),
+        "evicting": _describe_eviction(cache, context, copies),
     }
 
 
-def _describe_eviction(cache: Cache, context: int) -> dict[str, Any] | None:
-    """Return what a request of `context` tokens takes under the cache's policy, in bytes; None without one."""
+def _describe_eviction(cache: Cache, context: int, copies: int) -> dict[str, Any] | None:
+    """Return what a request of `context` tokens takes under the cache's policy, in bytes; None without one.
+
+    copies: bytes of the tiles for copies.
+    """
     policy = open_policy(cache)
     if policy is None:
         return None
@@ -125,7 +129,7 @@ def _describe_eviction(cache: Cache, context: int) -> dict[str, Any] | None:
         "bytes_without_policy": request_bytes(dataclasses.replace(cache, policy={}, layers=tuple(plain)), context),
         "queries_bytes_per_request": sum(map(queries_bytes, governed)),
         "marks_bytes_per_token": sum(4 * layer.kv_heads * layer.marks for layer in governed),
-        "copies_bytes": copies_bytes(cache),
+        "copies_bytes": copies,
     }
 
 

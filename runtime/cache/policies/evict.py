@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from enginewright.runtime.artifact.manifest import Cache
+from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT, check_ranges
 from enginewright.runtime.cache.policies.allocations import ALLOCATIONS, Allocation
 from enginewright.runtime.cache.policies.select import keep_mask
 from enginewright.runtime.cache.policies.token_scores import SCORES, RowView, TokenScore
@@ -66,10 +67,9 @@ class EvictConfig:
         for name, known in (("score", SCORES), ("allocation", ALLOCATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        for name, least in (("interval", 1), ("window", 1), ("sinks", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected {least} or more")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        counts = dict.fromkeys(("budget", "interval", "window", "kernel"), (1, MOST_CONTEXT))
+        check_ranges(self, **counts, sinks=(0, MOST_CONTEXT))
+        if self.kernel % 2 == 0:
             raise ValueError(f"kernel: got {self.kernel}, expected an odd number from 1 up")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix: got {self.mix}, expected 0 to 1")

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.triton.ports import INPUTS, OUTPUTS
+from tests.support.exporters.fixtures import built_once
+from tests.support.paths import EXAMPLES
 
 pytestmark = pytest.mark.native
 
@@ -177,6 +180,27 @@ def test_outputs_have_the_declared_names_types_and_shapes(open_model: Open, llm:
         == (len(expected.token_ids), 2)
     )
     assert response.outputs["finish_reason"][0] == expected.finish_reason.encode()
+
+
+@pytest.mark.slow
+def test_an_engine_that_evicts_serves(
+    open_model: Open, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    recipe = Recipe(apply=(parse_method("evict:budget=40,interval=16"),), max_context=512, max_batch=4)
+    engine = built_once(tmp_path_factory, EXAMPLES / "tiny-reasoner", recipe)
+    (tmp_path / "m/1").mkdir(parents=True)
+    (tmp_path / "m/1/engine").symlink_to(engine)
+    prompts = [list(range(5, 5 + length)) for length in (9, 60, 33)]
+    requests = [
+        Request(input_ids=np.array(prompt), max_tokens=np.array([90]), ignore_eos=np.array([True]))
+        for prompt in prompts
+    ]
+    open_model().execute(requests)
+    assert all(request.sender.ended.wait(60) for request in requests)
+    found = [tuple(request.sender.responses[0].outputs["token_ids"].tolist()) for request in requests]
+    with load(engine, threads=1) as alone:
+        greedy = Sampling(max_tokens=90, ignore_eos=True)
+        assert found == [alone.generate([prompt], greedy)[0].token_ids for prompt in prompts]
 
 
 def test_a_stream_ends_once_and_tells_the_counts_then(open_model: Open) -> None:

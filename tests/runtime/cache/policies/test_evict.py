@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime import ArtifactError, RequestError, Sampling
-from enginewright.runtime.cache.policy import open_policy
+from enginewright.runtime.cache.capacity import plan_tiles
+from enginewright.runtime.cache.policy import open_policy, tokens_before_eviction
 from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.llm import LLM
 from tests.support.runtime.evicting_model import CONTEXT, SIZE, check_pools, greedy, make_llm, reference
@@ -227,7 +229,14 @@ def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"score": "tova", "window": 1, "allocation": "ada"}, "allocation: got ada with score tova"),
         ({"kernel": 4}, "kernel: got 4, expected an odd number"),
         ({"mix": 1.5}, "mix: got 1.5, expected 0 to 1"),
-        ({"interval": 0}, "interval: got 0, expected 1 or more"),
+        ({"interval": 0}, "interval: got 0, expected a whole number from 1 to"),
+        ({"budget": 10**30}, "budget: got 10{30}, expected a whole number from 1 to 2147483648"),
+        ({"interval": 2**63}, "interval: got 9223372036854775808, expected a whole number from 1 to 2147483648"),
+        ({"window": 2**31}, "budget: got 512, expected 2147483649 or more"),
+        ({"sinks": -1}, "sinks: got -1, expected a whole number from 0 to 2147483648"),
+        ({"kernel": -1}, "kernel: got -1, expected a whole number from 1 to"),
+        ({"mix": math.nan}, "mix: got nan, expected 0 to 1"),
+        ({"alpha": math.nan}, "alpha: got nan, expected above 0"),
         ({"demand": [1.0, 2.0]}, "demand: got one with allocation uniform"),
         ({"allocation": "reasonalloc", "demand": [1.0]}, "demand: got 1 layers, expected 4"),
         ({"allocation": "reasonalloc", "demand": [1.0] * 4}, "demand: got layers of 1 and 2 KV heads"),
@@ -239,16 +248,35 @@ def test_options_that_do_not_go_together(options: dict[str, Any], message: str) 
         open_policy(cache)
 
 
-@pytest.mark.parametrize("case", ["random", "ada", "chunks", "snapkv next to windows"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_demand_that_is_no_number(value: float) -> None:
+    plain = make_cache(SIZE, FULL)
+    layers = tuple(dataclasses.replace(layer, kv_heads=2) for layer in plain.layers)
+    policy = {"kind": "evict", "allocation": "reasonalloc", "demand": [1.0, value, 2.0, 3.0]}
+    with pytest.raises(ArtifactError, match=r"policy 'evict'.*demand: got .*expected finite numbers from 0 up"):
+        open_policy(dataclasses.replace(plain, layers=layers, policy=policy))
+
+
+@pytest.mark.parametrize("options", [{"budget": 2**31}, {"budget": 2**31, "allocation": "ada"}, {"interval": 2**31}])
+def test_budgets_beyond_the_context_take_no_more_tiles_than_it_does(options: dict[str, Any]) -> None:
+    plain = make_cache(SIZE, FULL)
+    cache = dataclasses.replace(plain, policy={"kind": "evict", **options})
+    sizes = {"rows": 2, "context": CONTEXT, "step_tokens": 8, "cache_tokens": 2 * CONTEXT}
+    tiles = np.array(plan_tiles(plain, **sizes))
+    assert (plan_tiles(cache, **sizes) <= tiles * 3 // 2).all(), "copies of one row of two"
+    assert tokens_before_eviction(cache) == (512 if "interval" in options else 2**31)
+
+
+@pytest.mark.parametrize("case", ["random", "chunks", "snapkv next to windows"])
 def test_a_small_cache_serves_a_long_answer_to_a_short_prompt(case: str) -> None:
     llm = _engine(case, rows=2, cache_tokens=32)  # eight tiles a head; budget and interval take five
     longest = llm.loop.scheduler.tables.longest_for
     assert longest(4) == longest(20) == 96, "the context"
     assert longest(80) == 96 if case == "chunks" else longest(80) < 80
     arrivals = [
-        Arrival(prompt=A[:4], new=92),
-        Arrival(prompt=B[:20], new=76, at=3),
-        Arrival(prompt=A[:9], new=87, at=9),
+        Arrival(prompt=A[:4], new=70),
+        Arrival(prompt=B[:20], new=40, at=3),
+        Arrival(prompt=A[:9], new=30, at=9),
     ]
     _check(case, serve(llm, arrivals), arrivals)
     _check_empty(llm)
