@@ -162,8 +162,6 @@ def figures_of(cells: Cells) -> list[Figure]:
         for kind in dict.fromkeys(cell["kinds"]):
             found.append(estimate_figure("right", "%", 100, share(cell, kind), {**about, "kind": kind}))
         found.append(Figure(name="peak of the cache", value=cell["peak"] / 1e6, unit="MB", conditions=about))
-        evicting = 100 * cell["evicting"] / cell["seconds"]
-        found.append(Figure(name="time of evictions", value=evicting, unit="%", conditions=about))
         for other in (FULL, next((each for each in cells if each != FULL), FULL)):
             if other in cells and other != name:
                 difference = minus(cell, cells[other])
