@@ -193,22 +193,21 @@ def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def largest_neighbour(values: Floats, kernel: int) -> Floats:
     """Return of each value [..., n] the largest of the `kernel` values around it."""
-    found: Floats = _neighbours(values, kernel, -np.inf).max(axis=-1)
-    return found
+    return _around(values, kernel, -np.inf, np.maximum)
 
 
 def mean_of_neighbours(values: Floats, kernel: int) -> Floats:
     """Return of each value [..., n] the mean of the `kernel` values around it, where places outside count as 0."""
-    found: Floats = _neighbours(values, kernel, 0.0).mean(axis=-1)
-    return found
+    return _around(values, kernel, 0.0, np.add) / values.dtype.type(kernel)
 
 
-def _neighbours(values: Floats, kernel: int, outside: float) -> Floats:
-    """Each value with its neighbours, [..., n, kernel]; places outside have the value `outside`."""
+def _around(values: Floats, kernel: int, outside: float, join: np.ufunc) -> Floats:
+    """The `kernel` values around each one, joined; places outside have the value `outside`."""
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel: got {kernel}, expected an odd number from 1 up")
-    if not values.shape[-1]:
-        return np.zeros((*values.shape, kernel), values.dtype)
     sides = [(0, 0)] * (values.ndim - 1) + [(kernel // 2, kernel // 2)]
-    padded = np.pad(values, sides, constant_values=outside)
-    return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=-1)
+    padded, count = np.pad(values, sides, constant_values=outside), values.shape[-1]
+    found: Floats = padded[..., :count].copy()
+    for place in range(1, kernel):
+        join(found, padded[..., place : place + count], out=found)
+    return found
