@@ -62,7 +62,7 @@ def test_the_folder(folder: Path) -> None:
     assert record["heads"] == [list(head) for head in top_heads(torch.tensor(record["scores"]), 4)]
     assert record["counts"]["scored"] > 0 and record["counts"]["meant"] == 16
     assert record["accuracy"]["at heads"] > record["accuracy"]["nothing"]
-    tensors = read_floats(folder / "vectors.safetensors")
+    tensors = read_floats(folder / "vectors.safetensors", 1 << 20)
     assert set(tensors) == {"fv", *(f"dfv.{layer}" for layer, _ in record["heads"])}
     np.testing.assert_allclose(
         tensors["fv"], sum(v for name, v in tensors.items() if name != "fv"), rtol=1e-5, atol=1e-5
@@ -80,7 +80,7 @@ def test_an_engine_hits_what_pytorch_hits(at: str, folder: Path, task: Path, tmp
         open_fast_tokenizer(open_checkpoint(MODEL)), [*pairs.train, *pairs.test], with_instructions=False
     )
     model = load_reference(MODEL, ())
-    tensors = read_floats(folder / "vectors.safetensors")
+    tensors = read_floats(folder / "vectors.safetensors", 1 << 20)
     layer = json.loads((folder / "task.json").read_text())["layer"]
     given: dict[str, Any] = {
         "heads": {int(name[4:]): torch.tensor(v) for name, v in tensors.items() if name.startswith("dfv.")},

@@ -235,7 +235,7 @@ def test_vectors_that_do_not_fit(llm: LLM, facts: SimpleNamespace, folders: dict
             llm.load_vector(write(tmp_path / name, facts, 0, **changes))
     with pytest.raises(RequestError, match=r"the engine holds 2 \(.*\); replace one of these or drop it"):
         llm.load_vector(folders["third"])
-    with pytest.raises(ArtifactError, match=r"vectors\.safetensors: cannot be read|task\.json: cannot be read"):
+    with pytest.raises(ArtifactError, match=r"nowhere/task\.json: not found; pass a folder"):
         llm.load_vector(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="the name '', expected text"):
         llm.load_vector(folders["calm"], "")
