@@ -13,10 +13,14 @@ from tests.support.ops import (
     attention_cases,
     attention_inputs,
     clp_cases,
+    compact_tiles_cases,
     depth_mix_cases,
+    hold_queries_cases,
     kvarn_cases,
     kvarn_inputs,
+    mark_tokens_cases,
     split_qkv_cases,
+    token_scores_cases,
 )
 
 Arrays = dict[str, np.ndarray]
@@ -31,7 +35,7 @@ def _from_cases(cases: Any, make: Callable[[Any], Arrays]) -> Callable[[random.R
 
     def choose(rng: random.Random) -> Call:
         if not kept:
-            made = [(make(case), case.attributes) for case in cases]
+            made = [(make(case), getattr(case, "attributes", {})) for case in cases]  # some ops have none
             kept.extend(call for call in made if sum(array.nbytes for array in call[0].values()) <= MOST_BYTES)
         arrays, attributes = rng.choice(kept)
         return {name: array.copy() for name, array in arrays.items()}, dict(attributes)
@@ -47,11 +51,15 @@ def _greedy_sample(rng: random.Random) -> Call:
 MAKERS: dict[str, Callable[[random.Random], Call]] = {
     "AddLora": _from_cases(add_lora_cases.CASES, add_lora_cases.make_inputs),
     "ClpEmit": _from_cases(clp_cases.CASES, clp_cases.make_inputs),
+    "CompactTiles": _from_cases(compact_tiles_cases.CASES, compact_tiles_cases.make_inputs),
     "DepthMix": _from_cases(depth_mix_cases.CASES, depth_mix_cases.make_inputs),
     "GreedySample": _greedy_sample,
+    "HoldQueries": _from_cases(hold_queries_cases.CASES, hold_queries_cases.make_inputs),
     "KVarNAttention": _from_cases(kvarn_cases.CASES, kvarn_inputs.make_inputs),
+    "MarkTokens": _from_cases(mark_tokens_cases.CASES, mark_tokens_cases.make_inputs),
     "PagedAttention": _from_cases(attention_cases.CASES, attention_inputs.make_inputs),
     "SplitQkv": _from_cases(split_qkv_cases.CASES, split_qkv_cases.make_inputs),
+    "TokenScores": _from_cases(token_scores_cases.CASES, token_scores_cases.make_inputs),
 }
 
 
