@@ -26,6 +26,7 @@ def render(source: str) -> str:
 def test_random_templates_give_a_text_or_an_error_of_the_product() -> None:
     render(CORPUS[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # compilers of other tests among them
     counts: Counter[str] = Counter()
     for seed in range(rounds(10)):
         source, start = random_template(random.Random(seed), CORPUS), time.monotonic()
@@ -38,4 +39,4 @@ def test_random_templates_give_a_text_or_an_error_of_the_product() -> None:
     assert counts.total() == rounds(10) and counts["text"] and counts["error"]
     assert render("{{ messages[0].content }}") == "the cat"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10, "KiB"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20, "KiB"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(1 << 20, children), "KiB"

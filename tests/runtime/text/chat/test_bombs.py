@@ -33,13 +33,14 @@ def render(source: str, content: str = "the cat") -> str:
 
 
 def refused(source: str) -> str:
-    """The error of a template that must fail within ten seconds, without memory of this process."""
+    """The error of a template that must fail within a minute, on a quiet machine six seconds, without memory of this process."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # compilers of other tests among them
     with pytest.raises(RequestError, match=r"^t: ") as caught:
         render("{{ messages }}" + source)
-    assert time.monotonic() - start < 60  # on a machine with other load; 6 seconds on a quiet one
+    assert time.monotonic() - start < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20, "KiB"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(1 << 20, children), "KiB"
     return str(caught.value)
 
 
