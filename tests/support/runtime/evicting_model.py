@@ -84,19 +84,11 @@ class EvictingSession:
 
     def score(self, row: StoredRow) -> list[LayerScores]:
         """Score what the tiles hold."""
-        return [
-            LayerScores(
-                importance=hashed(each, layer, row.processed, 0), redundancy=hashed(each, layer, row.processed, 1)
-            )
-            for layer, each in enumerate(self._positions(row))
-        ]
+        return hashed_scores(self._positions(row), row.processed)
 
     def marks(self, row: StoredRow) -> list[np.ndarray]:
-        """Mark what the tiles hold, in two channels of whole numbers."""
-        return [
-            np.stack([np.floor(9 * hashed(each, layer, row.processed, kind)) for kind in (2, 3)], axis=1)
-            for layer, each in enumerate(self._positions(row))
-        ]
+        """Mark what the tiles hold."""
+        return hashed_marks(self._positions(row), row.processed)
 
     def compact(self, moves: Mapping[int, np.ndarray]) -> None:
         """Copy entries, none of them to a tile that is read or that a prefix has."""
@@ -148,6 +140,22 @@ def hashed(positions: np.ndarray, layer: int, now: int, kind: int) -> np.ndarray
     heads = np.arange(len(positions))[:, None]
     mixed = positions * 7919 + heads * 104729 + layer * 1299709 + now * 15485863 + kind * 32452843
     return ((mixed * 2654435761) % 1000003 / 1000003).astype(np.float32)
+
+
+def hashed_scores(positions: Sequence[np.ndarray], now: int) -> list[LayerScores]:
+    """The scores of the tokens at the positions [heads, n] of each layer."""
+    return [
+        LayerScores(importance=hashed(each, layer, now, 0), redundancy=hashed(each, layer, now, 1))
+        for layer, each in enumerate(positions)
+    ]
+
+
+def hashed_marks(positions: Sequence[np.ndarray], now: int) -> list[np.ndarray]:
+    """Their marks, in two channels of whole numbers."""
+    return [
+        np.stack([np.floor(9 * hashed(each, layer, now, kind)) for kind in (2, 3)], axis=1)
+        for layer, each in enumerate(positions)
+    ]
 
 
 def reference(tokens: Sequence[int], prompt: int, windows: Sequence[int], seen: Seen) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enginewright.runtime.cache.policy import LayerScores, StoredRow, TokenPolicy, governed_layers, open_policy
-from tests.support.runtime.evicting_model import SIZE, hashed
+from tests.support.runtime.evicting_model import SIZE, hashed_marks, hashed_scores
 from tests.support.runtime.sample_policies import Seen
 from tests.support.runtime.toy_model import make_cache
 
@@ -23,28 +23,13 @@ class _Hashes:
         self._heads = heads
 
     def _positions(self, row: StoredRow) -> list[np.ndarray]:
-        found = []
-        for layer, heads in enumerate(self._heads):
-            held = np.zeros((heads, int(row.stored.max())), np.int64)
-            for head, own in enumerate(held):
-                positions = row.positions(layer, head)
-                own[: len(positions)] = positions
-            found.append(held)
-        return found
+        return [each[:heads] for each, heads in zip(row.all_positions(), self._heads, strict=True)]
 
     def score(self, row: StoredRow) -> list[LayerScores]:
-        return [
-            LayerScores(
-                importance=hashed(each, layer, row.processed, 0), redundancy=hashed(each, layer, row.processed, 1)
-            )
-            for layer, each in enumerate(self._positions(row))
-        ]
+        return hashed_scores(self._positions(row), row.processed)
 
     def marks(self, row: StoredRow) -> list[np.ndarray]:
-        return [
-            np.stack([np.floor(9 * hashed(each, layer, row.processed, kind)) for kind in (2, 3)], axis=1)
-            for layer, each in enumerate(self._positions(row))
-        ]
+        return hashed_marks(self._positions(row), row.processed)
 
     def compact(self, moves: Any) -> None:
         raise AssertionError("nothing is moved here")
