@@ -95,8 +95,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments, after a check that every cell is known."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint that knows the authors")
     parser.add_argument("--text", required=True, type=Path, help="held-out text for the perplexity")
@@ -119,6 +119,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--windows", type=int, default=20, metavar="N", help="of 256 tokens of --text")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments, after a check that every cell is known."""
+    parser = make_parser()
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.cells if name not in CELLS and name != "list"]:
         parser.error(f"--cells: got {unknown[0]!r}, expected some of {', '.join(CELLS)}")
