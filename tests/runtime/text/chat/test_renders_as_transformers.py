@@ -145,7 +145,9 @@ def test_thousands_of_conversations(theirs: PreTrainedTokenizerFast) -> None:
         f"{written:,} equal texts, {counts['refused']:,} refused by both"
     )
     assert len(SOURCES) >= 30 and counts["conversations"] >= 2_000 and written >= 2_000
-    assert min(counts[name] for name in SOURCES) >= 2, "every template wrote texts"  # the pickiest takes one in ten
+    assert min(counts[name] for name in SOURCES) >= 2, (
+        "every template wrote texts"
+    )  # cases also depend on the modules that are loaded
 
 
 @settings(STEADY, max_examples=15)
