@@ -14,11 +14,10 @@ from enginewright.runtime.cache.policy import StoredRow
 from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.errors import ExtensionError
 from enginewright.runtime.llm import LLM
-from enginewright.runtime.requests.request import Generation
-from tests.support.runtime.evicting_model import SIZE, check_pools, greedy, make_llm, reference
+from tests.support.runtime.evicting_model import SIZE, check_pools, make_llm
+from tests.support.runtime.policy_arrivals import ARRIVALS, A, B, check_empty, check_seen
 from tests.support.runtime.sample_policies import Seen, budget_per_head, extended, first_and_newest
-from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, fits, serve, watch
-from tests.support.runtime.toy_session import VOCAB
+from tests.support.runtime.simulated_requests import Arrival, evict_all, fits, serve, watch
 
 FULL, MIXED = (0, 0, 0, 0), (0, 6, 0, 3)
 CASES: dict[str, tuple[tuple[dict[str, Any], Seen], Sequence[int]]] = {
@@ -28,7 +27,6 @@ CASES: dict[str, tuple[tuple[dict[str, Any], Seen], Sequence[int]]] = {
     "budgets": (budget_per_head(SIZE, [[1, 4], [3], [0, 2], [30, 1]]), FULL),
     "budgets next to windows": (budget_per_head(SIZE, [[1, 4], [3, 2]]), MIXED),
 }
-A, B = (np.random.default_rng(i).integers(0, VOCAB, 80).tolist() for i in range(2))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,25 +42,8 @@ def _engine(case: str, **sizes: Any) -> LLM:
     return llm
 
 
-def _check(case: str, requests: Sequence[Generation | Kept], arrivals: Sequence[Arrival]) -> None:
-    (_, seen), windows = CASES[case]
-    for request, each in zip(requests, arrivals, strict=True):
-        assert request.done.is_set()
-        if isinstance(request, Generation):
-            assert request.completion is not None
-            assert len(request.generated) == each.new or request.completion.finish_reason == "cancelled"
-            assert request.generated == greedy(each.prompt, len(request.generated), windows, seen)
-        elif request.error is None:
-            expected = [reference(each.prompt[: i + 1], 0, windows, seen) for i in range(len(each.prompt))]
-            np.testing.assert_array_equal(request.logits, expected)
-
-
-def _check_empty(llm: LLM) -> None:
-    tables = llm.loop.scheduler.tables
-    assert isinstance(tables, PolicyTables)
-    check_tiles(llm)
-    check_pools(tables)
-    assert not any(pool._uses.any() or pool.gone.any() or pool.count.any() for pool in tables._pools)
+def _check(case: str, requests: Sequence[Any], arrivals: Sequence[Arrival]) -> None:
+    check_seen(requests, arrivals, CASES[case][1], CASES[case][0][1])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,14 +51,14 @@ def _check_empty(llm: LLM) -> None:
 def test_a_request_sees_what_the_policy_keeps(case: str, length: int) -> None:
     llm, arrivals = _engine(case), [Arrival(prompt=A[:length], new=40)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_scored_text_sees_what_a_generated_one_does(case: str) -> None:
     llm, arrivals = _engine(case), [Arrival(prompt=A[:60], score=True)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,22 +68,8 @@ def test_within_the_budget_tokens_are_those_without_a_policy(case: str) -> None:
     assert serve(_engine(case), arrivals)[0].generated == serve(make_llm({}, windows), arrivals)[0].generated
 
 
-arrivals_ = st.lists(
-    st.builds(
-        Arrival,
-        prompt=st.builds(lambda text, n: text[:n], st.sampled_from([A, B, A[:20] + B]), st.integers(1, 50)),
-        at=st.integers(0, 12),
-        new=st.integers(1, 30),
-        score=st.sampled_from([False, False, False, True]),
-        cancel=st.one_of(st.none(), st.none(), st.integers(0, 20)),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
 @given(
-    arrivals_,
+    ARRIVALS,
     st.sampled_from(sorted(CASES)),
     st.integers(1, 3),
     st.integers(3, 20),
@@ -118,7 +85,7 @@ def test_random_arrivals_get_what_they_get_alone(
     llm = _engine(case, rows=rows, step_tokens=step_tokens, cache_tokens=cache_tokens, span=span)
     arrivals = [each for each in arrivals if fits(llm, each)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_what_is_held_stays_within_the_budget() -> None:
@@ -130,7 +97,7 @@ def test_what_is_held_stays_within_the_budget() -> None:
     watch(llm, lambda scheduler, step: most.append(np.subtract(full, scheduler.tables.free_tiles).tolist()))
     serve(llm, [Arrival(prompt=A[:50], new=40), Arrival(prompt=B[:9], new=40)])
     assert np.max(most, axis=0).tolist() == [16, 8, 16, 16]
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_layers_and_heads_hold_what_each_is_given() -> None:
@@ -160,7 +127,7 @@ def test_a_preempted_row_evicts_the_same_again() -> None:
     watch(llm, lambda scheduler, _: waited.update(r.request.length for r in scheduler.waiting if r.request.length > 9))
     _check(case, serve(llm, arrivals), arrivals)
     assert any(length > 20 for length in waited), "after its first eviction"
-    _check_empty(llm)
+    check_empty(llm)
 
 
 class TestPrefixes:
@@ -176,14 +143,14 @@ class TestPrefixes:
         llm = _engine(case, span=8)
         assert self._reused(llm, Arrival(prompt=A[:40], new=20), case=case) == [0]
         assert self._reused(llm, Arrival(prompt=A[:40], new=20), case=case) == [8]
-        _check_empty(llm)
+        check_empty(llm)
 
     def test_a_prompt_that_is_held_whole_is_reused_whole(self) -> None:
         case = "budgets"  # due at the prompt's end
         llm = _engine(case, span=8)
         assert self._reused(llm, Arrival(prompt=A[:40], new=20), case=case) == [0]
         assert self._reused(llm, Arrival(prompt=A[:44], new=20), Arrival(prompt=A[:20], new=9), case=case) == [40, 16]
-        _check_empty(llm)
+        check_empty(llm)
 
     def test_a_row_that_evicts_leaves_shared_tiles_to_the_others(self) -> None:
         case = "budgets"
@@ -194,7 +161,7 @@ class TestPrefixes:
             Arrival(prompt=A[:40], new=30, at=5),
         ]
         assert self._reused(llm, *arrivals, case=case) == [0, 24, 24]
-        _check_empty(llm)
+        check_empty(llm)
 
     def test_prefixes_give_way_where_tiles_are_needed(self) -> None:
         case = "first and newest"
@@ -204,7 +171,7 @@ class TestPrefixes:
             self._reused(llm, Arrival(prompt=text[:30], new=30), case=case)
         assert sum(len(prefix.tiles[0][0]) for prefix in tables._prefixes._known.values()) <= 4
         evict_all(tables)
-        _check_empty(llm)
+        check_empty(llm)
 
 
 class TestBrokenPolicies:

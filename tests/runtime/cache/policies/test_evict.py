@@ -17,11 +17,11 @@ from enginewright.runtime.cache.capacity import plan_tiles
 from enginewright.runtime.cache.policy import open_policy, tokens_before_eviction
 from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.llm import LLM
-from tests.support.runtime.evicting_model import CONTEXT, SIZE, check_pools, greedy, make_llm, reference
+from tests.support.runtime.evicting_model import CONTEXT, SIZE, check_pools, make_llm
+from tests.support.runtime.policy_arrivals import ARRIVALS, A, B, check_empty, check_seen
 from tests.support.runtime.simulated_eviction import simulated
-from tests.support.runtime.simulated_requests import Arrival, Kept, check_tiles, evict_all, fits, serve, watch
+from tests.support.runtime.simulated_requests import Arrival, evict_all, fits, serve, watch
 from tests.support.runtime.toy_model import make_cache
-from tests.support.runtime.toy_session import VOCAB
 
 FULL, MIXED = (0, 0, 0, 0), (0, 6, 0, 3)
 BASE = {"budget": 12, "interval": 5, "window": 3, "kernel": 1}
@@ -43,7 +43,6 @@ CASES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
     "a tile an interval": ({**BASE, "score": "random", "interval": SIZE, "budget": 2 * SIZE}, FULL),
 }
 SIMULATED = {name: simulated(*case) for name, case in CASES.items()}
-A, B = (np.random.default_rng(i).integers(0, VOCAB, 80).tolist() for i in range(2))
 
 
 def _engine(case: str, **sizes: Any) -> LLM:
@@ -53,24 +52,7 @@ def _engine(case: str, **sizes: Any) -> LLM:
 
 
 def _check(case: str, requests: Sequence[Any], arrivals: Sequence[Arrival]) -> None:
-    seen, windows = SIMULATED[case][1], CASES[case][1]
-    for request, each in zip(requests, arrivals, strict=True):
-        assert request.done.is_set()
-        if isinstance(request, Kept):
-            if request.error is None:
-                expected = [reference(each.prompt[: i + 1], 0, windows, seen) for i in range(len(each.prompt))]
-                np.testing.assert_array_equal(request.logits, expected)
-        else:
-            assert len(request.generated) == each.new or request.completion.finish_reason == "cancelled"
-            assert request.generated == greedy(each.prompt, len(request.generated), windows, seen)
-
-
-def _check_empty(llm: LLM) -> None:
-    tables = llm.loop.scheduler.tables
-    assert isinstance(tables, PolicyTables)
-    check_tiles(llm)
-    check_pools(tables)
-    assert not any(pool._uses.any() or pool.gone.any() or pool.count.any() for pool in tables._pools)
+    check_seen(requests, arrivals, CASES[case][1], SIMULATED[case][1])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,14 +60,14 @@ def _check_empty(llm: LLM) -> None:
 def test_a_request_sees_what_the_policy_keeps(case: str, length: int) -> None:
     llm, arrivals = _engine(case), [Arrival(prompt=A[:length], new=40)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_scored_text_sees_what_a_generated_one_does(case: str) -> None:
     llm, arrivals = _engine(case), [Arrival(prompt=A[:60], score=True)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,22 +81,8 @@ def test_within_the_budget_tokens_are_those_without_a_policy(case: str, large: s
     assert got[0] == got[1]
 
 
-arrivals_ = st.lists(
-    st.builds(
-        Arrival,
-        prompt=st.builds(lambda text, n: text[:n], st.sampled_from([A, B, A[:20] + B]), st.integers(1, 50)),
-        at=st.integers(0, 12),
-        new=st.integers(1, 30),
-        score=st.sampled_from([False, False, False, True]),
-        cancel=st.one_of(st.none(), st.none(), st.integers(0, 20)),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
 @given(
-    arrivals_,
+    ARRIVALS,
     st.sampled_from(sorted(CASES)),
     st.integers(1, 3),
     st.integers(3, 20),
@@ -129,7 +97,7 @@ def test_random_arrivals_get_what_they_get_alone(
     llm = _engine(case, rows=rows, step_tokens=step_tokens, cache_tokens=cache_tokens, span=span)
     arrivals = [each for each in arrivals if fits(llm, each)]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_pools_hold_a_budget_and_what_comes_until_the_next_eviction() -> None:
@@ -140,7 +108,7 @@ def test_pools_hold_a_budget_and_what_comes_until_the_next_eviction() -> None:
     watch(llm, lambda *_: np.maximum(most, [pool.count.sum() for pool in tables._pools], out=most))
     serve(llm, [Arrival(prompt=A[:9], new=80), Arrival(prompt=B[:4], new=80)])
     assert most.tolist() == [2 * 2 * 5, 2 * 5, 2 * 2 * 5, 2 * 2 * 5], "12 and 5 tokens take five tiles of four"
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_a_prompt_takes_over_what_lies_before_the_queries_of_its_scores() -> None:
@@ -172,7 +140,7 @@ def test_rows_leave_shared_tiles_whole_to_the_others() -> None:
     _check(case, requests, arrivals)
     assert [each.completion.reused_tokens for each in requests] == [0, 24, 24]
     evict_all(llm.loop.scheduler.tables)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_a_row_that_lacks_tiles_for_its_copies_puts_the_newest_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +163,7 @@ def test_a_row_that_lacks_tiles_for_its_copies_puts_the_newest_one_off(monkeypat
     arrivals = [Arrival(prompt=text[:20], new=40) for text in (A, B, A[5:])]
     _check(case, serve(llm, arrivals), arrivals)
     assert put_off
-    _check_empty(llm)
+    check_empty(llm)
 
 
 def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +247,7 @@ def test_a_small_cache_serves_a_long_answer_to_a_short_prompt(case: str) -> None
         Arrival(prompt=A[:9], new=30, at=9),
     ]
     _check(case, serve(llm, arrivals), arrivals)
-    _check_empty(llm)
+    check_empty(llm)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -295,4 +263,4 @@ def test_the_longest_request_runs_alone_and_a_longer_one_is_refused(case: str, c
         if longest + 1 < CONTEXT:
             with pytest.raises(RequestError, match=f"the cache holds {longest} tokens"):
                 llm._generation(A[:prompt], Sampling(max_tokens=max(new, 0) + 1))
-    _check_empty(llm)
+    check_empty(llm)
