@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from enginewright.runtime.artifact import directory
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.rounds import rounds
 from tests.support.paths import ROOT
 
 # Overwrites an engine again and again, each time in a child that ends one call later, once its files are written; prints how
