@@ -1,12 +1,14 @@
 """Builds a model without weights: parameters on the meta device, tensors that are computed real, and both within bounds.
 
 A config of a few bytes may describe a million layers, or a table of positions as large as the memory. The number of tensors
-that are made is compared with that of the tensors that are stored, and the size of each with a bound, before it is made.
+that are made is compared with that of the tensors that are stored, and the size of each, and of all, with a bound, before they
+are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from enginewright.runtime.errors import ExportError
 
-MOST_TENSORS = 1 << 17
-"""The most tensors that are made where the number of those that are stored is not known."""
 _MOST_BYTES = 1 << 28  # of a tensor that is computed, such as a causal mask of 16,000 positions
+_MOST_TOGETHER = 1 << 29  # bytes of all that are computed; those of a model of more stored bytes may have as many
 _SPARE = 1000  # tensors that are made of none that is stored: buffers, tied parameters, and those that a constructor replaces
 _PER_STORED = 16
 _MAKERS = {
@@ -45,20 +46,32 @@ _GROWERS = {
 """Functions whose result may be larger than what they are given."""
 
 
-def most_tensors(stored: int) -> int:
-    """Return the most tensors that the constructor of a model of `stored` tensors may make."""
-    return _PER_STORED * stored + _SPARE
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the constructor of a model may make: by default, where it is not known what is stored.
+
+    tensors: their number. size: bytes of those that are computed, together.
+    """
+
+    tensors: int = 1 << 17
+    size: int = 1 << 36
+
+
+def room_for(stored: Collection[int]) -> Room:
+    """Return the room of a model of which tensors of these sizes in bytes are stored."""
+    return Room(tensors=_PER_STORED * len(stored) + _SPARE, size=max(_MOST_TOGETHER, sum(stored)))
 
 
 class BoundedBuilding(TorchFunctionMode):
     """Makes `torch.empty` allocate on the meta device while the context is entered, and counts what is made.
 
-    most: tensors; one more is an ExportError, and so is a computed tensor that is too large.
+    room: whatever is beyond it is an ExportError, and so is a computed tensor that is too large.
     """
 
-    def __init__(self, most: int = MOST_TENSORS) -> None:
+    def __init__(self, room: Room | None = None) -> None:
         super().__init__()
-        self._most = self._left = most
+        self._room = room or Room()
+        self._left, self._size = self._room.tensors, 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,7 +82,12 @@ class BoundedBuilding(TorchFunctionMode):
             kwargs["device"] = "meta"
         elif func in _MAKERS:
             self._count()
-            self._check(func(*args, **{**kwargs, "device": "meta"}))
+            self._size += self._check(func(*args, **{**kwargs, "device": "meta"}))
+            if self._size > self._room.size:
+                raise ExportError(
+                    f"config.json: describes tensors of {self._size} bytes that are computed, expected at most "
+                    f"{self._room.size}; download it again"
+                )
         elif func in _GROWERS:
             self._check(func(*_on_meta(args), **_on_meta(kwargs)))
         return func(*args, **kwargs)
@@ -78,16 +96,19 @@ class BoundedBuilding(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise ExportError(
-                f"config.json: describes a model of more than {self._most} tensors, expected one of those that the checkpoint "
+                f"config.json: describes a model of more than {self._room.tensors} tensors, expected one of those that the checkpoint "
                 "has; download it again"
             )
 
-    def _check(self, made: torch.Tensor) -> None:
-        if made.numel() * made.element_size() > _MOST_BYTES:
+    def _check(self, made: torch.Tensor) -> int:
+        """Return the size of a tensor that is about to be computed."""
+        size = made.numel() * made.element_size()
+        if size > _MOST_BYTES:
             raise ExportError(
                 f"config.json: describes a tensor of shape {list(made.shape)} that is computed, expected at most "
                 f"{_MOST_BYTES} bytes; download it again"
             )
+        return size
 
 
 def _on_meta(values: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, most_tensors
+from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, room_for
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
@@ -89,8 +89,18 @@ def test_computed_tensors_have_a_bound(make: Any) -> None:
 
 
 def test_the_number_of_tensors_has_a_bound() -> None:
-    with BoundedBuilding(most_tensors(0)):
-        for _ in range(most_tensors(0)):
+    with BoundedBuilding(room_for([])):
+        for _ in range(1000):
             torch.empty(1)
         with pytest.raises(ExportError, match="describes a model of more than 1000 tensors"):
             torch.empty(1)
+
+
+def test_tensors_that_are_computed_have_a_bound_together() -> None:
+    """The weights of norms are computed, and with an absurd hidden_size each of them is large."""
+    with BoundedBuilding(room_for([])), pytest.raises(ExportError, match=r"describes tensors of \d+ bytes"):
+        for _ in range(3):
+            torch.zeros(1 << 28, dtype=torch.int8)
+    with BoundedBuilding(room_for([3 << 28])):
+        for _ in range(3):
+            torch.zeros(1 << 28, dtype=torch.int8)
