@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from enginewright.runtime.artifact import directory
-from tests.support.fuzzing.rounds import rounds
+from tests.support.exporters.fixtures import CheckpointMaker
+from tests.support.fuzzing.figures import Figures
+from tests.support.fuzzing.rounds import rounds, seed
 from tests.support.paths import ROOT
 
 # Overwrites an engine again and again, each time in a child that ends one call later, once its files are written; prints how
@@ -72,29 +68,75 @@ print(json.dumps({"calls": calls, "old": found[b"old"], "new": found[b"new"]}))
 
 
 @pytest.mark.parametrize("has_exchange", [True, False])
-def test_a_kill_before_any_call_leaves_one_engine(tmp_path: Path, has_exchange: bool) -> None:
+def test_a_kill_before_any_call_leaves_one_engine(tmp_path: Path, has_exchange: bool, figures: Figures) -> None:
     command = [sys.executable, "-c", DRIVER, str(tmp_path / "place"), str(has_exchange)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    figures.note("call", 0.0, attempts=found["calls"])
     assert found["calls"] > 20 and found["old"] > 1 and found["new"] > 1, found
+
+
+# Overwrites an engine by builds of two models in turn, each in a forked child that is killed at a random moment; until then
+# and afterwards, the engine is read. The process that forks has imported all modules, and started no thread.
+BUILDS = """
+import json, os, random, resource, signal, sys, time
+from pathlib import Path
+from enginewright.exporters.build import build
+from enginewright.exporters.recipe import Recipe
+from enginewright.runtime.artifact import directory
+
+models, output, kills, draws = sys.argv[1:3], Path(sys.argv[3]), int(sys.argv[4]), random.Random(int(sys.argv[5]))
+
+def start(model):
+    child = os.fork()
+    if not child:
+        build(model, output, Recipe(), "onnxruntime", overwrite=True, trial="none")
+        os._exit(0)
+    return child
+
+def family():
+    return directory.load(output).model.family
+
+def finish(model):
+    begin = time.perf_counter()
+    assert os.waitpid(start(model), 0)[1] == 0
+    return time.perf_counter() - begin
+
+seconds = max(finish(model) for model in (*models, models[0]))
+current, found, loads, slowest = family(), {"old": 0, "new": 0}, 0, 0.0
+known = {current}
+for number in range(kills):
+    begin, child = time.perf_counter(), start(models[(number + 1) % 2])
+    end = begin + seconds * draws.uniform(0.0, 1.1)
+    while time.perf_counter() < end:
+        known.add(family())
+        loads += 1
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    last = family()  # whole, or ArtifactError
+    found["old" if last == current else "new"] += 1
+    current = last
+    slowest = max(slowest, time.perf_counter() - begin)
+finish(models[0])
+left = sorted(path.name for path in output.parent.iterdir())
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+print(json.dumps({"found": found, "loads": loads, "left": left, "known": len(known), "slowest": slowest, "peak": peak}))
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.native
-def test_kills_at_random_moments_of_real_builds(tmp_path: Path) -> None:
-    model, output, rng = ROOT / "examples/tiny-text", tmp_path / "engine", random.Random(0)
-    command = [sys.executable, "-m", "enginewright.runtime.cli", "build", "--overwrite", "--trial", "none"]
-    command += ["--model", str(model), "--output", str(output)]
-    begin = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    duration = time.perf_counter() - begin
-    for _ in range(rounds(3)):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-        time.sleep(duration * rng.uniform(0.3, 1.05))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert directory.load(output).graphs["decoder"].engines
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine"]
-    shutil.rmtree(output)
+def test_kills_at_random_moments_of_real_builds(tmp_path: Path, checkpoint: CheckpointMaker, figures: Figures) -> None:
+    kills = rounds(5)
+    models = [str(checkpoint(family)) for family in ("qwen3", "llama")]
+    (tmp_path / "place").mkdir()
+    command = [sys.executable, "-c", BUILDS, *models, str(tmp_path / "place/engine"), str(kills), str(seed(0))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    figures.note("kill", found["slowest"], attempts=kills)
+    figures.peak = found["peak"]
+    assert found["found"]["old"] + found["found"]["new"] == kills and found["found"]["old"] > 0
+    assert found["left"] == ["engine"] and found["known"] <= 2 and found["loads"] > kills
