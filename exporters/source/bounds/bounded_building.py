@@ -1,8 +1,7 @@
 """Builds a model without weights: parameters on the meta device, tensors that are computed real, and both within bounds.
 
 A config of a few bytes may describe a million layers, or a table of positions as large as the memory. The number of tensors
-that are made is compared with that of the tensors that are stored, and the size of each, and of all, with a bound, before they
-are made.
+that are made is compared with that of the tensors that are stored, and the size of each with a bound, before it is made.
 """
 
 from __future__ import annotations
@@ -21,17 +20,9 @@ _MOST_BYTES = 1 << 28  # of a tensor that is computed, such as a causal mask of 
 _MOST_TOGETHER = 1 << 29  # bytes of all that are computed; those of a model of more stored bytes may have as many
 _SPARE = 1000  # tensors that are made of none that is stored: buffers, tied parameters, and those that a constructor replaces
 _PER_STORED = 16
-_MAKERS = {
-    torch.arange,
-    torch.eye,
-    torch.full,
-    torch.linspace,
-    torch.normal,
-    torch.ones,
-    torch.rand,
-    torch.randn,
-    torch.zeros,
-}
+_FILLERS = {torch.full, torch.normal, torch.ones, torch.rand, torch.randn, torch.zeros}
+"""Functions that make what is a parameter or a mask: without a value on the meta device where it is large."""
+_COUNTERS = {torch.arange, torch.eye, torch.linspace}
 _GROWERS = {
     torch.einsum,
     torch.matmul,
@@ -50,7 +41,7 @@ _GROWERS = {
 class Room:
     """What the constructor of a model may make: by default, where it is not known what is stored.
 
-    tensors: their number. size: bytes of those that are computed, together.
+    tensors: their number. size: bytes of those that are filled with numbers, together; more of them get no numbers.
     """
 
     tensors: int = 1 << 17
@@ -65,7 +56,7 @@ def room_for(stored: Collection[int]) -> Room:
 class BoundedBuilding(TorchFunctionMode):
     """Makes `torch.empty` allocate on the meta device while the context is entered, and counts what is made.
 
-    room: whatever is beyond it is an ExportError, and so is a computed tensor that is too large.
+    room: more tensors than it has are an ExportError, and so is a computed tensor that is too large.
     """
 
     def __init__(self, room: Room | None = None) -> None:
@@ -80,14 +71,16 @@ class BoundedBuilding(TorchFunctionMode):
         if func is torch.empty:
             self._count()
             kwargs["device"] = "meta"
-        elif func in _MAKERS:
+        elif func in _FILLERS:
             self._count()
-            self._size += self._check(func(*args, **{**kwargs, "device": "meta"}))
-            if self._size > self._room.size:
-                raise ExportError(
-                    f"config.json: describes tensors of {self._size} bytes that are computed, expected at most "
-                    f"{self._room.size}; download it again"
-                )
+            made = func(*args, **{**kwargs, "device": "meta"})
+            size = _size(made)
+            if size > _MOST_BYTES or self._size + size > self._room.size:
+                return made  # a parameter needs no value here; of a buffer, the skeleton says that it has none
+            self._size += size
+        elif func in _COUNTERS:
+            self._count()
+            self._check(func(*args, **{**kwargs, "device": "meta"}))
         elif func in _GROWERS:
             self._check(func(*_on_meta(args), **_on_meta(kwargs)))
         return func(*args, **kwargs)
@@ -100,15 +93,16 @@ class BoundedBuilding(TorchFunctionMode):
                 "has; download it again"
             )
 
-    def _check(self, made: torch.Tensor) -> int:
-        """Return the size of a tensor that is about to be computed."""
-        size = made.numel() * made.element_size()
-        if size > _MOST_BYTES:
+    def _check(self, made: torch.Tensor) -> None:
+        if _size(made) > _MOST_BYTES:
             raise ExportError(
                 f"config.json: describes a tensor of shape {list(made.shape)} that is computed, expected at most "
                 f"{_MOST_BYTES} bytes; download it again"
             )
-        return size
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _on_meta(values: Any) -> Any:
