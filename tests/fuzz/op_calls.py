@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,13 @@ MAKERS: dict[str, Callable[[random.Random], Call]] = {
     "SplitQkv": _from_cases(split_qkv_cases.CASES, split_qkv_cases.make_inputs),
     "TokenScores": _from_cases(token_scores_cases.CASES, token_scores_cases.make_inputs),
 }
+
+
+def kept_calls() -> Iterator[tuple[str, Arrays]]:
+    """Yield the calls in which a sanitizer has found something once."""
+    empty = next(case for case in hold_queries_cases.CASES if case.name == "no_tokens")
+    arrays = hold_queries_cases.make_inputs(empty)
+    yield "HoldQueries", {**arrays, "ring": arrays["ring"][:0]}  # no memory, and slots of rows that have no tokens
 
 
 def make_node(rng: random.Random, op: str) -> Call:

@@ -32,7 +32,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "head size": ({"head_dim": 10**9}, r"describes a tensor of shape \[500000000\] that is computed"),
     "no heads": ({"num_attention_heads": 0}, "cannot make a qwen3 model of it"),
     "no KV heads": ({"num_key_value_heads": 0}, "cannot make a qwen3 model of it"),
-    "hidden size": ({"hidden_size": 10**9}, "describes a tensor of shape"),
+    "hidden size": ({"hidden_size": 10**9}, r"expected \[250, 1000000000\] from config.json"),
     "negative size": ({"hidden_size": -8}, "cannot make a qwen3 model of it"),
     "an odd type": ({"dtype": "float99"}, "transformers cannot read it .AttributeError"),
     "a type that is a function": ({"dtype": "load"}, "transformers cannot read it"),
