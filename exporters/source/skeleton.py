@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, Room, room_for
+from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, BuildingRoom, room_for
 from enginewright.exporters.source.buffers import bind_buffers
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.rope_scaling import fix_rotary
@@ -48,7 +48,9 @@ def load_skeleton(checkpoint: Checkpoint, *, attention: str, max_context: int) -
     return dataclasses.replace(skeleton, buffers={**skeleton.buffers, **stored})
 
 
-def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int, room: Room | None = None) -> Skeleton:
+def build_skeleton(
+    config: PreTrainedConfig, *, attention: str, max_context: int, room: BuildingRoom | None = None
+) -> Skeleton:
     """Build the model that `config` describes, float32, without weights. Its buffers are as the constructor makes them.
 
     attention: name of a registered attention function.

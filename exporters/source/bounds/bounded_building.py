@@ -38,7 +38,7 @@ _GROWERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class BuildingRoom:
     """What the constructor of a model may make: by default, where it is not known what is stored.
 
     tensors: their number. size: bytes of those that are filled with numbers, together; more of them get no numbers.
@@ -48,9 +48,9 @@ class Room:
     size: int = 1 << 36
 
 
-def room_for(stored: Collection[int]) -> Room:
+def room_for(stored: Collection[int]) -> BuildingRoom:
     """Return the room of a model of which tensors of these sizes in bytes are stored."""
-    return Room(tensors=_PER_STORED * len(stored) + _SPARE, size=max(_MOST_TOGETHER, sum(stored)))
+    return BuildingRoom(tensors=_PER_STORED * len(stored) + _SPARE, size=max(_MOST_TOGETHER, sum(stored)))
 
 
 class BoundedBuilding(TorchFunctionMode):
@@ -59,9 +59,9 @@ class BoundedBuilding(TorchFunctionMode):
     room: more tensors than it has are an ExportError, and so is a computed tensor that is too large.
     """
 
-    def __init__(self, room: Room | None = None) -> None:
+    def __init__(self, room: BuildingRoom | None = None) -> None:
         super().__init__()
-        self._room = room or Room()
+        self._room = room or BuildingRoom()
         self._left, self._size = self._room.tensors, 0
 
     def __torch_function__(
