@@ -1,5 +1,16 @@
 """The errors that users see. Each message has the form `where: got X, expected Y; do Z`."""
 
+_MOST_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """Return the value as messages name it: its representation, shortened where it is long or cannot be made."""
+    try:
+        text = repr(value)
+    except Exception as e:  # a whole number of thousands of digits, or a class of the caller's own
+        return f"{type(value).__name__} ({e})"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
 
 class EnginewrightError(Exception):
     """Base of every error that the commands report with exit code 2."""

@@ -61,6 +61,7 @@ from enginewright.exporters.source.quantized.exported_bits import CODE_BITS, REC
 from enginewright.exporters.source.skeleton import load_skeleton
 from enginewright.exporters.source.tensor_source import StoredTensor
 from enginewright.exporters.weights.weight import Weight
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
@@ -136,7 +137,7 @@ def check_methods(applied: tuple[Applied, ...]) -> None:
 def open_source(model: str, output: Path) -> Checkpoint:
     """Open the checkpoint `model`; ExportError if `output` is the same directory."""
     checkpoint = open_checkpoint(model)
-    if output.resolve() == checkpoint.path.resolve():
+    if real_path(output) == real_path(checkpoint.path):
         raise ExportError(f"{output}: is the checkpoint that is read; choose another --output")
     return checkpoint
 

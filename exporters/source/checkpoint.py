@@ -29,6 +29,7 @@ from enginewright.exporters.source.supported_models import MODEL_ERRORS, check_s
 from enginewright.exporters.source.tensor_source import TEMPLATES, SourceFormat, StoredTensor, TensorSource
 from enginewright.exporters.source.unused import Unused
 from enginewright.exporters.weights.weight import QuantizedRows
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.errors import ExportError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -226,7 +227,7 @@ def _is_tokenizer_file(name: str) -> bool:
 
 
 def _name(path: Path) -> str:
-    place = path.resolve()
+    place = real_path(path)
     return place.stem if place.is_file() else place.name
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from enginewright.exporters.source.bounds.bounded_building import MOST_TENSORS, BoundedBuilding, most_tensors
+from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, BuildingRoom, room_for
 from enginewright.exporters.source.buffers import bind_buffers
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.rope_scaling import fix_rotary
@@ -42,19 +42,21 @@ def load_skeleton(checkpoint: Checkpoint, *, attention: str, max_context: int) -
     Raises:
         ExportError, UnsupportedError: as `build_skeleton`, or the checkpoint lacks a buffer.
     """
-    config, most = copy.deepcopy(checkpoint.config), most_tensors(len(checkpoint.tensors))
-    skeleton = build_skeleton(config, attention=attention, max_context=max_context, most=most)
+    config, room = copy.deepcopy(checkpoint.config), room_for([each.size for each in checkpoint.tensors.values()])
+    skeleton = build_skeleton(config, attention=attention, max_context=max_context, room=room)
     stored = bind_buffers(checkpoint, skeleton.model)
     return dataclasses.replace(skeleton, buffers={**skeleton.buffers, **stored})
 
 
-def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int, most: int = MOST_TENSORS) -> Skeleton:
+def build_skeleton(
+    config: PreTrainedConfig, *, attention: str, max_context: int, room: BuildingRoom | None = None
+) -> Skeleton:
     """Build the model that `config` describes, float32, without weights. Its buffers are as the constructor makes them.
 
     attention: name of a registered attention function.
     max_context: fixes rotary embeddings whose frequencies depend on the length seen so far. One engine uses one set of
         frequencies, so that cached keys and new queries agree.
-    most: tensors that are made.
+    room: what may be made; None: where it is not known what is stored.
 
     Raises:
         ExportError: transformers cannot make a model from the config, or one that is too large or without rotary frequencies.
@@ -62,7 +64,7 @@ def build_skeleton(config: PreTrainedConfig, *, attention: str, max_context: int
     """
     config._attn_implementation = attention
     try:
-        with BoundedBuilding(most):
+        with BoundedBuilding(room):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except MODEL_ERRORS as e:
         raise ExportError(f"config.json: transformers cannot make a {config.model_type} model of it ({e})") from e

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from enginewright.runtime.artifact.files.json_file import read_json
+from enginewright.runtime.artifact.files.real_path import is_within, real_path
 from enginewright.runtime.artifact.manifest import FORMAT, File, Manifest
 from enginewright.runtime.artifact.reservation import is_interrupted, replace, reserved
 from enginewright.runtime.artifact.strict_json import parse
@@ -111,7 +112,7 @@ def _mend(root: Path, waits: int) -> bool:
     """Put back an engine whose replacement was cut short, or wait for the build; return whether to read again."""
     if "\0" in str(root):
         return False
-    output = Path(os.path.realpath(root))  # of a link to an engine, the engine
+    output = real_path(root)  # of a link to an engine, the engine
     if not is_interrupted(output):
         return False
     try:
@@ -130,9 +131,17 @@ def _mend(root: Path, waits: int) -> bool:
 
 
 def _load(root: Path, verify: bool) -> Manifest:
-    path = Path(root) / MANIFEST
+    try:
+        return _read_and_check(Path(root), verify)
+    except OSError as e:
+        raise ArtifactError(f"{e.filename or root}: cannot be read ({e.strerror or e}); build the engine again") from e
+
+
+def _read_and_check(root: Path, verify: bool) -> Manifest:
+    path = root / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{root}: got no {MANIFEST}, expected an engine directory; `enginewright build` writes one")
+    _check_name(root)
     raw = read_json(path, ArtifactError, "build the engine again")
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
@@ -145,7 +154,7 @@ def _load(root: Path, verify: bool) -> Manifest:
     except ValueError as e:
         raise ArtifactError(f"{path.parent / str(e)}; build the engine again") from e
     for file in manifest.files():
-        _check_file(Path(root), file, verify)
+        _check_file(root, file, verify)
     return manifest
 
 
@@ -160,7 +169,8 @@ def staged(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> Iterator[P
     Raises:
         ArtifactError: another build writes `output`, or it exists and may not be overwritten, or is not such a directory.
     """
-    output = Path(output).resolve()  # a link to an engine stays a link
+    _check_name(Path(output))
+    output = real_path(output)  # a link to an engine stays a link
     missing = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +195,7 @@ def kept(root: Path) -> Iterator[None]:
     Raises:
         ArtifactError: another build or compilation writes `root` now.
     """
-    output = Path(root).resolve()
+    output = real_path(root)
     if not output.is_dir() or not os.access(output.parent, os.W_OK):
         yield
         return
@@ -195,6 +205,7 @@ def kept(root: Path) -> Iterator[None]:
 
 def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
     """Raise ArtifactError unless `output` is free, or may be overwritten and holds the file `mark`."""
+    _check_name(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -202,6 +213,19 @@ def check_output(output: Path, *, overwrite: bool, mark: str = MANIFEST) -> None
     if not (output / mark).is_file():
         reason = "is no engine directory" if mark == MANIFEST else f"has no {mark}"
         raise ArtifactError(f"{output}: exists and {reason}, so it is not overwritten; remove it yourself")
+
+
+def _check_name(path: Path) -> None:
+    """Raise ArtifactError for a path that ONNX Runtime cannot take, or that links make endless."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ArtifactError(f"{path!r}: got a name that is not UTF-8 or has a zero byte; choose another one")
+    if os.path.islink(real_path(path)):
+        raise ArtifactError(f"{path}: got a link that leads to itself, expected a place for a directory; remove it")
 
 
 def _publish(stage: Path, output: Path, *, overwrite: bool, mark: str) -> None:
@@ -234,7 +258,7 @@ def _check_file(root: Path, file: File, verify: bool) -> None:
             f"{root / MANIFEST}: got a file named {file.path!r}, expected a path; build the engine again"
         )
     path = root / file.path
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not is_within(path, root):
         raise ArtifactError(f"{path}: named in {MANIFEST} but outside the engine directory; build the engine again")
     if not path.is_file():
         raise ArtifactError(f"{path}: named in {MANIFEST} but missing; build the engine again")

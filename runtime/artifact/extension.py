@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.errors import ExtensionError
 
 
@@ -131,7 +132,7 @@ def extend(folder: str | Path) -> None:
     """
     if not str(folder):
         raise ExtensionError("extend: got no name, expected that of a folder")
-    root = Path(folder).expanduser().resolve()
+    root = real_path(Path(folder).expanduser())
     if not root.is_dir():
         raise ExtensionError(f"{folder}: no such folder; expected one with {', '.join(FOLDERS)}, or some of them")
     inside = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))

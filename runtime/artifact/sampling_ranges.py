@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+_LARGEST = (2 - 2**-23) * 2.0**127
 _RANGES: dict[str, tuple[type, Callable[[float], bool], str]] = {
     "temperature": (float, lambda v: v >= 0, "a number from 0 (greedy) up"),
     "top_k": (int, lambda v: v >= 0, "a whole number from 0 (off) up"),
@@ -34,7 +34,9 @@ def expected_instead(name: str, value: object) -> str | None:
 
 
 def is_number(value: object, kind: type) -> bool:
-    """Whether `value` is a finite number; a whole one where `kind` is int."""
+    """Whether `value` is a whole number of 64 bits where `kind` is int, otherwise one that is finite in single precision."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         return False
-    return math.isfinite(value)
+    if kind is int:
+        return -(2**63) <= value < 2**64
+    return abs(value) <= _LARGEST  # compared as it is: not every whole number has a float

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.report import item_log, plot
@@ -91,9 +92,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _write_reports(report: Report, engines: list[str]) -> None:
     """Write each engine's part of the report into its own directory."""
     about = report.level if report.data is None else Path(report.data).stem
-    roots = {Path(engine).resolve() for engine in engines}
+    roots = set(map(real_path, engines))
     for engine in report.engines:
         root = Path(engine.path)
-        if root.resolve() in roots:  # not into a reference that is not evaluated itself
+        if real_path(root) in roots:  # not into a reference that is not evaluated itself
             (root / REPORTS).mkdir(exist_ok=True)
             (root / REPORTS / f"eval-{report.suite}-{about}.json").write_text(report.of(engine).to_json() + "\n")

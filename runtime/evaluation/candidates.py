@@ -10,6 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
@@ -88,11 +89,11 @@ def open_candidates(paths: Sequence[str], reference: str | None) -> list[Candida
         RequestError: an engine is given twice, has no tokenizer, or has another vocabulary than the reference.
     """
     roots = [Path(path) for path in paths]
-    for path, count in Counter(root.resolve() for root in roots).items():
+    for path, count in Counter(map(real_path, roots)).items():
         if count > 1:
             raise RequestError(f"{path}: got this engine {count} times, expected each engine once")
     if reference is not None:
-        roots = [Path(reference), *(root for root in roots if root.resolve() != Path(reference).resolve())]
+        roots = [Path(reference), *(root for root in roots if real_path(root) != real_path(reference))]
     names = _names(roots)
     candidates = [_open(root, name) for root, name in zip(roots, names, strict=True)]
     for other in candidates[1:] if reference is not None else ():
@@ -113,7 +114,7 @@ def _open(root: Path, name: str) -> Candidate:
 
 def _names(roots: Sequence[Path]) -> list[str]:
     """Return the name of each folder, with as many of its parents as it takes to tell it from the others."""
-    parts = [root.resolve().parts for root in roots]
+    parts = [real_path(root).parts for root in roots]
     names = []
     for own in parts:
         length = 1

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from enginewright.runtime.artifact.sampling_ranges import expected_instead, is_number
-from enginewright.runtime.errors import RequestError
+from enginewright.runtime.errors import RequestError, shown
 from enginewright.runtime.requests.logits_processor import ProcessorFactory
+
+MOST_STOPS, MOST_STOP_CHARACTERS = 1024, 1 << 14
+"""Each token's text is searched for all of them, while other requests wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,10 @@ class Sampling:
             if value is None and each.default is None:
                 continue
             if (expected := expected_instead(each.name, value)) is not None:
-                raise RequestError(f"Sampling.{each.name}: got {value!r}, expected {expected}")
+                raise RequestError(f"Sampling.{each.name}: got {shown(value)}, expected {expected}")
         if not isinstance(self.skip_special_tokens, bool):
             raise RequestError(
-                f"Sampling.skip_special_tokens: got {self.skip_special_tokens!r}, expected True or False"
+                f"Sampling.skip_special_tokens: got {shown(self.skip_special_tokens)}, expected True or False"
             )
         _check_named("vector", self.vector, self.vector_scale)
         _check_named("adapter", self.adapter, self.adapter_scale)
@@ -104,35 +107,49 @@ class Sampling:
 
 
 def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(stop, Sequence):
+        raise RequestError(f"Sampling.stop: got {shown(stop)}, expected a string, or a list of strings")
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise RequestError(f"Sampling.stop: got {string!r}, expected strings that are not empty")
+            raise RequestError(f"Sampling.stop: got {shown(string)}, expected strings that are not empty")
+    characters = sum(map(len, strings))
+    if len(strings) > MOST_STOPS or characters > MOST_STOP_CHARACTERS:
+        raise RequestError(
+            f"Sampling.stop: got {len(strings)} strings of {characters} characters, expected {MOST_STOPS} strings of "
+            f"{MOST_STOP_CHARACTERS} characters together at most"
+        )
     return strings
 
 
 def _token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(ids, Sequence):
+        raise RequestError(f"Sampling.{name}: got {shown(ids)}, expected a list of token ids")
     for token in ids:
         if not is_number(token, int) or token < 0:
-            raise RequestError(f"Sampling.{name}: got {token!r}, expected token ids, whole numbers from 0 up")
+            raise RequestError(f"Sampling.{name}: got {shown(token)}, expected token ids, whole numbers from 0 up")
     return tuple(ids)
 
 
 def _biases(biases: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(biases, Mapping):
+        raise RequestError(
+            f"Sampling.logit_bias: got {shown(biases)}, expected token ids with what is added to their logits"
+        )
     _token_ids("logit_bias", tuple(biases))
     for token, bias in biases.items():
         if not is_number(bias, float):
-            raise RequestError(f"Sampling.logit_bias[{token}]: got {bias!r}, expected a finite number")
+            raise RequestError(f"Sampling.logit_bias[{shown(token)}]: got {shown(bias)}, expected a finite number")
     return dict(biases)
 
 
 def _processors(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise RequestError(f"Sampling.logits_processors: got {given!r}, expected names with options or factories")
+        raise RequestError(f"Sampling.logits_processors: got {shown(given)}, expected names with options or factories")
     for name, value in given.items():
         if value is not None and not isinstance(value, Mapping) and not callable(value):
             raise RequestError(
-                f"Sampling.logits_processors[{name!r}]: got {value!r}, expected the options of an installed processor, a "
+                f"Sampling.logits_processors[{shown(name)}]: got {shown(value)}, expected the options of an installed processor, a "
                 "function that makes a processor, or None to switch the model's own off"
             )
     return dict(given)
@@ -140,12 +157,14 @@ def _processors(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _conditions(given: Mapping[str, Any]) -> dict[str, str | tuple[str, float]]:
     if not isinstance(given, Mapping):
-        raise RequestError(f"Sampling.conditions: got {given!r}, expected names of conditions with names of entries")
+        raise RequestError(
+            f"Sampling.conditions: got {shown(given)}, expected names of conditions with names of entries"
+        )
     for name, value in given.items():
         entry, scale = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
         if not isinstance(entry, str) or not is_number(scale, float):
             raise RequestError(
-                f"Sampling.conditions[{name!r}]: got {value!r}, expected the name of an entry, or (name, scale)"
+                f"Sampling.conditions[{shown(name)}]: got {shown(value)}, expected the name of an entry, or (name, scale)"
             )
     return dict(given)
 
@@ -154,6 +173,6 @@ def _check_named(field: str, name: object, scale: float) -> None:
     """Raise RequestError unless a vector or an adapter is named by text, and scaled only where it is named."""
     if name is not None and (not isinstance(name, str) or not name):
         article = "an" if field == "adapter" else "a"
-        raise RequestError(f"Sampling.{field}: got {name!r}, expected the name of {article} {field}, or None")
+        raise RequestError(f"Sampling.{field}: got {shown(name)}, expected the name of {article} {field}, or None")
     if name is None and scale != 1:
-        raise RequestError(f"Sampling.{field}_scale: got {scale!r} without a name; name one in {field}")
+        raise RequestError(f"Sampling.{field}_scale: got {shown(scale)} without a name; name one in {field}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.adapters.read_adapter import read_adapter
 from enginewright.runtime.artifact.decoder_graph import condition_tensor
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.vector_files import read_vectors
 from enginewright.runtime.backends.conditions import entry_values
@@ -80,7 +81,7 @@ class ConditionStore:
             UnsupportedError: the adapter is more than factors of linear layers.
         """
         condition = self.entries.of_kind("adapter", "load_adapter")
-        entry = path.resolve().name if name is None else name
+        entry = real_path(path).name if name is None else name
         self.add(condition, entry, read_adapter(path, self._manifest.conditions[condition]))
         return entry
 

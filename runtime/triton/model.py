@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from enginewright.runtime.artifact.files.json_file import parse_json
+from enginewright.runtime.artifact.files.json_file import as_object, parse_json
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.loader import load
 from enginewright.runtime.machine import physical_cores
@@ -63,9 +63,9 @@ class TritonPythonModel:
             client = _Client(request.get_response_sender(), request.requested_output_names(), batched=self._batched)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parameters = parse_json(
-                    request.parameters() or "{}", "parameters", RequestError, "expected a JSON object"
-                )
+                mend = "send a JSON object"
+                given = parse_json(request.parameters() or "{}", "parameters", RequestError, mend)
+                parameters = as_object(given, "parameters", RequestError, mend)
                 served = read_request(self._server.llm, tensors, parameters, request.timeout())
                 client.follow(served)
                 self._server.submit(served, client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.generation.defaults import read_defaults
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import load_skeleton
-from tests.fuzz.attempts import attempt
-from tests.fuzz.mutations import change_text, changed
-from tests.fuzz.read_corpus import read_corpus
 from tests.support.exporters.families import make_model
 from tests.support.exporters.fixtures import CheckpointMaker
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.attempts import attempt
+from tests.support.fuzzing.mutations import change_text, changed
+from tests.support.fuzzing.read_corpus import read_corpus
+from tests.support.fuzzing.rounds import draws, rounds
 
 FAMILIES = ("qwen3", "gemma2", "llama", "mixtral")
 GENERATION = {"eos_token_id": [1, 2], "temperature": 0.6, "top_k": 20, "do_sample": True, "stop_strings": ["x"]}
@@ -43,7 +42,7 @@ def model(request: pytest.FixtureRequest, checkpoint: CheckpointMaker, tmp_path:
 @pytest.mark.parametrize("model", FAMILIES, indirect=True)
 def test_changed_configs(model: Path) -> None:
     valid = json.loads((model / "config.json").read_text())
-    rng = random.Random(0)
+    rng = draws(0)
     for _ in range(rounds(15)):
         text = change_text(rng, valid)
         (model / "config.json").write_bytes(text)
@@ -53,7 +52,7 @@ def test_changed_configs(model: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", FAMILIES[:1], indirect=True)
 def test_changed_generation_settings(model: Path) -> None:
-    rng = random.Random(1)
+    rng = draws(1)
     for _ in range(rounds(30)):
         text = change_text(rng, GENERATION)
         (model / "generation_config.json").write_bytes(text)
@@ -65,7 +64,7 @@ def test_changed_indexes(tmp_path: Path) -> None:
     make_model("qwen2").save_pretrained(tmp_path, max_shard_size="100KB")
     index = tmp_path / "model.safetensors.index.json"
     valid = json.loads(index.read_text())
-    rng = random.Random(2)
+    rng = draws(2)
     for _ in range(rounds(20)):
         text = change_text(rng, valid)
         index.write_bytes(text)

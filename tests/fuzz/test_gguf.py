@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ import pytest
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.skeleton import load_skeleton
-from tests.fuzz.attempts import attempt
-from tests.fuzz.mutations import change_bytes
 from tests.support.exporters.gguf_files import make_model, write_gguf
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.attempts import attempt
+from tests.support.fuzzing.mutations import change_bytes
+from tests.support.fuzzing.rounds import draws, rounds
 
 
 def read(file: Path) -> None:
@@ -26,7 +25,7 @@ def read(file: Path) -> None:
 def test_changed_files(tmp_path: Path) -> None:
     content = write_gguf(make_model("qwen3"), tmp_path / "model.gguf").read_bytes()
     header = content.find(b"token_embd.weight") + 2000  # most of what is read before a tensor's values
-    rng = random.Random(0)
+    rng = draws(0)
     for _ in range(rounds(60)):
         made = change_bytes(rng, content[:header]) + content[header:]
         (tmp_path / "model.gguf").write_bytes(made)

@@ -21,7 +21,8 @@ from enginewright.runtime import LLM, Handle, Sampling
 from enginewright.runtime.requests.completion import Event, Token
 from enginewright.runtime.requests.logits_processor import Stateless
 from enginewright.runtime.requests.request import as_error
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.figures import Figures
+from tests.support.fuzzing.rounds import draws, rounds
 from tests.support.runtime.simulated_requests import check_tiles
 from tests.support.runtime.toy_model import FULL, greedy, make_llm, reference_logits
 
@@ -129,7 +130,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(llm: LLM, draw: random.Random, count: int) -> Counter[str]:
+def run(llm: LLM, draw: random.Random, count: int, figures: Figures) -> Counter[str]:
     """Send `count` requests, AT_ONCE of them at a time, and a text to score now and then; return how they ended."""
     ends: Counter[str] = Counter()
     waiting: deque[Client] = deque()
@@ -139,13 +140,15 @@ def run(llm: LLM, draw: random.Random, count: int) -> Counter[str]:
             number = draw.randrange(len(PROMPTS))
             np.testing.assert_array_equal(llm.logits(PROMPTS[number]), scores(number))
         while len(waiting) > (AT_ONCE if index + 1 < count else 0):
-            ends[waiting.popleft().check()] += 1
+            client = waiting.popleft()
+            with figures.timed((client.kind, client.number, client.count)):
+                ends[client.check()] += 1
     return ends
 
 
 @pytest.mark.slow
-def test_every_request_is_accounted_for_and_memory_stays() -> None:
-    count, draw, preempted = rounds(1000), random.Random(0), 0
+def test_every_request_is_accounted_for_and_memory_stays(figures: Figures) -> None:
+    count, draw, preempted = rounds(1000), draws(0), 0
     threads = threading.active_count()  # of other tests
     with make_llm(eos=(), rows=4, context=64, cache_tokens=96, span=4, windows=FULL) as llm:
         scheduler, preempt = llm.loop.scheduler, llm.loop.scheduler._preempt
@@ -157,10 +160,11 @@ def test_every_request_is_accounted_for_and_memory_stays() -> None:
 
         scheduler._preempt = watched  # type: ignore[method-assign, assignment]
         llm.loop.session.steps = llm.loop.session.held = Forgetful()  # type: ignore[attr-defined]
-        run(llm, draw, max(count // 4, 600))  # until the allocator has what it needs
+        run(llm, draw, max(count // 4, 600), Figures())  # until the allocator has what it needs
         before = resident()
-        ends = run(llm, draw, count)
+        ends = run(llm, draw, count, figures)
         after = resident()
+    figures.refused = ends["error"]
     assert ends.total() == count and min(ends[name] for name in ("right", "error", "cancelled")) > count // 50
     assert preempted > count // 50
     assert after - before <= 0.02 * before, (before, after)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from enginewright.runtime import loader
 from enginewright.runtime.artifact.directory import MANIFEST
 from enginewright.runtime.backends.onnxruntime import backend
-from tests.fuzz.attempts import attempt, attempt_command
-from tests.fuzz.mutations import change_text, changed
-from tests.fuzz.read_corpus import read_corpus
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.attempts import attempt, attempt_command
+from tests.support.fuzzing.mutations import change_text, changed
+from tests.support.fuzzing.read_corpus import read_corpus
+from tests.support.fuzzing.rounds import draws, rounds
 from tests.support.runtime.conditioned_engines import add_conditions, add_entries, steering
 from tests.support.runtime.tiny_engine import write_engine
 
@@ -50,7 +49,7 @@ def try_manifest(engine: Path, text: bytes) -> None:
 
 def test_changed_manifests(engine: Path) -> None:
     valid = json.loads((engine / MANIFEST).read_text())
-    rng = random.Random(0)
+    rng = draws(0)
     for _ in range(rounds(100)):
         try_manifest(engine, change_text(rng, valid))
 

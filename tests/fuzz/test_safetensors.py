@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import struct
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from safetensors.torch import save
 
 from enginewright.exporters.source.formats.safetensors import SOURCE
 from enginewright.runtime.artifact.safetensors_file import read_floats
-from tests.fuzz.attempts import attempt
-from tests.fuzz.mutations import change_bytes, change_text, changed
-from tests.fuzz.read_corpus import read_corpus
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.attempts import attempt
+from tests.support.fuzzing.mutations import change_bytes, change_text, changed
+from tests.support.fuzzing.read_corpus import read_corpus
+from tests.support.fuzzing.rounds import draws, rounds
 
 VALID = save({"a": torch.ones(2, 3), "b": torch.ones(4).bfloat16(), "c": torch.ones(1, 1).half()}, {"format": "pt"})
 LENGTH = struct.unpack("<Q", VALID[:8])[0]
@@ -45,13 +44,13 @@ def try_file(root: Path, content: bytes) -> None:
 
 
 def test_changed_headers(tmp_path: Path) -> None:
-    rng = random.Random(0)
+    rng = draws(0)
     for _ in range(rounds(700)):
         try_file(tmp_path, assemble(change_text(rng, HEADER)))
 
 
 def test_changed_bytes(tmp_path: Path) -> None:
-    rng = random.Random(1)
+    rng = draws(1)
     for _ in range(rounds(300)):
         try_file(tmp_path, change_bytes(rng, VALID))
 

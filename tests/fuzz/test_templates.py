@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import resource
 import time
 from collections import Counter
@@ -10,7 +9,8 @@ from collections import Counter
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.chat.conversation import Conversation
 from enginewright.runtime.text.chat.template import ChatTemplate
-from tests.support.fuzzing import rounds
+from tests.support.fuzzing.figures import Figures
+from tests.support.fuzzing.rounds import draws, rounds
 from tests.support.paths import ROOT
 from tests.support.runtime.random_templates import random_template
 
@@ -23,19 +23,23 @@ def render(source: str) -> str:
     return ChatTemplate(source, {"bos_token": "<s>"}, where="t").render(conversation)
 
 
-def test_random_templates_give_a_text_or_an_error_of_the_product() -> None:
+def test_random_templates_give_a_text_or_an_error_of_the_product(figures: Figures) -> None:
     render(CORPUS[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # compilers of other tests among them
     counts: Counter[str] = Counter()
     for seed in range(rounds(10)):
-        source, start = random_template(random.Random(seed), CORPUS), time.monotonic()
+        source, start = random_template(draws(seed), CORPUS), time.monotonic()
+        ending = "text"
         try:
-            counts["text"] += isinstance(render(source), str)
+            assert isinstance(render(source), str)
         except RequestError as error:
             assert str(error).startswith("t: "), (seed, error)
-            counts["error"] += 1
-        assert time.monotonic() - start < 20, seed  # of two renderings, one of which compiles alone
+            ending = "error"
+        taken = time.monotonic() - start
+        counts[ending] += 1
+        figures.note(source, taken, refused=ending == "error")
+        assert taken < 20, seed  # of two renderings, one of which compiles alone
     assert counts.total() == rounds(10) and counts["text"] and counts["error"]
     assert render("{{ messages[0].content }}") == "the cat"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10, "KiB"

@@ -21,6 +21,7 @@ from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.hooks import Entries, Method
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.runtime.artifact.adapters.read_adapter import read_adapter
+from enginewright.runtime.artifact.files.real_path import real_path
 from enginewright.runtime.artifact.manifest import AdapterLayout, Condition, ConditionTensor
 from enginewright.runtime.errors import ExportError
 
@@ -75,7 +76,7 @@ def condition_entries(config: Config, conditions: dict[str, Condition]) -> Entri
     """
     found: dict[str, dict[str, NDArray[np.float16]]] = {}
     for folder in map(Path, filter(None, config.load.split("+"))):
-        name = folder.expanduser().resolve().name
+        name = real_path(folder.expanduser()).name
         if name in found:
             raise ExportError(f"adapters: load: got two folders called {name!r}, expected names of their own")
         found[name] = read_adapter(folder.expanduser(), conditions[NAME])

@@ -6,7 +6,8 @@ that are made is compared with that of the tensors that are stored, and the size
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,22 +16,13 @@ from torch.utils._pytree import tree_map_only
 
 from enginewright.runtime.errors import ExportError
 
-MOST_TENSORS = 1 << 17
-"""The most tensors that are made where the number of those that are stored is not known."""
 _MOST_BYTES = 1 << 28  # of a tensor that is computed, such as a causal mask of 16,000 positions
+_MOST_TOGETHER = 1 << 29  # bytes of all that are computed; those of a model of more stored bytes may have as many
 _SPARE = 1000  # tensors that are made of none that is stored: buffers, tied parameters, and those that a constructor replaces
 _PER_STORED = 16
-_MAKERS = {
-    torch.arange,
-    torch.eye,
-    torch.full,
-    torch.linspace,
-    torch.normal,
-    torch.ones,
-    torch.rand,
-    torch.randn,
-    torch.zeros,
-}
+_FILLERS = {torch.full, torch.normal, torch.ones, torch.rand, torch.randn, torch.zeros}
+"""Functions that make what is a parameter or a mask: without a value on the meta device where it is large."""
+_COUNTERS = {torch.arange, torch.eye, torch.linspace}
 _GROWERS = {
     torch.einsum,
     torch.matmul,
@@ -45,20 +37,32 @@ _GROWERS = {
 """Functions whose result may be larger than what they are given."""
 
 
-def most_tensors(stored: int) -> int:
-    """Return the most tensors that the constructor of a model of `stored` tensors may make."""
-    return _PER_STORED * stored + _SPARE
+@dataclass(frozen=True, kw_only=True)
+class BuildingRoom:
+    """What the constructor of a model may make: by default, where it is not known what is stored.
+
+    tensors: their number. size: bytes of those that are filled with numbers, together; more of them get no numbers.
+    """
+
+    tensors: int = 1 << 17
+    size: int = 1 << 36
+
+
+def room_for(stored: Collection[int]) -> BuildingRoom:
+    """Return the room of a model of which tensors of these sizes in bytes are stored."""
+    return BuildingRoom(tensors=_PER_STORED * len(stored) + _SPARE, size=max(_MOST_TOGETHER, sum(stored)))
 
 
 class BoundedBuilding(TorchFunctionMode):
     """Makes `torch.empty` allocate on the meta device while the context is entered, and counts what is made.
 
-    most: tensors; one more is an ExportError, and so is a computed tensor that is too large.
+    room: more tensors than it has are an ExportError, and so is a computed tensor that is too large.
     """
 
-    def __init__(self, most: int = MOST_TENSORS) -> None:
+    def __init__(self, room: BuildingRoom | None = None) -> None:
         super().__init__()
-        self._most = self._left = most
+        self._room = room or BuildingRoom()
+        self._left, self._size = self._room.tensors, 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,7 +71,14 @@ class BoundedBuilding(TorchFunctionMode):
         if func is torch.empty:
             self._count()
             kwargs["device"] = "meta"
-        elif func in _MAKERS:
+        elif func in _FILLERS:
+            self._count()
+            made = func(*args, **{**kwargs, "device": "meta"})
+            size = _size(made)
+            if size > _MOST_BYTES or self._size + size > self._room.size:
+                return made  # a parameter needs no value here; of a buffer, the skeleton says that it has none
+            self._size += size
+        elif func in _COUNTERS:
             self._count()
             self._check(func(*args, **{**kwargs, "device": "meta"}))
         elif func in _GROWERS:
@@ -78,16 +89,20 @@ class BoundedBuilding(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise ExportError(
-                f"config.json: describes a model of more than {self._most} tensors, expected one of those that the checkpoint "
+                f"config.json: describes a model of more than {self._room.tensors} tensors, expected one of those that the checkpoint "
                 "has; download it again"
             )
 
     def _check(self, made: torch.Tensor) -> None:
-        if made.numel() * made.element_size() > _MOST_BYTES:
+        if _size(made) > _MOST_BYTES:
             raise ExportError(
                 f"config.json: describes a tensor of shape {list(made.shape)} that is computed, expected at most "
                 f"{_MOST_BYTES} bytes; download it again"
             )
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _on_meta(values: Any) -> Any:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from enginewright.exporters.source.json_file import parse_json, read_json
 from enginewright.exporters.source.tensor_source import FolderFiles, SourceFormat, StoredTensor
+from enginewright.runtime.artifact.files.real_path import is_within
 from enginewright.runtime.artifact.safetensors_file import MOST_HEADER
 from enginewright.runtime.errors import ExportError
 
@@ -168,7 +169,7 @@ def _is_entry(named: object) -> bool:
 def _entry(path: Path) -> Path:
     """The file of tensors or the index to begin with, in transformers' order: one file goes before an index."""
     if (named := _named(path)) is not None:
-        if not _is_entry(named) or not (path / str(named)).resolve().is_relative_to(path.resolve()):
+        if not _is_entry(named) or not is_within(path / str(named), path):
             raise ExportError(
                 f"{path / CONFIG}: {NAMED}: got {named!r}, expected a file in the directory, *.safetensors or *{_INDEX_END}"
             )

@@ -10,6 +10,7 @@ import numpy as np
 
 from enginewright.runtime.decoding.processor_kind import ProcessorKind
 from enginewright.runtime.decoding.processor_options import check_ids, read_options
+from enginewright.runtime.decoding.token_sequences import TokenSequences, check_count
 from enginewright.runtime.requests.logits_processor import Floats, Ints, LogitsProcessor, Stateless
 
 NAME = "bad_words"
@@ -24,6 +25,7 @@ class BadWordsOptions:
     def __post_init__(self) -> None:
         if not all(self.words):
             raise ValueError("words: got a word without tokens, expected at least one token in each")
+        check_count(self.words, "words")
 
 
 class BadWords(Stateless):
@@ -31,14 +33,13 @@ class BadWords(Stateless):
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
         self._never = np.array([word[0] for word in words if len(word) == 1], np.int64)
-        self._words = [(np.array(word[:-1], np.int64), word[-1]) for word in words if len(word) > 1]
+        longer = [word for word in words if len(word) > 1]
+        self._longer, self._last = TokenSequences(longer), np.array([word[-1] for word in longer], np.int64)
 
     def process(self, logits: Floats, tokens: Ints) -> None:
         """Rule the tokens out."""
         logits[self._never] = -np.inf
-        for others, last in self._words:
-            if np.array_equal(tokens[-len(others) :], others):
-                logits[last] = -np.inf
+        logits[self._last[self._longer.ending(tokens)]] = -np.inf
 
 
 def _open(given: Mapping[str, Any], prompt: Ints, vocab: int) -> LogitsProcessor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from enginewright.runtime.decoding.processor_kind import ProcessorKind
 from enginewright.runtime.decoding.processor_options import check_ids, read_options
+from enginewright.runtime.decoding.token_sequences import TokenSequences, check_count
 from enginewright.runtime.requests.logits_processor import Floats, Ints, LogitsProcessor, Stateless
 
 NAME = "sequence_bias"
@@ -33,23 +34,34 @@ class SequenceBiasOptions:
 
     sequences: tuple[BiasedSequence, ...]
 
+    def __post_init__(self) -> None:
+        check_count([each.tokens for each in self.sequences], "sequences")
+
 
 class SequenceBias(Stateless):
     """Adds a sequence's bias to the logit of its last token where the tokens so far end with its others."""
 
     def __init__(self, sequences: Sequence[BiasedSequence]) -> None:
-        self._sequences = [
-            (np.array(each.tokens[:-1], np.int64), each.tokens[-1], np.float32(each.bias)) for each in sequences
-        ]
+        singles: dict[int, np.float32] = {}
+        for each in sequences:
+            if len(each.tokens) == 1:
+                singles[each.tokens[0]] = singles.get(each.tokens[0], np.float32(0)) + np.float32(each.bias)
+        self._single_biases, self._singles = singles, np.array([*singles], np.int64)
+        self._biases = np.array([*singles.values()], np.float32)
+        longer = [each for each in sequences if len(each.tokens) > 1]
+        self._longer = TokenSequences(each.tokens for each in longer)
+        self._ends = [(each.tokens[-1], np.float32(each.bias)) for each in longer]
 
     def process(self, logits: Floats, tokens: Ints) -> None:
         """Add the biases; those of one token are summed first."""
         sums: dict[int, np.float32] = {}
-        for others, last, bias in self._sequences:
-            if not len(others) or np.array_equal(tokens[-len(others) :], others):
-                sums[last] = sums.get(last, np.float32(0)) + bias
+        for place in self._longer.ending(tokens):
+            last, bias = self._ends[place]
+            sums[last] = sums.get(last, self._single_biases.get(last, np.float32(0))) + bias
+        before = {last: logits[last] for last in sums}
+        logits[self._singles] += self._biases
         for last, bias in sums.items():
-            logits[last] += bias
+            logits[last] = before[last] + bias
 
 
 def _open(given: Mapping[str, Any], prompt: Ints, vocab: int) -> LogitsProcessor:

@@ -210,9 +210,33 @@ class TestLoad:
         with pytest.raises(ArtifactError, match="outside the engine directory"):
             directory.load(engine, verify=False)
 
-    def test_a_path_that_no_file_can_have(self, engine: Path) -> None:
-        edit(engine, lambda raw: raw["tokenizer"][0].update(path="a\0b"))
+    @pytest.mark.parametrize("name", ["a\0b", "a" * 300, "a/" * 3000, "\udcff"])
+    def test_a_path_that_no_file_can_have(self, engine: Path, name: str) -> None:
+        edit(engine, lambda raw: raw["tokenizer"][0].update(path=name))
         with pytest.raises(ArtifactError):
+            directory.load(engine)
+        with pytest.raises(ArtifactError):
+            directory.load(engine.parent / name)
+
+    @pytest.mark.parametrize("name", ["manifest.json", "graphs/g.onnx", "tokenizer/t.json", "."])
+    def test_links_that_lead_to_themselves(self, engine: Path, name: str) -> None:
+        path = engine / name
+        engine.rename(engine.with_name("moved")) if name == "." else path.unlink()
+        path.symlink_to(path)
+        with pytest.raises(ArtifactError):
+            directory.load(engine)
+
+    @pytest.mark.parametrize("name", ["manifest.json", "graphs/g.onnx", "tokenizer/t.json"])
+    def test_a_pipe_is_not_waited_for(self, engine: Path, name: str) -> None:
+        (engine / name).unlink()
+        os.mkfifo(engine / name)
+        with pytest.raises(ArtifactError):
+            directory.load(engine)
+
+    def test_a_name_that_is_not_utf_8(self, engine: Path) -> None:
+        """ONNX Runtime takes no such path."""
+        engine = engine.rename(engine.with_name("engine\udcff"))
+        with pytest.raises(ArtifactError, match="not UTF-8"):
             directory.load(engine)
 
 
@@ -291,6 +315,15 @@ class TestStaged:
             pytest.fail("the block must not run")
         assert "mine" in "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
         assert os.listdir(tmp_path) == ["mine"]
+
+    @pytest.mark.parametrize("name", ["a\0b", "engine\udcff", "loop"])
+    def test_a_place_that_no_engine_can_have(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        with pytest.raises(ArtifactError), directory.staged(tmp_path / name, overwrite=True):
+            pytest.fail("the block must not run")
+        with pytest.raises(ArtifactError):
+            directory.check_output(tmp_path / name, overwrite=True)
+        assert os.listdir(tmp_path) == ["loop"]
 
     def test_a_link_to_an_engine_keeps_being_a_link(self, engine: Path, tmp_path: Path) -> None:
         link = tmp_path / "current"

@@ -16,7 +16,7 @@ from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.artifact.value_ranges import MOST_BATCH, MOST_CONTEXT
 from enginewright.runtime.cache.capacity import plan_capacity
 from enginewright.runtime.errors import ArtifactError, ExportError, RequestError
-from tests.fuzz.mutations import changed
+from tests.support.fuzzing.mutations import changed
 from tests.support.runtime.tiny_engine import write_engine
 
 LAYER = ("cache", "layers", 1)

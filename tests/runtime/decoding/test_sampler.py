@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pytest
@@ -204,7 +204,16 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         ("max_tokens", True),
         ("stop", ("",)),
         ("stop", (3,)),
+        ("stop", 3),
+        ("stop", ["x"] * 1025),
+        ("stop", "x" * 16_385),
         ("stop_token_ids", (-1,)),
+        ("stop_token_ids", 3),
+        ("logit_bias", [1]),
+        ("logit_bias", {1: 10**400}),
+        ("temperature", 10**400),
+        ("temperature", 1e300),
+        ("presence_penalty", -(10**400)),
         ("logprobs", -1),
         ("logit_bias", {-1: 0.0}),
         ("logit_bias", {1: float("nan")}),
@@ -213,6 +222,16 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 def test_a_bad_field_is_named(name: str, value: object) -> None:
     with pytest.raises(RequestError, match=rf"Sampling\.{name}"):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name", [each.name for each in fields(Sampling) if each.name not in ("ignore_eos", "model_defaults")]
+)
+def test_a_number_of_thousands_of_digits_is_named(name: str) -> None:
+    """Python does not write it out."""
+    for value in (10**5000, (10**5000,), {10**5000: 0.0}):
+        with pytest.raises(RequestError, match=rf"Sampling\.{name}"):
+            Sampling(**{name: value})
 
 
 def test_one_stop_string_may_be_given_as_such() -> None:

@@ -236,17 +236,21 @@ def test_the_prompt_comes_first_and_counts_only_as_asked(open_model: Open, llm: 
 def test_errors_have_codes_and_reach_their_client(open_model: Open) -> None:
     model = open_model(max_queue="0", max_batch="1")
     bad, worse = Request(text_input=texts(b"")), Request("{", text_input=texts(b"a"))
+    listed = Request("[1]", text_input=texts(b"a"))
     long = Request(input_ids=np.array([5]), max_tokens=np.array([1000]), ignore_eos=np.array([True]))
     late = Request(input_ids=np.array([5]), max_tokens=np.array([1]))
     broken = Request(text_input=texts(b"a"))
     broken.timeout = lambda: 1 // 0
-    model.execute([bad, worse, broken, long, late])
+    model.execute([bad, worse, listed, broken, long, late])
     assert late.sender.ended.wait(60) and long.sender.ended.wait(60)
-    found = [(r.error.code, r.error.text) for request in (bad, worse, broken, late) for r in request.sender.responses]
+    found = [
+        (r.error.code, r.error.text) for request in (bad, worse, broken, late, listed) for r in request.sender.responses
+    ]
     assert found[0] == ("INVALID_ARG", "text_input: got nothing, expected a prompt")
     assert found[1][0] == "INVALID_ARG" and found[1][1].startswith("parameters: not valid JSON")
     assert found[2][0] == "INTERNAL"
     assert found[3] == ("UNAVAILABLE", "queue: full, 1 requests run and 0 wait; try again later")
+    assert found[4] == ("INVALID_ARG", "parameters: got a JSON list, expected an object; send a JSON object")
     assert long.sender.responses[-1].error is None
 
 

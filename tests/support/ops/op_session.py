@@ -39,10 +39,12 @@ def open_op(
     attributes: tuple[tuple[str, Any], ...],
     threads: int = 2,
     kernels: Path | None = None,
+    arena: bool = True,
 ) -> ort.InferenceSession:
     """A session of one node of op `name`; all sizes are dynamic, optional inputs that are not `given` are absent.
 
     kernels: the library of kernels for GPUs, of which the node is, with halves as activations; None: the CPU's library.
+    arena: let outputs share ONNX Runtime's blocks of memory; apart, a sanitizer sees the end of each.
     """
     op = OPS[name]
 
@@ -64,6 +66,7 @@ def open_op(
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, op.version)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 4  # failing calls are part of the tests
     options.register_custom_ops_library(str(kernels or ort_library()))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -35,8 +35,9 @@ std::string find_fault(const HoldQueriesArgs& args) {
 void hold_queries(const HoldQueriesArgs& args) {
   const std::size_t bytes = static_cast<std::size_t>(args.dim) * sizeof(float);
   for (std::int64_t row = 0; row < args.rows; ++row) {
-    float* slot = args.ring + args.slots[row] * args.heads * args.entries * args.dim;
     const std::int64_t end = args.starts[row + 1];
+    if (end == args.starts[row]) continue;  // its slot is not checked, and may lie anywhere
+    float* slot = args.ring + args.slots[row] * args.heads * args.entries * args.dim;
     for (std::int64_t token = std::max<std::int64_t>(args.starts[row], end - args.entries); token < end; ++token)
       for (std::int64_t head = 0; head < args.heads; ++head)
         std::memcpy(slot + (head * args.entries + args.positions[token] % args.entries) * args.dim,

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
-from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, most_tensors
+from enginewright.exporters.source.bounds.bounded_building import BoundedBuilding, room_for
 from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.source.skeleton import load_skeleton
+from enginewright.exporters.source.parameters import bind_parameters
+from enginewright.exporters.source.skeleton import build_skeleton, load_skeleton
 from enginewright.runtime.errors import EnginewrightError, ExportError
 from tests.support.exporters.checkpoints import edit_config
 from tests.support.exporters.fixtures import CheckpointMaker
@@ -27,10 +29,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "describes a model of more than 1[0-9]{3} tensors",
     ),
     "labels": ({"num_labels": 10**9}, "num_labels: got 1000000000, expected a number up to"),
-    "head size": ({"head_dim": 10**9}, r"describes a tensor of shape \[1000000000\] that is computed"),
+    "head size": ({"head_dim": 10**9}, r"describes a tensor of shape \[500000000\] that is computed"),
     "no heads": ({"num_attention_heads": 0}, "cannot make a qwen3 model of it"),
     "no KV heads": ({"num_key_value_heads": 0}, "cannot make a qwen3 model of it"),
-    "hidden size": ({"hidden_size": 10**9}, "describes a tensor of shape"),
+    "hidden size": ({"hidden_size": 10**9}, r"expected \[250, 1000000000\] from config.json"),
     "negative size": ({"hidden_size": -8}, "cannot make a qwen3 model of it"),
     "an odd type": ({"dtype": "float99"}, "transformers cannot read it .AttributeError"),
     "a type that is a function": ({"dtype": "load"}, "transformers cannot read it"),
@@ -53,7 +55,8 @@ def test_absurd_configs_are_refused(checkpoint: CheckpointMaker, tmp_path: Path,
     tracemalloc.start()
     try:
         with pytest.raises(EnginewrightError, match=message):
-            load_skeleton(open_checkpoint(str(model)), attention="eager", max_context=64)
+            opened = open_checkpoint(str(model))
+            bind_parameters(opened, load_skeleton(opened, attention="eager", max_context=64).model)
         assert tracemalloc.get_traced_memory()[1] < 200 << 20
     finally:
         tracemalloc.stop()
@@ -76,7 +79,7 @@ def test_parameters_go_to_the_meta_device_and_the_rest_is_real() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: torch.ones(1 << 15, 1 << 15),
+        lambda: torch.eye(1 << 15),
         lambda: torch.arange(10**12),
         lambda: torch.outer(torch.arange(1 << 15), torch.arange(1 << 15)),
         lambda: torch.arange(1 << 15)[:, None] * torch.arange(1 << 15)[None],
@@ -89,8 +92,25 @@ def test_computed_tensors_have_a_bound(make: Any) -> None:
 
 
 def test_the_number_of_tensors_has_a_bound() -> None:
-    with BoundedBuilding(most_tensors(0)):
-        for _ in range(most_tensors(0)):
+    with BoundedBuilding(room_for([])):
+        for _ in range(1000):
             torch.empty(1)
         with pytest.raises(ExportError, match="describes a model of more than 1000 tensors"):
             torch.empty(1)
+
+
+def test_what_is_filled_has_no_value_where_it_is_large_alone_or_together() -> None:
+    """Weights of norms are ones, and Llama 4's experts are zeros: parameters, whose values are stored."""
+    with BoundedBuilding(room_for([])):
+        assert torch.ones(1 << 15, 1 << 15).is_meta
+        assert [torch.zeros(1 << 28, dtype=torch.int8).is_meta for _ in range(3)] == [False, False, True]
+        assert torch.nn.Parameter(torch.zeros(1 << 28, dtype=torch.int8), requires_grad=False).is_meta
+    with BoundedBuilding(room_for([3 << 28])):
+        assert not any(torch.zeros(1 << 28, dtype=torch.int8).is_meta for _ in range(3))
+
+
+def test_experts_of_the_size_of_llama_4() -> None:
+    text = AutoConfig.for_model("llama4_text")
+    text.num_hidden_layers, text.layer_types, text.no_rope_layers = 2, text.layer_types[:2], text.no_rope_layers[:2]
+    model = build_skeleton(text, attention="eager", max_context=64).model
+    assert sum(each.numel() for each in model.parameters()) > 1 << 32

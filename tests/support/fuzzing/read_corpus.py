@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-CORPUS = Path(__file__).parent / "corpus"
+from tests.support.paths import ROOT
+
+CORPUS = ROOT / "tests/fuzz/corpus"
 
 
 def read_corpus(kind: str) -> list[dict[str, Any]]:

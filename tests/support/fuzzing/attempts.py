@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 
 from enginewright.runtime.cli import main
 from enginewright.runtime.errors import EnginewrightError
+from tests.support.fuzzing.figures import Figures, short
 
 SECONDS, HANG_SECONDS = 10, 120  # of the processor, and on the wall, where other processes may take their time
 MEMORY = 1 << 30
+figures = Figures()  # of the test that runs; the fixture of this name makes a new one
 
 
 def attempt(case: object, action: Callable[[], Any]) -> bool:
@@ -29,10 +31,11 @@ def attempt(case: object, action: Callable[[], Any]) -> bool:
             assert str(e), case
             refused = True
         except BaseException as e:
-            raise AssertionError(f"{type(e).__name__} of {_short(case)}") from e
+            raise AssertionError(f"{type(e).__name__} of {short(case, 2000)}") from e
     taken, grown = time.process_time() - begin, peak() - used
-    assert taken < SECONDS, f"{taken:.1f} s for {_short(case)}"
-    assert grown < MEMORY, f"{grown >> 20} MiB for {_short(case)}"
+    figures.note(case, taken, refused=refused)
+    assert taken < SECONDS, f"{taken:.1f} s for {short(case, 2000)}"
+    assert grown < MEMORY, f"{grown >> 20} MiB for {short(case, 2000)}"
     return refused
 
 
@@ -46,7 +49,7 @@ def attempt_command(case: object, *arguments: str) -> int:
             code = main(arguments)
 
     attempt(case, run)
-    assert code in (0, 1) or (code == 2 and "error: " in told.getvalue()), f"{code}: {_short(case)}"
+    assert code in (0, 1) or (code == 2 and "error: " in told.getvalue()), f"{code}: {short(case, 2000)}"
     return code
 
 
@@ -67,8 +70,3 @@ def _alarm() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _short(case: object) -> str:
-    text = repr(case)
-    return text if len(text) <= 2000 else f"{text[:1000]} ... {text[-1000:]}"

@@ -136,8 +136,9 @@ def _scale(rng: random.Random, value: Any, path: Path, found: Any) -> Any:
         return changed(value, path, rng.choice((found + "x", found[1:], found.upper(), found * 50)))
     if isinstance(found, bool) or not isinstance(found, int | float):
         return _replace(rng, value, path, found)
+    floating = float(found) if abs(found) < 2**1000 else 0.0  # larger whole numbers have none
     return changed(
-        value, path, rng.choice((found + 1, found - 1, -found, found * 2, found * 2**20, found // 2, float(found)))
+        value, path, rng.choice((found + 1, found - 1, -found, found * 2, found * 2**20, found // 2, floating))
     )
 
 
