@@ -36,6 +36,8 @@ COMPACT = "compact"
 """The session can move tokens between tiles, so that single ones can leave. A policy that needs it is a TokenPolicy."""
 MARKS = "marks"
 """The decoder graph marks the stored tokens by how much attention they get, step by step."""
+GATES = "gates"
+"""The decoder graph marks each token once, by its own states, and not by what later ones attend to."""
 NEVER = 1 << 60
 """A position that no request reaches."""
 
@@ -57,7 +59,7 @@ class CacheSession(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS."""
+        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS, GATES."""
         ...
 
     def score(self, row: StoredRow) -> Sequence[LayerScores]:
@@ -65,7 +67,7 @@ class CacheSession(Protocol):
         ...
 
     def marks(self, row: StoredRow) -> Sequence[NDArray[np.float32]]:
-        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]; only with MARKS."""
+        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]; only with MARKS or GATES."""
         ...
 
     def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
@@ -174,7 +176,7 @@ class TokenPolicy(CachePolicy, Protocol):
         ...
 
     def most_kept(self) -> Ints:
-        """Return the most tokens that an eviction leaves in all heads of a layer together, int64 [layers]."""
+        """Return the most tokens that an eviction leaves in a layer's heads that evict, all together, int64 [layers]."""
         ...
 
 
@@ -264,7 +266,7 @@ def tokens_before_eviction(cache: Cache) -> int:
 def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int, takes_back: bool = False) -> None:
     """Raise UnsupportedError where the cache has a policy that the loaded engine cannot follow.
 
-    offers: abilities of its session, out of TILES, SCORES, COMPACT and MARKS.
+    offers: abilities of its session, out of TILES, SCORES, COMPACT, MARKS and GATES.
     tokens_a_step: the most tokens that a decoding row brings into a step.
     takes_back: whether all of them but the first are drafts, so that none is brought past the place where a row evicts.
     """
