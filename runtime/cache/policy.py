@@ -232,6 +232,12 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
 
 
+def policy_line(policy: Mapping[str, Any]) -> str:
+    """Return the policy of a manifest as one line: its kind, then its options."""
+    options = "".join(f", {key} {value}" for key, value in policy.items() if key != "kind")
+    return f"{policy.get('kind', '?')}{options}"
+
+
 def tokens_before_eviction(cache: Cache) -> int:
     """Return how many tokens a request surely processes before anything leaves the cache; NEVER without a policy."""
     policy = open_policy(cache)

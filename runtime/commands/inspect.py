@@ -18,7 +18,7 @@ from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Mani
 from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
 from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT
 from enginewright.runtime.cache.capacity import EXACT_TILES, copies_bytes, queries_bytes, request_bytes
-from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy
+from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy, policy_line
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
 
@@ -219,8 +219,7 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
         ratio = f" ({cache['times_under_16_bits']} times fewer than 16-bit ones)" if cache["encoded_layers"] else ""
         yield f"            {cache['bytes_per_token']} bytes per token{ratio}, {cache['tokens_per_gib']} tokens per GiB"
     if cache["policy"]:
-        policy = dict(cache["policy"])
-        yield f"            policy {policy.pop('kind', '?')}{''.join(f', {key} {value}' for key, value in policy.items())}"
+        yield f"            policy {policy_line(cache['policy'])}"
         yield from _eviction_lines(cache["evicting"], cache["context"])
     if cache["exact_bytes_per_request"]:
         exact = _bytes(cache["exact_bytes_per_request"])

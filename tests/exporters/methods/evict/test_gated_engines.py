@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from enginewright.exporters.features.depth_attention.reference import add_depth_attention
+from enginewright.exporters.features.depth_attention.rule import DepthAttention
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.cache.policies.scores import retention
 from enginewright.runtime.cache.policies.select import keep
 from enginewright.runtime.cache.policy import governed_layers
-from tests.support.exporters.families import make_model
+from enginewright.runtime.cli import main
+from tests.support.exporters.families import make_model, save_checkpoint
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 from tests.support.exporters.gate_files import gate_tensors, write_head_gates, write_token_gates
 from tests.support.exporters.masked_reference import Evictions, masked_logits, recorded
@@ -128,6 +133,31 @@ def test_duo_keeps_all_in_some_heads_and_the_ends_in_others(family: str, whole: 
                 assert positions.tolist() == (list(range(time)) if head in whole[index] else ends)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rkv", "trim", "duo"])
+def test_depth_attention(kind: str, engine: EngineMaker, tmp_path: Path) -> None:
+    """Values are mixed before they are stored, so what is evicted is the mixed value; gates read what attention reads."""
+    depth = {"stride": 2, "recent": 0}
+    made = {"gain": 3.0, "num_hidden_layers": 5, "depth_attention": depth}
+    save_checkpoint("qwen2", tmp_path / "model", **made)
+    given = {"rkv": "score=rkv"}
+    if kind == "trim":
+        given[kind] = f"score=trim,gates={write_token_gates(tmp_path / 'model', tmp_path / 'gates.safetensors')}"
+    if kind == "duo":
+        gates = [(0.1 * layer, 0.5) for layer in range(5)]
+        path = write_head_gates(tmp_path / "model", tmp_path / "heads.json", gates)
+        given[kind] = f"allocation=duo,sinks=6,head_gates={path}"
+    method = parse_method(f"evict:{SMALL},{given[kind]}")
+    root, manifest = engine(tmp_path / "model", Recipe(apply=(method,), kv_bits=32, max_context=512))
+    assert "DepthMix" in manifest.graphs["decoder"].ops
+    got, evictions, layers = scored(root)
+    model = make_model("qwen2", **{**made, "depth_attention": None})
+    add_depth_attention(model, DepthAttention(**depth, layers=5))
+    mixing = ALL_ATTENTION_FUNCTIONS["enginewright_depth_eager"]
+    wanted = masked_logits(model, text_of(LENGTH), evictions, layers, mixing)
+    assert len(evictions) > 10 and np.abs(got - wanted).max() <= 5e-4 * np.abs(wanted).max()
+
+
 def generate(llm: LLM, prompts: list[list[int]]) -> list[tuple[int, ...]]:
     return [each.token_ids for each in llm.generate(prompts, GREEDY)]
 
@@ -193,3 +223,18 @@ def test_what_the_engines_say_of_themselves(gated: Make) -> None:
     wanted = {"score": "streaming", "budget": 40, "interval": 16, "sinks": 6, "allocation": "duo", "whole": [[0], []]}
     assert duo.cache.policy == {"kind": "evict", **wanted}
     assert [(each.held_queries, each.marks) for each in duo.cache.layers] == [(0, 0)] * 2
+
+
+def test_inspect_counts_whole_heads_at_the_length_of_a_request(gated: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gated("duo")
+    tile = directory.load(root).cache.layers[0].tile_bytes
+    assert main(["inspect", str(root), "--json"]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    assert (cache["evicting"]["heads"], cache["evicting"]["whole_heads"]) == (4, 1)
+    assert cache["evicting"]["tokens_per_head"] == [40, 40]
+    assert cache["evicting"]["bytes_per_request"] == (4 + 1 + 1 + 1) * tile, "512 tokens in one of four heads"
+    assert cache["requests"] == (2**30 - cache["evicting"]["copies_bytes"]) // (7 * tile)
+    assert main(["inspect", str(root)]) == 0
+    assert "keeps 40 tokens of 3 of 4 heads, and all of the others\n" in capsys.readouterr().out
+    assert main(["inspect", str(gated("trim"))]) == 0
+    assert "16 bytes per token for marks\n" in capsys.readouterr().out, "a number for each of four heads"
