@@ -1,4 +1,4 @@
-"""Finds the values of each layer in a captured decoder graph: the output of attention, of its projection and of the block.
+"""Finds the values of each layer in a captured decoder graph: input and output of attention, of its projection and of the block.
 
 Nothing is looked up by name, because names come from torch's tracing. The attention nodes are ours and know their layer.
 Everything else follows from the paths between them: the output of block l is the last value that lies on every path from the
@@ -9,7 +9,7 @@ of an earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,12 +29,14 @@ SAME_STATES = ("Squeeze", "Unsqueeze", "Reshape", "Cast")
 class LayerValues:
     """The values of one layer; `find_layers` creates it. A value that the graph does not show is None.
 
+    attention_input: what the projection of its values reads, [1, T, d] or [T, d].
     attention: what the attention node makes, [T, Hq, Dv].
     attention_output: the same as the output projection reads it, [1, T, Hq * Dv].
     projected: the output of that projection, with its bias, [1, T, d].
     block_output: the residual stream after the layer, [1, T, d].
     """
 
+    attention_input: ir.Value | None
     attention: ir.Value
     attention_output: ir.Value | None
     projected: ir.Value | None
@@ -52,12 +54,14 @@ def find_layers(graph: ir.Graph, logits: ir.Value, sampled_from: ir.Value | None
     if last is None:
         return {}
     paths = _Paths(graph, attentions, last)
+    places = {node: place for place, node in enumerate(graph)}
     found = {}
     for layer, node in attentions.items():
         product = _projection(node.outputs[0])
         projected = None if product is None else _with_bias(product)
         block = None if projected is None else paths.block_output(layer, projected, sampled_from)
         found[layer] = LayerValues(
+            attention_input=_input_of(node, places),
             attention=node.outputs[0],
             attention_output=None if product is None else product.inputs[0],
             projected=projected,
@@ -93,6 +97,26 @@ def _is_form_of(value: ir.Value | None, name: str) -> bool:
             return False
         value = node.inputs[0]
     return value is not None
+
+
+def _input_of(attention: ir.Node, places: Mapping[ir.Node, int]) -> ir.Value | None:
+    """What the product reads that an attention node's values come from.
+
+    Values may come of those of earlier layers, too; the layer's own product is the last one in the graph.
+    """
+    value = attention.inputs[[port.name for port in OPS[attention.op_type].inputs].index("value")]
+    todo, seen, products = [value], set[ir.Node](), list[ir.Node]()
+    while todo:
+        read = todo.pop()
+        node = None if read is None else read.producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in PRODUCTS and weight_of(node.inputs[1]) is not None:
+            products.append(node)
+        else:
+            todo += node.inputs
+    return max(products, key=lambda each: places[each]).inputs[0] if products else None
 
 
 def _projection(value: ir.Value) -> ir.Node | None:

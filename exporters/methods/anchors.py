@@ -58,6 +58,10 @@ class Anchors:
 
     # ---- values
 
+    def attention_input(self, layer: int) -> ir.Value:
+        """What the projections of attention read, after the layer's norm, [1, T, d]."""
+        return self._current(self._layer(layer).attention_input, "attention input", layer)
+
     def attention_output(self, layer: int) -> ir.Value:
         """What attention gives to its output projection, [1, T, Hq * Dv]: one head after another.
 

@@ -1,6 +1,7 @@
 """Defines MarkTokens in numpy.
 
-Source: H2O (arXiv 2306.14048) for the mass, LazyEviction (arXiv 2506.15969) for the recurrence.
+Source: H2O (arXiv 2306.14048) for the mass, LazyEviction (arXiv 2506.15969) for the recurrence; given values are for gates
+such as those of TRIM-KV (arXiv 2512.03324).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from enginewright.plugins.oracles.window_probabilities import Doubles, Floats, logits_of, softmax, stored_keys
 
-MASS, RECURRENCE = 0, 1
+MASS, RECURRENCE, GIVEN = 0, 1, 2
 
 
 def update_recurrence(marks: NDArray[np.float32], probabilities: Doubles, now: int, alpha: float) -> None:
@@ -29,6 +30,7 @@ def mark_tokens(
     position_ids: NDArray[np.int64],
     marks: NDArray[np.float32],
     sinks: NDArray[np.float32] | None = None,
+    values: NDArray[np.float32] | None = None,
     *,
     layer: int,
     kv_heads: int,
@@ -47,6 +49,11 @@ def mark_tokens(
         if end == start:
             continue
         ids = tile_table[layer, row, head, : -(-total // 128)]
+        if kind == GIVEN:
+            assert values is not None
+            places = np.arange(held, total)
+            marks_out[ids[places // 128], 0, places % 128] = values[start:end, head]
+            continue
         keys = stored_keys(tiles, ids, total, head_dim, kv_bits)
         extra = None if sinks is None else sinks[heads].astype(np.float64)
         flat = marks_out[ids].transpose(1, 0, 2).reshape(marks.shape[1], -1)

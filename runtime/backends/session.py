@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.decoder_graph import COMPACT_GRAPH, GREEDY, LOGITS, SCORES_GRAPH
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, LayerScores, StoredRow
+from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, SCORES, TILES, LayerScores, StoredRow
 from enginewright.runtime.errors import UnsupportedError
 
 NO_ARRAYS: Mapping[str, NDArray[Any]] = MappingProxyType({})
@@ -127,7 +127,7 @@ def policy_offers(manifest: Manifest, *, runs_graphs: bool = False) -> frozenset
     if not runs_graphs:
         return frozenset({TILES})
     found = {SCORES: SCORES_GRAPH in manifest.graphs, COMPACT: COMPACT_GRAPH in manifest.graphs}
-    found[MARKS] = any(layer.marks for layer in cache.layers)
+    found[MARKS] = found[GATES] = any(layer.marks for layer in cache.layers)
     return frozenset({TILES, *(name for name, has in found.items() if has)})
 
 

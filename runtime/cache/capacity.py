@@ -81,8 +81,9 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
         longest = context // cache.tile_tokens - 1 if layer.exact_bytes else -(-context // cache.tile_tokens)
         needed = min(-(-cache_tokens // cache.tile_tokens), rows * longest)
         if index in kept:
-            most, spare = kept[index]
-            sizes.append(max(min(needed * layer.kv_heads, rows * most), layer.kv_heads) + spare)
+            of_heads, of_row, spare = kept[index]
+            of_tokens = sum(min(needed, rows * most) for most in of_heads)
+            sizes.append(max(min(of_tokens, rows * of_row), layer.kv_heads) + spare)
             continue
         if layer.window:
             in_window = (layer.window + cache.tile_tokens - 3) // cache.tile_tokens + 2
@@ -91,14 +92,19 @@ def plan_tiles(cache: Cache, *, rows: int, context: int, step_tokens: int, cache
     return tuple(sizes)
 
 
-def _tiles_under_policy(cache: Cache, context: int) -> dict[int, tuple[int, int]]:
-    """Return the most tiles of a row in each layer that the cache's policy governs, and those for copies; empty without one."""
+def _tiles_under_policy(cache: Cache, context: int) -> dict[int, tuple[list[int], int, int]]:
+    """Return the most tiles of a row in each layer that the cache's policy governs; empty without one.
+
+    They are those of each head, those of all heads together, and those for copies.
+    """
     policy = open_policy(cache)
     if policy is None:
         return {}
     bounds = Bounds(policy, cache)
-    most = zip(bounds.of_row(context, context).tolist(), bounds.spare(context).tolist(), strict=True)
-    return dict(zip(governed_layers(cache), most, strict=True))
+    layers = governed_layers(cache)
+    heads, of_row = bounds.of_heads(context, context).tolist(), bounds.of_row(context, context).tolist()
+    own = [each[: cache.layers[index].kv_heads] for index, each in zip(layers, heads, strict=True)]
+    return dict(zip(layers, zip(own, of_row, bounds.spare(context).tolist(), strict=True), strict=True))
 
 
 def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:

@@ -36,6 +36,8 @@ COMPACT = "compact"
 """The session can move tokens between tiles, so that single ones can leave. A policy that needs it is a TokenPolicy."""
 MARKS = "marks"
 """The decoder graph marks the stored tokens by how much attention they get, step by step."""
+GATES = "gates"
+"""The decoder graph marks each token once, by its own states, and not by what later ones attend to."""
 NEVER = 1 << 60
 """A position that no request reaches."""
 
@@ -57,7 +59,7 @@ class CacheSession(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS."""
+        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS, GATES."""
         ...
 
     def score(self, row: StoredRow) -> Sequence[LayerScores]:
@@ -65,7 +67,7 @@ class CacheSession(Protocol):
         ...
 
     def marks(self, row: StoredRow) -> Sequence[NDArray[np.float32]]:
-        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]; only with MARKS."""
+        """Return the marks of a row's tokens in each layer without a window, [heads, channels, n]; only with MARKS or GATES."""
         ...
 
     def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
@@ -174,7 +176,7 @@ class TokenPolicy(CachePolicy, Protocol):
         ...
 
     def most_kept(self) -> Ints:
-        """Return the most tokens that an eviction leaves in all heads of a layer together, int64 [layers]."""
+        """Return the most tokens that an eviction leaves in a layer's heads that evict, all together, int64 [layers]."""
         ...
 
 
@@ -230,6 +232,12 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
 
 
+def policy_line(policy: Mapping[str, Any]) -> str:
+    """Return the policy of a manifest as one line: its kind, then its options."""
+    options = "".join(f", {key} {value}" for key, value in policy.items() if key != "kind")
+    return f"{policy.get('kind', '?')}{options}"
+
+
 def tokens_before_eviction(cache: Cache) -> int:
     """Return how many tokens a request surely processes before anything leaves the cache; NEVER without a policy."""
     policy = open_policy(cache)
@@ -264,7 +272,7 @@ def tokens_before_eviction(cache: Cache) -> int:
 def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int, takes_back: bool = False) -> None:
     """Raise UnsupportedError where the cache has a policy that the loaded engine cannot follow.
 
-    offers: abilities of its session, out of TILES, SCORES, COMPACT and MARKS.
+    offers: abilities of its session, out of TILES, SCORES, COMPACT, MARKS and GATES.
     tokens_a_step: the most tokens that a decoding row brings into a step.
     takes_back: whether all of them but the first are drafts, so that none is brought past the place where a row evicts.
     """

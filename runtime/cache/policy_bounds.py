@@ -30,13 +30,13 @@ class Bounds:
     def spare(self, context: int) -> Ints:
         """Return the tiles that the eviction of a row of at most `context` tokens needs for copies, int64 [layers].
 
-        They are 0 where whole tiles leave.
+        They are 0 where whole tiles leave, and in a layer whose every head keeps every token.
         """
         if self._tokens is None:
             return np.zeros_like(self._heads)
         kept = np.minimum(self._tokens.most_kept(), self._heads * context)
         least: Ints = np.minimum(self._of_layers(kept), self._heads * -(-context // self._size))
-        return least
+        return np.where(kept > 0, least, 0)
 
     def _of_heads(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the most tiles of each head while a request processes `tokens` tokens, int64 [layers, heads]."""

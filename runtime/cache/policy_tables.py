@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.cache.capacity import Capacity
+from enginewright.runtime.cache.eviction_watch import EvictionWatch
 from enginewright.runtime.cache.evictions import Eviction, spread
 from enginewright.runtime.cache.head_pool import HeadPool
 from enginewright.runtime.cache.policy import (
@@ -40,9 +41,12 @@ class PolicyTables(TileTables):
     """TileTables whose rows evict tiles or tokens where the policy says so; created by `open_tables`.
 
     Every layer without a window has a pool of its own, because layers let go of tiles at different times.
+
+    watch: measures evictions; None, unless something that measures sets it between two steps.
     """
 
     def __init__(self, cache: Cache, capacity: Capacity, policy: CachePolicy) -> None:
+        self.watch: EvictionWatch | None = None
         self._policy = policy
         self._governed = governed_layers(cache)
         self._pools: list[HeadPool] = []
@@ -68,6 +72,15 @@ class PolicyTables(TileTables):
         least = min(most, *(pool.longest // size for pool in self._pools))
         tiles = range(least + 1, most + 1)
         return (least + bisect_left(tiles, True, key=lambda count: not self._fits(prompt_tokens, count * size))) * size
+
+    def grow(self, new_tokens: Ints) -> bool:
+        """Give each row tiles for its new tokens, as TileTables does."""
+        grown = super().grow(new_tokens)
+        if grown and self.watch is not None:
+            tiles = [whole - free for whole, free in zip(self._tiles, self.free_tiles, strict=True)]
+            layers = [group._layers for group in self._groups]
+            self.watch.note_held(list(zip(layers, tiles, strict=True)), self.held + new_tokens)
+        return grown
 
     def tokens_before_tiles(self, rows: Ints) -> int:
         """Return how many tokens each of `rows` can take before one of them needs a tile, or is due."""
@@ -119,6 +132,13 @@ class PolicyTables(TileTables):
         """
         if (self.held < self._due).all():
             return None
+        if self.watch is None:
+            return self._evict(session)
+        with self.watch.timed():
+            return self._evict(session)
+
+    def _evict(self, session: CacheSession) -> int | None:
+        """Let the rows that are due evict, of which there are some."""
         due = np.flatnonzero(self.held >= self._due).tolist()
         rows = [self._stored_row(row) for row in due]
         assert all(each.processed == self._due[each.row] for each in rows), "a step ends where a row is due"
@@ -234,7 +254,10 @@ class PolicyTables(TileTables):
 
     def _remember(self, row: StoredRow, eviction: Eviction) -> None:
         """Note the positions of what stays, and how many tokens have left."""
-        self._gone[:, row.row] += np.where(self._has, row.stored - eviction.counts, 0)
+        gone = np.where(self._has, row.stored - eviction.counts, 0)
+        self._gone[:, row.row] += gone
+        if self.watch is not None:
+            self.watch.tokens += int(gone.sum())
         self._kept[row.row] = eviction.kept(row.all_positions()), eviction.counts
         for pool in self._pools:
             pool.set_end(row.row)

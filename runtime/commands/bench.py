@@ -10,10 +10,14 @@ import sys
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from enginewright.runtime.cache.eviction_watch import EvictionWatch
+from enginewright.runtime.cache.policy import policy_line
+from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
@@ -22,6 +26,24 @@ from enginewright.runtime.requests.sampling import Sampling
 from enginewright.runtime.scheduling.step_loop import StepTiming
 
 _WARM_UP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvictionMeasurement:
+    """The cost of evictions, and what they save.
+
+    policy: the manifest's `cache.policy`.
+    time_share: of the time from the first request to the last token.
+    tokens: tokens that have left, counted in each head of each layer.
+    peak_bytes: the most that the tiles of requests took at once.
+    full_bytes: the most that they would have taken without the policy.
+    """
+
+    policy: dict[str, Any]
+    time_share: float
+    tokens: int
+    peak_bytes: int
+    full_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +57,7 @@ class Measurement:
     overhead_ms: time of a decode step outside the backend, median.
     tokens_per_step: of one request.
     agreement: share of guessed tokens that the model itself would have chosen; None where nothing was guessed.
+    evicting: None without a cache policy.
     """
 
     batch: int
@@ -50,6 +73,7 @@ class Measurement:
     peak_memory_mib: float
     tokens_per_step: float = 1.0
     agreement: float | None = None
+    evicting: EvictionMeasurement | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +128,10 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
     rng = np.random.default_rng(batch)
     prompts = [rng.integers(0, llm.manifest.model.vocab_size, prompt_tokens).tolist() for _ in range(batch)]
     steps: list[StepTiming] = []
+    tables, watch = llm.loop.scheduler.tables, EvictionWatch(llm.manifest.cache)
+    evicts = isinstance(tables, PolicyTables)
+    if isinstance(tables, PolicyTables):
+        tables.watch = watch
     llm.loop.observer = steps.append
     start = time.perf_counter()
     completions = llm.generate(prompts, Sampling(max_tokens=new_tokens, ignore_eos=True, model_defaults=False))
@@ -137,7 +165,34 @@ def _measure(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, threads:
         peak_memory_mib=_peak_memory() / 2**20,
         tokens_per_step=float(decided.mean()) / batch,
         agreement=sum(completion.agreed_tokens for completion in completions) / guessed if guessed else None,
+        evicting=_evicting(llm, watch, steps[-1].end - start) if evicts else None,
     )
+
+
+def _evicting(llm: LLM, watch: EvictionWatch, seconds: float) -> EvictionMeasurement:
+    return EvictionMeasurement(
+        policy=llm.manifest.cache.policy,
+        time_share=watch.seconds / seconds,
+        tokens=watch.tokens,
+        peak_bytes=watch.peak_bytes,
+        full_bytes=watch.full_bytes,
+    )
+
+
+def _eviction_columns(results: list[Measurement]) -> list[list[str]]:
+    """Return the columns of evictions: their titles, then a line for each result."""
+    lines = [["evicting %", "evicted", "held MiB", "full MiB"]]
+    for each in (result.evicting for result in results):
+        assert each is not None, "one engine has one policy"
+        lines.append(
+            [
+                f"{100 * each.time_share:.1f}",
+                str(each.tokens),
+                f"{each.peak_bytes / 2**20:.1f}",
+                f"{each.full_bytes / 2**20:.1f}",
+            ]
+        )
+    return lines
 
 
 def _peak_memory() -> int:
@@ -171,7 +226,11 @@ def _table(results: list[Measurement]) -> str:
         ["-" if getattr(result, name) is None else format(getattr(result, name), form) for _, name, form in columns]
         for result in results
     ]
+    if any(result.evicting is not None for result in results):
+        rows = [row + more for row, more in zip(rows, _eviction_columns(results), strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first = results[0]
     title = f"{first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, {first.threads} threads"
+    if first.evicting is not None:
+        title += f"\npolicy {policy_line(first.evicting.policy)}"
     return "\n".join([title, *("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)])

@@ -16,8 +16,9 @@ from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
+from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT
 from enginewright.runtime.cache.capacity import EXACT_TILES, copies_bytes, queries_bytes, request_bytes
-from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy
+from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy, policy_line
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
 
@@ -118,12 +119,17 @@ def _describe_eviction(cache: Cache, context: int, copies: int) -> dict[str, Any
         return None
     governed = [cache.layers[index] for index in governed_layers(cache)]
     plain = [dataclasses.replace(layer, query_heads=0, held_queries=0, marks=0) for layer in cache.layers]
-    kept = None
+    kept, whole = None, 0
     if COMPACT in policy.needs:
         heads = np.array([layer.kv_heads for layer in governed], np.int64)
-        kept = (cast(TokenPolicy, policy).most_kept() // heads).tolist()
+        has = np.arange(heads.max()) < heads[:, None]
+        evicts = has & (policy.most_stored(0, MOST_CONTEXT) < MOST_CONTEXT)
+        whole = int((has & ~evicts).sum())
+        kept = (cast(TokenPolicy, policy).most_kept() // np.maximum(evicts.sum(axis=1), 1)).tolist()
     return {
         "tokens_per_head": kept,
+        "heads": sum(layer.kv_heads for layer in governed),
+        "whole_heads": whole,
         "bytes_per_request": request_bytes(cache, context, prompt_tokens=0),
         "bytes_with_whole_prompt": request_bytes(cache, context),
         "bytes_without_policy": request_bytes(dataclasses.replace(cache, policy={}, layers=tuple(plain)), context),
@@ -213,8 +219,7 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
         ratio = f" ({cache['times_under_16_bits']} times fewer than 16-bit ones)" if cache["encoded_layers"] else ""
         yield f"            {cache['bytes_per_token']} bytes per token{ratio}, {cache['tokens_per_gib']} tokens per GiB"
     if cache["policy"]:
-        policy = dict(cache["policy"])
-        yield f"            policy {policy.pop('kind', '?')}{''.join(f', {key} {value}' for key, value in policy.items())}"
+        yield f"            policy {policy_line(cache['policy'])}"
         yield from _eviction_lines(cache["evicting"], cache["context"])
     if cache["exact_bytes_per_request"]:
         exact = _bytes(cache["exact_bytes_per_request"])
@@ -227,8 +232,11 @@ def _cache_lines(cache: dict[str, Any]) -> Iterator[str]:
 
 def _eviction_lines(evicting: dict[str, Any], context: int) -> Iterator[str]:
     if kept := evicting["tokens_per_head"]:
-        of_layers = str(min(kept)) if min(kept) == max(kept) else f"{min(kept)} to {max(kept)}, by layer,"
-        yield f"            keeps {of_layers} tokens of each head, on average"
+        some = [count for count in kept if count] or [0]  # a layer without any has no head that evicts
+        of_layers = str(min(some)) if min(some) == max(some) else f"{min(some)} to {max(some)}, by layer,"
+        whole, heads = evicting["whole_heads"], evicting["heads"]
+        of_heads = f"{heads - whole} of {heads} heads, and all of the others" if whole else "each head, on average"
+        yield f"            keeps {of_layers} tokens of {of_heads}"
     most, full = _bytes(evicting["bytes_per_request"]), _bytes(evicting["bytes_without_policy"])
     yield f"            {most} at most for an answer of {context} tokens, {full} without the policy"
     if evicting["bytes_with_whole_prompt"] > evicting["bytes_per_request"]:

@@ -35,7 +35,7 @@ def call_of(case: Case, arrays: Arrays, type: str, device: Device) -> tuple[Call
         tile_bytes=arrays["tiles"].shape[1],
         table_heads=arrays["kv_lens"].shape[2],
         table_width=arrays["tile_table"].shape[3],
-        channels=case.kind + 1,
+        channels=case.channels,
         type=TYPES[type],
     )
     return call, buffers
@@ -55,12 +55,13 @@ def test_matches_the_oracle(case: Case, type: str, device: Device) -> None:
     ("field", "value", "message"),
     [
         ("kv_bits", 32, "MarkTokens: kv_bits: got 32, expected 16: caches on a GPU hold halves"),
-        ("kind", 2, "MarkTokens: kind: got 2, expected 0 to 1"),
+        ("kind", 3, "MarkTokens: kind: got 3, expected 0 to 2"),
         ("channels", 2, "MarkTokens: channels: got 2, expected 1, because kind = 0"),
         ("alpha", 0.0, r"MarkTokens: alpha: got 0\.0+, expected above 0, at most 1"),
         ("rows", 0, "MarkTokens: rows: got 0, expected 1 or more, because there are tokens"),
         ("tokens", -1, "MarkTokens: tokens: got -1, expected 0 to"),
         ("query_heads", 3, "MarkTokens: query_heads: got 3, expected a multiple of the 2 KV heads"),
+        ("kind", 2, "MarkTokens: values: got a null pointer, expected device memory"),
         ("marks", None, "MarkTokens: marks: got a null pointer, expected device memory"),
         ("position_ids", None, "MarkTokens: position_ids: got a null pointer"),
     ],

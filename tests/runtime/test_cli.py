@@ -134,6 +134,7 @@ def test_bench_measures(capsys: Capture, tiny_engine: Path) -> None:
     one, three = json.loads(captured.out)
     assert (one["batch"], three["batch"]) == (1, 3)
     assert {result.pop("agreement") for result in (one, three)} == {None}, "one token a step"
+    assert {result.pop("evicting") for result in (one, three)} == {None}, "no policy"
     assert all(value > 0 for result in (one, three) for value in result.values())
     assert cli.main(command) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4

@@ -39,7 +39,7 @@ def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Mod
     graph = _Graph("scores", decoder)
     tables = [graph.input(port) for port in (SLOTS, KV_LENS, TILE_TABLE, LAST_POSITIONS)]
     for attention in governed(decoder):
-        layer, heads = attention.attributes["layer"].as_int(), _sizes(attention, "key")[1]
+        layer, heads = attention.attributes["layer"].as_int(), kv_heads(attention)
         ring = graph.input(QUERIES, layer, _shape(decoder, QUERIES, layer))
         tiles = graph.input(TILES, layer, _shape(decoder, TILES, layer))
         columns = f"{TILE_TOKENS} M"
@@ -139,6 +139,11 @@ def governed(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in graph:
         if (node.domain, node.op_type) == (DOMAIN, PAGED_ATTENTION.name) and not node.attributes["window"].as_int():
             yield node
+
+
+def kv_heads(attention: ir.Node) -> int:
+    """The number of an attention node's KV heads."""
+    return _sizes(attention, "key")[1]
 
 
 def _input(node: ir.Node, name: str) -> ir.Value | None:

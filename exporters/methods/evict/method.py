@@ -12,7 +12,10 @@ import torch
 
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, Tensors
 from enginewright.exporters.methods.anchors import Anchors
-from enginewright.exporters.methods.evict.graphs import compact_graph, governed, scores_graph
+from enginewright.exporters.methods.evict.duo_command import TUNER
+from enginewright.exporters.methods.evict.graphs import compact_graph, governed, kv_heads, scores_graph
+from enginewright.exporters.methods.evict.head_gates import check_head_gates, open_head_gates
+from enginewright.exporters.methods.evict.token_gates import ACTIVATION, add_gates, check_token_gates
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.reasonalloc.curve import open_curve, read_curve
@@ -30,7 +33,7 @@ from enginewright.runtime.cache.policies.evict import EvictConfig
 from enginewright.runtime.cache.policies.token_scores import SCORES
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
-MARK_CHANNELS = {"mass": 1, "recurrence": 2}
+MARK_CHANNELS = {"mass": 1, "recurrence": 2, "given": 1}
 """The kinds of MarkTokens, in its order, with the numbers that they keep of each token."""
 DRAFTS = 7  # further tokens of a step that may be taken back, without any loss of the queries that scores need
 
@@ -39,60 +42,80 @@ DRAFTS = 7  # further tokens of a step that may be taken back, without any loss 
 class Config:
     """Options of the method.
 
-    score: the rule by which tokens are scored: rkv, snapkv, snapkv-prompt, tova, h2o, lazy, streaming or random.
-    budget: tokens that each KV head keeps, on average over heads and layers.
+    score: the rule by which tokens are scored: rkv, snapkv, snapkv-prompt, tova, h2o, lazy, trim, streaming or random; None:
+        streaming for duo, rkv for the other allocations.
+    budget: tokens that each KV head keeps, on average over heads and layers; for duo, that each head keeps which does not keep
+        all. None: 320 for duo, 512 for the other allocations.
     interval: tokens between two evictions.
     window: newest tokens that always stay, and whose queries make the scores; 1 for tova.
-    sinks: first tokens of a request that always stay; None: 4 for streaming, 0 for the other scores.
+    sinks: first tokens of a request that always stay; None: 4 for streaming, 64 for that of duo, 0 for
+        the other scores.
     kernel: neighbours over which a score is pooled, an odd number; None: 5 for snapkv-prompt, 7 for the other scores.
     mix: weight of the importance in R-KV's scores; the rest is that of the redundancy.
     alpha: least probability that counts as a hit in the score lazy.
-    allocation: how budgets are shared: uniform, pyramid, ada or reasonalloc.
+    gates: for the score trim, the safetensors file of its gates, or a folder of such files.
+    allocation: how budgets are shared: uniform, pyramid, ada, reasonalloc or duo.
     curve: for reasonalloc, the file of the layers' demand that `enginewright tune reasonalloc` has made.
     layers: whether reasonalloc shares the budget among layers, by that file.
     heads: whether reasonalloc shares a layer's budget among its heads, by their scores.
     strict: whether reasonalloc's bounds hold exactly.
     score_norm: what reasonalloc does to scores before it compares heads: none; times_len multiplies them by the head's length.
+    head_gates: for duo, the file of the heads' gates that `enginewright tune duo` has made, or a .tsv of DuoAttention's authors.
+    sparsity: for duo, the share of KV heads that do not keep all tokens: those with the smallest gates.
     prefill: whole: a prompt stays until it is complete; chunk: its tokens are evicted like those that are generated.
     """
 
-    score: str = "rkv"
-    budget: int = 512
+    score: str | None = None
+    budget: int | None = None
     interval: int = 128
     window: int | None = None
     sinks: int | None = None
     kernel: int | None = None
     mix: float = 0.1
     alpha: float = 1e-4
+    gates: str | None = None
     allocation: str = "uniform"
     curve: str | None = None
     layers: bool = True
     heads: bool = True
     strict: bool = False
     score_norm: Literal["none", "times_len"] = "none"
+    head_gates: str | None = None
+    sparsity: float = 0.5
     prefill: Literal["whole", "chunk"] = "whole"
 
     def __post_init__(self) -> None:
         by_curve = self.allocation == "reasonalloc" and self.layers
-        if by_curve and self.curve is None:
-            raise ValueError(
-                "curve: got none with allocation reasonalloc, expected the file that `enginewright tune reasonalloc` makes, or "
-                "layers=false"
-            )
-        if self.curve is not None and not by_curve:
-            raise ValueError(f"curve: got {self.curve}, expected none without allocation=reasonalloc and layers=true")
+        self._check_file("curve", by_curve, "allocation=reasonalloc and layers=true", "tune reasonalloc` makes")
+        self._check_file("head_gates", self.allocation == "duo", "allocation=duo", "tune duo` makes")
+        if self.score == "trim" and self.gates is None:
+            raise ValueError("gates: got none with score trim, expected the file of TRIM-KV's trained gates")
+        if self.score != "trim" and self.gates is not None:
+            raise ValueError(f"gates: got {self.gates}, expected none without score=trim")
+        if not 0 <= self.sparsity <= 1:
+            raise ValueError(f"sparsity: got {self.sparsity}, expected 0 to 1")
         self.policy()
 
-    def policy(self, demand: tuple[float, ...] = ()) -> EvictConfig:
-        """Return the runtime's options, with the layers' demand; ValueError for those that do not go together."""
-        is_tova = self.score == "tova"
+    @property
+    def scored(self) -> str:
+        """The score, given or by default."""
+        return self.score or ("streaming" if self.allocation == "duo" else "rkv")
+
+    def policy(self, demand: tuple[float, ...] = (), whole: tuple[tuple[int, ...], ...] = ()) -> EvictConfig:
+        """Return the runtime's options; ValueError for those that do not go together.
+
+        demand: of the layers, by the file `curve`.
+        whole: the heads that keep all tokens, by the file `head_gates`.
+        """
+        score, is_duo = self.scored, self.allocation == "duo"
+        sinks = 0 if score != "streaming" else 64 if is_duo else 4
         return EvictConfig(
-            score=self.score,
-            budget=self.budget,
+            score=score,
+            budget=(320 if is_duo else 512) if self.budget is None else self.budget,
             interval=self.interval,
-            window=(1 if is_tova else 8) if self.window is None else self.window,
-            sinks=(4 if self.score == "streaming" else 0) if self.sinks is None else self.sinks,
-            kernel=(5 if self.score == "snapkv-prompt" else 7) if self.kernel is None else self.kernel,
+            window=(1 if score == "tova" else 8) if self.window is None else self.window,
+            sinks=sinks if self.sinks is None else self.sinks,
+            kernel=(5 if score == "snapkv-prompt" else 7) if self.kernel is None else self.kernel,
             mix=self.mix,
             alpha=self.alpha,
             allocation=self.allocation,
@@ -100,8 +123,18 @@ class Config:
             heads=self.heads,
             strict=self.strict,
             score_norm=self.score_norm,
+            whole=whole,
             prefill=self.prefill,
         )
+
+    def _check_file(self, name: str, wanted: bool, options: str, made: str) -> None:
+        """Raise ValueError unless the file of an option is given where it is wanted, and only there."""
+        given = getattr(self, name)
+        if wanted and given is None:
+            otherwise = ", or layers=false" if name == "curve" else ""
+            raise ValueError(f"{name}: got none with {options}, expected the file that `enginewright {made}{otherwise}")
+        if given is not None and not wanted:
+            raise ValueError(f"{name}: got {given}, expected none without {options}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +205,7 @@ class EvictingCache:
                 position_ids=tables["position_ids"],
                 marks=pools[marks],
                 sinks=call.sinks,
+                values=None,  # `extend_graph` gives those of trim, when the states before attention are known
                 layer=call.layer,
                 kv_heads=call.key.shape[1],
                 scale=call.scale,
@@ -184,7 +218,7 @@ class EvictingCache:
 
 
 def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
-    """Add the policy to the format, and what it reads to the graph."""
+    """Add the policy to the format, and what it reads to the graph; gates come with `extend_graph`."""
     if cache.policy:
         raise ExportError(
             f"evict: got a cache with the policy {cache.policy['kind']!r}, expected none; apply one policy alone"
@@ -199,19 +233,51 @@ def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
             "evict: got a model whose tokens see later ones, expected one that decodes token after token"
         )
     demand = () if config.curve is None else tuple(open_curve(Path(config.curve)).shares.values())
-    policy = config.policy(demand)
+    whole = () if config.head_gates is None else open_head_gates(Path(config.head_gates)).whole_heads(config.sparsity)
+    policy = config.policy(demand, whole)
     return EvictingCache(cache, policy, policy={"kind": "evict", **_as_json(policy)})
 
 
 def check_model(config: Config, checkpoint: Checkpoint) -> None:
-    """Refuse a curve that was made of another model."""
+    """Refuse a curve or gates that were made of another model."""
+    layers = int(checkpoint.config.num_hidden_layers)
     if config.curve is not None:
-        read_curve(Path(config.curve), sha256=hash_of(checkpoint), layers=int(checkpoint.config.num_hidden_layers))
+        read_curve(Path(config.curve), sha256=hash_of(checkpoint), layers=layers)
+    if config.head_gates is not None:
+        path = Path(config.head_gates)
+        check_head_gates(path, open_head_gates(path), sha256=hash_of(checkpoint), layers=layers)
+    if config.gates is not None:
+        check_token_gates(
+            Path(config.gates),
+            hidden_size=int(checkpoint.config.hidden_size),
+            layers=layers,
+            activation=_activation(checkpoint),
+        )
+
+
+def _activation(checkpoint: Checkpoint) -> str:
+    """The activation of a model's feed-forward parts, which some families' configs call by another name."""
+    names = ("hidden_activation", "hidden_act")
+    return next((str(found) for name in names if (found := getattr(checkpoint.config, name, None))), ACTIVATION)
+
+
+def extend_graph(config: Config, anchors: Anchors) -> None:
+    """Add the gates of trim, and check that those of duo are of the graph's heads."""
+    if config.gates is not None:
+        add_gates(anchors, Path(config.gates))
+    if config.head_gates is not None:
+        found = [len(own) for own in open_head_gates(Path(config.head_gates)).of_layers]
+        heads = [kv_heads(attention) for attention in governed(anchors.graph)]
+        if found != heads:
+            raise ExportError(
+                f"{config.head_gates}: got gates of {found} KV heads in {len(found)} layers, expected {heads} in the "
+                f"{len(heads)} without a window; make them by `enginewright tune duo`"
+            )
 
 
 def more_graphs(config: Config, anchors: Anchors) -> dict[str, ir.Model]:
     """Return the graph that moves tokens, and the one that scores them if scores are made of queries."""
-    score, policy = SCORES[config.score], config.policy()
+    score, window = SCORES[config.scored], config.policy().window
     if next(governed(anchors.graph), None) is None:
         raise UnsupportedError(
             "evict: got a model whose every layer has a window, and frees its tiles by itself, expected a layer that keeps all "
@@ -219,7 +285,7 @@ def more_graphs(config: Config, anchors: Anchors) -> dict[str, ir.Model]:
         )
     graphs = {COMPACT_GRAPH: compact_graph(anchors.graph, has_marks=score.marks is not None)}
     if score.reads_queries:
-        graphs[SCORES_GRAPH] = scores_graph(anchors.graph, score, window=policy.window)
+        graphs[SCORES_GRAPH] = scores_graph(anchors.graph, score, window=window)
     return graphs
 
 
@@ -230,7 +296,11 @@ def _as_json(policy: EvictConfig) -> dict[str, Any]:
     kept = {
         name: value for name, value in given.items() if value != getattr(defaults, name) or name in ("score", "budget")
     }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+    return {name: _as_lists(value) for name, value in kept.items()}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 METHOD = Method(
@@ -240,5 +310,7 @@ METHOD = Method(
     config=Config,
     extend_cache=extend_cache,
     check_model=check_model,
+    extend_graph=extend_graph,
     more_graphs=more_graphs,
+    tuners=(TUNER,),
 )

@@ -1,7 +1,7 @@
-"""The attention function that counts, while a model reads a text, how many tokens its queries need.
+"""The attention function that shows its weights while a model reads a text, and the count of the tokens that queries need.
 
 Importing this module registers it with transformers under the name `ATTENTION`, with the masks of the graph's attention hook:
-so windows, sinks and bounds on logits count here as in an engine, and what an engine would refuse is refused.
+so windows, sinks and bounds on logits are here as in an engine, and what an engine would refuse is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.masking_utils import AttentionMaskInterface
@@ -24,6 +24,22 @@ ROWS = 128  # queries whose weights are in memory
 TOLERANCE = 1e-6  # of a sum of weights
 
 
+class Watcher(Protocol):
+    """Sees the weights of one pass over a text. family: the model's type."""
+
+    @property
+    def family(self) -> str: ...
+
+    def see(self, layer: int, begin: int, weights: torch.Tensor, sink: torch.Tensor) -> None:
+        """See a layer without a window.
+
+        begin: the position of the first query.
+        weights: [Hkv, G, rows, n] of its queries; n are the tokens up to the last of them.
+        sink: [Hkv, G, rows], the weight that goes to no token.
+        """
+        ...
+
+
 @dataclass(kw_only=True)
 class Counting:
     """What a pass over one text counts; `measure_demand` creates it.
@@ -32,7 +48,7 @@ class Counting:
     positions: of the queries that are counted, ascending, int64 [P].
     rho: the share of the attention that tokens are to have.
     heads_first: whether the heads' weights are averaged before they are counted.
-    needed: of each layer without a window by its number, int64 [Hq, P], or [1, P] with heads_first; set by `attend`.
+    needed: of each layer without a window by its number, int64 [Hq, P], or [1, P] with heads_first; set by `see`.
     """
 
     family: str
@@ -41,14 +57,26 @@ class Counting:
     heads_first: bool
     needed: dict[int, torch.Tensor] = field(default_factory=dict)
 
+    def see(self, layer: int, begin: int, weights: torch.Tensor, sink: torch.Tensor) -> None:
+        """Count what the queries at the positions need."""
+        heads, end = weights.shape[0] * weights.shape[1], begin + weights.shape[2]
+        shape = 1 if self.heads_first else heads, len(self.positions)
+        needed = self.needed.setdefault(layer, torch.empty(shape, dtype=torch.int64))
+        here = (self.positions >= begin) & (self.positions < end)
+        rows = self.positions[here] - begin
+        sampled, taken = weights.flatten(0, 1)[:, rows], sink.flatten(0, 1)[:, rows]
+        if self.heads_first:
+            sampled, taken = sampled.mean(0, keepdim=True), taken.mean(0, keepdim=True)
+        needed[:, here] = count_needed(sampled, self.rho, taken)
 
-_current: list[Counting] = []  # of the passes that run now, the innermost last
+
+_current: list[Watcher] = []  # of the passes that run now, the innermost last
 
 
 @contextmanager
-def counting(into: Counting) -> Iterator[None]:
-    """Let `attend` count into `into` while the context is entered."""
-    _current.append(into)
+def watched(by: Watcher) -> Iterator[None]:
+    """Let `attend` show its weights to `by` while the context is entered."""
+    _current.append(by)
     try:
         yield
     finally:
@@ -78,7 +106,7 @@ def attend(
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention's output [1, T, Hq, Dv], and count what the queries at the current positions need.
+    """Return the attention's output [1, T, Hq, Dv], and show the weights to the current watcher.
 
     The signature is the one that transformers calls, for one text:
     query: [1, Hq, T, D].
@@ -89,19 +117,18 @@ def attend(
     Raises:
         UnsupportedError: the mask or a keyword is one that the attention ops do not know.
     """
-    into = _current[-1]
+    watcher = _current[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
-    refuse_unknown(into.family, layer, others)
-    mask = read_mask(into.family, layer, attention_mask, sliding_window)
-    check_heads(into.family, layer, query.shape[1], key.shape[1])
+    refuse_unknown(watcher.family, layer, others)
+    mask = read_mask(watcher.family, layer, attention_mask, sliding_window)
+    check_heads(watcher.family, layer, query.shape[1], key.shape[1])
     if mask.sees_later:
-        raise UnsupportedError(f"{into.family}: layer {layer} attends to later tokens; expected a decoder")
+        raise UnsupportedError(f"{watcher.family}: layer {layer} attends to later tokens; expected a decoder")
     heads, length = query.shape[1], query.shape[2]
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     q = query[0].reshape(key.shape[1], -1, length, query.shape[-1]).float()  # [Hkv, G, T, D]
     k, v = key[0, :, None].float(), value[0, :, None].float()
     output = q.new_empty(length, heads, v.shape[-1])
-    needed = torch.empty((1 if into.heads_first else heads, len(into.positions)), dtype=torch.int64)
     for begin in range(0, length, ROWS):
         end = min(begin + ROWS, length)
         logits = q[:, :, begin:end] @ k[:, :, :end].mT * scale
@@ -109,14 +136,8 @@ def attend(
             logits = softcap * torch.tanh(logits / softcap)
         weights, sink = _softmax(_hide(logits, begin, mask.window), s_aux)
         output[begin:end] = (weights @ v[:, :, :end]).flatten(0, 1).transpose(0, 1)
-        here = (into.positions >= begin) & (into.positions < end)
-        rows = into.positions[here] - begin
-        sampled, taken = weights.flatten(0, 1)[:, rows], sink.flatten(0, 1)[:, rows]
-        if into.heads_first:
-            sampled, taken = sampled.mean(0, keepdim=True), taken.mean(0, keepdim=True)
-        needed[:, here] = count_needed(sampled, into.rho, taken)
-    if not mask.window:
-        into.needed[layer] = needed
+        if not mask.window:
+            watcher.see(layer, begin, weights, sink)
     return output[None].to(query.dtype), None
 
 

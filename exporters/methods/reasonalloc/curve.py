@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from enginewright.exporters.methods.measured_file import SourceModel, write_measured
 from enginewright.exporters.source.json_file import read_json
 from enginewright.runtime.artifact.strict_json import parse
 from enginewright.runtime.errors import ExportError
@@ -16,14 +15,6 @@ from enginewright.runtime.errors import ExportError
 Aggregate = Literal["mean", "heads_first", "max_head"]
 """The way from counts to a layer's demand: the mean over query heads; the count of the heads' mean weights; the largest head's
 mean."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveModel:
-    """The model that a curve is of. sha256: of its tensors, as `hash_of` gives it."""
-
-    name: str
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +30,7 @@ class DemandCurve:
     texts, tokens, positions: the number of texts, of their tokens, and of the query positions that were counted.
     """
 
-    model: CurveModel
+    model: SourceModel
     rho: float
     demand: tuple[float | None, ...]
     aggregate: Aggregate
@@ -69,12 +60,7 @@ class DemandCurve:
         Raises:
             ExportError: it cannot be written.
         """
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-            partial.replace(path)
-        except OSError as e:
-            raise ExportError(f"--output {path}: cannot be written ({e.strerror or e}); choose another file") from e
+        write_measured(path, self)
 
 
 def open_curve(path: Path) -> DemandCurve:

@@ -13,7 +13,7 @@ from enginewright.exporters.calibration.observe import run_blocks
 from enginewright.exporters.capture import attention_hook
 from enginewright.exporters.capture.cache_formats import PagedCacheFormat
 from enginewright.exporters.capture.capture import read_layers
-from enginewright.exporters.methods.reasonalloc.counting_attention import ATTENTION, Counting, counting
+from enginewright.exporters.methods.reasonalloc.counting_attention import ATTENTION, Counting, watched
 from enginewright.exporters.methods.reasonalloc.curve import Aggregate
 from enginewright.exporters.methods.reasonalloc.written_texts import WrittenText
 from enginewright.exporters.source.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ def measure_demand(model: MeasuredModel, texts: Sequence[WrittenText], options: 
     ]
 
     def around(_: torch.nn.Module, block: int, batch: int) -> AbstractContextManager[None]:
-        return counting(passes[batch])
+        return watched(passes[batch])
 
     run_blocks(blocks, model.weights, [torch.tensor([text.ids]) for text in texts], around)
     means: list[tuple[float, ...] | None] = []

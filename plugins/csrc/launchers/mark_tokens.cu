@@ -1,4 +1,5 @@
-// ew_cuda_mark_tokens: checks a call, lays out its workspace and starts its two kernels.
+// ew_cuda_mark_tokens: checks a call, lays out its workspace and starts its kernels: two, or the one that writes given
+// values.
 #include "generated/calls/mark_tokens.h"
 #include "kernels/policy/mark_tokens.cuh"
 #include "launchers/stored_tokens.h"
@@ -9,14 +10,16 @@ namespace {
 using namespace mark_tokens;
 
 constexpr const char* kOp = "MarkTokens";
+constexpr std::int32_t kRecurrence = 1, kGiven = 2;  // the attribute `kind`
 
 void check(const EwMarkTokens& call) {
   check_stored(kOp, call);
   expect_range(kOp, "tokens", call.tokens, 0, kMostInt);
   expect(call.rows >= 1 || call.tokens == 0, kOp, "rows", call.rows, "1 or more, because there are tokens");
-  expect_range(kOp, "kind", call.kind, 0, 1);
-  expect(call.channels == call.kind + 1, kOp, "channels", call.channels,
-         std::to_string(call.kind + 1) + ", because kind = " + std::to_string(call.kind));
+  expect_range(kOp, "kind", call.kind, 0, 2);
+  const std::int64_t channels = call.kind == kRecurrence ? 2 : 1;
+  expect(call.channels == channels, kOp, "channels", call.channels,
+         std::to_string(channels) + ", because kind = " + std::to_string(call.kind));
   if (!(call.alpha > 0.0f && call.alpha <= 1.0f))
     refuse(kOp, "alpha", std::to_string(call.alpha), "above 0, at most 1");
 }
@@ -29,6 +32,7 @@ void check_tensors(const EwMarkTokens& call) {
   expect_pointer(kOp, "table", call.table);
   expect_pointer(kOp, "position_ids", call.position_ids);
   expect_pointer(kOp, "marks", call.marks);
+  if (call.kind == kGiven) expect_pointer(kOp, "values", call.values);
 }
 
 Task task_of(const EwMarkTokens& call) {
@@ -37,17 +41,24 @@ Task task_of(const EwMarkTokens& call) {
   task.query = static_cast<const std::uint16_t*>(call.query);
   task.starts = call.query_starts;
   task.positions = call.position_ids;
+  task.values = call.values;
   task.marks = call.marks;
   task.rows = static_cast<int>(call.rows);
-  task.recurrence = call.kind == 1;
+  task.recurrence = call.kind == kRecurrence;
   task.alpha = call.alpha;
   return task;
 }
 
 std::int64_t take_workspace(Task& task, const EwMarkTokens& call, void* base) {
   Workspace workspace(base);
+  if (call.kind == kGiven) return workspace.used();
   task.softmaxes = workspace.take<Softmax>(call.tokens * call.query_heads);
   return workspace.used();
+}
+
+// Queries are not read, so their type is of no matter.
+void start_given(const Task& task, const EwMarkTokens& call, void* stream) {
+  launch(kOp, values_kernel, Grid{call.tokens}, kWeightThreads, 0, stream, task);
 }
 
 template <Type type>
@@ -80,6 +91,10 @@ int ew_cuda_mark_tokens(const EwMarkTokens* call, void* workspace, int64_t bytes
     check_tensors(*call);
     ew::mark_tokens::Task task = task_of(*call);
     expect_workspace(kOp, workspace, bytes, take_workspace(task, *call, workspace));
+    if (call->kind == kGiven) {
+      start_given(task, *call, stream);
+      return 0;
+    }
     call->type == EW_HALF ? start<ew::kHalf>(task, *call, stream) : start<ew::kBfloat16>(task, *call, stream);
     return 0;
   });

@@ -10,13 +10,15 @@ namespace ew::ops::marks {
 
 using namespace declared::mark_tokens;
 
+constexpr std::int64_t kGiven = 2;  // the attribute `kind`: tokens are marked with `values`
+
 struct Attributes : AttributeValues {
   explicit Attributes(const AttributeReader& node) : AttributeValues(read_attributes(node)) {
     expect_logit_attributes(*this);
     expect_value(alpha > 0.0f && alpha <= 1.0f, "alpha", alpha, "above 0, at most 1");
   }
 
-  std::int64_t channels() const { return kind + 1; }
+  std::int64_t channels() const { return kind == 1 ? 2 : 1; }
 };
 
 inline StoredTokens stored_tokens(const Tensor* in) { return {in[kTiles], in[kKvLens], in[kTileTable]}; }
@@ -30,6 +32,11 @@ inline void expect_shapes(const Attributes& attributes, const Tensor* in) {
   expect_shape("position_ids", in[kPositionIds], {tokens}, "[T]");
   expect_shape("marks", in[kMarks], {in[kTiles].shape[0], attributes.channels(), kTileTokens}, "[N, C, 128]");
   if (in[kSinks].rank >= 0) expect_shape("sinks", in[kSinks], {query_heads}, "[Hq]");
+  const bool has_values = in[kValues].rank >= 0;
+  if (has_values != (attributes.kind == kGiven))
+    fail("values", has_values ? "a tensor" : "none",
+         (has_values ? "none with kind = " : "[T, kv_heads] with kind = ") + std::to_string(attributes.kind));
+  if (has_values) expect_shape("values", in[kValues], {tokens, attributes.kv_heads}, "[T, kv_heads]");
 }
 
 }  // namespace ew::ops::marks

@@ -17,6 +17,7 @@ inline EwMarkTokens call_of(const Attributes& attributes, const Tensor* in, std:
   call.table = stored.layer_table(attributes.layer);
   call.position_ids = static_cast<const std::int64_t*>(in[kPositionIds].data);
   call.sinks = static_cast<const float*>(in[kSinks].data);
+  call.values = static_cast<const float*>(in[kValues].data);
   call.tokens = in[kQuery].shape[0];
   call.rows = stored.rows();
   call.query_heads = in[kQuery].shape[1];

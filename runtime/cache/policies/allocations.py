@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Make: TypeAlias = "Callable[[EvictConfig, Ints], Allocation]"
 
+UNLIMITED = 1 << 40
+"""A budget that no request reaches, and whose sums with others are exact."""
+
 
 class Allocation(Protocol):
     """Budgets of an engine.
 
-    of_layers[layers] int64: tokens of each layer, over all heads.
-    most_of_heads[layers, heads] int64: the most tokens of each head at any time.
+    of_layers[layers] int64: tokens of each layer, over all heads that evict.
+    whole_heads[layers] int64: heads of each layer that keep every token.
+    most_of_heads[layers, heads] int64: the most tokens of each head at any time; UNLIMITED or more where it keeps all.
     """
 
     @property
     def of_layers(self) -> Ints: ...
+
+    @property
+    def whole_heads(self) -> Ints: ...
 
     @property
     def most_of_heads(self) -> Ints: ...
@@ -46,13 +53,15 @@ class Allocation(Protocol):
 
 
 class Fixed:
-    """Budgets that do not depend on scores: one for each layer and head."""
+    """Budgets that do not depend on scores: one for each layer and head, UNLIMITED for a head that keeps every token."""
 
     def __init__(self, budgets: Ints, heads: Ints) -> None:
         has = np.arange(budgets.shape[1]) < heads[:, None]
         self.most_of_heads: Ints = np.where(has, budgets, 0)
-        self.of_layers: Ints = self.most_of_heads.sum(axis=1)
-        self._limits = np.where(has, budgets, NEVER)
+        is_whole = self.most_of_heads >= UNLIMITED
+        self.whole_heads: Ints = is_whole.sum(axis=1)
+        self.of_layers: Ints = np.where(is_whole, 0, self.most_of_heads).sum(axis=1)
+        self._limits = np.where(has & ~is_whole, budgets, NEVER)
         self._heads = heads
 
     def of_heads(self, stored: Ints, scores: Floats, recent: int) -> Ints:
@@ -69,6 +78,7 @@ class ByScores:
 
     def __init__(self, of_layers: Ints, heads: Ints, share: Callable[[Ints, Sequence[Floats], int], Ints]) -> None:
         self.of_layers = of_layers
+        self.whole_heads: Ints = np.zeros_like(of_layers)
         self._heads = heads
         self._share = share
         has = np.arange(int(heads.max())) < heads[:, None]
@@ -138,10 +148,26 @@ def _reasonalloc(config: EvictConfig, heads: Ints) -> Allocation:
     return ByScores(of_layers, heads, share)
 
 
+def _duo(config: EvictConfig, heads: Ints) -> Allocation:
+    if len(config.whole) != len(heads):
+        raise ValueError(
+            f"whole: got {len(config.whole)} layers, expected {len(heads)}, those without a window; make the file of heads anew"
+        )
+    budgets: Ints = np.full((len(heads), int(heads.max())), config.budget, np.int64)
+    for layer, own in enumerate(config.whole):
+        if wrong := [head for head in own if not 0 <= head < heads[layer]]:
+            raise ValueError(
+                f"whole: got head {wrong[0]}, expected 0 to {heads[layer] - 1}; make the file of heads anew"
+            )
+        budgets[layer, list(own)] = UNLIMITED
+    return Fixed(budgets, heads)
+
+
 ALLOCATIONS: dict[str, Make] = {
     "uniform": _uniform,
     "pyramid": _pyramid,
     "ada": _ada,
     "reasonalloc": _reasonalloc,
+    "duo": _duo,
 }
-"""The allocations by name: the same everywhere; PyramidKV; AdaKV; ReasonAlloc."""
+"""The allocations by name: the same everywhere; PyramidKV; AdaKV; ReasonAlloc; DuoAttention."""

@@ -45,6 +45,8 @@ class EvictConfig:
     heads: whether that allocation shares a layer's budget among its heads by their scores.
     strict: whether its bounds hold exactly.
     score_norm: what it does to scores before it compares heads: "none"; "times_len": multiplies them by the head's length.
+    whole: for the allocation `duo`, the heads of each layer without a window that keep every token; `budget` is that of each
+        other head.
     prefill: "whole": a prompt stays until it is complete; "chunk": its tokens are evicted like those that are generated.
     """
 
@@ -61,6 +63,7 @@ class EvictConfig:
     heads: bool = True
     strict: bool = False
     score_norm: Literal["none", "times_len"] = "none"
+    whole: tuple[tuple[int, ...], ...] = ()
     prefill: Literal["whole", "chunk"] = "whole"
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class EvictConfig:
             )
         if self.demand and self.allocation != "reasonalloc":
             raise ValueError(f"demand: got one with allocation {self.allocation}, expected reasonalloc")
+        if self.whole and self.allocation != "duo":
+            raise ValueError(f"whole: got heads with allocation {self.allocation}, expected duo")
 
     @property
     def recent(self) -> int:
@@ -117,14 +122,15 @@ class Evict:
         return np.minimum(tokens, np.maximum(self._held_whole(prompt_tokens), grown))
 
     def most_in_layer(self, prompt_tokens: int, tokens: int) -> Ints:
-        """Return the same over all heads of a layer, whose budgets have one sum."""
-        heads = self._has.sum(axis=1)
+        """Return the same over all heads of a layer, of which those that evict have budgets of one sum."""
+        whole = self._allocation.whole_heads
+        heads = self._has.sum(axis=1) - whole
         grown = self._allocation.of_layers + heads * self._config.interval
         most: Ints = np.minimum(heads * tokens, np.maximum(heads * self._held_whole(prompt_tokens), grown))
-        return most
+        return whole * tokens + most
 
     def most_kept(self) -> Ints:
-        """Return the layers' budgets."""
+        """Return the budgets of the layers' heads that evict."""
         return self._allocation.of_layers
 
     def next_due(self, row: StoredRow) -> int | None:

@@ -15,8 +15,9 @@ from enginewright.runtime.cache.policies.scores import (
     lazy_score,
     mean_of_neighbours,
     random_scores,
+    retention,
 )
-from enginewright.runtime.cache.policy import MARKS, CacheSession, Ints, StoredRow
+from enginewright.runtime.cache.policy import GATES, MARKS, CacheSession, Ints, StoredRow
 from enginewright.runtime.cache.policy import SCORES as SCORING
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class RowView:
             positions=row.all_positions(),
             importance=_stacked([each.importance for each in scores], heads),
             redundancy=_stacked(with_redundancy, heads),
-            marks=_stacked(session.marks(row), heads) if MARKS in needs else None,
+            marks=_stacked(session.marks(row), heads) if needs & {MARKS, GATES} else None,
         )
 
 
@@ -76,7 +77,7 @@ def _no_more(budget: int, interval: int) -> int:
 class TokenScore:
     """A rule by which tokens are scored.
 
-    needs: the abilities that the session must offer for it, out of SCORES and MARKS.
+    needs: the abilities that the session must offer for it, out of SCORES, MARKS and GATES.
     score: returns the scores [layers, heads, n] float32 of the stored tokens; those of the newest tokens are not read.
     recent: returns how many newest tokens always stay, from budget and interval, where it is more than the window.
     queries: the number of queries that it is made of; 0: those of the window.
@@ -146,6 +147,13 @@ def _lazy(config: EvictConfig, view: RowView) -> Floats:
     return lazy_score(last, interval, view.row.processed - 1).astype(np.float32)
 
 
+def _retained(config: EvictConfig, view: RowView) -> Floats:
+    """TRIM-KV's score, of which the marks are the gates' logits: their sigmoid is beta."""
+    assert view.marks is not None
+    log_beta = -np.logaddexp(np.float32(0), -view.marks[:, :, 0])
+    return retention(log_beta, view.positions, view.row.processed + 1).astype(np.float32, copy=False)
+
+
 def _by_position(config: EvictConfig, view: RowView) -> Floats:
     return view.positions.astype(np.float32)
 
@@ -167,7 +175,8 @@ SCORES: dict[str, TokenScore] = {
         needs=frozenset({MARKS}), score=_heavy_hitters, marks="mass", recent=lambda budget, _: budget // 2
     ),
     "lazy": TokenScore(needs=frozenset({MARKS}), score=_lazy, marks="recurrence", recent=lambda _, interval: interval),
+    "trim": TokenScore(needs=frozenset({GATES}), score=_retained, marks="given"),
     "streaming": TokenScore(needs=frozenset(), score=_by_position),
     "random": TokenScore(needs=frozenset(), score=_random),
 }
-"""The scores by name: R-KV; SnapKV for decoding and for prompts; TOVA; H2O; LazyEviction; StreamingLLM; chance."""
+"""The scores by name: R-KV; SnapKV for decoding and for prompts; TOVA; H2O; LazyEviction; TRIM-KV; StreamingLLM; chance."""

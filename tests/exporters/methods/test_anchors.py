@@ -93,11 +93,19 @@ def reference_values(reference: PreTrainedModel, ids: list[int]) -> dict[str, Fl
 
         return hook
 
+    def keep_states(name: str) -> Callable[..., None]:
+        def hook(_: torch.nn.Module, inputs: Any, named: Any) -> None:
+            value = inputs[0] if inputs else named["hidden_states"]
+            found[name] = value.detach().reshape(len(ids), -1).float().numpy()
+
+        return hook
+
     base = reference.base_model
     layers = next(each for name, each in base.named_children() if isinstance(each, torch.nn.ModuleList))
     for index, layer in enumerate(layers):
         attention = next(each for name, each in layer.named_children() if name in ("self_attn", "attention"))
         projection = next(each for n, each in attention.named_children() if n in ("o_proj", "dense"))
+        attention.register_forward_pre_hook(keep_states(f"attention_input.{index}"), with_kwargs=True)
         projection.register_forward_hook(keep(f"attention_output.{index}", read=True))
         projection.register_forward_hook(keep(f"o_proj_output.{index}"))
         layer.register_forward_hook(keep(f"block_output.{index}"))
@@ -111,7 +119,7 @@ def reference_values(reference: PreTrainedModel, ids: list[int]) -> dict[str, Fl
 def asked(anchors: Anchors) -> Iterator[tuple[str, ir.Value]]:
     """Every anchor by its name in `reference_values`."""
     for layer in range(anchors.layers):
-        for name in ("attention_output", "o_proj_output", "block_output"):
+        for name in ("attention_input", "attention_output", "o_proj_output", "block_output"):
             yield f"{name}.{layer}", getattr(anchors, name)(layer)
     yield "final_norm", anchors.final_norm()
 
@@ -139,7 +147,7 @@ def test_anchors_are_the_models_values(
     ids = np.random.default_rng(0).integers(3, 250, TOKENS).tolist()
     got = run_dense(model, tmp_path / "graph.onnx", ids)
     expected = reference_values(load_reference(str(path), ()), ids)
-    assert len(expected) == 7
+    assert len(expected) == 9
     for name, value in expected.items():
         np.testing.assert_allclose(got[name].reshape(value.shape), value, atol=2e-5, err_msg=name)
 

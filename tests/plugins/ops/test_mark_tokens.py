@@ -38,7 +38,7 @@ def steps_of(case: Case, arrays: Arrays, step: int) -> np.ndarray:
         piece = {
             **arrays,
             "query": arrays["query"][begin:end],
-            "position_ids": arrays["position_ids"][begin:end],
+            **{name: arrays[name][begin:end] for name in ("position_ids", "values") if name in arrays},
             "query_starts": np.array([0, end - begin], np.int32),
             "kv_lens": arrays["kv_lens"] + np.int32(begin),
             "marks": marks,
@@ -47,7 +47,7 @@ def steps_of(case: Case, arrays: Arrays, step: int) -> np.ndarray:
     return marks
 
 
-@pytest.mark.parametrize("name", ["prompt_0", "prompt_1"])
+@pytest.mark.parametrize("name", ["prompt_0", "prompt_1", "prompt_2"])
 def test_a_prompt_in_pieces_leaves_the_same_marks(name: str) -> None:
     case = BY_NAME[name]
     arrays = make_inputs(case)
@@ -92,9 +92,28 @@ def test_marks_of_another_kind_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (2, None, r"values: got none, expected \[T, kv_heads\] with kind = 2"),
+        (0, (3, 2), r"values: got a tensor, expected none with kind = 0"),
+        (2, (3, 3), r"values: got shape \[3, 3\], expected \[T, kv_heads\] = \[3, 2\]"),
+        (2, (2, 2), r"values: got shape \[2, 2\], expected"),
+    ],
+)
+def test_values_are_for_one_kind_alone(kind: int, values: tuple[int, int] | None, message: str) -> None:
+    case = replace(ERRORS, kind=kind)
+    arrays = make_inputs(case)
+    arrays.pop("values", None)
+    if values is not None:
+        arrays["values"] = np.ones(values, np.float32)
+    with pytest.raises(Exception, match="MarkTokens: " + message):
+        run_op("MarkTokens", arrays, **case.attributes)
+
+
+@pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"kind": 2}, r"kind: got 2, expected 0 or 1"),
+        ({"kind": 3}, r"kind: got 3, expected 0 to 2"),
         ({"alpha": 0.0}, "alpha: got 0.0+, expected above 0, at most 1"),
         ({"alpha": float("nan")}, "alpha: got nan"),
         ({"layer": -1}, "layer: got -1, expected 0 to 65536"),

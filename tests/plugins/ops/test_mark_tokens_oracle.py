@@ -36,6 +36,18 @@ def test_recurrence_is_that_of_lazy_eviction() -> None:
         assert marks[1, :8].tolist() == wanted
 
 
+def test_given_values_stay_as_they_are() -> None:
+    tiles, table = pool_of(reference_keys(), value_dim=3)
+    query = reference_queries().transpose(1, 0, 2)
+    marks = np.full((len(tiles), 1, 128), 5, np.float32)
+    starts, lens = np.array([0, W], np.int32), np.full((1, 1, 2), N - W, np.int32)
+    values = np.arange(2.0 * W, dtype=np.float32).reshape(W, 2)
+    given = {"layer": 0, "kv_heads": 2, "scale": DIM**-0.5, "kind": 2, "kv_bits": 32}
+    found = mark_tokens(query, tiles, starts, lens, table, np.arange(N - W, N), marks, None, values, **given)
+    assert found[:, 0, N - W : N].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert (found[:, :, : N - W] == 5).all() and (found[:, :, N:] == 5).all()
+
+
 def test_a_new_token_begins_at_its_own_position() -> None:
     tiles, table = pool_of(reference_keys(), value_dim=3)
     query = reference_queries().transpose(1, 0, 2)

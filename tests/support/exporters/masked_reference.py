@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,11 +41,16 @@ def recorded(llm: LLM) -> Iterator[Evictions]:
 
 
 def masked_logits(
-    model: PreTrainedModel, tokens: Sequence[int], evictions: Evictions, layers: Sequence[int]
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    evictions: Evictions,
+    layers: Sequence[int],
+    inner: Callable[..., Any] | None = None,
 ) -> np.ndarray:
     """Logits [n, vocab] of a model whose token sees what the last eviction before it left, and what came after that.
 
     layers: the numbers of the layers that evict.
+    inner: the attention function that gets the masks; None: the family's own.
     """
     places = np.arange(len(tokens))
     hidden: dict[int, torch.Tensor] = {}
@@ -57,7 +62,7 @@ def masked_logits(
                 gone = np.setdiff1d(np.arange(time), kept[index][head])
                 seen[head, time:, gone] = False
         hidden[layer] = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32))
-    eager = sys.modules[type(model).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = inner or sys.modules[type(model).__module__].eager_attention_forward  # type: ignore[attr-defined]
 
     def attend(layer: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **others: Any) -> Any:
         mask = hidden.get(int(layer.layer_idx))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifes
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
 from enginewright.runtime.cache.pieces import Pieces
-from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, LayerScores, StoredRow
+from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, SCORES, TILES, LayerScores, StoredRow
 from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
@@ -43,7 +43,7 @@ class EvictingSession:
     guess: of its heads; None: it has none.
     """
 
-    offers = frozenset({TILES, SCORES, COMPACT, MARKS})
+    offers = frozenset({TILES, SCORES, COMPACT, MARKS, GATES})
 
     def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity, guess: Guess | None = None) -> None:
         self.run_seconds = 0.0

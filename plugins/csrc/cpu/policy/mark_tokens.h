@@ -18,12 +18,13 @@ struct MarkTokensArgs : declared::mark_tokens::AttributeValues {
   StoredKeys stored = {};
   const std::int32_t* starts = nullptr;
   const std::int64_t* positions = nullptr;
-  const float* sinks = nullptr;  // [query_heads] or null
-  float* marks = nullptr;        // [tile_count, channels, kTileTokens]
+  const float* sinks = nullptr;   // [query_heads] or null
+  const float* values = nullptr;  // [tokens, kv_heads] with kind 2, or null
+  float* marks = nullptr;         // [tile_count, channels, kTileTokens]
   std::int64_t tokens = 0, query_heads = 0;
 
   std::int64_t group_size() const { return query_heads / kv_heads; }
-  std::int64_t channels() const { return kind + 1; }
+  std::int64_t channels() const { return kind == 1 ? 2 : 1; }
   std::int64_t fresh(std::int64_t row) const { return starts[row + 1] - starts[row]; }
   // Queries that are scored together: as many as fill the lanes of a microkernel.
   std::int64_t queries_together(std::int64_t most_lanes) const {

@@ -7,7 +7,7 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kMass = 0;  // the attribute `kind`
+constexpr std::int64_t kMass = 0, kRecurrence = 1, kGiven = 2;  // the attribute `kind`
 
 // One row and KV head.
 struct MarkedHead {
@@ -20,14 +20,20 @@ struct MarkedHead {
   }
 };
 
+// What a new token's first number begins with.
+inline float first_mark(const MarkedHead& m, std::int64_t token) {
+  if (m.args.kind == kMass) return 0.0f;
+  if (m.args.kind == kGiven) return m.args.values[token * m.args.kv_heads + m.head];
+  return static_cast<float>(m.args.positions[token]);
+}
+
 // Marks of the row's new tokens as they begin.
 inline void begin_marks(const MarkedHead& m) {
   const std::int64_t held = m.args.stored.held(m.row, m.head);
   for (std::int64_t i = 0; i < m.args.fresh(m.row); ++i) {
     const std::int64_t tile = (held + i) / kTileTokens, place = (held + i) % kTileTokens;
-    const float position = static_cast<float>(m.args.positions[m.args.starts[m.row] + i]);
-    m.marks(tile, 0)[place] = m.args.kind == kMass ? 0.0f : position;
-    if (m.args.kind != kMass) m.marks(tile, 1)[place] = 0.0f;
+    m.marks(tile, 0)[place] = first_mark(m, m.args.starts[m.row] + i);
+    if (m.args.kind == kRecurrence) m.marks(tile, 1)[place] = 0.0f;
   }
 }
 
@@ -73,6 +79,7 @@ inline void mark(const MarkedHead& m, const QueryWeights& weights, std::int64_t 
 void mark_head(const MarkTokensArgs& a, std::int64_t row, std::int64_t head, float* scratch) {
   const MarkedHead m{a, row, head};
   begin_marks(m);
+  if (a.kind == kGiven) return;  // queries change nothing
   const std::int64_t group = a.group_size(), step = a.queries_together(kMaxLanes), dim = a.stored.head_dim;
   const std::int64_t held = a.stored.held(row, head), fresh = a.fresh(row), lanes = larger(kMarkLanes, group);
   float* scores_at = scratch + lanes * dim;

@@ -23,6 +23,7 @@ struct Kernel : NodeKernel<Attributes> {
     args.starts = data<std::int32_t>(in[kQueryStarts]);
     args.positions = data<std::int64_t>(in[kPositionIds]);
     args.sinks = data<float>(in[kSinks]);
+    args.values = data<float>(in[kValues]);
     args.tokens = in[kQuery].shape[0];
     args.query_heads = in[kQuery].shape[1];
     const std::string fault = find_fault(args);

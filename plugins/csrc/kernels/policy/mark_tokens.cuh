@@ -3,7 +3,8 @@
 // Two kernels of kTileTokens threads. `softmaxes`: a block takes one new token and KV head and goes over the row's
 // tiles; it writes a maximum and a factor for each query head. `marks`: a block takes one tile of a row and KV head, a
 // thread one of its tokens, and goes over the row's new queries in order. So nothing is added up in an order that
-// varies. Keys are read for each query twice, from the second cache where rows are short. Any architecture; shared
+// varies. `values`: a block takes one new token, a thread one KV head after another, where marks are given.
+// Keys are read for each query twice, from the second cache where rows are short. Any architecture; shared
 // memory: the queries of a group as floats.
 #pragma once
 
@@ -17,6 +18,7 @@ struct Task {
   const std::uint16_t* query;
   const std::int32_t* starts;
   const std::int64_t* positions;
+  const float* values;
   float* marks;
   Softmax* softmaxes;  // [tokens, query heads]
   int rows;
@@ -70,7 +72,7 @@ marks_kernel(EW_CONSTANT Task task) {
   const int index = tile * kTileTokens + thread_index(), total = held + count;
   if (count == 0 || tile * kTileTokens >= total) return;
   const std::uint16_t* keys = task.view.tile(row, head, tile);
-  const std::int64_t id = (reinterpret_cast<const unsigned char*>(keys) - task.view.tiles) / task.view.tile_bytes;
+  const std::int64_t id = task.view.tile_id(row, head, tile);
   float* at = task.marks + id * (task.recurrence ? 2 : 1) * kTileTokens + thread_index();
   Mark mark = begin_mark(task, at, start + index - held, index >= held && index < total);
   float* queries = reinterpret_cast<float*>(shared_memory());
@@ -84,6 +86,17 @@ marks_kernel(EW_CONSTANT Task task) {
   if (index >= total) return;
   at[0] = mark.first;
   if (task.recurrence) at[kTileTokens] = mark.interval;
+}
+
+EW_KERNEL(kWeightThreads, 4)
+values_kernel(EW_CONSTANT Task task) {
+  const int token = block_x(), row = row_of_token(task.starts, task.rows, token), ahead = token - task.starts[row];
+  for (int head = thread_index(); head < task.view.kv_heads; head += kWeightThreads) {
+    const int index = task.view.held(row, head) + ahead;
+    const std::int64_t id = task.view.tile_id(row, head, index / kTileTokens);
+    task.marks[id * kTileTokens + index % kTileTokens] =
+        task.values[static_cast<std::int64_t>(token) * task.view.kv_heads + head];
+  }
 }
 
 }  // namespace ew::mark_tokens

@@ -20,9 +20,11 @@ struct KeyView {
   float scale, softcap;
 
   EW_DEVICE int held(int row, int head) const { return kv_lens[row * table_heads + head]; }
+  EW_DEVICE std::int64_t tile_id(int row, int head, int index) const {
+    return table[(static_cast<std::int64_t>(row) * table_heads + head) * table_width + index];
+  }
   EW_DEVICE const std::uint16_t* tile(int row, int head, int index) const {
-    const std::int64_t entry = (static_cast<std::int64_t>(row) * table_heads + head) * table_width + index;
-    return reinterpret_cast<const std::uint16_t*>(tiles + table[entry] * tile_bytes);
+    return reinterpret_cast<const std::uint16_t*>(tiles + tile_id(row, head, index) * tile_bytes);
   }
 };
 

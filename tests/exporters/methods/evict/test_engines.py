@@ -168,6 +168,8 @@ def test_what_the_engine_says_of_itself(rkv: Path, capsys: pytest.CaptureFixture
     assert cache["policy"]["score"] == "rkv"
     assert cache["evicting"] == {
         "tokens_per_head": [40, 40],
+        "heads": 4,
+        "whole_heads": 0,
         "bytes_per_request": 2 * 2 * tile + queries,
         "bytes_with_whole_prompt": 2 * 2 * 4 * tile + queries,
         "bytes_without_policy": 2 * 2 * 4 * tile,

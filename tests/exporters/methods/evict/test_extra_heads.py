@@ -13,6 +13,7 @@ from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import Sampling, UnsupportedError, load
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.errors import BuildError
+from tests.support.exporters.gate_files import write_head_gates, write_token_gates
 from tests.support.exporters.reasoner_engines import MODEL, Engines, alone, count_preemptions, prompts_of, together
 from tests.support.paths import EXAMPLES
 
@@ -59,6 +60,23 @@ def test_tokens_are_those_without_heads(engine: Engines, tmp_path: Path, monkeyp
     assert not preempted[0]
     with load(guessing, 1, cache_tokens=256) as llm:
         assert together(llm, asked, [MANY] * 4) == together(llm, asked, [MANY] * 4)
+
+
+@pytest.mark.parametrize("kind", ["trim", "duo"])
+def test_gates_of_drafts_that_are_taken_back_leave_nothing(kind: str, engine: Engines, tmp_path: Path) -> None:
+    if kind == "trim":
+        own = f"{EVICT},score=trim,gates={write_token_gates(MODEL, tmp_path / 'gates.safetensors')}"
+    else:
+        path = write_head_gates(MODEL, tmp_path / "heads.json", ((0.1, 0.9), (0.2, 0.3), (0.8, 0.7), (0.4, 0.4)))
+        own = f"{EVICT},sinks=4,allocation=duo,head_gates={path}"
+    plain, guessing = engine(own), engine(VERIFIED, own)
+    asked = prompts(plain)
+    with load(plain, 1) as llm:
+        wanted = alone(llm, asked, [MANY] * 4)
+    with load(guessing, 1) as llm:
+        assert alone(llm, asked, [MANY] * 4) == wanted
+        assert together(llm, asked, [MANY] * 4) == wanted
+        assert sum(each.agreed_tokens for each in llm.generate(asked, MANY)) > 20, "drafts are of use"
 
 
 def test_the_order_of_methods_changes_nothing(engine: Engines) -> None:

@@ -12,12 +12,14 @@ from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.steering.vector_folder import write_vectors
 from enginewright.exporters.source.checkpoint import open_checkpoint
 from enginewright.runtime import Sampling, cli, load
+from tests.support.exporters.gate_files import write_head_gates, write_token_gates
 from tests.support.exporters.reasoner_engines import MODEL, Engines, alone, prompts_of, together
 from tests.support.paths import EXAMPLES
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 EVICT = "evict:budget=24,interval=6"
+KINDS = ("rkv", "trim", "duo")
 LORA = EXAMPLES / "tiny-reasoner-lora"
 PLAIN = Sampling(max_tokens=60, ignore_eos=True)
 
@@ -25,6 +27,19 @@ PLAIN = Sampling(max_tokens=60, ignore_eos=True)
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engines:
     return Engines(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def evict(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The methods' options by score or allocation."""
+    folder = tmp_path_factory.mktemp("gates")
+    gates = write_token_gates(MODEL, folder / "gates.safetensors")
+    heads = write_head_gates(MODEL, folder / "heads.json", ((0.1, 0.2), (0.9, 0.3), (0.4, 0.8), (0.5, 0.6)))
+    return {
+        "rkv": EVICT,
+        "trim": f"{EVICT},score=trim,gates={gates}",
+        "duo": f"{EVICT},sinks=4,allocation=duo,head_gates={heads}",
+    }
 
 
 @pytest.fixture
@@ -37,8 +52,9 @@ def calm(tmp_path: Path) -> Path:
     return tmp_path / "calm"
 
 
-def test_steering_and_adapters(engine: Engines, calm: Path) -> None:
-    with load(engine(EVICT, "steering:capacity=1", "adapters:capacity=1,rank=8"), 1) as llm:
+@pytest.mark.parametrize("kind", KINDS)
+def test_steering_and_adapters(kind: str, evict: dict[str, str], engine: Engines, calm: Path) -> None:
+    with load(engine(evict[kind], "steering:capacity=1", "adapters:capacity=1,rank=8"), 1) as llm:
         llm.load_vector(calm)
         llm.load_adapter(LORA, "task")
         asked = prompts_of(llm, 2)
@@ -47,16 +63,23 @@ def test_steering_and_adapters(engine: Engines, calm: Path) -> None:
         assert found == alone(llm, asked, samplings)
         plain = together(llm, asked, [PLAIN] * 4)
     assert [own == other for own, other in zip(found, plain, strict=True)] == [True, False, False, False]
-    with load(engine(EVICT), 1) as llm:
+    with load(engine(evict[kind]), 1) as llm:
         assert together(llm, asked, [PLAIN] * 4) == plain
 
 
 _OWN = ({"vector": "calm"}, {"adapter": "task", "adapter_scale": 4.0}, {"adapter": "task", "vector": "calm"})
 
 
-@pytest.mark.parametrize("other", [f"lora:path={LORA}", "piso:bits=4,group_size=32,sequences=4,length=64,work={work}"])
-def test_methods_that_change_weights(other: str, engine: Engines, tmp_path: Path) -> None:
-    with load(engine(other.format(work=tmp_path / "work"), EVICT), 1) as llm:
+MERGED, CODED = f"lora:path={LORA}", "piso:bits=4,group_size=32,sequences=4,length=64,work={work}"
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"), [(MERGED, "rkv"), (MERGED, "trim"), (MERGED, "duo"), (CODED, "rkv"), (CODED, "trim")]
+)
+def test_methods_that_change_weights(
+    other: str, kind: str, evict: dict[str, str], engine: Engines, tmp_path: Path
+) -> None:
+    with load(engine(other.format(work=tmp_path / "work"), evict[kind]), 1) as llm:
         asked = prompts_of(llm, 2)
         assert together(llm, asked, [PLAIN] * 4) == alone(llm, asked, [PLAIN] * 4)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from enginewright.exporters.methods.reasonalloc.curve import CurveModel, DemandCurve, read_curve
+from enginewright.exporters.methods.measured_file import SourceModel
+from enginewright.exporters.methods.reasonalloc.curve import DemandCurve, read_curve
 from enginewright.runtime.errors import ExportError
 
 SHA = "0123456789abcdef" * 4
 CURVE = DemandCurve(
-    model=CurveModel(name="small", sha256=SHA),
+    model=SourceModel(name="small", sha256=SHA),
     rho=0.93,
     demand=(20.5, None, 3.0),
     aggregate="mean",

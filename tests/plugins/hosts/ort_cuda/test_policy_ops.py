@@ -46,7 +46,7 @@ def test_token_scores(name: str) -> None:
     token_scores_cases.check(case, found, token_scores_cases.expected(case, arrays))
 
 
-@pytest.mark.parametrize("name", ["mixed_0", "sinks_1"])
+@pytest.mark.parametrize("name", ["mixed_0", "sinks_1", "mixed_2"])
 def test_mark_tokens_updates_the_marks(name: str) -> None:
     case = next(case for case in mark_tokens_cases.CASES if case.name == name)
     arrays = halves(mark_tokens_cases.make_inputs(case), "query")

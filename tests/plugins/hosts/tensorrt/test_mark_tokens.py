@@ -17,7 +17,7 @@ def test_its_creator_is_listed() -> None:
 
 
 @pytest.mark.parametrize("type", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["mixed_0", "sinks_1"])
+@pytest.mark.parametrize("name", ["mixed_0", "sinks_1", "mixed_2", "sinks_2"])
 def test_a_node_updates_the_marks(name: str, type: str) -> None:
     case = BY_NAME[name]
     arrays = make_inputs(case)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime import ArtifactError, RequestError, Sampling
-from enginewright.runtime.cache.capacity import plan_tiles
+from enginewright.runtime.cache.capacity import cache_bytes, copies_bytes, plan_tiles, request_bytes
 from enginewright.runtime.cache.policy import open_policy, tokens_before_eviction
 from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.llm import LLM
@@ -34,6 +34,14 @@ CASES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
     "tova": ({**BASE, "score": "tova", "window": 1}, FULL),
     "h2o": ({**BASE, "score": "h2o"}, FULL),
     "lazy": ({**BASE, "score": "lazy"}, FULL),
+    "trim": ({**BASE, "score": "trim"}, FULL),
+    "trim in heads": ({**BASE, "score": "trim", "allocation": "ada"}, FULL),
+    "duo": ({**BASE, "score": "streaming", "sinks": 2, "allocation": "duo", "whole": [[1], [], [0, 1], []]}, FULL),
+    "duo next to windows": ({**BASE, "score": "rkv", "allocation": "duo", "whole": [[], [1]]}, MIXED),
+    "duo in chunks": (
+        {**BASE, "score": "streaming", "allocation": "duo", "whole": [[0], [0], [], []], "prefill": "chunk"},
+        FULL,
+    ),
     "pyramid": ({**BASE, "score": "random", "allocation": "pyramid"}, FULL),
     "ada": ({**BASE, "score": "snapkv", "allocation": "ada"}, FULL),
     "heads": ({**BASE, "score": "snapkv", "allocation": "reasonalloc"}, FULL),
@@ -128,6 +136,39 @@ def test_marks_are_of_one_request_so_nothing_is_shared(case: str) -> None:
     assert serve(llm, [Arrival(prompt=A[:34], new=3)])[0].completion.reused_tokens == 0
 
 
+@pytest.mark.parametrize("case", ["trim", "duo"])
+def test_what_a_gate_says_is_of_the_tokens_so_tiles_are_shared(case: str) -> None:
+    llm = _engine(case, span=8)
+    arrivals = [Arrival(prompt=A[:34], new=20)]
+    serve(llm, [Arrival(prompt=A[:34], new=3)])
+    requests = serve(llm, arrivals)
+    _check(case, requests, arrivals)
+    assert requests[0].completion.reused_tokens == 32, "all but the last token"
+
+
+def test_a_head_that_keeps_everything_counts_at_the_length_of_a_request() -> None:
+    plain = make_cache(SIZE, FULL)
+    policy = {"kind": "evict", **BASE, "score": "random", "allocation": "duo", "whole": [[1], [], [0, 1], []]}
+    cache = dataclasses.replace(plain, policy=policy)
+    assert request_bytes(cache, 80, prompt_tokens=4) == cache_bytes(cache, (20 + 5, 5, 20 + 20, 5 + 5), 1)
+    assert copies_bytes(cache, CONTEXT) == cache_bytes(cache, (4, 3, 0, 7), 0), "no copies where no head evicts"
+    chunks = dataclasses.replace(cache, policy={**policy, "prefill": "chunk"})
+    sizes = {"rows": 2, "context": CONTEXT, "step_tokens": 8}
+    tiles = plan_tiles(chunks, **sizes, cache_tokens=2 * CONTEXT)
+    assert tiles == (2 * (24 + 5) + 4, 2 * 5 + 3, 2 * 48, 2 * 10 + 7)
+    assert plan_tiles(chunks, **sizes, cache_tokens=CONTEXT) == (24 + 10 + 4, 10 + 3, 48, 20 + 7)
+
+
+def test_a_model_whose_every_head_keeps_everything_never_evicts() -> None:
+    options = {**BASE, "score": "streaming", "allocation": "duo", "whole": [[0, 1], [0], [0, 1], [0, 1]]}
+    arrivals = [Arrival(prompt=A[:30], new=60)]
+    got = [
+        serve(make_llm({"kind": "evict", **each} if each else {}, FULL), arrivals)[0].generated
+        for each in (options, {})
+    ]
+    assert got[0] == got[1]
+
+
 def test_rows_leave_shared_tiles_whole_to_the_others() -> None:
     case = "heads"
     llm = _engine(case, span=8, rows=3)
@@ -189,7 +230,7 @@ def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         ({"score": "best"}, "score: got 'best', expected one of rkv, snapkv"),
-        ({"allocation": "fair"}, "allocation: got 'fair', expected one of uniform, pyramid, ada, reasonalloc"),
+        ({"allocation": "fair"}, "allocation: got 'fair', expected one of uniform, pyramid, ada, reasonalloc, duo"),
         ({"budget": 8}, "budget: got 8, expected 9 or more: the 8 newest tokens, 0 first ones and one more"),
         ({"budget": 12, "sinks": 4}, "budget: got 12, expected 13 or more"),
         ({"score": "lazy", "budget": 128}, "budget: got 128, expected 129 or more: the 128 newest tokens"),
@@ -205,6 +246,11 @@ def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"kernel": -1}, "kernel: got -1, expected a whole number from 1 to"),
         ({"mix": math.nan}, "mix: got nan, expected 0 to 1"),
         ({"alpha": math.nan}, "alpha: got nan, expected above 0"),
+        ({"whole": [[0]]}, "whole: got heads with allocation uniform, expected duo"),
+        ({"allocation": "duo"}, "whole: got 0 layers, expected 4, those without a window"),
+        ({"allocation": "duo", "whole": [[0], [1], [], []]}, "whole: got head 1, expected 0 to 0"),
+        ({"allocation": "duo", "whole": [[-1], [], [], []]}, "whole: got head -1, expected 0 to 1"),
+        ({"score": "tova", "window": 1, "allocation": "duo", "whole": [[0]]}, "allocation: got duo with score tova"),
         ({"demand": [1.0, 2.0]}, "demand: got one with allocation uniform"),
         ({"allocation": "reasonalloc", "demand": [1.0]}, "demand: got 1 layers, expected 4"),
         ({"allocation": "reasonalloc", "demand": [1.0] * 4}, "demand: got layers of 1 and 2 KV heads"),
