@@ -1,0 +1,277 @@
+r"""Perplexity, KL and kept attention on long texts under cache policies, next to the bytes that the cache holds.
+
+    python -m benchmarks.topic_texts topics.txt prompts.jsonl
+    enginewright tune reasonalloc --model MODEL --data prompts.jsonl --output curve.json
+    python -m benchmarks.quality.evicted_texts --model MODEL --data topics.txt --windows 4096:8 --json CELLS \
+        --policies full score=rkv,budget=512 score=streaming,budget=512
+
+A policy is the options of `--apply evict`, or `full`, which keeps everything. Engines read the same windows of the text, one
+at a time and teacher-forced; a text counts as generated, so tokens leave after every interval. All figures are of the second
+half of each window: perplexity, KL(full cache || policy) in nats a token, and the share of the full cache's softmax weights on
+tokens that the policy held when they were computed, as the mean over layers, KV heads and sampled queries. Intervals are 95 %
+bootstraps over windows; differences are of the same windows, from the first policy with an equal budget.
+
+Table: docs/methods/evict.md, "On text". --json keeps the policies that are done: the same command goes on from there. An engine
+is built once for each score, with float32 weights and halves in the cache; policies that differ otherwise are written into its
+manifest. Attention with windows, and with sinks or bounds of its own, is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.attention_inputs import TappedSession, write_tapped_engine
+from benchmarks.quality.cache_codecs import Floats
+from benchmarks.quality.evicted_cells import FULL, Cell, figures_of, read_cells, table, write_cells
+from benchmarks.quality.kept_attention import Ints, WatchKept, attention_weights, kept_share, sample_queries
+from benchmarks.quality.token_scores import Logits, ScoreAgainst, TokenScores
+from benchmarks.results_file import benchmark_parser, save
+from enginewright.exporters.build import build
+from enginewright.exporters.methods.evict.method import Config
+from enginewright.exporters.methods.reasonalloc.curve import open_curve
+from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
+from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
+from enginewright.runtime.errors import EnginewrightError, UnsupportedError
+from enginewright.runtime.evaluation.candidates import open_candidates
+from enginewright.runtime.evaluation.documents import read_documents
+from enginewright.runtime.evaluation.texts import Text
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.loader import load
+
+NAME = "benchmarks.quality.evicted_texts"
+BLOCK, QUERIES = 512, 8  # so many queries are drawn from each block of positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRead:
+    """A text as the full cache reads it; `read_full` creates it.
+
+    logits: [n, vocabulary], of which those of the second half are written.
+    queries: [s], the positions of the sampled queries.
+    weights: [layers, KV heads, s, n], their attention.
+    """
+
+    logits: Logits
+    queries: Ints
+    weights: Floats
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure the policies that are missing, and print the table."""
+    args = parse_arguments(arguments)
+    done = read_cells(args.json)
+    for policy, cell in measure(args, [policy for policy in args.policies if policy not in done]):
+        done[policy] = cell
+        write_cells(args.json, done)
+        print(f"{policy}: KL {cell.mean_kl.value:.4f}, {cell.seconds:.0f} s", file=sys.stderr, flush=True)
+    chosen = {policy: done[policy] for policy in args.policies}
+    print(table(chosen))
+    save(args.results, NAME, arguments, figures_of(chosen))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = benchmark_parser(NAME, __doc__)
+    parser.add_argument("--model", required=True, help="the checkpoint that engines are built of")
+    parser.add_argument("--data", required=True, metavar="FILE", help="the text")
+    parser.add_argument(
+        "--windows", nargs="+", required=True, metavar="TOKENS:COUNT", help="windows, one after another"
+    )
+    parser.add_argument("--policies", nargs="+", required=True, metavar="OPTIONS", help="of --apply evict, or full")
+    parser.add_argument("--json", required=True, type=Path, help="file that keeps what is measured")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments, with `windows` as the tokens of each one."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    try:
+        pairs = [each.split(":") for each in args.windows]
+        args.windows = [int(tokens) for tokens, count in pairs for _ in range(int(count))]
+    except ValueError:
+        parser.error(f"--windows: got {' '.join(args.windows)}, expected tokens and a count, such as 4096:8")
+    return args
+
+
+def measure(args: argparse.Namespace, policies: Sequence[str]) -> Iterator[tuple[str, Cell]]:
+    """Yield the cell of each policy; the full cache is read first, and its logits lie on disk meanwhile."""
+    if not policies:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        full = make_engine(args, FULL, folder)
+        texts = cut_texts(full, Path(args.data), args.windows)
+        scales = write_tapped_engine(full, folder / "tapped")
+        with load(folder / "tapped", args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
+            taps = tap(llm)
+            reads, cell = [], CellSums(llm)
+            for number, text in enumerate(texts):
+                taps.taken.clear()
+                cell.begin()
+                reads.append(read_full(llm, taps, scales, text, folder / f"{number}.float32"))
+                cell.add_full(text, reads[-1])
+        if FULL in policies:
+            yield FULL, cell.sum_up()
+        for policy in policies:
+            if policy != FULL:
+                yield policy, read_evicting(args, make_engine(args, policy, folder), texts, reads)
+
+
+def make_engine(args: argparse.Namespace, policy: str, folder: Path) -> Path:
+    """Build the engine of a policy's score, unless it is there; write the policy into its manifest."""
+    applied = None if policy == FULL else parse_method(f"evict:{policy}")
+    config: Any = None if applied is None else applied.config
+    root = folder / (FULL if config is None else f"{config.score}-{config.window}-{config.alpha}")
+    if not root.is_dir():
+        plain = () if applied is None else (dataclasses.replace(applied, config=without_allocation(config)),)
+        recipe = Recipe(
+            apply=plain,
+            weights=parse_weights("float32"),
+            kv_bits=16,
+            max_batch=1,
+            max_context=max(args.windows),
+        )
+        build(args.model, root, recipe, "onnxruntime", trial="none")
+    if config is not None:
+        manifest = json.loads((root / "manifest.json").read_text())
+        manifest["cache"]["policy"] = policy_of(config)
+        (root / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+def without_allocation(config: Config) -> Config:
+    """Return the options with equal budgets; the graphs are the same."""
+    return dataclasses.replace(config, allocation="uniform", curve=None)
+
+
+def policy_of(config: Config) -> dict[str, Any]:
+    """Return the policy as an engine's manifest has it."""
+    demand = () if config.curve is None else tuple(open_curve(Path(config.curve)).shares.values())
+    return {"kind": "evict", **dataclasses.asdict(config.policy(demand))}
+
+
+def cut_texts(engine: Path, data: Path, windows: Sequence[int]) -> list[Text]:
+    """Return windows of the text's tokens, one after another; a window's first token is not scored."""
+    candidate = open_candidates([str(engine)], None)[0]
+    ids = [token for each in read_documents(data) for token in candidate.encode(each.text, str(data)).ids]
+    if sum(windows) > len(ids):
+        raise UnsupportedError(f"{data}: got {len(ids)} tokens, expected {sum(windows)} for the windows; choose fewer")
+    ends = np.cumsum(windows).tolist()
+    pairs = enumerate(zip(windows, ends, strict=True))
+    return [Text(tokens=tuple(ids[end - size : end]), given=1, size=0, draw=draw) for draw, (size, end) in pairs]
+
+
+def tap(llm: LLM) -> TappedSession:
+    """Let a tapped engine record its attention; return what holds it."""
+    if any(layer.window for layer in llm.manifest.cache.layers):
+        raise UnsupportedError("evicted_texts: got layers with windows, expected none; choose another model")
+    assert isinstance(llm.loop.session, CpuSession)
+    taps = TappedSession(llm.loop.session, llm.capacity.step_tokens)
+    llm.loop.session = taps
+    return taps
+
+
+def read_full(llm: LLM, taps: TappedSession, scales: Sequence[float], text: Text, file: Path) -> FullRead:
+    """Read a text with the full cache; file: for its logits."""
+    size = len(text.tokens) - 1
+    half = second_half(text)
+    logits = np.memmap(file, np.float32, "w+", shape=(size, llm.manifest.model.vocab_size))
+
+    def keep(position: int, piece: Logits) -> None:
+        skipped = max(half - position, 0)
+        logits[position + skipped : position + len(piece)] = piece[skipped:]
+
+    llm.score([text.tokens[:-1]], [keep])
+    positions = sample_queries(half, size, BLOCK, QUERIES, text.draw)
+    weights = []
+    for layer, scale in enumerate(scales):
+        query, key = (np.concatenate([step[layer][each] for step in taps.taken]) for each in (0, 1))
+        halves = key.astype(np.float16).astype(np.float32)  # as the cache holds them
+        weights.append(attention_weights(query[positions], halves, positions, scale))
+    return FullRead(logits=logits, queries=positions, weights=np.stack(weights))
+
+
+def second_half(text: Text) -> int:
+    """The first position that counts."""
+    return len(text.tokens) // 2
+
+
+def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
+    """Read the texts with a policy."""
+    with load(engine, args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
+        cell = CellSums(llm)
+        for text, read in zip(texts, reads, strict=True):
+            cell.begin()
+            scoring = ScoreAgainst(text, read.logits, second_half(text))
+            llm.score([text.tokens[:-1]], [scoring])
+            cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, cell.watch.rows))
+        return cell.sum_up()
+
+
+class CellSums:
+    """Sums of one engine's scores, text by text, to a Cell."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.watch = WatchKept(llm)
+        self._sums: dict[str, Any] = {
+            name: [] for name in ("windows", "tokens", "nats", "exact_nats", "kl", "queries", "mass")
+        }
+        self._shares: list[Floats] = []
+        self._peaks: dict[str, int] = {}
+        self._seconds, self._start = 0.0, 0.0
+
+    def begin(self) -> None:
+        """Begin a text."""
+        self.watch.rows.clear()
+        self.watch.peak = 0
+        self._start = time.perf_counter()
+
+    def add_full(self, text: Text, read: FullRead) -> None:
+        """End a text of the full cache itself."""
+        scoring = ScoreAgainst(text, read.logits, second_half(text))
+        scoring(0, read.logits)
+        self.add(text, scoring.scores(), kept_share(read.weights, read.queries, ()))
+
+    def add(self, text: Text, scores: TokenScores, share: Floats) -> None:
+        """End a text; share[layers, heads, queries]: the kept share of attention."""
+        self._seconds += time.perf_counter() - self._start
+        window = len(text.tokens)
+        self._peaks[str(window)] = max(self._peaks.get(str(window), 0), self.watch.peak)
+        for name, found in (
+            ("windows", window),
+            ("tokens", len(scores.kl)),
+            ("nats", float(scores.nats.sum())),
+            ("exact_nats", float(scores.exact_nats.sum())),
+            ("kl", float(scores.kl.sum())),
+            ("queries", share.shape[2]),
+            ("mass", float(share.mean(axis=(0, 1)).sum())),
+        ):
+            self._sums[name].append(found)
+        self._shares.append(share)
+
+    def sum_up(self) -> Cell:
+        """Return the cell."""
+        heads = np.concatenate(self._shares, axis=2).mean(axis=2).tolist()
+        times: dict[str, Any] = {"seconds": self._seconds, "evicting": self.watch.evicting}
+        return Cell(**self._sums, **times, heads=heads, peaks=self._peaks)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EnginewrightError as error:
+        sys.exit(f"evicted_texts: {error}")
