@@ -66,6 +66,11 @@ class Cell:
         """The most bytes that the longest window held."""
         return self.peaks[str(max(self.windows))]
 
+    @property
+    def evicting_share(self) -> float:
+        """The share of the time that evictions took."""
+        return self.evicting / self.seconds if self.seconds else 0.0
+
     def kl_minus(self, other: Cell) -> Estimate:
         """The mean KL divergence minus that of another cell, on the same texts."""
         return mean_of([a - b for a, b in zip(self.kl, other.kl, strict=True)], self.tokens)
@@ -117,7 +122,7 @@ def table(cells: dict[str, Cell]) -> str:
         row = [name, show(cell.perplexity, ".3f"), show(cell.mean_kl, ".4f")]
         row.append("" if other is None else show(cell.kl_minus(cells[other]), "+.4f"))
         row += [show(percent(cell.mean_mass), ".2f"), f"{cell.peak / 1e6:.1f}"]
-        lines.append(f"| {' | '.join(row)} | {100 * cell.evicting / cell.seconds:.1f} % |")
+        lines.append(f"| {' | '.join(row)} | {100 * cell.evicting_share:.1f} % |")
     return "\n".join(lines)
 
 
@@ -140,7 +145,7 @@ def figures_of(cells: dict[str, Cell]) -> list[Figure]:
         found.append(estimate_figure("mean KL", "nats", 1, cell.mean_kl, about))
         for window in dict.fromkeys(cell.windows):
             found.append(estimate_figure("mean KL", "nats", 1, cell.kl_of(window), {**about, "window": window}))
-        found.append(Figure(name="evicting", value=100 * cell.evicting / cell.seconds, unit="%", conditions=about))
+        found.append(Figure(name="evicting", value=100 * cell.evicting_share, unit="%", conditions=about))
         if (other := compared_with(name, list(cells))) is not None:
             pair: dict[str, Condition] = {**about, "minus": other}
             found.append(estimate_figure("mean KL, difference", "nats", 1, cell.kl_minus(cells[other]), pair))

@@ -25,46 +25,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.attention_inputs import TappedSession, write_tapped_engine
 from benchmarks.quality.cache_codecs import Floats
 from benchmarks.quality.evicted_cells import FULL, Cell, figures_of, read_cells, table, write_cells
-from benchmarks.quality.kept_attention import Ints, WatchKept, attention_weights, kept_share, sample_queries
-from benchmarks.quality.token_scores import Logits, ScoreAgainst, TokenScores
+from benchmarks.quality.full_reads import FullRead, read_full, second_half
+from benchmarks.quality.kept_attention import WatchKept, kept_share
+from benchmarks.quality.token_scores import ScoreAgainst, TokenScores
 from benchmarks.results_file import benchmark_parser, save
 from enginewright.exporters.build import build
 from enginewright.exporters.methods.evict.method import Config
 from enginewright.exporters.methods.reasonalloc.curve import open_curve
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
-from enginewright.runtime.backends.onnxruntime.cpu_session import CpuSession
 from enginewright.runtime.errors import EnginewrightError, UnsupportedError
 from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.documents import read_documents
 from enginewright.runtime.evaluation.texts import Text
-from enginewright.runtime.llm import LLM
 from enginewright.runtime.loader import load
 
 NAME = "benchmarks.quality.evicted_texts"
-BLOCK, QUERIES = 512, 8  # so many queries are drawn from each block of positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullRead:
-    """A text as the full cache reads it; `read_full` creates it.
-
-    logits: [n, vocabulary], of which those of the second half are written.
-    queries: [s], the positions of the sampled queries.
-    weights: [layers, KV heads, s, n], their attention.
-    """
-
-    logits: Logits
-    queries: Ints
-    weights: Floats
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,6 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--policies", nargs="+", required=True, metavar="OPTIONS", help="of --apply evict, or full")
     parser.add_argument("--json", required=True, type=Path, help="file that keeps what is measured")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep one model's engines and what its full cache reads there, to go on",
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     return parser
 
@@ -108,26 +96,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace, policies: Sequence[str]) -> Iterator[tuple[str, Cell]]:
-    """Yield the cell of each policy; the full cache is read first, and its logits lie on disk meanwhile."""
+    """Yield the cell of each policy; the full cache reads first, and its logits lie on disk meanwhile."""
     if not policies:
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = args.keep or Path(name)
         full = make_engine(args, FULL, folder)
         texts = cut_texts(full, Path(args.data), args.windows)
-        scales = write_tapped_engine(full, folder / "tapped")
-        with load(folder / "tapped", args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
-            taps = tap(llm)
-            reads, cell = [], CellSums(llm)
-            for number, text in enumerate(texts):
-                taps.taken.clear()
-                cell.begin()
-                reads.append(read_full(llm, taps, scales, text, folder / f"{number}.float32"))
-                cell.add_full(text, reads[-1])
-        if FULL in policies:
-            yield FULL, cell.sum_up()
+        reads = read_full(full, texts, folder, args.threads)
         for policy in policies:
-            if policy != FULL:
+            if policy == FULL:
+                yield policy, cell_of_full(texts, reads)
+            else:
                 yield policy, read_evicting(args, make_engine(args, policy, folder), texts, reads)
 
 
@@ -175,82 +155,44 @@ def cut_texts(engine: Path, data: Path, windows: Sequence[int]) -> list[Text]:
     return [Text(tokens=tuple(ids[end - size : end]), given=1, size=0, draw=draw) for draw, (size, end) in pairs]
 
 
-def tap(llm: LLM) -> TappedSession:
-    """Let a tapped engine record its attention; return what holds it."""
-    if any(layer.window for layer in llm.manifest.cache.layers):
-        raise UnsupportedError("evicted_texts: got layers with windows, expected none; choose another model")
-    assert isinstance(llm.loop.session, CpuSession)
-    taps = TappedSession(llm.loop.session, llm.capacity.step_tokens)
-    llm.loop.session = taps
-    return taps
-
-
-def read_full(llm: LLM, taps: TappedSession, scales: Sequence[float], text: Text, file: Path) -> FullRead:
-    """Read a text with the full cache; file: for its logits."""
-    size = len(text.tokens) - 1
-    half = second_half(text)
-    logits = np.memmap(file, np.float32, "w+", shape=(size, llm.manifest.model.vocab_size))
-
-    def keep(position: int, piece: Logits) -> None:
-        skipped = max(half - position, 0)
-        logits[position + skipped : position + len(piece)] = piece[skipped:]
-
-    llm.score([text.tokens[:-1]], [keep])
-    positions = sample_queries(half, size, BLOCK, QUERIES, text.draw)
-    weights = []
-    for layer, scale in enumerate(scales):
-        query, key = (np.concatenate([step[layer][each] for step in taps.taken]) for each in (0, 1))
-        halves = key.astype(np.float16).astype(np.float32)  # as the cache holds them
-        weights.append(attention_weights(query[positions], halves, positions, scale))
-    return FullRead(logits=logits, queries=positions, weights=np.stack(weights))
-
-
-def second_half(text: Text) -> int:
-    """The first position that counts."""
-    return len(text.tokens) // 2
+def cell_of_full(texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
+    """Return the cell of the full cache itself, of what it has read."""
+    cell = CellSums()
+    for text, read in zip(texts, reads, strict=True):
+        scoring = ScoreAgainst(text, read.logits, second_half(text))
+        scoring(0, read.logits)
+        cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, ()), read.peak)
+    return cell.sum_up(seconds=0.0, evicting=0.0)
 
 
 def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
-    """Read the texts with a policy."""
+    """Let a policy's engine read the texts."""
     with load(engine, args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
-        cell = CellSums(llm)
+        cell, watch, seconds = CellSums(), WatchKept(llm), 0.0
         for text, read in zip(texts, reads, strict=True):
-            cell.begin()
+            watch.rows.clear()
+            watch.peak, start = 0, time.perf_counter()
             scoring = ScoreAgainst(text, read.logits, second_half(text))
             llm.score([text.tokens[:-1]], [scoring])
-            cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, cell.watch.rows))
-        return cell.sum_up()
+            seconds += time.perf_counter() - start
+            cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, watch.rows), watch.peak)
+        return cell.sum_up(seconds=seconds, evicting=watch.evicting)
 
 
 class CellSums:
     """Sums of one engine's scores, text by text, to a Cell."""
 
-    def __init__(self, llm: LLM) -> None:
-        self.watch = WatchKept(llm)
+    def __init__(self) -> None:
         self._sums: dict[str, Any] = {
             name: [] for name in ("windows", "tokens", "nats", "exact_nats", "kl", "queries", "mass")
         }
         self._shares: list[Floats] = []
         self._peaks: dict[str, int] = {}
-        self._seconds, self._start = 0.0, 0.0
 
-    def begin(self) -> None:
-        """Begin a text."""
-        self.watch.rows.clear()
-        self.watch.peak = 0
-        self._start = time.perf_counter()
-
-    def add_full(self, text: Text, read: FullRead) -> None:
-        """End a text of the full cache itself."""
-        scoring = ScoreAgainst(text, read.logits, second_half(text))
-        scoring(0, read.logits)
-        self.add(text, scoring.scores(), kept_share(read.weights, read.queries, ()))
-
-    def add(self, text: Text, scores: TokenScores, share: Floats) -> None:
-        """End a text; share[layers, heads, queries]: the kept share of attention."""
-        self._seconds += time.perf_counter() - self._start
+    def add(self, text: Text, scores: TokenScores, share: Floats, peak: int) -> None:
+        """Add a text; share[layers, heads, queries]: the kept share of attention; peak: the most bytes held."""
         window = len(text.tokens)
-        self._peaks[str(window)] = max(self._peaks.get(str(window), 0), self.watch.peak)
+        self._peaks[str(window)] = max(self._peaks.get(str(window), 0), peak)
         for name, found in (
             ("windows", window),
             ("tokens", len(scores.kl)),
@@ -263,11 +205,10 @@ class CellSums:
             self._sums[name].append(found)
         self._shares.append(share)
 
-    def sum_up(self) -> Cell:
+    def sum_up(self, *, seconds: float, evicting: float) -> Cell:
         """Return the cell."""
         heads = np.concatenate(self._shares, axis=2).mean(axis=2).tolist()
-        times: dict[str, Any] = {"seconds": self._seconds, "evicting": self.watch.evicting}
-        return Cell(**self._sums, **times, heads=heads, peaks=self._peaks)
+        return Cell(**self._sums, heads=heads, peaks=self._peaks, seconds=seconds, evicting=evicting)
 
 
 if __name__ == "__main__":
