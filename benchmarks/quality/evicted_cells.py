@@ -31,7 +31,6 @@ class Cell:
     mass: sums over them of the kept share of attention, each the mean over layers and heads.
     heads: of each layer and KV head, the mean kept share over all texts.
     peaks: the most bytes of tiles that were held, by window.
-    seconds, evicting: the time of all texts, and that of evictions in it.
     """
 
     windows: list[int]
@@ -43,8 +42,6 @@ class Cell:
     mass: list[float]
     heads: list[list[float]]
     peaks: dict[str, int]
-    seconds: float
-    evicting: float
 
     @property
     def perplexity(self) -> Estimate:
@@ -65,11 +62,6 @@ class Cell:
     def peak(self) -> int:
         """The most bytes that the longest window held."""
         return self.peaks[str(max(self.windows))]
-
-    @property
-    def evicting_share(self) -> float:
-        """The share of the time that evictions took."""
-        return self.evicting / self.seconds if self.seconds else 0.0
 
     def kl_minus(self, other: Cell) -> Estimate:
         """The mean KL divergence minus that of another cell, on the same texts."""
@@ -113,16 +105,14 @@ def budget_of(policy: str) -> int:
 
 def table(cells: dict[str, Cell]) -> str:
     """The measurements as a table."""
-    lines = [
-        "| policy | perplexity | KL, nats | minus the first of its budget | kept attention, % | peak MB | evicting |"
-    ]
-    lines.append("|---" * 7 + "|")
+    lines = ["| policy | perplexity | KL, nats | minus the first of its budget | kept attention, % | peak MB |"]
+    lines.append("|---" * 6 + "|")
     for name, cell in cells.items():
         other = compared_with(name, list(cells))
         row = [name, show(cell.perplexity, ".3f"), show(cell.mean_kl, ".4f")]
         row.append("" if other is None else show(cell.kl_minus(cells[other]), "+.4f"))
         row += [show(percent(cell.mean_mass), ".2f"), f"{cell.peak / 1e6:.1f}"]
-        lines.append(f"| {' | '.join(row)} | {100 * cell.evicting_share:.1f} % |")
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -145,7 +135,6 @@ def figures_of(cells: dict[str, Cell]) -> list[Figure]:
         found.append(estimate_figure("mean KL", "nats", 1, cell.mean_kl, about))
         for window in dict.fromkeys(cell.windows):
             found.append(estimate_figure("mean KL", "nats", 1, cell.kl_of(window), {**about, "window": window}))
-        found.append(Figure(name="evicting", value=100 * cell.evicting_share, unit="%", conditions=about))
         if (other := compared_with(name, list(cells))) is not None:
             pair: dict[str, Condition] = {**about, "minus": other}
             found.append(estimate_figure("mean KL, difference", "nats", 1, cell.kl_minus(cells[other]), pair))

@@ -12,8 +12,8 @@ tokens that the policy held when they were computed, as the mean over layers, KV
 bootstraps over windows; differences are of the same windows, from the first policy with an equal budget.
 
 Table: docs/methods/evict.md, "On text". --json keeps the policies that are done: the same command goes on from there. An engine
-is built once for each score, with float32 weights and halves in the cache; policies that differ otherwise are written into its
-manifest. Attention with windows, and with sinks or bounds of its own, is not measured.
+is built once for each kind of graphs that scores are made of, with float32 weights and halves in the cache; what differs otherwise
+is written into its manifest. Attention with windows, and with sinks or bounds of its own, is not measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import dataclasses
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from enginewright.exporters.build import build
 from enginewright.exporters.methods.evict.method import Config
 from enginewright.exporters.methods.reasonalloc.curve import open_curve
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
+from enginewright.runtime.cache.policies.token_scores import SCORES
 from enginewright.runtime.errors import EnginewrightError, UnsupportedError
 from enginewright.runtime.evaluation.candidates import open_candidates
 from enginewright.runtime.evaluation.documents import read_documents
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     for policy, cell in measure(args, [policy for policy in args.policies if policy not in done]):
         done[policy] = cell
         write_cells(args.json, done)
-        print(f"{policy}: KL {cell.mean_kl.value:.4f}, {cell.seconds:.0f} s", file=sys.stderr, flush=True)
+        print(f"{policy}: KL {cell.mean_kl.value:.4f}", file=sys.stderr, flush=True)
     chosen = {policy: done[policy] for policy in args.policies}
     print(table(chosen))
     save(args.results, NAME, arguments, figures_of(chosen))
@@ -115,11 +115,11 @@ def make_engine(args: argparse.Namespace, policy: str, folder: Path) -> Path:
     """Build the engine of a policy's score, unless it is there; write the policy into its manifest."""
     applied = None if policy == FULL else parse_method(f"evict:{policy}")
     config: Any = None if applied is None else applied.config
-    root = folder / (FULL if config is None else f"{config.score}-{config.window}-{config.alpha}")
+    plain = None if config is None else of_graphs(config)
+    root = folder / (FULL if plain is None else f"{plain.score}-{plain.window}-{plain.alpha}")
     if not root.is_dir():
-        plain = () if applied is None else (dataclasses.replace(applied, config=without_allocation(config)),)
         recipe = Recipe(
-            apply=plain,
+            apply=() if applied is None else (dataclasses.replace(applied, config=plain),),
             weights=parse_weights("float32"),
             kv_bits=16,
             max_batch=1,
@@ -133,8 +133,11 @@ def make_engine(args: argparse.Namespace, policy: str, folder: Path) -> Path:
     return root
 
 
-def without_allocation(config: Config) -> Config:
-    """Return the options with equal budgets; the graphs are the same."""
+def of_graphs(config: Config) -> Config:
+    """Return options whose graphs give all that the score reads: those with equal budgets, and R-KV's where that does."""
+    score, rkv = SCORES[config.score], SCORES["rkv"]
+    if not score.needs or (score.needs, score.scope, score.group) == (rkv.needs, rkv.scope, rkv.group):
+        return Config(window=config.window) if score.needs else Config()
     return dataclasses.replace(config, allocation="uniform", curve=None)
 
 
@@ -162,21 +165,20 @@ def cell_of_full(texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
         scoring = ScoreAgainst(text, read.logits, second_half(text))
         scoring(0, read.logits)
         cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, ()), read.peak)
-    return cell.sum_up(seconds=0.0, evicting=0.0)
+    return cell.sum_up()
 
 
 def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
     """Let a policy's engine read the texts."""
     with load(engine, args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
-        cell, watch, seconds = CellSums(), WatchKept(llm), 0.0
+        cell, watch = CellSums(), WatchKept(llm)
         for text, read in zip(texts, reads, strict=True):
             watch.rows.clear()
-            watch.peak, start = 0, time.perf_counter()
+            watch.peak = 0
             scoring = ScoreAgainst(text, read.logits, second_half(text))
             llm.score([text.tokens[:-1]], [scoring])
-            seconds += time.perf_counter() - start
             cell.add(text, scoring.scores(), kept_share(read.weights, read.queries, watch.rows), watch.peak)
-        return cell.sum_up(seconds=seconds, evicting=watch.evicting)
+        return cell.sum_up()
 
 
 class CellSums:
@@ -205,10 +207,10 @@ class CellSums:
             self._sums[name].append(found)
         self._shares.append(share)
 
-    def sum_up(self, *, seconds: float, evicting: float) -> Cell:
+    def sum_up(self) -> Cell:
         """Return the cell."""
         heads = np.concatenate(self._shares, axis=2).mean(axis=2).tolist()
-        return Cell(**self._sums, heads=heads, peaks=self._peaks, seconds=seconds, evicting=evicting)
+        return Cell(**self._sums, heads=heads, peaks=self._peaks)
 
 
 if __name__ == "__main__":
