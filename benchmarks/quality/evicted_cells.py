@@ -20,7 +20,7 @@ FULL = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TextCell:
     """The measurements of a policy, by text; `evicted_texts` creates it, --json keeps it.
 
     windows: tokens of each text.
@@ -63,11 +63,11 @@ class Cell:
         """The most bytes that the longest window held."""
         return self.peaks[str(max(self.windows))]
 
-    def kl_minus(self, other: Cell) -> Estimate:
+    def kl_minus(self, other: TextCell) -> Estimate:
         """The mean KL divergence minus that of another cell, on the same texts."""
         return mean_of([a - b for a, b in zip(self.kl, other.kl, strict=True)], self.tokens)
 
-    def mass_minus(self, other: Cell) -> Estimate:
+    def mass_minus(self, other: TextCell) -> Estimate:
         """The mean kept share minus that of another cell, on the same texts."""
         return mean_of([a - b for a, b in zip(self.mass, other.mass, strict=True)], self.queries)
 
@@ -77,12 +77,12 @@ class Cell:
         return mean_of([self.kl[index] for index in own], [self.tokens[index] for index in own])
 
 
-def read_cells(file: Path) -> dict[str, Cell]:
+def read_cells(file: Path) -> dict[str, TextCell]:
     """The cells of an earlier run; none if there is no file."""
-    return {name: Cell(**cell) for name, cell in json.loads(file.read_text()).items()} if file.is_file() else {}
+    return {name: TextCell(**cell) for name, cell in json.loads(file.read_text()).items()} if file.is_file() else {}
 
 
-def write_cells(file: Path, done: dict[str, Cell]) -> None:
+def write_cells(file: Path, done: dict[str, TextCell]) -> None:
     """Write the cells completely or not at all."""
     staged = file.with_name(file.name + ".part")
     staged.write_text(json.dumps({name: vars(cell) for name, cell in done.items()}))
@@ -103,7 +103,7 @@ def budget_of(policy: str) -> int:
     return int(config.budget)
 
 
-def table(cells: dict[str, Cell]) -> str:
+def table(cells: dict[str, TextCell]) -> str:
     """The measurements as a table."""
     lines = ["| policy | perplexity | KL, nats | minus the first of its budget | kept attention, % | peak MB |"]
     lines.append("|---" * 6 + "|")
@@ -120,7 +120,7 @@ def percent(share: Estimate) -> Estimate:
     return share.map(lambda each: 100 * each)
 
 
-def figures_of(cells: dict[str, Cell]) -> list[Figure]:
+def figures_of(cells: dict[str, TextCell]) -> list[Figure]:
     """The figures of the table, and KL by the length of windows."""
     found = []
     for name, cell in cells.items():

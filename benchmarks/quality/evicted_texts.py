@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.cache_codecs import Floats
-from benchmarks.quality.evicted_cells import FULL, Cell, figures_of, read_cells, table, write_cells
+from benchmarks.quality.evicted_cells import FULL, TextCell, figures_of, read_cells, table, write_cells
 from benchmarks.quality.full_reads import FullRead, read_full, second_half
 from benchmarks.quality.kept_attention import WatchKept, kept_share
 from benchmarks.quality.token_scores import ScoreAgainst, TokenScores
@@ -95,7 +95,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, policies: Sequence[str]) -> Iterator[tuple[str, Cell]]:
+def measure(args: argparse.Namespace, policies: Sequence[str]) -> Iterator[tuple[str, TextCell]]:
     """Yield the cell of each policy; the full cache reads first, and its logits lie on disk meanwhile."""
     if not policies:
         return
@@ -158,7 +158,7 @@ def cut_texts(engine: Path, data: Path, windows: Sequence[int]) -> list[Text]:
     return [Text(tokens=tuple(ids[end - size : end]), given=1, size=0, draw=draw) for draw, (size, end) in pairs]
 
 
-def cell_of_full(texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
+def cell_of_full(texts: Sequence[Text], reads: Sequence[FullRead]) -> TextCell:
     """Return the cell of the full cache itself, of what it has read."""
     cell = CellSums()
     for text, read in zip(texts, reads, strict=True):
@@ -168,7 +168,7 @@ def cell_of_full(texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
     return cell.sum_up()
 
 
-def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text], reads: Sequence[FullRead]) -> Cell:
+def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text], reads: Sequence[FullRead]) -> TextCell:
     """Let a policy's engine read the texts."""
     with load(engine, args.threads, max_batch=1, prefix_reuse=False, verify=False) as llm:
         cell, watch = CellSums(), WatchKept(llm)
@@ -182,7 +182,7 @@ def read_evicting(args: argparse.Namespace, engine: Path, texts: Sequence[Text],
 
 
 class CellSums:
-    """Sums of one engine's scores, text by text, to a Cell."""
+    """Sums of one engine's scores, text by text, to a TextCell."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {
@@ -207,10 +207,10 @@ class CellSums:
             self._sums[name].append(found)
         self._shares.append(share)
 
-    def sum_up(self) -> Cell:
+    def sum_up(self) -> TextCell:
         """Return the cell."""
         heads = np.concatenate(self._shares, axis=2).mean(axis=2).tolist()
-        return Cell(**self._sums, heads=heads, peaks=self._peaks)
+        return TextCell(**self._sums, heads=heads, peaks=self._peaks)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import pytest
 
 from benchmarks import results_file, topic_texts
 from benchmarks.quality import evicted_texts
-from benchmarks.quality.evicted_cells import Cell, compared_with
+from benchmarks.quality.evicted_cells import TextCell, compared_with
 from benchmarks.quality.kept_attention import attention_weights, kept_share, sample_queries
 from enginewright.runtime.cache.policy import StoredRow
 from tests.support.paths import ROOT
 
-CELL = Cell(
+CELL = TextCell(
     windows=[100, 200],
     tokens=[10, 30],
     nats=[20.0, 60.0],
@@ -121,7 +121,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     policies = ["full", "score=streaming,budget=400", "score=streaming,budget=64"]
     arguments = [*given, "--keep", str(kept), "--policies", *policies]
     assert evicted_texts.main([*arguments, "--results", str(results)]) == 0
-    full, whole, small = (Cell(**each) for each in json.loads(cells.read_text()).values())
+    full, whole, small = (TextCell(**each) for each in json.loads(cells.read_text()).values())
     assert full.tokens == [199, 199] and full.nats == full.exact_nats == small.exact_nats
     # pieces of other sizes round otherwise
     assert sum(full.kl) == 0 and sum(whole.kl) < 1e-4 < 0.1 < sum(small.kl)

@@ -36,7 +36,7 @@ STEP_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ServingSide:
     """An engine of the comparison; `main` creates it.
 
     rows: requests at once.
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     prompt = max(len(question.prompt) for question in questions)
     rows = [requests_in(each, memory, args.tokens, prompt) for each in (full, evicting)]
     sides = [
-        Side(name=name, candidate=each, rows=count)
+        ServingSide(name=name, candidate=each, rows=count)
         for name, each, count in zip(("full cache", "evicting"), (full, evicting), rows, strict=True)
     ]
     chosen = questions[: rows[1]]
@@ -105,7 +105,7 @@ def requests_in(candidate: Candidate, memory: int, tokens: int, prompt_tokens: i
     return max(free, 0) // request_bytes(cache, tokens, prompt_tokens=prompt_tokens)
 
 
-def serve(side: Side, questions: Sequence[Question], memory: int, tokens: int, threads: int) -> None:
+def serve(side: ServingSide, questions: Sequence[Question], memory: int, tokens: int, threads: int) -> None:
     """Let an engine serve all problems, with its cache in `memory` bytes, and note how it went."""
     manifest = side.candidate.manifest
     sizes = {"rows": side.rows, "context": manifest.limits.max_context, "step_tokens": STEP_TOKENS}
@@ -149,13 +149,13 @@ def up_to_end(tokens: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def equal_answers(sides: Sequence[Side]) -> int:
+def equal_answers(sides: Sequence[ServingSide]) -> int:
     """The number of problems that both sides answer with the same tokens, in every turn."""
     turns = [answers for side in sides for answers in side.answers]
     return sum(len(set(of_problem)) == 1 for of_problem in zip(*turns, strict=True))
 
 
-def table(sides: Sequence[Side], tokens: int) -> str:
+def table(sides: Sequence[ServingSide], tokens: int) -> str:
     """The comparison as a table."""
     count = len(sides[0].answers[0])
     lines = [f"{count} requests of {tokens} tokens; {equal_answers(sides)} equal answers", ""]
@@ -170,12 +170,12 @@ def table(sides: Sequence[Side], tokens: int) -> str:
     return "\n".join(lines)
 
 
-def rates_of(side: Side, tokens: int) -> list[float]:
+def rates_of(side: ServingSide, tokens: int) -> list[float]:
     """Tokens of prompts and completions per second, of each turn."""
     return [len(side.answers[0]) * tokens / seconds for seconds in side.seconds]
 
 
-def figures_of(sides: Sequence[Side], tokens: int) -> list[Figure]:
+def figures_of(sides: Sequence[ServingSide], tokens: int) -> list[Figure]:
     """The figures of the table."""
     full, evicting = sides
     about: dict[str, Condition] = {"requests": len(full.answers[0]), "tokens of a request": tokens}
