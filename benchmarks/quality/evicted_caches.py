@@ -104,12 +104,17 @@ class Watch:
             for group in self._tables._groups
         ]
         self._whole = self._tables.free_tiles
-        self._evict_due = llm.loop.scheduler.evict_due
+        self._commit, self._evict_due = llm.loop.scheduler.commit, llm.loop.scheduler.evict_due
+        llm.loop.scheduler.commit = self._counted  # type: ignore[method-assign]
         llm.loop.scheduler.evict_due = self._timed  # type: ignore[method-assign]
 
-    def _timed(self, session: Any) -> None:
+    def _counted(self, step: Any, emission: Any) -> None:
+        """Count the tiles at a step's end, while requests that end in it still hold theirs."""
         held = [whole - free for whole, free in zip(self._whole, self._tables.free_tiles, strict=True)]
         self.peak = max(self.peak, sum(count * sum(sizes) for count, sizes in zip(held, self._sizes, strict=True)))
+        self._commit(step, emission)
+
+    def _timed(self, session: Any) -> None:
         start = time.perf_counter()
         self._evict_due(session)
         self.evicting += time.perf_counter() - start
