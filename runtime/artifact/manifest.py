@@ -109,6 +109,7 @@ class CacheLayer:
     window: tokens that a token sees, itself included; 0: all.
     exact_bytes: bytes of a tile that is not encoded, in a layer that encodes tiles (KVarN keeps a request's first and
         newest tile so, in a buffer of their own); 0 in a layer that encodes none.
+    exact_tiles: tiles of a head that are not encoded, in such a layer: the first one, and the newest ones.
     query_heads: heads of the query.
     held_queries: newest queries of each row that stay, for a cache policy to score tokens by; 0: none.
     marks: numbers that the graph keeps of each token's attention, for a cache policy; 0: none.
@@ -120,6 +121,7 @@ class CacheLayer:
     tile_bytes: int
     window: int = 0
     exact_bytes: int = 0
+    exact_tiles: int = 2
     query_heads: int = 0
     held_queries: int = 0
     marks: int = 0
@@ -127,6 +129,7 @@ class CacheLayer:
     def __post_init__(self) -> None:
         check_ranges(self, kv_heads=(1, MOST_HEADS), key_dim=(1, MOST_WIDTH), value_dim=(1, MOST_WIDTH))
         check_ranges(self, tile_bytes=(1, MOST_BYTES), window=(0, MOST_CONTEXT), exact_bytes=(0, MOST_BYTES))
+        check_ranges(self, exact_tiles=(2, MOST_WIDTH))
         check_ranges(self, query_heads=(0, MOST_HEADS), held_queries=(0, MOST_WIDTH), marks=(0, MOST_HEADS))
 
 

@@ -16,7 +16,7 @@ from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
-from enginewright.runtime.cache.capacity import EXACT_TILES, copies_bytes, queries_bytes, request_bytes
+from enginewright.runtime.cache.capacity import copies_bytes, queries_bytes, request_bytes
 from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
@@ -99,7 +99,9 @@ def _describe_cache(manifest: Manifest, memory: int, context: int) -> dict[str, 
         "bytes_per_token": per_token,
         "times_under_16_bits": round(halves / per_token, 2) if per_token else None,
         "windowed_bytes_per_request": per_row,
-        "exact_bytes_per_request": EXACT_TILES * sum(layer.kv_heads * layer.exact_bytes for layer in cache.layers),
+        "exact_bytes_per_request": sum(
+            layer.exact_tiles * layer.kv_heads * layer.exact_bytes for layer in cache.layers
+        ),
         "tokens_per_gib": _GIB // per_token if per_token else None,
         "memory": memory,
         "context": context,

@@ -24,7 +24,10 @@ def call_of(
     """The call, its outputs' buffers, and those of its inputs."""
     given = {**arrays, "ring": to_bits(arrays["ring"], type)}
     given |= {name: arrays[name][case.layer] for name in ("kv_lens", "tile_table")}
-    buffers = {"table" if name == "tile_table" else name: device.upload(array) for name, array in given.items()}
+    if case.k_bits:
+        given["encoded_lens"] = arrays["encoded_lens"][0, case.layer]
+    fields = {"tile_table": "table", "encoded_lens": "encoded"}
+    buffers = {fields.get(name, name): device.upload(array) for name, array in given.items()}
     attributes: dict[str, Any] = {**DEFAULTS, **case.attributes}
     attributes = {name: value for name, value in attributes.items() if name not in ("layer", "redundancy")}
     shape = (len(case.held), case.kv_heads, arrays["tile_table"].shape[3] * 128)
@@ -44,6 +47,7 @@ def call_of(
         tile_bytes=arrays["tiles"].shape[1],
         table_heads=arrays["kv_lens"].shape[2],
         table_width=arrays["tile_table"].shape[3],
+        exact_tiles=case.exact_tiles if case.k_bits else 0,
         type=TYPES[type],
     )
     return call, list(outputs.values()), list(buffers.values())

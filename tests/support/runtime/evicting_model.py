@@ -15,9 +15,10 @@ import numpy as np
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.open_tables import open_tables
 from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.policy import COMPACT, MARKS, SCORES, TILES, LayerScores, StoredRow
-from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
+from enginewright.runtime.cache.policy_tables import PolicyTables
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
 from enginewright.runtime.decoding.kinds.multi_token import COUNTS, TOKENS, MultiToken

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.runtime.cache.policy import LayerScores, StoredRow, TokenPolicy, governed_layers, open_policy
+from enginewright.runtime.cache.policy import COMPACT, LayerScores, StoredRow, TokenPolicy, governed_layers, open_policy
 from tests.support.runtime.evicting_model import SIZE, hashed_marks, hashed_scores
 from tests.support.runtime.sample_policies import Seen
 from tests.support.runtime.toy_model import make_cache
@@ -55,7 +55,8 @@ def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str
                 return done
             row = _row(prompt, due, time, kept, heads)
             (mask,) = evictor.keep([row], _Hashes(heads))
-            wide = np.broadcast_to(mask, (*row.stored.shape, int(row.stored.max())))
+            wide = _of_tokens(mask, row) if COMPACT not in evictor.needs else mask
+            wide = np.broadcast_to(wide, (*row.stored.shape, int(row.stored.max())))
             left = [
                 [row.positions(layer, head)[wide[layer, head, : row.stored[layer, head]]] for head in range(max(heads))]
                 for layer in range(len(heads))
@@ -67,6 +68,14 @@ def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str
         return np.concatenate([kept[layer][head], np.arange(time, position + 1)])
 
     return policy, seen
+
+
+def _of_tokens(mask: np.ndarray, row: StoredRow) -> np.ndarray:
+    """A mask over full tiles as one over tokens; those of an unfinished tile stay."""
+    tiles = np.broadcast_to(mask, (*row.stored.shape, int(row.whole_tiles.max())))
+    wide = np.ones((*row.stored.shape, int(row.stored.max())), bool)
+    wide[..., : tiles.shape[2] * SIZE] = np.repeat(tiles, SIZE, axis=2)
+    return wide | (np.arange(wide.shape[2]) >= (row.whole_tiles * SIZE)[..., None])
 
 
 def _row(prompt: int, processed: int, since: int, kept: list[list[np.ndarray]], heads: Sequence[int]) -> StoredRow:

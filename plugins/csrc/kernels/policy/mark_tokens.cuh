@@ -69,8 +69,8 @@ marks_kernel(EW_CONSTANT Task task) {
   const int start = task.starts[row], count = task.starts[row + 1] - start, held = task.view.held(row, head);
   const int index = tile * kTileTokens + thread_index(), total = held + count;
   if (count == 0 || tile * kTileTokens >= total) return;
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
-  const std::int64_t id = (reinterpret_cast<const unsigned char*>(keys) - task.view.tiles) / task.view.tile_bytes;
+  const TileKeys keys = task.view.tile(row, head, tile);
+  const std::int64_t id = task.view.id(row, head, tile);
   float* at = task.marks + id * (task.recurrence ? 2 : 1) * kTileTokens + thread_index();
   Mark mark = begin_mark(task, at, start + index - held, index >= held && index < total);
   float* queries = reinterpret_cast<float*>(shared_memory());
