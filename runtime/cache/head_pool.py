@@ -95,7 +95,7 @@ class HeadPool(TilePool):
 
     def wanted_at_most(self, lengths: Ints) -> int:
         """Return how many more tiles the rows need at most while they process `lengths` tokens, evicting as planned."""
-        needed = np.minimum(tiles_for(lengths, np.bool_(self.is_encoded), self._size)[:, None], self.peak)
+        needed = np.minimum(tiles_for(lengths, self.is_encoded, self._size)[:, None], self.peak)
         each = np.maximum(needed - self.count, 0).sum(axis=1)
         return int(np.minimum(each, np.maximum(self.peak_of_row - self.count.sum(axis=1), 0)).sum())
 
@@ -137,7 +137,7 @@ class HeadPool(TilePool):
         """Return how many tiles each head of each row lacks until the row has processed `ends` tokens."""
         if not self.steps_encode:
             return np.zeros_like(self.count)
-        needed = tiles_for(ends[:, None] - self.gone, np.bool_(self.is_encoded), self._size)
+        needed = tiles_for(ends[:, None] - self.gone, self.is_encoded, self._size)
         lacking: Ints = np.maximum(needed - self.count, 0)
         return lacking
 

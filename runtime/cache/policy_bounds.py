@@ -13,7 +13,7 @@ from enginewright.runtime.cache.policy import COMPACT, RECORDS, CachePolicy, Int
 _KEPT = 1024
 
 
-def tiles_for(tokens: Ints, encoded: Mask, size: int) -> Ints:
+def tiles_for(tokens: Ints, encoded: Mask | bool, size: int) -> Ints:
     """Return how many tiles of a pool hold `tokens`, which broadcast to the axes of `encoded` and further ones before them.
 
     Where tiles are encoded, the first one and the unfinished one lie elsewhere.

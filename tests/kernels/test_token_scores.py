@@ -81,6 +81,26 @@ def test_twice_is_bitwise_the_same(name: str, device: Device) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("k_bits", 3, r"TokenScores: k_bits: got 3, expected 0 \(no records\), 2, 4 or 8"),
+        ("v_bits", 0, "TokenScores: v_bits: got 0, expected 2, 4 or 8"),
+        ("head_dim", 48, "TokenScores: head_dim: got 48, expected a power of two from 16 to 512"),
+        ("tile_bytes", 7295, "TokenScores: tile_bytes: got 7295, expected 7296, those of a record"),
+        ("exact_tiles", 1, "TokenScores: exact_tiles: got 1, expected 2 to"),
+        ("exact", None, "TokenScores: exact: got a null pointer"),
+        ("encoded", None, "TokenScores: encoded: got a null pointer"),
+    ],
+)
+def test_a_wrong_call_over_records_is_refused(field: str, value: Any, message: str, device: Device) -> None:
+    case = BY_NAME["records_k4_v2"]
+    call, _outputs, _kept = call_of(case, make_inputs(case), "float16", device)
+    setattr(call, field, value)
+    with pytest.raises(ValueError, match=message):
+        run(device, call)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
         ("kv_bits", 32, "TokenScores: kv_bits: got 32, expected 16: caches on a GPU hold halves"),
         ("query_heads", 3, "TokenScores: query_heads: got 3, expected a multiple of the 2 KV heads"),
         ("window", 12, "TokenScores: window: got 12, expected 1 to 11"),

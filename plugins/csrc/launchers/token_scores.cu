@@ -21,8 +21,7 @@ void check_records(const EwTokenScores& call) {
   const bool is_power = (call.head_dim & (call.head_dim - 1)) == 0;
   expect(is_power && call.head_dim >= kMinHeadDim && call.head_dim <= kMaxHeadDim, kOp, "head_dim", call.head_dim,
          "a power of two from " + std::to_string(kMinHeadDim) + " to " + std::to_string(kMaxHeadDim));
-  const std::int64_t bytes =
-      record_bytes(call.head_dim, static_cast<int>(call.k_bits), static_cast<int>(call.v_bits));
+  const std::int64_t bytes = record_bytes(call.head_dim, static_cast<int>(call.k_bits), static_cast<int>(call.v_bits));
   expect(call.tile_bytes == bytes, kOp, "tile_bytes", call.tile_bytes, std::to_string(bytes) + ", those of a record");
   expect_range(kOp, "exact_tiles", call.exact_tiles, 2, kMostInt);
 }

@@ -37,7 +37,7 @@ void expect_logit_attributes(const Attributes& a) {
 // Throws unless the tables fit `rows` rows, and the node's layer and heads are in them.
 template <class Attributes>
 void expect_tables(const Attributes& a, const StoredTokens& in, std::int64_t rows, std::int64_t query_heads,
-                          std::int64_t dim) {
+                   std::int64_t dim) {
   if (query_heads < 1 || query_heads % a.kv_heads != 0)
     fail("kv_heads", std::to_string(a.kv_heads), "a divisor of the " + std::to_string(query_heads) + " query heads");
   if (dim < 1 || dim > kMostDim) fail("query", "D = " + std::to_string(dim), "1 to " + std::to_string(kMostDim));

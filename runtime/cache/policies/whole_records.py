@@ -63,7 +63,7 @@ class EvictRecords:
 
     def most_stored(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the most tokens in encoded tiles, and a tile that is not full; what waits to be encoded lies elsewhere."""
-        most = self._config.budget // self._size * self._size + self._size - 1
+        most = (self._config.budget - self._config.recent) // self._size * self._size + self._size - 1
         return np.where(self._has, min(tokens, most), 0)
 
     def next_due(self, row: StoredRow) -> int | None:

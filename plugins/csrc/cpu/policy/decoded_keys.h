@@ -27,7 +27,8 @@ inline void find_keys(const TokenScoresArgs& a, std::int64_t row, std::int64_t h
   const std::int64_t dim = a.stored.head_dim;
   if (a.is_record(row, head, tile)) {
     const int bits = static_cast<int>(a.k_bits);
-    auto* record = const_cast<unsigned char*>(a.stored.tiles) + a.stored.tile_ids(row, head)[tile] * a.stored.tile_bytes;
+    auto* record =
+        const_cast<unsigned char*>(a.stored.tiles) + a.stored.tile_ids(row, head)[tile] * a.stored.tile_bytes;
     const auto decode = bits == 2 ? dequantize_keys<2> : bits == 4 ? dequantize_keys<4> : dequantize_keys<8>;
     decode(key_side(record, dim, bits), dim, keys);
   } else {

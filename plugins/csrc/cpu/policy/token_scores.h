@@ -19,15 +19,17 @@ struct TokenScoresArgs : declared::token_scores::AttributeValues {
   StoredKeys stored = {};
   const std::int32_t* slots = nullptr;
   const std::int64_t* last_positions = nullptr;
-  const float* sinks = nullptr;  // [query_heads] or null
-  float* importance = nullptr;   // [rows, kv_heads, table_width * kTileTokens]
-  float* similar = nullptr;      // the redundancy, of the same shape, or null
+  const float* sinks = nullptr;           // [query_heads] or null
+  float* importance = nullptr;            // [rows, kv_heads, table_width * kTileTokens]
+  float* similar = nullptr;               // the redundancy, of the same shape, or null
   const Half* exact = nullptr;            // of a cache of records: [slot_count, kv_heads, exact_tiles, exact_tile_size]
   const std::int32_t* encoded = nullptr;  // [rows, table_heads]: tokens in records, with those of the first tile
   std::int64_t query_heads = 0, slot_count = 0, entries = 0, exact_tiles = 0;
 
   bool has_records() const { return k_bits > 0; }
-  std::int64_t encoded_of(std::int64_t row, std::int64_t head) const { return encoded[row * stored.table_heads + head]; }
+  std::int64_t encoded_of(std::int64_t row, std::int64_t head) const {
+    return encoded[row * stored.table_heads + head];
+  }
   bool is_record(std::int64_t row, std::int64_t head, std::int64_t tile) const {
     return tile > 0 && tile < encoded_of(row, head) / kTileTokens;
   }

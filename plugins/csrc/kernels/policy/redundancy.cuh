@@ -52,9 +52,7 @@ EW_DEVICE void stage_block(const Task& task, int row, int head, int first, int h
   const int slot = first % kTileTokens;
   for (int i = thread_index(); i < task.view.head_dim * kBlockTokens; i += kWeightThreads) {
     const int d = i / kBlockTokens, token = i % kBlockTokens;
-    units[i] = first + token < held
-                   ? keys.at(key_offset(slot + token, d, task.view.head_dim)) * inverse[token]
-                   : 0.0f;
+    units[i] = first + token < held ? keys.at(key_offset(slot + token, d, task.view.head_dim)) * inverse[token] : 0.0f;
   }
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime import LLM, Sampling, load
 from enginewright.runtime.artifact import directory
+from enginewright.runtime.cache.capacity import cache_bytes
 from enginewright.runtime.cache.policy import governed_layers
 from tests.support.exporters.families import make_model
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 from tests.support.exporters.masked_reference import masked_logits, recorded
+from tests.support.exporters.reasoner_engines import count_preemptions
 
 pytestmark = pytest.mark.native
 
@@ -47,19 +51,29 @@ def build(checkpoint: CheckpointMaker, engine: EngineMaker, *apply: str) -> Path
     return engine(checkpoint("qwen3", gain=3.0, max_position_embeddings=1024), recipe(*apply))[0]
 
 
+def scarce(free: Callable[[list[int]], bool], running: Sequence[object]) -> Callable[[list[int]], bool]:
+    """The search for free tiles that fails at every third call, as long as there is a row to put off."""
+    calls = itertools.count(1)
+    return lambda wanted: (next(calls) % 3 != 0 or len(running) == 1) and free(wanted)
+
+
 @pytest.mark.parametrize("apply", CACHES)
-def test_rows_are_as_alone(apply: tuple[str, ...], checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
+def test_rows_are_as_alone(
+    apply: tuple[str, ...], checkpoint: CheckpointMaker, engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = build(checkpoint, engine, *apply)
     with load(root, 1, max_batch=1, prefix_reuse=False) as llm:
         wanted = [generate(llm, [prompt])[0] for prompt in PROMPTS]
     with load(root, 1, max_batch=4) as llm:
         assert generate(llm, list(PROMPTS)) == wanted
         assert generate(llm, list(PROMPTS)) == wanted, "with what the first ones left in the prefix cache"
-    with load(root, 1, max_batch=4, cache_tokens=1024) as llm:
-        scheduler, preempted = llm.loop.scheduler, set[int]()
-        llm.loop.observer = lambda _: preempted.update(each.request.length for each in scheduler.waiting)
+    preempted = count_preemptions(monkeypatch)
+    with load(root, 1, max_batch=4, cache_tokens=640 if apply == (TILES,) else 512) as llm:
+        tables, running = llm.loop.scheduler.tables, llm.loop.scheduler.running
+        if RECORDS in apply:
+            monkeypatch.setattr(tables, "_free_for_copies", scarce(tables._free_for_copies, running))  # type: ignore[attr-defined]
         assert generate(llm, list(PROMPTS)) == wanted
-    assert preempted
+    assert preempted[0]
 
 
 @pytest.mark.parametrize("apply", CACHES)
@@ -90,9 +104,20 @@ def test_within_the_budget_a_cache_of_codes_is_as_without_a_policy(
         assert generate(llm, list(PROMPTS)) == generate(other, list(PROMPTS))
 
 
-def test_nothing_is_copied(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
+def test_bytes_of_the_cache_are_those_of_its_buffers(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
+    for apply in ((CODES, TILES), (CODES, RECORDS)):
+        with load(build(checkpoint, engine, *apply), 1, max_batch=3) as llm:
+            buffers = llm.loop.session._buffers  # type: ignore[attr-defined]
+            pools = [each.nbytes for name, each in buffers.items() if name.startswith("kv.")]
+            assert sum(pools) == cache_bytes(llm.manifest.cache, llm.capacity.tiles, llm.capacity.rows)
+
+
+def test_graphs_are_those_of_what_leaves(checkpoint: CheckpointMaker, engine: EngineMaker) -> None:
     manifest = directory.load(build(checkpoint, engine, CODES, TILES))
     assert set(manifest.graphs) == {"decoder", "scores"}
     assert manifest.cache.policy["granularity"] == "tile"
+    chosen = directory.load(build(checkpoint, engine, CODES, RECORDS))
+    assert set(chosen.graphs) == {"decoder", "scores", "compact", "encode"}
+    assert {each.exact_tiles for each in chosen.cache.layers} == {3}
     streaming = directory.load(build(checkpoint, engine, f"{TILES},score=streaming"))
     assert set(streaming.graphs) == {"decoder"}
