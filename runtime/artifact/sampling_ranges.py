@@ -37,4 +37,4 @@ def is_number(value: object, kind: type) -> bool:
     """Whether `value` is a finite number; a whole one where `kind` is int."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         return False
-    return math.isfinite(value)
+    return isinstance(value, int) or math.isfinite(value)  # of an int beyond every float isfinite cannot say

@@ -16,7 +16,7 @@ from enginewright.plugins.ops.registry import OPS
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.manifest import Cache, Condition, Graph, Manifest
 from enginewright.runtime.artifact.stored_codes import CODES, codes_lines
-from enginewright.runtime.cache.capacity import copies_bytes, queries_bytes, request_bytes
+from enginewright.runtime.cache.capacity import EXACT_TILES, copies_bytes, queries_bytes, request_bytes
 from enginewright.runtime.cache.policy import COMPACT, TokenPolicy, governed_layers, open_policy
 from enginewright.runtime.errors import RequestError
 from enginewright.runtime.text.tokenizer import Tokenizer
@@ -119,7 +119,10 @@ def _describe_eviction(cache: Cache, context: int, copies: int) -> dict[str, Any
     if policy is None:
         return None
     governed = [cache.layers[index] for index in governed_layers(cache)]
-    plain = [dataclasses.replace(layer, query_heads=0, held_queries=0, marks=0) for layer in cache.layers]
+    plain = [
+        dataclasses.replace(layer, exact_tiles=EXACT_TILES, query_heads=0, held_queries=0, marks=0)
+        for layer in cache.layers
+    ]
     kept = None
     if COMPACT in policy.needs:
         heads = np.array([layer.kv_heads for layer in governed], np.int64)

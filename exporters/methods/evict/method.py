@@ -66,6 +66,7 @@ class Config:
     prefill: whole: a prompt stays until it is complete; chunk: its tokens are evicted like those that are generated.
     granularity: what leaves: token; tile: whole tiles of 128 tokens, by the mean of their scores; record: tokens until they are
         encoded, then their tile as a whole. With kvarn it is one of the last two.
+    chosen: for record, the share of new tokens that stay at least while encoded tiles can leave in their place.
     """
 
     score: str = "rkv"
@@ -84,6 +85,7 @@ class Config:
     score_norm: Literal["none", "times_len"] = "none"
     prefill: Literal["whole", "chunk"] = "whole"
     granularity: Literal["token", "tile", "record"] = "token"
+    chosen: float = 0.5
 
     def __post_init__(self) -> None:
         by_curve = self.allocation == "reasonalloc" and self.layers
@@ -115,6 +117,7 @@ class Config:
             score_norm=self.score_norm,
             prefill=self.prefill,
             granularity=self.granularity,
+            chosen=self.chosen,
         )
 
 

@@ -46,8 +46,9 @@ def check_sizes(config: EvictConfig, size: int) -> None:
 class EvictRecords:
     """Evicts single tokens of exact tiles, and encoded tiles as a whole, after every tile's worth of tokens; created by POLICY.
 
-    A budget counts the first tile, which always stays, and the newest tokens. It is filled in the order of scores, where an
-    encoded tile has the mean of its tokens' and takes the room of all of them.
+    A budget counts the first tile, which always stays, and the newest tokens. Over it, first new tokens leave: those that came
+    since the last eviction, until the share `chosen` of them is left. Then encoded tiles leave, the smallest mean of scores
+    first. So what has been chosen is not compared with single new tokens, of which there are always some with smaller scores.
     """
 
     def __init__(self, config: EvictConfig, cache: Cache) -> None:
@@ -71,7 +72,7 @@ class EvictRecords:
         return (row.processed // self._size + 1) * self._size
 
     def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> list[Mask]:
-        """Keep each head's first tile and newest tokens, and what else of the largest scores the budget has room for."""
+        """Keep each head's first tile and newest tokens, and let others leave until it is within its budget."""
         return [self._keep(row, session) for row in rows]
 
     def _keep(self, row: StoredRow, session: CacheSession) -> Mask:
@@ -95,35 +96,36 @@ class EvictRecords:
 
     def _choose(self, scores: Floats, begin: int) -> Mask:
         """Return which tokens before the newest ones stay; those before `begin` are in tiles that leave as a whole."""
-        size = self._size
+        size, recent = self._size, self._config.recent
+        over = len(scores) + recent - self._config.budget
+        stays = np.ones(len(scores), np.bool_)
+        fresh = max(len(scores) - size, begin)  # the tokens after it have not been chosen yet
+        leaves = min(over, len(scores) - fresh - round(size * self._config.chosen))
+        over -= _drop_least(scores, stays, fresh, leaves)
         tiles = scores[size:begin].reshape(-1, size).mean(axis=1)
-        each = np.concatenate([tiles, scores[begin:]])
-        costs = np.ones(len(each), np.int64)
-        costs[: len(tiles)] = size
-        chosen = fill(each, costs, self._config.budget - size - self._config.recent)
-        singles = np.flatnonzero(chosen[len(tiles) :])
-        if _is_between(len(singles), size - self._config.recent, size):  # more would not leave room for the next tile
-            own = scores[begin:][singles]
-            order = np.lexsort((-singles, -own))
-            chosen[len(tiles) + singles[order[size - self._config.recent :]]] = False
-        return np.concatenate([np.ones(size, np.bool_), np.repeat(chosen[: len(tiles)], size), chosen[len(tiles) :]])
+        for tile in _from_least(tiles)[: max(-(-over // size), 0)]:
+            stays[(1 + tile) * size : (2 + tile) * size] = False
+            over -= size
+        over -= _drop_least(scores, stays, begin, over)
+        waiting = int(stays[begin:].sum())
+        if size - recent < waiting < size:  # more would not leave room for the next tile
+            _drop_least(scores, stays, begin, waiting - (size - recent))
+        return stays
 
 
 def _is_between(count: Ints | int, low: int, high: int) -> Mask:
     return np.asarray((count > low) & (count < high))
 
 
-def fill(scores: Floats, costs: Ints, room: int) -> Mask:
-    """Return what stays, bool [n], if things are taken in the order of their scores as long as they fit.
+def _from_least(scores: Floats) -> list[int]:
+    """Return the order in which things leave: the smallest score first, of equal ones the earlier."""
+    found: list[int] = np.argsort(scores, kind="stable").tolist()
+    return found
 
-    scores: [n]; of equal ones the later thing comes first. costs: [n], the tokens of each.
-    """
-    if int(costs.sum()) <= room:
-        return np.ones(len(scores), np.bool_)
-    chosen = np.zeros(len(scores), np.bool_)
-    for index in np.lexsort((-np.arange(len(scores)), -scores)).tolist():
-        cost = int(costs[index])
-        if cost <= room:
-            chosen[index] = True
-            room -= cost
-    return chosen
+
+def _drop_least(scores: Floats, stays: Mask, begin: int, count: int) -> int:
+    """Let the `count` smallest of the tokens from `begin` on that stay leave, as far as there are so many; return their number."""
+    there = begin + np.flatnonzero(stays[begin:])
+    gone = there[_from_least(scores[there])[: max(count, 0)]]
+    stays[gone] = False
+    return len(gone)

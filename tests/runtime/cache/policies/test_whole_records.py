@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime.cache.policies.evict import EvictConfig
-from enginewright.runtime.cache.policies.whole_records import EvictRecords, fill
+from enginewright.runtime.cache.policies.whole_records import EvictRecords
 from enginewright.runtime.cache.policies.whole_tiles import EvictTiles
 from enginewright.runtime.cache.policy import EncodedRow, LayerScores
 from enginewright.runtime.errors import RequestError
@@ -59,16 +59,28 @@ def kept(scores: list[float], encoded: int, budget: int, window: int = 1) -> lis
 
 
 def test_by_hand() -> None:
-    # the first tile, an encoded one of mean 2.5, then seven exact tokens of which the last is the window
-    scores = [0.0, 0, 0, 0, 1, 2, 3, 4, 9, 1, 8, 2, 7, 0, 5]
-    everything = list(range(15))
-    assert kept(scores, 8, budget=15) == everything
-    assert kept(scores, 8, budget=13) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14], (
-        "9, 8 and 7, then the tile, then 2"
+    # the first tile, two encoded ones of means 2.5 and 3, a chosen token, four new ones, and the window
+    scores = [0.0] * 4 + [1, 2, 3, 4] + [3, 3, 3, 3] + [0] + [9, 1, 8, 2] + [5]
+    first, second, chosen = [4, 5, 6, 7], [8, 9, 10, 11], [12]
+    ends = [0, 1, 2, 3], [17]
+    assert kept(scores, 12, budget=18) == list(range(18))
+    assert kept(scores, 12, budget=17) == [*ends[0], *first, *second, *chosen, 13, 15, 16, *ends[1]], (
+        "1, the least new one"
     )
-    assert kept(scores, 8, budget=11) == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14], "singles take what a tile cannot"
-    assert kept(scores, 8, budget=8) == [0, 1, 2, 3, 8, 10, 12, 14], "the tile does not fit any more"
-    assert kept([*scores[:4], *[10.0] * 4, *scores[8:]], 8, budget=12) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14]
+    assert kept(scores, 12, budget=16) == [*ends[0], *first, *second, *chosen, 13, 15, *ends[1]], "and 2"
+    assert kept(scores, 12, budget=15) == [*ends[0], *second, *chosen, 13, 15, *ends[1]], (
+        "half of the new ones stay, and a tile goes"
+    )
+    assert kept(scores, 12, budget=11) == [*ends[0], *chosen, 13, 15, *ends[1]], "and the other tile"
+    assert kept(scores, 12, budget=12) == [*ends[0], *second, *chosen, 13, 15, *ends[1]]
+    assert kept([*scores[:4], *[0.0] * 4], 0, budget=8) == list(range(8))
+
+
+def test_without_encoded_tiles_the_least_of_all_exact_tokens_leave() -> None:
+    # the first tile, three chosen tokens, four new ones, and the window
+    scores = [0.0] * 4 + [3, 0, 4] + [9, 1, 8, 2] + [5]
+    assert kept(scores, 0, budget=10) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 11], "of the new ones 1 and 2"
+    assert kept(scores, 0, budget=8) == [0, 1, 2, 3, 6, 7, 9, 11], "then 0 and 3, which were chosen"
 
 
 def test_what_would_leave_no_room_for_the_next_tile_leaves() -> None:
@@ -78,21 +90,19 @@ def test_what_would_leave_no_room_for_the_next_tile_leaves() -> None:
     assert found == [0, 1, 2, 3, 4, 6, 7, 8], "three would wait; of the two of 1 the later stays"
 
 
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=12),
-    st.data(),
-    st.integers(0, 30),
-)
+@given(st.integers(0, 4), st.integers(0, 3), st.integers(8, 40), st.integers(0, 1000))
 @settings(max_examples=200, deadline=None)
-def test_what_is_taken_is_what_fits_in_order(scores: list[int], data: st.DataObject, room: int) -> None:
-    costs = data.draw(st.lists(st.sampled_from([1, SIZE]), min_size=len(scores), max_size=len(scores)))
-    chosen = fill(np.array(scores, np.float32), np.array(costs), room)
-    left, wanted = room, set[int]()
-    for index in sorted(range(len(scores)), key=lambda i: (-scores[i], -i)):
-        if costs[index] <= left:
-            wanted.add(index)
-            left -= costs[index]
-    assert set(np.flatnonzero(chosen).tolist()) == wanted
+def test_what_stays_is_within_the_budget(tiles: int, chosen: int, budget: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    begin = (1 + tiles) * SIZE
+    scores = rng.integers(0, 5, begin + chosen + SIZE + 1).astype(float).tolist()
+    found = kept(scores, begin * (tiles > 0), budget)
+    assert len(found) <= budget or len(found) == len(scores)
+    assert found[:SIZE] == list(range(SIZE)) and found[-1] == len(scores) - 1
+    whole = [sum(at // SIZE == tile for at in found) for tile in range(1, 1 + tiles)]
+    assert set(whole) <= {0, SIZE}, "encoded tiles leave as a whole"
+    fresh = [at for at in found if begin + chosen <= at < len(scores) - 1]
+    assert len(fresh) >= SIZE // 2 or not any(whole)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
