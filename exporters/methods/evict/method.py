@@ -66,7 +66,6 @@ class Config:
     prefill: whole: a prompt stays until it is complete; chunk: its tokens are evicted like those that are generated.
     granularity: what leaves: token; tile: whole tiles of 128 tokens, by the mean of their scores; record: tokens until they are
         encoded, then their tile as a whole. With kvarn it is one of the last two.
-    chosen: for record, the share of new tokens that stay at least while encoded tiles can leave in their place.
     """
 
     score: str = "rkv"
@@ -85,7 +84,6 @@ class Config:
     score_norm: Literal["none", "times_len"] = "none"
     prefill: Literal["whole", "chunk"] = "whole"
     granularity: Literal["token", "tile", "record"] = "token"
-    chosen: float = 0.5
 
     def __post_init__(self) -> None:
         by_curve = self.allocation == "reasonalloc" and self.layers
@@ -117,7 +115,6 @@ class Config:
             score_norm=self.score_norm,
             prefill=self.prefill,
             granularity=self.granularity,
-            chosen=self.chosen,
         )
 
 
@@ -207,8 +204,8 @@ def check_encoded(config: EvictConfig, got: str) -> None:
     """Refuse what tiles that are encoded do not allow; got: the cache, for the message."""
     if config.granularity == "token":
         raise UnsupportedError(
-            f"evict: got {got}, so that tokens cannot leave one by one, expected granularity=record, which chooses them before "
-            "they are encoded, or tile, by which whole tiles leave; apply evict:granularity=record, or build without kvarn"
+            f"evict: got {got}, so that tokens cannot leave one by one, expected granularity=tile, by which whole tiles "
+            "leave, or record, which chooses tokens before they are encoded; apply evict:granularity=tile, or build without kvarn"
         )
     if SCORES[config.score].marks:
         kept = ", ".join(name for name, each in SCORES.items() if not each.marks)

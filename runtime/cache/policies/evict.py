@@ -51,7 +51,6 @@ class EvictConfig:
     prefill: "whole": a prompt stays until it is complete; "chunk": its tokens are evicted like those that are generated.
     granularity: what leaves: "token"; "tile": whole tiles, by the mean of their tokens' scores, which copies nothing; "record":
         tokens until their tile is encoded, then encoded tiles as a whole.
-    chosen: for "record", the share of new tokens that stay at least while encoded tiles can leave in their place.
     """
 
     score: str = "rkv"
@@ -69,7 +68,6 @@ class EvictConfig:
     score_norm: Literal["none", "times_len"] = "none"
     prefill: Literal["whole", "chunk"] = "whole"
     granularity: Literal["token", "tile", "record"] = "token"
-    chosen: float = 0.5
 
     def __post_init__(self) -> None:
         for name, known in (("score", SCORES), ("allocation", ALLOCATIONS)):
@@ -81,8 +79,6 @@ class EvictConfig:
             raise ValueError(f"kernel: got {self.kernel}, expected an odd number from 1 up")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix: got {self.mix}, expected 0 to 1")
-        if not 0 <= self.chosen <= 1:
-            raise ValueError(f"chosen: got {self.chosen}, expected 0 to 1")
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha: got {self.alpha}, expected above 0 and at most 1")
         score = SCORES[self.score]

@@ -47,7 +47,7 @@ class EvictRecords:
     """Evicts single tokens of exact tiles, and encoded tiles as a whole, after every tile's worth of tokens; created by POLICY.
 
     A budget counts the first tile, which always stays, and the newest tokens. Over it, first new tokens leave: those that came
-    since the last eviction, until the share `chosen` of them is left. Then encoded tiles leave, the smallest mean of scores
+    since the last eviction, until half of them are left. Then encoded tiles leave, the smallest mean of scores
     first. So what has been chosen is not compared with single new tokens, of which there are always some with smaller scores.
     """
 
@@ -100,7 +100,7 @@ class EvictRecords:
         over = len(scores) + recent - self._config.budget
         stays = np.ones(len(scores), np.bool_)
         fresh = max(len(scores) - size, begin)  # the tokens after it have not been chosen yet
-        leaves = min(over, len(scores) - fresh - round(size * self._config.chosen))
+        leaves = min(over, len(scores) - fresh - size // 2)
         over -= _drop_least(scores, stays, fresh, leaves)
         tiles = scores[size:begin].reshape(-1, size).mean(axis=1)
         for tile in _from_least(tiles)[: max(-(-over // size), 0)]:

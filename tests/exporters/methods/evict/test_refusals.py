@@ -30,13 +30,13 @@ def recipe(*apply: str, **changes: Any) -> Recipe:
             ("kvarn", SMALL),
             {},
             "onnxruntime",
-            "evict: got a kvarn cache.*apply evict:granularity=record, or build without",
+            "evict: got a kvarn cache.*apply evict:granularity=tile, or build without",
         ),
         (
             (SMALL, "kvarn"),
             {},
             "onnxruntime",
-            "evict: got a kvarn cache.*apply evict:granularity=record, or build without",
+            "evict: got a kvarn cache.*apply evict:granularity=tile, or build without",
         ),
         (
             ("kvarn", "evict:granularity=tile,score=h2o"),

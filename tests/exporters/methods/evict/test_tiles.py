@@ -19,7 +19,7 @@ from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 from tests.support.exporters.masked_reference import masked_logits, recorded
 from tests.support.exporters.reasoner_engines import count_preemptions
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 TILES = "evict:granularity=tile,budget=384"
 CODES = "kvarn:k_bits=8,v_bits=8"
