@@ -28,6 +28,7 @@ RECORDS = "evict:granularity=record,budget=384"
 CACHES = [
     pytest.param((TILES,), id="exact"),
     pytest.param((CODES, TILES), id="encoded"),
+    pytest.param((CODES, f"{TILES},prefill=chunk"), id="encoded by chunks"),
     pytest.param((CODES, RECORDS), id="before encoding"),
 ]
 
