@@ -13,9 +13,9 @@ from enginewright.runtime.backends.backend import Backend
 from enginewright.runtime.backends.conditions import fill_entries
 from enginewright.runtime.backends.registry import choose_backend
 from enginewright.runtime.cache.capacity import Capacity, cache_bytes, plan_capacity
+from enginewright.runtime.cache.open_tables import open_tables
 from enginewright.runtime.cache.pieces import Pieces
 from enginewright.runtime.cache.policy import check_policy
-from enginewright.runtime.cache.policy_tables import open_tables
 from enginewright.runtime.decoding.kind import DecodingKind
 from enginewright.runtime.decoding.processor_kind import open_processors
 from enginewright.runtime.decoding.registry import find_kind

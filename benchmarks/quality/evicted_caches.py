@@ -2,7 +2,8 @@
 
     python -m benchmarks.quality.evicted_caches --model MODEL --json CELLS --policies full score=rkv,budget=384 score=streaming
 
-A policy is the options of `--apply evict`, or `full`, which keeps everything. Every policy answers the same hard problems,
+A policy is the options of `--apply evict`, or `full`, which keeps everything. With `kvarn` or `kvarn+` before it the cache is
+that of `--apply kvarn`. Every policy answers the same hard problems,
 greedily. The table has the right answers with Wilson's interval, the differences from the full cache and from the first policy
 after it with Newcombe's interval for pairs, the most bytes of the cache that requests held at once, and the share of the time
 that evictions took. Table: docs/methods/evict.md, "Quality". --json keeps the policies that are done: the same command goes on
@@ -34,6 +35,7 @@ from enginewright.runtime.loader import load
 
 NAME = "benchmarks.quality.evicted_caches"
 FULL = "full"
+CODES = "kvarn"
 Cells = dict[str, dict[str, Any]]
 """Of each policy: `right`, for every problem, `kinds`, `tokens`, `peak` bytes, `seconds`, `evicting` seconds."""
 
@@ -58,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = benchmark_parser(NAME, __doc__)
     parser.add_argument("--model", required=True, help="the checkpoint that engines are built of")
-    parser.add_argument("--policies", nargs="+", required=True, metavar="OPTIONS", help="of --apply evict, or full")
+    parser.add_argument(
+        "--policies", nargs="+", required=True, metavar="OPTIONS", help="of --apply evict, or full; kvarn+ before it"
+    )
     parser.add_argument("--json", required=True, type=Path, help="file that keeps what is measured")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of problems: {', '.join(KINDS)} (all)")
     parser.add_argument("--count", type=int, default=150, metavar="N", help="problems of each kind (150)")
@@ -92,7 +96,7 @@ def measure(args: argparse.Namespace, policy: str) -> dict[str, Any]:
 class Watch:
     """Watches an engine at work.
 
-    peak: the most bytes of tiles that requests held at once.
+    peak: the most bytes of tiles that requests held at once, encoded and exact ones.
     evicting: seconds spent on evictions.
     """
 
@@ -104,6 +108,7 @@ class Watch:
             for group in self._tables._groups
         ]
         self._whole = self._tables.free_tiles
+        self._exact = sum(each.exact_tiles * each.kv_heads * each.exact_bytes for each in llm.manifest.cache.layers)
         self._commit, self._evict_due = llm.loop.scheduler.commit, llm.loop.scheduler.evict_due
         llm.loop.scheduler.commit = self._counted  # type: ignore[method-assign]
         llm.loop.scheduler.evict_due = self._timed  # type: ignore[method-assign]
@@ -111,7 +116,8 @@ class Watch:
     def _counted(self, step: Any, emission: Any) -> None:
         """Count the tiles at a step's end, while requests that end in it still hold theirs."""
         held = [whole - free for whole, free in zip(self._whole, self._tables.free_tiles, strict=True)]
-        self.peak = max(self.peak, sum(count * sum(sizes) for count, sizes in zip(held, self._sizes, strict=True)))
+        pools = sum(count * sum(sizes) for count, sizes in zip(held, self._sizes, strict=True))
+        self.peak = max(self.peak, pools + self._exact * len(self._llm.loop.scheduler.running))
         self._commit(step, emission)
 
     def _timed(self, session: Any) -> None:
@@ -125,7 +131,8 @@ def build(args: argparse.Namespace, policy: str, output: Path) -> Path:
     from enginewright.exporters.build import build as build_engine
     from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 
-    methods = () if policy == FULL else (parse_method(f"evict:{policy}"),)
+    names = [f"evict:{part}" for part in policy.removeprefix(CODES).lstrip("+").split("+") if part not in ("", FULL)]
+    methods = tuple(map(parse_method, [*([CODES] if policy.startswith(CODES) else []), *names]))
     recipe = Recipe(
         apply=methods, weights=parse_weights("float32"), kv_bits=16, max_batch=args.rows, max_context=args.context
     )

@@ -133,8 +133,8 @@ def figures_of(cells: dict[str, TextCell]) -> list[Figure]:
         if name == FULL:
             continue
         found.append(estimate_figure("mean KL", "nats", 1, cell.mean_kl, about))
-        for window in dict.fromkeys(cell.windows):
-            found.append(estimate_figure("mean KL", "nats", 1, cell.kl_of(window), {**about, "window": window}))
+        for size in dict.fromkeys(cell.windows):
+            found.append(estimate_figure("mean KL", "nats", 1, cell.kl_of(size), {**about, "window": size}))
         if (other := compared_with(name, list(cells))) is not None:
             pair: dict[str, Condition] = {**about, "minus": other}
             found.append(estimate_figure("mean KL, difference", "nats", 1, cell.kl_minus(cells[other]), pair))

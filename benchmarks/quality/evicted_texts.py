@@ -135,7 +135,7 @@ def make_engine(args: argparse.Namespace, policy: str, folder: Path) -> Path:
 
 def of_graphs(config: Config) -> Config:
     """Return options whose graphs give all that the score reads: those with equal budgets, and R-KV's where that does."""
-    score, rkv = SCORES[config.score], SCORES["rkv"]
+    score, rkv = SCORES[config.scored], SCORES["rkv"]
     if not score.needs or (score.needs, score.scope, score.group) == (rkv.needs, rkv.scope, rkv.group):
         return Config(window=config.window) if score.needs else Config()
     return dataclasses.replace(config, allocation="uniform", curve=None)

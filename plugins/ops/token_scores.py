@@ -12,12 +12,18 @@ TOKEN_SCORES = Op(
     doc=(
         "Scores the stored tokens of one layer for a cache policy. The importance of a token is the attention that the newest "
         "queries of its row, the window, give it. Its redundancy says how similar its key is to those of the row's others. "
-        "What does not exist, and where a head holds no more tokens than the window has, scores are 0."
+        "What does not exist, and where a head holds no more tokens than the window has, scores are 0. Keys may lie in a cache "
+        "of records, as KVarNAttention has it: then they are decoded and turned back in float32 before anything else."
     ),
     inputs=(
         Tensor("ring", FLOATS, ("S", "Hq", "R", "D"), "the layer's newest queries, which HoldQueries keeps"),
-        Tensor("tiles", ("int8",), ("N", "bytes"), "the layer's pool of tiles, as PagedAttention has it"),
-        Tensor("slots", ("int32",), ("B",), "index of each row in `ring`"),
+        Tensor(
+            "tiles",
+            ("int8",),
+            ("N", "bytes"),
+            "the layer's pool of tiles, as PagedAttention has it; with `k_bits` that of records, as KVarNAttention has it",
+        ),
+        Tensor("slots", ("int32",), ("B",), "index of each row in `ring` and in `exact`"),
         Tensor(
             "kv_lens",
             ("int32",),
@@ -27,6 +33,20 @@ TOKEN_SCORES = Op(
         Tensor("tile_table", ("int32",), ("L", "B", "H", "M"), "ids of the tiles in token order"),
         Tensor("last_positions", ("int64",), ("B",), "position of each row's newest token, the last of the window"),
         SINKS,
+        Tensor(
+            "exact",
+            ("float16",),
+            ("S", "kv_heads", "F", "E"),
+            "the exact tiles of a cache of records; there if and only if k_bits is not 0",
+            optional=True,
+        ),
+        Tensor(
+            "encoded_lens",
+            ("int32",),
+            ("two", "L", "B", "H"),
+            "with `exact`: as KVarNAttention has them; the first of the two says what is encoded now",
+            optional=True,
+        ),
     ),
     outputs=(
         Tensor("importance", ("float32",), ("B", "kv_heads", "M*128"), "attention of the window to each token"),
@@ -63,18 +83,28 @@ TOKEN_SCORES = Op(
         Attribute("redundancy", "int", "1: the second output has its values; 0: it is empty", default=0, most=1),
         Attribute("threshold", "float", "cosine above which two keys say the same", default=0.5),
         Attribute("kv_bits", "int", "bits of a stored element: 16 (IEEE half) or 32 (float32)", default=16),
+        Attribute(
+            "k_bits", "int", "bits of a key's code in a record: 2, 4 or 8; 0: no tile is a record", default=0, most=8
+        ),
+        Attribute(
+            "v_bits", "int", "those of a value's, for the size of a record; 0 where k_bits is", default=0, most=8
+        ),
     ),
     oracle="enginewright.plugins.oracles.token_scores:token_scores",
 )
 
 TOKEN_SCORES_CALL = Call(
     name="TokenScores",
-    doc="ring is of `type`; kv_lens and table point at the node's layer.",
+    doc="ring is of `type`; kv_lens, table and encoded point at the node's layer.",
     fields=(
         *fields("const void*", "ring", "tiles"),
         *fields("const int32_t*", "slots", "kv_lens", "table"),
         Field("last_positions", "const int64_t*"),
         Field("sinks", "const float*", "or null"),
+        Field(
+            "exact", "const void*", "[slot_count, kv_heads, exact_tiles, 2 * TILE_TOKENS * head_dim] halves, or null"
+        ),
+        Field("encoded", "const int32_t*", "[rows, table_heads], or null"),
         Field("importance", "float*", "[rows, kv_heads, table_width * TILE_TOKENS]"),
         Field("redundancy", "float*", "the same, or null"),
         *fields(
@@ -91,6 +121,9 @@ TOKEN_SCORES_CALL = Call(
             "table_width",
             "window",
             "kv_bits",
+            "exact_tiles",
+            "k_bits",
+            "v_bits",
         ),
         *fields("float", "scale", "softcap", "threshold"),
         *fields("int32_t", "scope", "group", "type"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.plugins.oracles.decoded_keys import decoded_keys
 from enginewright.plugins.oracles.window_probabilities import Doubles, Floats, logits_of, softmax, stored_keys
 
 BEFORE, CAUSAL = 0, 1
@@ -42,6 +43,8 @@ def token_scores(
     tile_table: NDArray[np.int32],
     last_positions: NDArray[np.int64],
     sinks: NDArray[np.float32] | None = None,
+    exact: NDArray[np.float16] | None = None,
+    encoded_lens: NDArray[np.int32] | None = None,
     *,
     layer: int,
     kv_heads: int,
@@ -53,6 +56,8 @@ def token_scores(
     redundancy: int = 0,
     threshold: float = 0.5,
     kv_bits: int = 16,
+    k_bits: int = 0,
+    v_bits: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Importance [B, kv_heads, 128 M], and redundancy of that shape or empty."""
     _, query_heads, entries, head_dim = ring.shape
@@ -63,7 +68,12 @@ def token_scores(
         stored = int(kv_lens[layer, row, head])
         if stored <= window:
             continue
-        keys = stored_keys(tiles, tile_table[layer, row, head], stored, head_dim, kv_bits)
+        ids = tile_table[layer, row, head]
+        if exact is None or encoded_lens is None:
+            keys = stored_keys(tiles, ids, stored, head_dim, kv_bits)
+        else:
+            encoded = int(encoded_lens[0, layer, row, head])
+            keys = decoded_keys(tiles, exact[slots[row], head], ids, stored, encoded, (k_bits, v_bits))
         heads = slice(head * each, (head + 1) * each)
         extra = None if sinks is None else sinks[heads].astype(np.float64)
         scored = stored - window if scope == BEFORE else stored

@@ -150,8 +150,8 @@ MARKS = Port(
     optional=True,
 )
 
-SCORES_GRAPH, COMPACT_GRAPH = "scores", "compact"
-"""The names of the graphs that serve a cache policy: one scores the tokens of rows, one copies tokens between tiles."""
+SCORES_GRAPH, COMPACT_GRAPH, ENCODE_GRAPH = "scores", "compact", "encode"
+"""The names of the graphs that serve a cache policy: they score the tokens of rows, copy tokens between tiles, encode tiles."""
 LAST_POSITIONS = Port(
     name="last_positions",
     dtype="int64",
@@ -341,6 +341,7 @@ def _of_layer(port: Port, index: int, layer: CacheLayer) -> Port:
         "tile_bytes": layer.tile_bytes,
         "kv_heads": layer.kv_heads,
         "exact_halves": layer.exact_bytes // 2,
+        **({} if layer.exact_tiles == 2 else {"exact": layer.exact_tiles}),
         "query_heads": layer.query_heads,
         "held_queries": layer.held_queries,
         "key_dim": layer.key_dim,

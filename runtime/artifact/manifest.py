@@ -107,10 +107,9 @@ class CacheLayer:
     key_dim, value_dim: numbers of one head's key and value.
     tile_bytes: bytes of a tile in the layer's pool.
     window: tokens that a token sees, itself included; 0: all.
-    exact_bytes: bytes of a tile that is not encoded, in a layer that encodes tiles (KVarN keeps a request's first and
-        newest tile so, in a buffer of their own); 0 in a layer that encodes none.
-    query_heads: heads of the query.
-    held_queries: newest queries of each row that stay, for a cache policy to score tokens by; 0: none.
+    exact_bytes: bytes of a tile that is not encoded, in a layer that encodes others (KVarN); 0 in a layer that encodes none.
+    exact_tiles: such tiles of a head, in a buffer of their own: a request's first one, and its newest.
+    query_heads, held_queries: the query's heads, and its newest queries of each row, by which a policy scores; 0: none stay.
     marks: numbers that the graph keeps of each token's attention, for a cache policy; 0: none.
     """
 
@@ -120,6 +119,7 @@ class CacheLayer:
     tile_bytes: int
     window: int = 0
     exact_bytes: int = 0
+    exact_tiles: int = 2
     query_heads: int = 0
     held_queries: int = 0
     marks: int = 0
@@ -128,6 +128,7 @@ class CacheLayer:
         check_ranges(self, kv_heads=(1, MOST_HEADS), key_dim=(1, MOST_WIDTH), value_dim=(1, MOST_WIDTH))
         check_ranges(self, tile_bytes=(1, MOST_BYTES), window=(0, MOST_CONTEXT), exact_bytes=(0, MOST_BYTES))
         check_ranges(self, query_heads=(0, MOST_HEADS), held_queries=(0, MOST_WIDTH), marks=(0, MOST_HEADS))
+        check_ranges(self, exact_tiles=(2, MOST_WIDTH))
 
 
 @dataclass(frozen=True, kw_only=True)

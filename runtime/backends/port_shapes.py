@@ -8,7 +8,7 @@ import numpy as np
 
 from enginewright.runtime.artifact.decoder_graph import Axis, Port, inputs, outputs
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity
+from enginewright.runtime.cache.capacity import EXACT_TILES, Capacity, spare_slots
 from enginewright.runtime.cache.tile_tables import TileTables
 
 Spec: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
@@ -34,7 +34,7 @@ def input_shapes(manifest: Manifest, tables: TileTables, capacity: Capacity, *, 
         "L": layers,
         "H": heads,
         "M": longest,
-        "slots": rows + spare,
+        "slots": rows + spare + spare_slots(manifest.cache),
         "exact": EXACT_TILES,
         **{f"tiles_{layer}": tiles + spare for layer, tiles in enumerate(capacity.tiles)},
     }

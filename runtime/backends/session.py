@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.decoder_graph import COMPACT_GRAPH, GREEDY, LOGITS, SCORES_GRAPH
+from enginewright.runtime.artifact.decoder_graph import COMPACT_GRAPH, ENCODE_GRAPH, GREEDY, LOGITS, SCORES_GRAPH
 from enginewright.runtime.artifact.manifest import Manifest
-from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, SCORES, TILES, LayerScores, StoredRow
+from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, RECORDS, SCORES, TILES, LayerScores, StoredRow
 from enginewright.runtime.errors import UnsupportedError
 
 NO_ARRAYS: Mapping[str, NDArray[Any]] = MappingProxyType({})
@@ -103,6 +103,10 @@ class Session(Protocol):
         """Copy tokens between tiles, as CacheSession says."""
         ...
 
+    def encode(self, row: int, table: NDArray[np.int32], lens: NDArray[np.int32], encoded: NDArray[np.int32]) -> None:
+        """Encode tiles of a row, as CacheSession says."""
+        ...
+
     def fill(self, port: str, entry: int, values: NDArray[Any]) -> None:
         """Write an entry of a condition's tensor, between two steps; later steps see it.
 
@@ -122,11 +126,12 @@ def policy_offers(manifest: Manifest, *, runs_graphs: bool = False) -> frozenset
     runs_graphs: whether the session runs the engine's graphs "scores" and "compact".
     """
     cache = manifest.cache
-    if cache.is_dense or any(layer.exact_bytes for layer in cache.layers):
+    if cache.is_dense:
         return frozenset()
     if not runs_graphs:
-        return frozenset({TILES})
+        return frozenset() if any(layer.exact_bytes for layer in cache.layers) else frozenset({TILES})
     found = {SCORES: SCORES_GRAPH in manifest.graphs, COMPACT: COMPACT_GRAPH in manifest.graphs}
+    found[RECORDS] = ENCODE_GRAPH in manifest.graphs and COMPACT_GRAPH in manifest.graphs
     found[MARKS] = found[GATES] = any(layer.marks for layer in cache.layers)
     return frozenset({TILES, *(name for name, has in found.items() if has)})
 
@@ -145,6 +150,10 @@ class TilesAlone:
     def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
         """Refuse: the backend moves no tokens."""
         raise _refusal("compact")
+
+    def encode(self, row: int, table: NDArray[np.int32], lens: NDArray[np.int32], encoded: NDArray[np.int32]) -> None:
+        """Refuse: the backend encodes nothing between steps."""
+        raise _refusal("encode")
 
 
 def _refusal(name: str) -> UnsupportedError:

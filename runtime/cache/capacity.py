@@ -111,9 +111,14 @@ def cache_bytes(cache: Cache, tiles: Sequence[int], rows: int) -> int:
     """Return the bytes of all pools with the marks of their tokens, and of the exact tiles and the held queries of `rows` rows."""
     each = (layer.tile_bytes + 4 * layer.marks * cache.tile_tokens for layer in cache.layers)
     pools = sum(count * size for count, size in zip(tiles, each, strict=True))
-    return pools + rows * sum(
-        EXACT_TILES * layer.kv_heads * layer.exact_bytes + queries_bytes(layer) for layer in cache.layers
+    return pools + (rows + spare_slots(cache)) * sum(
+        layer.exact_tiles * layer.kv_heads * layer.exact_bytes + queries_bytes(layer) for layer in cache.layers
     )
+
+
+def spare_slots(cache: Cache) -> int:
+    """Return the places that the buffers of exact tiles have in addition to those of rows: one where tokens are moved in them."""
+    return int(any(layer.exact_bytes and layer.exact_tiles > EXACT_TILES for layer in cache.layers))
 
 
 def queries_bytes(layer: CacheLayer) -> int:
@@ -131,7 +136,7 @@ def request_bytes(cache: Cache, tokens: int, *, prompt_tokens: int | None = None
         most = Bounds(policy, cache).of_row(tokens if prompt_tokens is None else prompt_tokens, tokens)
         for index, count in zip(governed_layers(cache), most.tolist(), strict=True):
             tiles[index] = count
-    return cache_bytes(cache, tiles, 1)
+    return cache_bytes(cache, tiles, 1) - cache_bytes(cache, [0] * len(tiles), 0)
 
 
 def copies_bytes(cache: Cache, context: int) -> int:

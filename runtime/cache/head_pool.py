@@ -6,11 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import CacheLayer
+from enginewright.runtime.cache.policy import NEVER
+from enginewright.runtime.cache.policy_bounds import tiles_for
 from enginewright.runtime.cache.tile_pool import Ints, Table, TilePool
 
 
 class HeadPool(TilePool):
     """A TilePool of a single layer under a cache policy; created by PolicyTables.
+
+    Where tiles are encoded, the first tile of a head and its unfinished one lie elsewhere, and are not counted here.
 
     A head stores what the row has processed, without the tokens that it has evicted; its tiles have no gaps. So `end` is a
     number of tokens here, the most that the row may have processed before a head lacks a tile. A tile counts the rows that
@@ -19,6 +23,7 @@ class HeadPool(TilePool):
 
     gone[rows, heads] int64: tokens that each head has evicted; PolicyTables changes it.
     count[rows, heads] int64: tiles of each head; the same.
+    steps_encode: whether steps take tiles where they are encoded; RecordTables, which encodes between steps, sets it to False.
     spare: tiles that a row's eviction needs in addition, for copies; set by PolicyTables.
     peak[rows, heads], peak_of_row[rows] int64: the most tiles of each row's own request, as far as it is known, of a head
         and of all heads together; set by PolicyTables.
@@ -31,16 +36,26 @@ class HeadPool(TilePool):
         self.gone: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.count: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.spare = 0
+        self.steps_encode = True
         self.peak: Ints = np.zeros((rows, layer.kv_heads), np.int64)
         self.peak_of_row: Ints = np.zeros(rows, np.int64)
-        self._ids = table[index, :, : layer.kv_heads]  # a view, [rows, heads, tiles]
+        self._ids = table[index, :, : layer.kv_heads, self.base :]  # a view, [rows, heads, tiles]
         self._uses: NDArray[np.int32] = np.zeros(tiles, np.int32)
         self._of_prefix: NDArray[np.bool_] = np.zeros(tiles, np.bool_)
+        self.end[:] = self.tokens_without_tiles
+
+    @property
+    def tokens_without_tiles(self) -> int:
+        """The most tokens that a row can process before it needs a tile of this pool."""
+        if not self.steps_encode:
+            return NEVER
+        return 2 * self._size - 1 if self.is_encoded else 0
 
     @property
     def longest(self) -> int:
         """The most tokens that a row can process without an eviction, when no other row holds any."""
-        return int(min(self._ids.shape[2], self.most // self.heads)) * self._size
+        tiles = int(min(self._ids.shape[2], self.most // self.heads))
+        return (tiles + self.base) * self._size
 
     @property
     def most(self) -> int:
@@ -80,7 +95,7 @@ class HeadPool(TilePool):
 
     def wanted_at_most(self, lengths: Ints) -> int:
         """Return how many more tiles the rows need at most while they process `lengths` tokens, evicting as planned."""
-        needed = np.minimum(-(lengths // -self._size)[:, None], self.peak)
+        needed = np.minimum(tiles_for(lengths, self.is_encoded, self._size)[:, None], self.peak)
         each = np.maximum(needed - self.count, 0).sum(axis=1)
         return int(np.minimum(each, np.maximum(self.peak_of_row - self.count.sum(axis=1), 0)).sum())
 
@@ -90,7 +105,7 @@ class HeadPool(TilePool):
         self._ids[row, :, begin : begin + tiles.shape[1]] = tiles
         self._uses[tiles] += 1
         self.count[row] += tiles.shape[1]
-        self._shared[row] = begin + tiles.shape[1]
+        self._shared[row] = self.base + begin + tiles.shape[1]
         self.set_end(row)
 
     def give_to_prefix(self, row: int, end: int) -> Table:
@@ -113,18 +128,27 @@ class HeadPool(TilePool):
             np.arange(self._ids.shape[2])[:, None] < self.count[row]
         )  # by blocks, so that the order is that of TilePool
         self.let_go(self._ids[row].T[has])
-        self.first[row] = self.end[row] = self._shared[row] = self.base
+        self.first[row] = self._shared[row] = self.base
         self.count[row] = self.gone[row] = self.peak[row] = 0
         self.peak_of_row[row] = 0
+        self.set_end(row)
 
     def _lacking(self, ends: Ints) -> Ints:
         """Return how many tiles each head of each row lacks until the row has processed `ends` tokens."""
-        lacking: Ints = np.maximum(-((ends[:, None] - self.gone) // -self._size) - self.count, 0)
+        if not self.steps_encode:
+            return np.zeros_like(self.count)
+        needed = tiles_for(ends[:, None] - self.gone, self.is_encoded, self._size)
+        lacking: Ints = np.maximum(needed - self.count, 0)
         return lacking
+
+    def ids_of(self, row: int) -> Table:
+        """Return the tiles of the row's heads, a view [heads, tiles] of the table; after `count` they mean nothing."""
+        ids: Table = self._ids[row]
+        return ids
 
     def set_end(self, row: int) -> None:
         """Note how many tokens the row's tiles are enough for, after `count` or `gone` has changed."""
-        self.end[row] = (self.count[row] * self._size + self.gone[row]).min()
+        self.end[row] = (self.count[row] * self._size + self.gone[row]).min() + self.tokens_without_tiles
 
     def take(self, count: int) -> Table:
         """Return free tiles, which have one user now."""

@@ -34,6 +34,9 @@ SCORES = "scores"
 """The session can score the tokens that a row has stored."""
 COMPACT = "compact"
 """The session can move tokens between tiles, so that single ones can leave. A policy that needs it is a TokenPolicy."""
+RECORDS = "records"
+"""The session can move exact tokens where tiles are encoded, and encode a tile between steps. A policy that needs it is a
+RecordPolicy: tokens leave one by one while they are exact, and encoded tiles as a whole."""
 MARKS = "marks"
 """The decoder graph marks the stored tokens by how much attention they get, step by step."""
 GATES = "gates"
@@ -59,7 +62,7 @@ class CacheSession(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """The abilities that a policy may need: TILES, SCORES, COMPACT, MARKS, GATES."""
+        """The abilities that a policy may need: TILES, SCORES, COMPACT, RECORDS, MARKS, GATES."""
         ...
 
     def score(self, row: StoredRow) -> Sequence[LayerScores]:
@@ -71,9 +74,17 @@ class CacheSession(Protocol):
         ...
 
     def compact(self, moves: Mapping[int, NDArray[np.int32]]) -> None:
-        """Copy tokens between tiles, with their marks; only with COMPACT.
+        """Copy tokens between tiles, with their marks; only with COMPACT. With RECORDS, tiles are those that are exact.
 
         moves: by layer, int32 [n, 4]: tile and place to read, tile and place to write. No tile is read and written.
+        """
+        ...
+
+    def encode(self, row: int, table: NDArray[np.int32], lens: NDArray[np.int32], encoded: NDArray[np.int32]) -> None:
+        """Encode tiles of a row, of the layers without a window; only with RECORDS.
+
+        table[layers, 1, heads, tiles]: its tile table. lens[layers, 1, heads]: tokens that its heads hold.
+        encoded[2, layers, 1, heads]: tokens in encoded tiles before and after.
         """
         ...
 
@@ -124,6 +135,17 @@ class StoredRow:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedRow(StoredRow):
+    """A StoredRow whose tokens leave one by one while they are exact; created by RecordTables.
+
+    encoded[layers, heads] int64: how many of the stored tokens, the first ones, leave only as whole tiles. The first tile counts,
+        and never leaves. 0: that tile alone.
+    """
+
+    encoded: Ints
+
+
 class CachePolicy(Protocol):
     """Decides which tiles of a request stay, or which tokens; one for each engine, created by its kind.
 
@@ -152,17 +174,15 @@ class CachePolicy(Protocol):
     def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> Sequence[Mask]:
         """Return for each of `rows`, which are due, a mask of what stays.
 
-        A mask is bool [layers, heads, n], or broadcasts to it. It is over full tiles, and an unfinished one always stays;
-        that of a TokenPolicy is over stored tokens. n is the largest number of a head of that row; of each head its own
+        A mask is bool [layers, heads, n], or broadcasts to it. It is over full tiles, and an unfinished one always stays, as
+        the first one does where tiles are encoded; that of a TokenPolicy or a RecordPolicy is over stored tokens. n is the largest number of a head of that row; of each head its own
         count.
         """
         ...
 
 
-class TokenPolicy(CachePolicy, Protocol):
-    """Decides which tokens of a request stay; what makes a policy one is COMPACT among its needs.
-
-    What stays of a tile that loses a token is copied to tiles that are free.
+class ScoringPolicy(CachePolicy, Protocol):
+    """Scores tokens by queries; what makes a policy one is SCORES or COMPACT among its needs.
 
     queries: newest tokens before an eviction whose queries the scores are made of. A row processes them itself, even where
         an earlier prompt begins with the same tokens.
@@ -171,6 +191,13 @@ class TokenPolicy(CachePolicy, Protocol):
     @property
     def queries(self) -> int: ...
 
+
+class TokenPolicy(ScoringPolicy, Protocol):
+    """Decides which tokens of a request stay; what makes a policy one is COMPACT among its needs.
+
+    What stays of a tile that loses a token is copied to tiles that are free.
+    """
+
     def most_in_layer(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the most tokens that all heads of a layer together store, as `most_stored` does, int64 [layers]."""
         ...
@@ -178,6 +205,18 @@ class TokenPolicy(CachePolicy, Protocol):
     def most_kept(self) -> Ints:
         """Return the most tokens that an eviction leaves in a layer's heads that evict, all together, int64 [layers]."""
         ...
+
+
+class RecordPolicy(ScoringPolicy, Protocol):
+    """Decides which tokens of a request stay before they are encoded; what makes a policy one is RECORDS among its needs.
+
+    Its rows are EncodedRows. Their `most_stored` counts encoded tiles alone, and a tile that is not full.
+
+    newest: newest tokens that always stay, and are not encoded yet.
+    """
+
+    @property
+    def newest(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +234,12 @@ class PolicyKind(Generic[C]):
 
 
 POLICIES: Door[PolicyKind[Any]] = Door("enginewright.runtime.cache.policies", "POLICY", PolicyKind)
+
+
+def queries_of(policy: CachePolicy) -> int:
+    """Return how many newest tokens before an eviction a row processes itself: one, or those whose queries make scores."""
+    has_queries = bool(policy.needs & {COMPACT, RECORDS, SCORES})
+    return max(cast(ScoringPolicy, policy).queries, 1) if has_queries else 1
 
 
 def governed_layers(cache: Cache) -> tuple[int, ...]:
@@ -227,9 +272,21 @@ def open_policy(cache: Cache) -> CachePolicy | None:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
     _check_cache(name, cache)
     try:
-        return kind.open(config, cache)
+        policy = kind.open(config, cache)
     except ValueError as e:
         raise ArtifactError(f"manifest.json: policy {name!r}: {e}; build the engine again") from e
+    governed = [cache.layers[index] for index in governed_layers(cache)]
+    if RECORDS in policy.needs and not all(layer.exact_bytes and layer.exact_tiles > 2 for layer in governed):
+        raise UnsupportedError(
+            f"manifest.json: policy {name!r} chooses tokens before they are encoded, but the cache is {cache.kind}, without the "
+            "exact tiles that it needs in every layer; build the engine again with both"
+        )
+    if COMPACT in policy.needs and any(layer.exact_bytes for layer in governed):
+        raise UnsupportedError(
+            f"manifest.json: policy {name!r} evicts single tokens, but the cache is {cache.kind}, whose tiles are encoded and "
+            "stay whole; build the engine with a 16-bit cache, or with a policy that evicts whole tiles"
+        )
+    return policy
 
 
 def policy_line(policy: Mapping[str, Any]) -> str:
@@ -296,7 +353,7 @@ def check_policy(cache: Cache, offers: frozenset[str], *, tokens_a_step: int, ta
             "another score, or without extra heads"
         )
     held = min(cache.layers[index].held_queries for index in governed_layers(cache))
-    queries = cast(TokenPolicy, policy).queries if SCORES in policy.needs else 0
+    queries = cast(ScoringPolicy, policy).queries if SCORES in policy.needs else 0
     if queries and held < queries + tokens_a_step - 1:
         raise UnsupportedError(
             f"{where}: got {held} queries that are held, expected {queries + tokens_a_step - 1} with steps of {tokens_a_step} tokens; "
@@ -308,10 +365,6 @@ def _check_cache(name: str, cache: Cache) -> None:
     where = f"manifest.json: policy {name!r} evicts tiles"
     if cache.is_dense:
         raise UnsupportedError(f"{where}, but the cache is dense, without any; build the engine with --plugins auto")
-    if any(layer.exact_bytes for layer in cache.layers):
-        raise UnsupportedError(
-            f"{where}, but the cache is {cache.kind}, whose tiles are encoded and stay; build the engine with a 16-bit cache"
-        )
     if not governed_layers(cache):
         raise UnsupportedError(
             f"{where}, but every layer has a window, and frees its tiles by itself; build the engine without the policy"

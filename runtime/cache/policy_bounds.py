@@ -8,9 +8,18 @@ from typing import cast
 import numpy as np
 
 from enginewright.runtime.artifact.manifest import Cache
-from enginewright.runtime.cache.policy import COMPACT, CachePolicy, Ints, TokenPolicy, governed_layers
+from enginewright.runtime.cache.policy import COMPACT, RECORDS, CachePolicy, Ints, Mask, TokenPolicy, governed_layers
 
 _KEPT = 1024
+
+
+def tiles_for(tokens: Ints, encoded: Mask | bool, size: int) -> Ints:
+    """Return how many tiles of a pool hold `tokens`, which broadcast to the axes of `encoded` and further ones before them.
+
+    Where tiles are encoded, the first one and the unfinished one lie elsewhere.
+    """
+    found: Ints = np.where(encoded, np.maximum(tokens // size - 1, 0), -(tokens // -size))
+    return found
 
 
 class Bounds:
@@ -21,6 +30,7 @@ class Bounds:
         self._tokens = cast(TokenPolicy, policy) if COMPACT in policy.needs else None
         governed = governed_layers(cache)
         self._size = cache.tile_tokens
+        self._encoded = np.array([bool(cache.layers[index].exact_bytes) for index in governed])
         self._heads: Ints = np.array([cache.layers[index].kv_heads for index in governed], np.int64)
         self._shape = len(governed), max(layer.kv_heads for layer in cache.layers)
         self._has = np.arange(self._shape[1]) < self._heads[:, None]
@@ -30,8 +40,11 @@ class Bounds:
     def spare(self, context: int) -> Ints:
         """Return the tiles that the eviction of a row of at most `context` tokens needs for copies, int64 [layers].
 
-        They are 0 where whole tiles leave, and in a layer whose every head keeps every token.
+        They are 0 where whole tiles leave and in a layer whose every head keeps every token, and one a head where tiles are
+        encoded while those that leave are still there.
         """
+        if RECORDS in self._policy.needs:
+            return self._heads.copy()
         if self._tokens is None:
             return np.zeros_like(self._heads)
         kept = np.minimum(self._tokens.most_kept(), self._heads * context)
@@ -41,7 +54,7 @@ class Bounds:
     def _of_heads(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the most tiles of each head while a request processes `tokens` tokens, int64 [layers, heads]."""
         most = np.minimum(self._policy.most_stored(prompt_tokens, tokens), tokens)
-        return np.broadcast_to(-(-most // self._size), self._shape)
+        return tiles_for(np.broadcast_to(most, self._shape), self._encoded[:, None], self._size)
 
     def _of_row(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the same for all heads of a layer together, int64 [layers]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +20,13 @@ from enginewright.runtime.cache.policy import (
     CacheSession,
     Mask,
     StoredRow,
-    TokenPolicy,
     governed_layers,
-    open_policy,
+    queries_of,
 )
-from enginewright.runtime.cache.policy_bounds import Bounds
+from enginewright.runtime.cache.policy_bounds import Bounds, tiles_for
 from enginewright.runtime.cache.tile_pool import TilePool
 from enginewright.runtime.cache.tile_tables import Ints, TileTables
 from enginewright.runtime.errors import ExtensionError
-
-
-def open_tables(cache: Cache, capacity: Capacity) -> TileTables:
-    """Return the tables of an engine: PolicyTables where its cache has a policy, otherwise TileTables."""
-    policy = open_policy(cache)
-    return TileTables(cache, capacity) if policy is None else PolicyTables(cache, capacity, policy)
 
 
 class PolicyTables(TileTables):
@@ -57,7 +49,7 @@ class PolicyTables(TileTables):
         self._has_evicted = np.zeros(capacity.rows, np.bool_)
         self._kept: dict[int, tuple[Ints, Ints]] = {}  # of rows that have evicted: `kept` and `left` of their StoredRow
         self._by_tokens = COMPACT in policy.needs
-        self._own_tokens = max(cast(TokenPolicy, policy).queries, 1) if self._by_tokens else 1
+        self._own_tokens = queries_of(policy)
         self._shares = (
             MARKS not in policy.needs
         )  # marks are of one row's queries, so tiles that have them are not shared
@@ -133,11 +125,11 @@ class PolicyTables(TileTables):
         if (self.held < self._due).all():
             return None
         if self.watch is None:
-            return self._evict(session)
+            return self._evict_rows(session)
         with self.watch.timed():
-            return self._evict(session)
+            return self._evict_rows(session)
 
-    def _evict(self, session: CacheSession) -> int | None:
+    def _evict_rows(self, session: CacheSession) -> int | None:
         """Let the rows that are due evict, of which there are some."""
         due = np.flatnonzero(self.held >= self._due).tolist()
         rows = [self._stored_row(row) for row in due]
@@ -146,7 +138,7 @@ class PolicyTables(TileTables):
         if len(masks) != len(rows):
             raise ExtensionError(f"{self._name}: keep: got {len(masks)} masks, expected {len(rows)}, one for each row")
         for each, mask in zip(rows, masks, strict=True):
-            if not (self._evict_tokens(each, mask, session) if self._by_tokens else self._evict_tiles(each, mask)):
+            if not self._evict(each, mask, session):
                 return each.row
         return None
 
@@ -166,6 +158,7 @@ class PolicyTables(TileTables):
             self._pools.append(pool)
         heads = np.array([pool.heads for pool in self._pools])
         self._has = np.arange(self.kv_lens.shape[2]) < heads[:, None]  # whether a layer has that head
+        self._is_encoded = np.array([pool.is_encoded for pool in self._pools])
         self._nothing: Ints = np.zeros(self._has.shape, np.int64)
         self._gone: Ints = np.zeros((len(heads), capacity.rows, self._has.shape[1]), np.int64)
         self._count: Ints = self._gone.copy()
@@ -194,16 +187,21 @@ class PolicyTables(TileTables):
             tile_tokens=self.tile_tokens,
         )
 
+    def _evict(self, row: StoredRow, mask: Mask, session: CacheSession) -> bool:
+        """Let a row evict what `mask` does not have; False, and nothing changed, where tiles lack."""
+        return self._evict_tokens(row, mask, session) if self._by_tokens else self._evict_tiles(row, mask)
+
     def _evict_tiles(self, row: StoredRow, mask: Mask) -> bool:
         """Let a row's heads go of the full tiles that `mask` does not have, and note when the row is due next."""
         wide = self._widen(mask, row.whole_tiles, "full tiles", self.tile_table.shape[3])
-        leaves = ~wide & (np.arange(wide.shape[2]) < self._count[:, row.row, :, None]) & self._has[..., None]
+        wide[self._is_encoded, :, 0] = True
+        leaves = ~wide & self._has[..., None]
         if leaves.any():
             size, most = self.tile_tokens, int(row.stored.max())
             stays = ~np.repeat(leaves, size, axis=2)[..., :most] & (np.arange(most) < row.stored[..., None])
             eviction = Eviction.of_tokens(stays, row.stored, self._count[:, row.row], size)
             for layer, pool in enumerate(self._pools):
-                ids, gone = self._ids_of(layer, row.row), leaves[layer, : pool.heads]
+                ids, gone = pool.ids_of(row.row), leaves[layer, : pool.heads, pool.base :]
                 left = ids[gone]
                 ids[...] = np.take_along_axis(ids, np.argsort(gone, axis=1, kind="stable"), 1)  # in their order
                 pool.let_go(left)
@@ -243,7 +241,8 @@ class PolicyTables(TileTables):
 
     def _put(self, layer: int, row: int, eviction: Eviction, ids: NDArray[np.int32]) -> None:
         """Let fresh tiles take the place of those that a layer's heads had from the first change on."""
-        pool, table = self._pools[layer], self._ids_of(layer, row)
+        pool = self._pools[layer]
+        table = pool.ids_of(row)
         changed, begin = eviction.changed[layer, : pool.heads, None], eviction.begin[layer, : pool.heads, None]
         places = np.arange(table.shape[1])
         old = table[changed & (places >= begin) & (places < self._count[layer, row, : pool.heads, None])]
@@ -261,10 +260,6 @@ class PolicyTables(TileTables):
         self._kept[row.row] = eviction.kept(row.all_positions()), eviction.counts
         for pool in self._pools:
             pool.set_end(row.row)
-
-    def _ids_of(self, layer: int, row: int) -> NDArray[np.int32]:
-        """The tiles of a row's heads in one of the governed layers, a view [heads, tiles] of the table."""
-        return self.tile_table[self._governed[layer], row, : self._pools[layer].heads]
 
     def _widen(self, mask: Mask, counts: Ints, of: str, width: int) -> Mask:
         """Return the policy's mask as bool [layers, heads, width], where all after a head's own count stays."""
@@ -300,11 +295,26 @@ class PolicyTables(TileTables):
             self.kv_lens[list(self._governed), row.row] = np.where(
                 self._has, lens, self.kv_lens[list(self._governed), row.row]
             )
+            self._set_encoded(row.row, lens // self.tile_tokens * self.tile_tokens)
             self._held_capacity = self._capacity_of_rows()
             if not self._has_evicted[row.row]:
                 self._has_evicted[row.row] = True
                 self._leave_prefixes(row.row)
         self._due[row.row] = self._next_due(row.row)
+
+    def _encode_to(self, lengths: Ints) -> None:
+        """Tell the next step to encode tiles, until each row has `lengths[row]` tokens in encoded ones, or in none any more."""
+        super()._encode_to(lengths)
+        if self._encodes:
+            for layer, pool in enumerate(self._pools):
+                if pool.is_encoded:
+                    self.encoded_lens[1, self._governed[layer], :, : pool.heads] = lengths[:, None] - pool.gone
+
+    def _set_encoded(self, row: int, lens: Ints) -> None:
+        """Note how many tokens each head of a row has in encoded tiles."""
+        for layer, pool in enumerate(self._pools):
+            if pool.is_encoded:
+                self.encoded_lens[:, self._governed[layer], row, : pool.heads] = lens[layer, : pool.heads]
 
     def _next_due(self, row: int) -> int:
         """Return the processed tokens at which `row` is due next, after a check that its tiles suffice until then."""
@@ -317,13 +327,18 @@ class PolicyTables(TileTables):
         until = self._context if due is None else min(due, self._context)
         sizes = seen.prompt_tokens, self._whole_tiles(until)
         most, of_row = self._bounds.of_heads(*sizes), self._bounds.of_row(*sizes)
-        needed = np.where(self._has, -(-(seen.stored + until - seen.processed) // self.tile_tokens), 0)
+        needed = self._needed_tiles(seen, until)
         if (needed > most).any() or (needed.sum(axis=1) > of_row).any():
             raise ExtensionError(
                 f"{self._name}: next_due: got {due} at {seen.processed} tokens, when up to {int(needed.max())} tiles of a "
                 f"head are stored, expected no more than most_stored allows, {int(most.min())} at least"
             )
         return NEVER if due is None else due
+
+    def _needed_tiles(self, seen: StoredRow, until: int) -> Ints:
+        """Return the tiles that each head of a row has when it has processed `until` tokens, int64 [layers, heads]."""
+        grown = seen.stored + until - seen.processed
+        return np.where(self._has, tiles_for(grown, self._is_encoded[:, None], self.tile_tokens), 0)
 
     def _fits(self, prompt_tokens: int, tokens: int) -> bool:
         """Whether a row alone has enough tiles in every layer to process `tokens` tokens, its copies included."""

@@ -100,7 +100,9 @@ def _describe_cache(manifest: Manifest, memory: int, context: int) -> dict[str, 
         "bytes_per_token": per_token,
         "times_under_16_bits": round(halves / per_token, 2) if per_token else None,
         "windowed_bytes_per_request": per_row,
-        "exact_bytes_per_request": EXACT_TILES * sum(layer.kv_heads * layer.exact_bytes for layer in cache.layers),
+        "exact_bytes_per_request": sum(
+            layer.exact_tiles * layer.kv_heads * layer.exact_bytes for layer in cache.layers
+        ),
         "tokens_per_gib": _GIB // per_token if per_token else None,
         "memory": memory,
         "context": context,
@@ -118,7 +120,10 @@ def _describe_eviction(cache: Cache, context: int, copies: int) -> dict[str, Any
     if policy is None:
         return None
     governed = [cache.layers[index] for index in governed_layers(cache)]
-    plain = [dataclasses.replace(layer, query_heads=0, held_queries=0, marks=0) for layer in cache.layers]
+    plain = [
+        dataclasses.replace(layer, exact_tiles=EXACT_TILES, query_heads=0, held_queries=0, marks=0)
+        for layer in cache.layers
+    ]
     kept, whole = None, 0
     if COMPACT in policy.needs:
         heads = np.array([layer.kv_heads for layer in governed], np.int64)

@@ -48,11 +48,10 @@ class CausalProgram:
                 self._drop_drafts(max(room.before_cut - (known - held), 0))
             count = known + len(self.drafts) - held
         else:
-            limit = min(room.tokens, room.before_cut)
             if held < request.prompt_tokens and self._pieces.chunk:
-                count = self._pieces.of_prompt(held, request.prompt_tokens - held, limit)
+                count = self._pieces.of_prompt(held, min(request.prompt_tokens - held, room.before_cut), room.tokens)
             else:
-                count = self._pieces.of_tokens(held, pending, limit)
+                count = self._pieces.of_tokens(held, min(pending, room.before_cut), room.tokens)
             if not count:
                 return None
         end = held + count

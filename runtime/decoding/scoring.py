@@ -28,7 +28,7 @@ class ScoringProgram:
         pending = self.request.length - held
         count = pending
         if pending > 1:
-            count = self._pieces.of_tokens(held, pending, min(room.tokens, room.wanted, room.before_cut))
+            count = self._pieces.of_tokens(held, min(pending, room.before_cut), min(room.tokens, room.wanted))
         if not count:
             return None
         end = held + count

@@ -24,7 +24,10 @@ def call_of(
     """The call, its outputs' buffers, and those of its inputs."""
     given = {**arrays, "ring": to_bits(arrays["ring"], type)}
     given |= {name: arrays[name][case.layer] for name in ("kv_lens", "tile_table")}
-    buffers = {"table" if name == "tile_table" else name: device.upload(array) for name, array in given.items()}
+    if case.k_bits:
+        given["encoded_lens"] = arrays["encoded_lens"][0, case.layer]
+    fields = {"tile_table": "table", "encoded_lens": "encoded"}
+    buffers = {fields.get(name, name): device.upload(array) for name, array in given.items()}
     attributes: dict[str, Any] = {**DEFAULTS, **case.attributes}
     attributes = {name: value for name, value in attributes.items() if name not in ("layer", "redundancy")}
     shape = (len(case.held), case.kv_heads, arrays["tile_table"].shape[3] * 128)
@@ -44,6 +47,7 @@ def call_of(
         tile_bytes=arrays["tiles"].shape[1],
         table_heads=arrays["kv_lens"].shape[2],
         table_width=arrays["tile_table"].shape[3],
+        exact_tiles=case.exact_tiles if case.k_bits else 0,
         type=TYPES[type],
     )
     return call, list(outputs.values()), list(buffers.values())
@@ -72,6 +76,26 @@ def test_twice_is_bitwise_the_same(name: str, device: Device) -> None:
     first, second = (scores(BY_NAME[name], arrays, "float16", device) for _ in range(2))
     for mine, its in zip(first, second, strict=True):
         np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("k_bits", 3, r"TokenScores: k_bits: got 3, expected 0 \(no records\), 2, 4 or 8"),
+        ("v_bits", 0, "TokenScores: v_bits: got 0, expected 2, 4 or 8"),
+        ("head_dim", 48, "TokenScores: head_dim: got 48, expected a power of two from 16 to 512"),
+        ("tile_bytes", 7295, "TokenScores: tile_bytes: got 7295, expected 7296, those of a record"),
+        ("exact_tiles", 1, "TokenScores: exact_tiles: got 1, expected 2 to"),
+        ("exact", None, "TokenScores: exact: got a null pointer"),
+        ("encoded", None, "TokenScores: encoded: got a null pointer"),
+    ],
+)
+def test_a_wrong_call_over_records_is_refused(field: str, value: Any, message: str, device: Device) -> None:
+    case = BY_NAME["records_k4_v2"]
+    call, _outputs, _kept = call_of(case, make_inputs(case), "float16", device)
+    setattr(call, field, value)
+    with pytest.raises(ValueError, match=message):
+        run(device, call)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from enginewright.exporters.weights.graph_weights import add_weight, weight_of
 from enginewright.plugins.ops.compact_tiles import COMPACT_TILES
+from enginewright.plugins.ops.kvarn_attention import KVARN_ATTENTION
 from enginewright.plugins.ops.op import DOMAIN, Op
 from enginewright.plugins.ops.paged_attention import PAGED_ATTENTION
-from enginewright.plugins.ops.tiles import TILE_TOKENS
+from enginewright.plugins.ops.tiles import TILE_TOKENS, tile_bytes
 from enginewright.plugins.ops.token_scores import TOKEN_SCORES
 from enginewright.runtime.artifact.decoder_graph import (
+    ENCODED_LENS,
+    EXACT,
     IMPORTANCE,
     KV_LENS,
     LAST_POSITIONS,
@@ -33,16 +39,22 @@ from enginewright.runtime.cache.policies.token_scores import TokenScore
 SCOPES, GROUPS = ("before", "causal"), ("max_logit", "mean", "max")
 """Names of TokenScore's fields, in the order of TokenScores' numbers for them."""
 
+_ATTENTION = {op.name: op for op in (PAGED_ATTENTION, KVARN_ATTENTION)}
+_BITS = {PAGED_ATTENTION.name: ("kv_bits",), KVARN_ATTENTION.name: ("k_bits", "v_bits")}
+
 
 def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Model:
     """Return the graph "scores": a TokenScores node for each layer without a window, which has the attention's own settings."""
     graph = _Graph("scores", decoder)
     tables = [graph.input(port) for port in (SLOTS, KV_LENS, TILE_TABLE, LAST_POSITIONS)]
+    encodes = any(attention.op_type == KVARN_ATTENTION.name for attention in governed(decoder))
+    encoded = graph.input(ENCODED_LENS) if encodes else None
     for attention in governed(decoder):
         layer, heads = attention.attributes["layer"].as_int(), kv_heads(attention)
         ring = graph.input(QUERIES, layer, _shape(decoder, QUERIES, layer))
         tiles = graph.input(TILES, layer, _shape(decoder, TILES, layer))
-        columns = f"{TILE_TOKENS} M"
+        columns, of_records = f"{TILE_TOKENS} M", attention.op_type == KVARN_ATTENTION.name
+        exact = graph.input(EXACT, layer, _shape(decoder, EXACT, layer)) if of_records else None
         graph.node(
             TOKEN_SCORES,
             {
@@ -50,6 +62,8 @@ def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Mod
                 "tiles": tiles,
                 **dict(zip(("slots", "kv_lens", "tile_table", "last_positions"), tables, strict=True)),
                 "sinks": graph.copy_of(_input(attention, "sinks")),
+                "exact": exact,
+                "encoded_lens": encoded if of_records else None,
             },
             {
                 "layer": layer,
@@ -60,7 +74,7 @@ def scores_graph(decoder: ir.Graph, score: TokenScore, *, window: int) -> ir.Mod
                 "scope": SCOPES.index(score.scope),
                 "group": GROUPS.index(score.group),
                 "redundancy": int(score.redundancy),
-                "kv_bits": attention.attributes["kv_bits"].as_int(),
+                **{name: attention.attributes[name].as_int() for name in _BITS[attention.op_type]},
             },
             {
                 pool_name(IMPORTANCE, layer): (ir.DataType.FLOAT, ("B", heads, columns)),
@@ -95,6 +109,58 @@ def compact_graph(decoder: ir.Graph, *, has_marks: bool) -> ir.Model:
     return graph.model
 
 
+def exact_compact_graph(decoder: ir.Graph) -> ir.Model:
+    """Return the graph "compact" for the exact tiles of a cache that encodes the others: a CompactTiles node for each layer."""
+    graph = _Graph("compact", decoder)
+    for attention in governed(decoder):
+        layer, dim = attention.attributes["layer"].as_int(), _sizes(attention, "key")[2]
+        shape = (f"exact_{layer}", tile_bytes(dim, dim, 16))
+        given = graph.input(dataclasses.replace(EXACT, dtype="int8"), layer, shape)
+        moves = graph.input(MOVES, layer, (f"moves_{layer}", 4))
+        graph.node(
+            COMPACT_TILES,
+            {"tiles": given, "moves": moves},
+            {"head_dim": dim, "value_dim": dim, "kv_bits": 16},
+            {f"{pool_name(EXACT, layer)}.out": (ir.DataType.INT8, shape)},
+        )
+    return graph.model
+
+
+def encode_graph(decoder: ir.Graph) -> ir.Model:
+    """Return the graph "encode": the attention of each layer without a window, for one row that brings an empty token.
+
+    It encodes what the lengths name. The token's place is that of the row's next one, which takes it; its output is not used.
+    """
+    graph = _Graph("encode", decoder)
+    tables = [graph.input(port) for port in (KV_LENS, TILE_TABLE, SLOTS, ENCODED_LENS)]
+    starts = graph.constant("query_starts", np.array([0, 1], np.int32))
+    for attention in governed(decoder):
+        layer = attention.attributes["layer"].as_int()
+        heads, dim = _sizes(attention, "key")[1:]
+        query_heads = _sizes(attention, "query")[1]
+        shapes = {port: _shape(decoder, port, layer) for port in (TILES, EXACT)}
+        empty = {
+            name: graph.constant(f"{name}_{layer}", np.zeros((1, count, dim), np.float32))
+            for name, count in (("query", query_heads), ("key", heads), ("value", heads))
+        }
+        graph.node(
+            KVARN_ATTENTION,
+            {
+                **empty,
+                **{port.name.rpartition(".")[2]: graph.input(port, layer, shape) for port, shape in shapes.items()},
+                "query_starts": starts,
+                **dict(zip(("kv_lens", "tile_table", "slots", "encoded_lens"), tables, strict=True)),
+            },
+            {name: each.value for name, each in attention.attributes.items()},
+            {
+                f"{pool_name(port, layer)}.out": (ir.DataType.from_numpy(np.dtype(port.dtype)), shape)
+                for port, shape in shapes.items()
+            },
+            unused={f"output_{layer}": (ir.DataType.FLOAT, (1, query_heads, dim))},
+        )
+    return graph.model
+
+
 class _Graph:
     """A graph in the making."""
 
@@ -111,6 +177,12 @@ class _Graph:
         self._graph.inputs.append(value)
         return value
 
+    def constant(self, name: str, values: NDArray[Any]) -> ir.Value:
+        """Add a constant."""
+        value = _value(name, ir.DataType.from_numpy(values.dtype), values.shape)
+        self._graph.append(ir.node("Constant", [], attributes={"value": ir.tensor(values)}, outputs=[value]))
+        return value
+
     def copy_of(self, weight: ir.Value | None) -> ir.Value | None:
         """Add a weight of the decoder graph to this one as well."""
         found = weight_of(weight)
@@ -124,20 +196,24 @@ class _Graph:
         inputs: Mapping[str, ir.Value | None],
         attributes: Mapping[str, int | float],
         outputs: Mapping[str, tuple[ir.DataType, Sequence[Axis]]],
+        unused: Mapping[str, tuple[ir.DataType, Sequence[Axis]]] | None = None,
     ) -> None:
-        """Add a node of the op, whose outputs are the graph's."""
+        """Add a node of the op, whose outputs are the graph's, after those that are not used."""
         made = [_value(name, dtype, shape) for name, (dtype, shape) in outputs.items()]
+        before = [_value(name, dtype, shape) for name, (dtype, shape) in (unused or {}).items()]
         given = [inputs.get(each.name) for each in op.inputs]
         while given and given[-1] is None:
             given.pop()
-        self._graph.append(ir.node(op.name, given, attributes=dict(attributes), domain=DOMAIN, outputs=made))
+        self._graph.append(
+            ir.node(op.name, given, attributes=dict(attributes), domain=DOMAIN, outputs=[*before, *made])
+        )
         self._graph.outputs.extend(made)
 
 
 def governed(graph: ir.Graph) -> Iterator[ir.Node]:
     """The attention nodes of the layers without a window."""
     for node in graph:
-        if (node.domain, node.op_type) == (DOMAIN, PAGED_ATTENTION.name) and not node.attributes["window"].as_int():
+        if node.domain == DOMAIN and node.op_type in _ATTENTION and not node.attributes["window"].as_int():
             yield node
 
 
@@ -147,7 +223,7 @@ def kv_heads(attention: ir.Node) -> int:
 
 
 def _input(node: ir.Node, name: str) -> ir.Value | None:
-    index = [each.name for each in PAGED_ATTENTION.inputs].index(name)
+    index = [each.name for each in _ATTENTION[node.op_type].inputs].index(name)
     return node.inputs[index] if index < len(node.inputs) else None
 
 

@@ -13,15 +13,24 @@ import torch
 from enginewright.exporters.capture.cache_formats import AttentionCall, AttentionLayer, CacheFormat, Tensors
 from enginewright.exporters.methods.anchors import Anchors
 from enginewright.exporters.methods.evict.duo_command import TUNER
-from enginewright.exporters.methods.evict.graphs import compact_graph, governed, kv_heads, scores_graph
+from enginewright.exporters.methods.evict.graphs import (
+    compact_graph,
+    encode_graph,
+    exact_compact_graph,
+    governed,
+    kv_heads,
+    scores_graph,
+)
 from enginewright.exporters.methods.evict.head_gates import check_head_gates, open_head_gates
 from enginewright.exporters.methods.evict.token_gates import ACTIVATION, add_gates, check_token_gates
 from enginewright.exporters.methods.hooks import Method
 from enginewright.exporters.methods.model_hash import hash_of
 from enginewright.exporters.methods.reasonalloc.curve import open_curve, read_curve
 from enginewright.exporters.source.checkpoint import Checkpoint
+from enginewright.plugins.ops.tiles import TILE_TOKENS
 from enginewright.runtime.artifact.decoder_graph import (
     COMPACT_GRAPH,
+    ENCODE_GRAPH,
     MARKS,
     QUERIES,
     SCORES_GRAPH,
@@ -29,8 +38,10 @@ from enginewright.runtime.artifact.decoder_graph import (
     pool_name,
 )
 from enginewright.runtime.artifact.manifest import CacheLayer
+from enginewright.runtime.cache.policies import whole_records, whole_tiles
 from enginewright.runtime.cache.policies.evict import EvictConfig
 from enginewright.runtime.cache.policies.token_scores import SCORES
+from enginewright.runtime.cache.policies.whole_records import EXACT_TILES
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 MARK_CHANNELS = {"mass": 1, "recurrence": 2, "given": 1}
@@ -63,6 +74,8 @@ class Config:
     head_gates: for duo, the file of the heads' gates that `enginewright tune duo` has made, or a .tsv of DuoAttention's authors.
     sparsity: for duo, the share of KV heads that do not keep all tokens: those with the smallest gates.
     prefill: whole: a prompt stays until it is complete; chunk: its tokens are evicted like those that are generated.
+    granularity: what leaves: token; tile: whole tiles of 128 tokens, by the mean of their scores; record: tokens until they are
+        encoded, then their tile as a whole. With kvarn it is one of the last two.
     """
 
     score: str | None = None
@@ -83,6 +96,7 @@ class Config:
     head_gates: str | None = None
     sparsity: float = 0.5
     prefill: Literal["whole", "chunk"] = "whole"
+    granularity: Literal["token", "tile", "record"] = "token"
 
     def __post_init__(self) -> None:
         by_curve = self.allocation == "reasonalloc" and self.layers
@@ -125,6 +139,7 @@ class Config:
             score_norm=self.score_norm,
             whole=whole,
             prefill=self.prefill,
+            granularity=self.granularity,
         )
 
     def _check_file(self, name: str, wanted: bool, options: str, made: str) -> None:
@@ -168,16 +183,19 @@ class EvictingCache:
     def describe(self, layer: AttentionLayer) -> CacheLayer:
         """Return the inner format's layer, with the queries or marks that it keeps if it has no window."""
         found = self.inner.describe(layer)
-        if found.exact_bytes:
-            raise UnsupportedError(
-                f"evict: got the layer {layer.index} with tiles that are encoded, whose tokens cannot leave one by one; build "
-                "without what encodes them, such as kvarn, or without evict"
-            )
         if layer.window:
             return found
         score = SCORES[self.config.score]
+        if found.exact_bytes:
+            check_encoded(self.config, f"the layer {layer.index} with tiles that are encoded")
+        elif self.config.granularity == "record":
+            raise UnsupportedError(
+                f"evict: got granularity=record and the layer {layer.index}, whose tiles are not encoded, expected kvarn in every "
+                "layer without a window; apply kvarn without exact_layers, or evict:granularity=token without kvarn"
+            )
         return dataclasses.replace(
             found,
+            exact_tiles=EXACT_TILES if self.config.granularity == "record" else found.exact_tiles,
             query_heads=layer.query_heads if score.reads_queries else 0,
             held_queries=self.config.window + DRAFTS if score.reads_queries else 0,
             marks=MARK_CHANNELS[score.marks] if score.marks else 0,
@@ -217,16 +235,26 @@ class EvictingCache:
         return output, written
 
 
+def check_encoded(config: EvictConfig, got: str) -> None:
+    """Refuse what tiles that are encoded do not allow; got: the cache, for the message."""
+    if config.granularity == "token":
+        raise UnsupportedError(
+            f"evict: got {got}, so that tokens cannot leave one by one, expected granularity=tile, by which whole tiles "
+            "leave, or record, which chooses tokens before they are encoded; apply evict:granularity=tile, or build without kvarn"
+        )
+    if SCORES[config.score].marks:
+        kept = ", ".join(name for name, each in SCORES.items() if not each.marks)
+        raise UnsupportedError(
+            f"evict: got {got}, and score={config.score}, which marks tokens in tiles that are not, expected one of {kept}; "
+            "apply evict with such a score, or build without kvarn"
+        )
+
+
 def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     """Add the policy to the format, and what it reads to the graph; gates come with `extend_graph`."""
     if cache.policy:
         raise ExportError(
             f"evict: got a cache with the policy {cache.policy['kind']!r}, expected none; apply one policy alone"
-        )
-    if cache.kind == "kvarn":
-        raise UnsupportedError(
-            "evict: got a kvarn cache, whose tiles are encoded, so that tokens cannot leave one by one, expected a cache of 16 or "
-            "32 bits; build without kvarn, or without evict"
         )
     if cache.sees_later:
         raise UnsupportedError(
@@ -235,6 +263,19 @@ def extend_cache(config: Config, cache: CacheFormat) -> CacheFormat:
     demand = () if config.curve is None else tuple(open_curve(Path(config.curve)).shares.values())
     whole = () if config.head_gates is None else open_head_gates(Path(config.head_gates)).whole_heads(config.sparsity)
     policy = config.policy(demand, whole)
+    if cache.kind == "kvarn":
+        check_encoded(policy, "a kvarn cache, whose tiles are encoded")
+    elif policy.granularity == "record":
+        raise UnsupportedError(
+            f"evict: got granularity=record and a {cache.kind} cache, whose tiles are not encoded, expected kvarn; apply kvarn as "
+            "well, or evict:granularity=token"
+        )
+    try:
+        check = {"tile": whole_tiles.check_sizes, "record": whole_records.check_sizes}.get(policy.granularity)
+        if check is not None:
+            check(policy, TILE_TOKENS)
+    except ValueError as e:
+        raise ExportError(f"evict: {e}") from e
     return EvictingCache(cache, policy, policy={"kind": "evict", **_as_json(policy)})
 
 
@@ -283,7 +324,11 @@ def more_graphs(config: Config, anchors: Anchors) -> dict[str, ir.Model]:
             "evict: got a model whose every layer has a window, and frees its tiles by itself, expected a layer that keeps all "
             "tokens; build without evict"
         )
-    graphs = {COMPACT_GRAPH: compact_graph(anchors.graph, has_marks=score.marks is not None)}
+    graphs = {}
+    if config.granularity == "token":
+        graphs[COMPACT_GRAPH] = compact_graph(anchors.graph, has_marks=score.marks is not None)
+    if config.granularity == "record":
+        graphs[COMPACT_GRAPH], graphs[ENCODE_GRAPH] = exact_compact_graph(anchors.graph), encode_graph(anchors.graph)
     if score.reads_queries:
         graphs[SCORES_GRAPH] = scores_graph(anchors.graph, score, window=window)
     return graphs

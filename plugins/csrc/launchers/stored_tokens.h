@@ -20,9 +20,8 @@ inline void expect_range(const char* op, const char* name, std::int64_t got, std
 }
 
 template <class Call>
-void check_stored(const char* op, const Call& call) {
+void check_tables(const char* op, const Call& call) {
   expect_type(op, call.type);
-  expect(call.kv_bits == 16, op, "kv_bits", call.kv_bits, "16: caches on a GPU hold halves");
   expect_range(op, "rows", call.rows, 0, kMostBlocks);
   expect_range(op, "kv_heads", call.kv_heads, 1, kMostBlocks);
   expect(call.query_heads >= 1 && call.query_heads % call.kv_heads == 0, op, "query_heads", call.query_heads,
@@ -31,11 +30,17 @@ void check_stored(const char* op, const Call& call) {
   expect_range(op, "table_heads", call.table_heads, call.kv_heads, kMostInt);
   expect_range(op, "table_width", call.table_width, 0, kMostInt / kTileTokens);
   expect_range(op, "tile_count", call.tile_count, 0, kMostInt);
-  expect(call.tile_bytes > tile_bytes(call.head_dim, 0, 16) && call.tile_bytes % tile_bytes(1, 0, 16) == 0, op,
-         "tile_bytes", call.tile_bytes, "those of keys of " + std::to_string(call.head_dim) + " and values");
   if (!std::isfinite(call.scale)) refuse(op, "scale", std::to_string(call.scale), "a finite number");
   if (!(call.softcap >= 0.0f) || !std::isfinite(call.softcap))
     refuse(op, "softcap", std::to_string(call.softcap), "0 (off) or a finite number above");
+}
+
+template <class Call>
+void check_stored(const char* op, const Call& call) {
+  check_tables(op, call);
+  expect(call.kv_bits == 16, op, "kv_bits", call.kv_bits, "16: caches on a GPU hold halves");
+  expect(call.tile_bytes > tile_bytes(call.head_dim, 0, 16) && call.tile_bytes % tile_bytes(1, 0, 16) == 0, op,
+         "tile_bytes", call.tile_bytes, "those of keys of " + std::to_string(call.head_dim) + " and values");
 }
 
 template <class Call>

@@ -17,6 +17,13 @@ inline EwTokenScores call_of(const Attributes& attributes, const Tensor* in, std
   call.table = stored.layer_table(attributes.layer);
   call.last_positions = static_cast<const std::int64_t*>(in[kLastPositions].data);
   call.sinks = static_cast<const float*>(in[kSinks].data);
+  if (attributes.k_bits > 0) {
+    call.exact = in[kExact].data;
+    call.encoded = layer_encoded(attributes, in);
+    call.exact_tiles = in[kExact].shape[2];
+  }
+  call.k_bits = attributes.k_bits;
+  call.v_bits = attributes.v_bits;
   call.rows = stored.rows();
   call.query_heads = in[kRing].shape[1];
   call.kv_heads = attributes.kv_heads;

@@ -106,6 +106,10 @@ class CpuSession:
         """Copy tokens between tiles."""
         self._policy.compact(moves)
 
+    def encode(self, row: int, table: NDArray[np.int32], lens: NDArray[np.int32], encoded: NDArray[np.int32]) -> None:
+        """Encode tiles of a row."""
+        self._policy.encode(row, table, lens, encoded)
+
     def _write(self, name: str, array: NDArray[Any]) -> None:
         if self._written.get(name) is array:  # a step that repeats the last one brings the same arrays
             return

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.decoder_graph import (
     COMPACT_GRAPH,
+    ENCODE_GRAPH,
+    ENCODED_LENS,
     IMPORTANCE,
     KV_LENS,
     LAST_POSITIONS,
@@ -46,9 +48,10 @@ class PolicyGraphs:
     ) -> None:
         self._buffers = buffers
         self._layers = governed_layers(manifest.cache)
+        self._tile_tokens = manifest.cache.tile_tokens
         self._heads = [manifest.cache.layers[layer].kv_heads for layer in self._layers]
         self._sessions: dict[str, _Opened] = {}
-        for name in (SCORES_GRAPH, COMPACT_GRAPH):
+        for name in (SCORES_GRAPH, COMPACT_GRAPH, ENCODE_GRAPH):
             if name in manifest.graphs:
                 check_ops(root, manifest.graphs[name])
                 self._sessions[name] = _Opened(open_graph(root, manifest.graphs[name]), buffers)
@@ -64,6 +67,8 @@ class PolicyGraphs:
             SLOTS.name: np.array([row.row], np.int32),
             LAST_POSITIONS.name: np.array([row.processed - 1], np.int64),
         }
+        if ENCODED_LENS.name in self._buffers:
+            step[ENCODED_LENS.name] = np.ascontiguousarray(self._buffers[ENCODED_LENS.name][:, :, at])
         found = self._sessions[SCORES_GRAPH].run(step)
         scores = []
         for layer in self._layers:
@@ -88,6 +93,17 @@ class PolicyGraphs:
         """Copy tokens between tiles of every layer without a window."""
         self._sessions[COMPACT_GRAPH].run({pool_name(MOVES, layer): each for layer, each in moves.items()})
 
+    def encode(self, row: int, table: NDArray[np.int32], lens: NDArray[np.int32], encoded: NDArray[np.int32]) -> None:
+        """Encode tiles of a row, in every layer without a window."""
+        tiles = max(-(-int(encoded.max()) // self._tile_tokens), 1)
+        step: dict[str, NDArray[np.generic]] = {
+            KV_LENS.name: lens,
+            TILE_TABLE.name: np.ascontiguousarray(table[..., :tiles]),
+            SLOTS.name: np.array([row], np.int32),
+            ENCODED_LENS.name: encoded,
+        }
+        self._sessions[ENCODE_GRAPH].run({name: np.ascontiguousarray(each) for name, each in step.items()})
+
 
 class _Opened:
     """An opened graph, whose pools are the session's buffers for good."""
@@ -97,12 +113,14 @@ class _Opened:
         self._binding = session.io_binding()
         self._step = [port.name for port in session.get_inputs() if not port.name.startswith(POOL)]
         self._outputs = [port.name for port in session.get_outputs()]
+        pools: dict[str, NDArray[np.generic]] = {}
         for port in session.get_inputs():
             if port.name.startswith(POOL):
-                self._bind(self._binding.bind_input, port.name, buffers[port.name])
+                pools[port.name] = _as_port(buffers[port.name], port)
+                self._bind(self._binding.bind_input, port.name, pools[port.name])
         for name in self._outputs:
             if name.startswith(POOL):
-                self._bind(self._binding.bind_output, name, buffers[name.removesuffix(".out")])
+                self._bind(self._binding.bind_output, name, pools[name.removesuffix(".out")])
 
     def run(self, step: Arrays) -> Arrays:
         """Return the outputs that are no pools; those are updated in place."""
@@ -120,3 +138,10 @@ class _Opened:
     @staticmethod
     def _bind(bind: Callable[..., None], name: str, array: NDArray[np.generic]) -> None:
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _as_port(array: NDArray[np.generic], port: ort.NodeArg) -> NDArray[np.generic]:
+    """Return a view of a pool as a graph declares it: exact tiles are rows of bytes to the op that copies tokens."""
+    if port.type != "tensor(int8)" or array.dtype == np.int8:
+        return array
+    return array.view(np.int8).reshape(-1, port.shape[1])

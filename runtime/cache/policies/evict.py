@@ -6,7 +6,7 @@ A score, an allocation of budgets and a rule of what stays make a policy. Scores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,11 @@ from enginewright.runtime.artifact.value_ranges import MOST_CONTEXT, check_range
 from enginewright.runtime.cache.policies.allocations import ALLOCATIONS, Allocation
 from enginewright.runtime.cache.policies.select import keep_mask
 from enginewright.runtime.cache.policies.token_scores import SCORES, RowView, TokenScore
+from enginewright.runtime.cache.policies.whole_records import EvictRecords
+from enginewright.runtime.cache.policies.whole_tiles import EvictTiles
 from enginewright.runtime.cache.policy import (
     COMPACT,
+    CachePolicy,
     CacheSession,
     Ints,
     Mask,
@@ -48,6 +51,8 @@ class EvictConfig:
     whole: for the allocation `duo`, the heads of each layer without a window that keep every token; `budget` is that of each
         other head.
     prefill: "whole": a prompt stays until it is complete; "chunk": its tokens are evicted like those that are generated.
+    granularity: what leaves: "token"; "tile": whole tiles, by the mean of their tokens' scores, which copies nothing; "record":
+        tokens until their tile is encoded, then encoded tiles as a whole.
     """
 
     score: str = "rkv"
@@ -65,6 +70,7 @@ class EvictConfig:
     score_norm: Literal["none", "times_len"] = "none"
     whole: tuple[tuple[int, ...], ...] = ()
     prefill: Literal["whole", "chunk"] = "whole"
+    granularity: Literal["token", "tile", "record"] = "token"
 
     def __post_init__(self) -> None:
         for name, known in (("score", SCORES), ("allocation", ALLOCATIONS)):
@@ -92,6 +98,8 @@ class EvictConfig:
                 f"allocation: got {self.allocation} with score {self.score}, which needs the same budget in all heads; expected "
                 "uniform"
             )
+        if self.allocation != "uniform" and self.granularity != "token":
+            raise ValueError(f"allocation: got {self.allocation} with granularity {self.granularity}, expected uniform")
         if self.demand and self.allocation != "reasonalloc":
             raise ValueError(f"demand: got one with allocation {self.allocation}, expected reasonalloc")
         if self.whole and self.allocation != "duo":
@@ -101,6 +109,18 @@ class EvictConfig:
     def recent(self) -> int:
         """The newest tokens that always stay: the window, or more where the score asks for it."""
         return max(self.window, SCORES[self.score].recent(self.budget, self.interval))
+
+    def held_whole(self, prompt_tokens: int) -> int:
+        """Return how many tokens of a prompt stay until it is complete."""
+        return prompt_tokens if self.prefill == "whole" else 0
+
+    def due_after(self, row: StoredRow, room: int) -> int:
+        """Return where a row that can take `room` more tokens is due, of the places that its prompt's length gives."""
+        first = row.processed + max(room, 0) + 1
+        if first <= row.prompt_tokens:
+            by_chunks = -(-first // self.interval) * self.interval if self.prefill == "chunk" else row.prompt_tokens
+            return min(by_chunks, row.prompt_tokens)
+        return row.prompt_tokens + -(-(first - row.prompt_tokens) // self.interval) * self.interval
 
 
 class Evict:
@@ -119,14 +139,14 @@ class Evict:
     def most_stored(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the prompt, or the most of a budget and what comes until the next eviction."""
         grown = self._allocation.most_of_heads + self._config.interval
-        return np.minimum(tokens, np.maximum(self._held_whole(prompt_tokens), grown))
+        return np.minimum(tokens, np.maximum(self._config.held_whole(prompt_tokens), grown))
 
     def most_in_layer(self, prompt_tokens: int, tokens: int) -> Ints:
         """Return the same over all heads of a layer, of which those that evict have budgets of one sum."""
         whole = self._allocation.whole_heads
         heads = self._has.sum(axis=1) - whole
         grown = self._allocation.of_layers + heads * self._config.interval
-        most: Ints = np.minimum(heads * tokens, np.maximum(heads * self._held_whole(prompt_tokens), grown))
+        most: Ints = np.minimum(heads * tokens, np.maximum(heads * self._config.held_whole(prompt_tokens), grown))
         return whole * tokens + most
 
     def most_kept(self) -> Ints:
@@ -135,12 +155,7 @@ class Evict:
 
     def next_due(self, row: StoredRow) -> int | None:
         """Return the first place at which something may be over its budget, of those that the prompt's length gives."""
-        interval, prompt = self._config.interval, row.prompt_tokens
-        first = row.processed + max(self._allocation.room(row.stored), 0) + 1
-        if first <= prompt:
-            by_chunks = -(-first // interval) * interval if self._config.prefill == "chunk" else prompt
-            return min(by_chunks, prompt)
-        return prompt + -(-(first - prompt) // interval) * interval
+        return self._config.due_after(row, self._allocation.room(row.stored))
 
     def keep(self, rows: Sequence[StoredRow], session: CacheSession) -> list[Mask]:
         """Keep each head's newest tokens, and as many of the others with the largest scores as its budget has room for."""
@@ -156,8 +171,12 @@ class Evict:
         flat = keep_mask(scores.reshape(-1, most - recent), row.stored.ravel(), budgets.ravel(), recent)
         return flat.reshape(*self._has.shape, most)
 
-    def _held_whole(self, prompt_tokens: int) -> int:
-        return prompt_tokens if self._config.prefill == "whole" else 0
+
+def open_evict(config: EvictConfig, cache: Cache) -> CachePolicy:
+    """Return the policy of these options, by what leaves."""
+    forms: dict[str, Callable[[EvictConfig, Cache], CachePolicy]]
+    forms = {"token": Evict, "tile": EvictTiles, "record": EvictRecords}
+    return forms[config.granularity](config, cache)
 
 
-POLICY = PolicyKind(name="evict", config=EvictConfig, open=Evict)
+POLICY = PolicyKind(name="evict", config=EvictConfig, open=open_evict)

@@ -66,7 +66,7 @@ def test_sizes_may_be_products() -> None:
             given = {"layer": 1, "kv_heads": 2, "scale": 0.5, "window": 8, "redundancy": redundancy}
             attributes = [given.get(a.name, a.default) for a in TOKEN_SCORES.attributes]
             found = torch.ops.enginewright.token_scores(
-                ring, torch.empty(9, 9, dtype=torch.int8), rows, lens, table, rows, None, *attributes
+                ring, torch.empty(9, 9, dtype=torch.int8), rows, lens, table, rows, None, None, None, *attributes
             )
             assert [tuple(x.shape) for x in found] == [(5, 2, 896), (5, 2, 896 * redundancy)]
             assert all(x.dtype == torch.float32 for x in found)

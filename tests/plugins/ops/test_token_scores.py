@@ -92,6 +92,35 @@ def test_bad_input_is_named(message: str) -> None:
         run_op("TokenScores", arrays, **ERRORS.attributes)
 
 
+RECORDS = Case(name="records", held=(300, 140), k_bits=4, v_bits=2, redundancy=1)
+BAD_RECORDS = {
+    r"encoded_lens\[0, layer, 1, 0\]: got 64, expected a multiple of 128": put("encoded_lens", (0, 1, 1, 0), 64),
+    r"encoded_lens\[0, layer, 1, 0\]: got 256, expected at most the 140 tokens held": put(
+        "encoded_lens", (0, 1, 1, 0), 256
+    ),
+    r"encoded_lens\[0, layer, 0, 1\]: got 128, expected 172 or more, because F = 2": put(
+        "encoded_lens", (0, 1, 0, 1), 128
+    ),
+    r"tile_table\[layer, 0, 0\]\[1\]: got -1, expected a tile id": put("tile_table", (1, 0, 0, 1), -1),
+    r"tiles: got shape \[5, 7295\], expected \[N, kvarn_tile_bytes\] = \[any, 7296\]": replaced(
+        "tiles", lambda x: x[:, :-1]
+    ),
+    r"exact: got F = 1, expected 2 tiles or more": replaced("exact", lambda x: x[:, :, :1]),
+    r"exact: got shape \[4, 1, 2, 16384\]": replaced("exact", lambda x: x[:, :1]),
+    r"encoded_lens: got shape \[1, 2, 2, 2\]": replaced("encoded_lens", lambda x: x[:1]),
+    r"ring: got D = 48, expected a power of two": replaced("ring", lambda x: x[..., :48]),
+    r"exact: got none, expected one, because k_bits is not 0": lambda arrays: arrays.pop("exact"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_RECORDS)
+def test_bad_records_are_named(message: str) -> None:
+    arrays = make_inputs(RECORDS)
+    BAD_RECORDS[message](arrays)
+    with pytest.raises(Exception, match="TokenScores: " + message):
+        run_op("TokenScores", arrays, **RECORDS.attributes)
+
+
 def test_sinks_of_another_size_are_named() -> None:
     case = replace(ERRORS, sinks=True)
     arrays = make_inputs(case)
@@ -120,6 +149,9 @@ GOOD = {"layer": 0, "kv_heads": 1, "scale": 1.0, "window": 8}
         ({"threshold": -0.1}, "threshold: got -0.1"),
         ({"threshold": float("nan")}, "threshold: got nan, expected 0 to 1"),
         ({"kv_bits": 8}, "kv_bits: got 8, expected 16 or 32"),
+        ({"k_bits": 3, "v_bits": 2}, r"k_bits: got 3, expected 0 \(no records\), 2, 4 or 8"),
+        ({"k_bits": 4}, "v_bits: got 0, expected 2, 4 or 8"),
+        ({"v_bits": 4}, "v_bits: got 4, expected 0, as k_bits is"),
     ],
 )
 def test_bad_attribute_is_named(attributes: dict[str, Any], message: str) -> None:

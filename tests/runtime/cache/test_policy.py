@@ -194,8 +194,8 @@ class TestCaches:
     """Caches that a policy cannot evict from: the policy and the cache are named."""
 
     def test_encoded(self, make_engine: Callable[..., Path]) -> None:
-        root = make_engine(windows=(0, 0, 0), encoded=(True, False, True), policy=POLICIES["budgets"][0])
-        with pytest.raises(UnsupportedError, match="policy 'budget_per_head' evicts tiles, but the cache is kvarn"):
+        root = make_engine(windows=(0, 0, 0), encoded=(True, False, True), policy={"kind": "evict", "budget": 40})
+        with pytest.raises(UnsupportedError, match="policy 'evict' evicts single tokens, but the cache is kvarn"):
             load(root, 1)
 
     def test_dense(self) -> None:

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from enginewright.plugins.ops.token_scores import TOKEN_SCORES
+from enginewright.plugins.oracles.decoded_keys import decoded_keys
 from enginewright.plugins.oracles.window_probabilities import stored_keys
 from tests.support.ops.attention_inputs import at_layer
-from tests.support.ops.policy_caches import CacheCase, lens_of, make_cache, normal
+from tests.support.ops.policy_caches import lens_of, make_cache, normal
+from tests.support.ops.record_caches import BITS, RecordCase, make_records
 
 TOLERANCE = {"rtol": 3e-5, "atol": 1e-7}
 """Sums of up to a few thousand float32 products against float64: an exponent may be off by 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case(CacheCase):
+class Case(RecordCase):
     """One call: the tokens that each row stores, and how many were evicted before."""
 
     held: tuple[int, ...] = (300,)
@@ -63,6 +65,29 @@ CASES = (
     Case(name="nothing_redundant", held=(300, 140), redundancy=1, threshold=0.9),
     Case(name="small_keys", held=(60,), clusters=4, redundancy=1, magnitude=1e-3),
     Case(name="large_logits", held=(400,), magnitude=4.0, scope=1, group=1),
+    *(
+        Case(name=f"records_k{k}_v{v}", held=(300, 128, 9, 8, 0, 700), k_bits=k, v_bits=v, clusters=5, redundancy=1)
+        for k, v in BITS
+    ),
+    *(
+        Case(name=f"records_dim_{dim}", held=(383, 256), k_bits=4, v_bits=2, dim=dim, scope=1, group=1)
+        for dim in (16, 32, 128, 512)
+    ),
+    Case(
+        name="late_records",
+        held=(511, 384, 130),
+        held_skew=131,
+        k_bits=4,
+        v_bits=2,
+        exact_tiles=4,
+        late=2,
+        sinks=True,
+        other_heads=1,
+        redundancy=1,
+        scope=1,
+        group=2,
+    ),
+    Case(name="records_edges", held=tuple(128 * n + i for n in (1, 2, 3) for i in (-1, 0, 1)), k_bits=2, v_bits=2),
 )
 
 
@@ -82,14 +107,15 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         if case.held[row] > case.window:
             entries = np.arange(last[row] - case.window + 1, last[row] + 1) % case.entries
             ring[slots[row]][:, entries] = random(case.query_heads, case.window, case.dim)
-    cache = make_cache(case, rng, lens)
+    cache = make_records(case, rng, lens, slots) if case.k_bits else make_cache(case, rng, lens)
     arrays = {
         "ring": ring,
-        "tiles": cache["tiles"],
+        "tiles": cache.pop("tiles"),
         "slots": slots,
         "kv_lens": at_layer(case, lens.astype(np.int32), 7),
-        "tile_table": cache["tile_table"],
+        "tile_table": cache.pop("tile_table"),
         "last_positions": last,
+        **cache,
     }
     if case.redundancy:
         expect_decided(case, arrays, lens)
@@ -99,10 +125,20 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
 def expect_decided(case: Case, arrays: dict[str, np.ndarray], lens: np.ndarray) -> None:
     """Check that no cosine of two keys is so near to the threshold that rounding decides."""
     for row, head in np.ndindex(lens.shape):
-        ids = arrays["tile_table"][case.layer, row, head]
-        keys = stored_keys(arrays["tiles"], ids, int(lens[row, head]), case.dim, case.kv_bits)
+        keys = _keys(case, arrays, row, head, int(lens[row, head]))
         units = keys / (np.linalg.norm(keys, axis=1, keepdims=True) + 1e-8)
         assert np.abs(units @ units.T - case.threshold).min(initial=1) > 1e-5, f"{case.name}: choose another seed"
+
+
+def _keys(case: Case, arrays: dict[str, np.ndarray], row: int, head: int, stored: int) -> np.ndarray:
+    ids = arrays["tile_table"][case.layer, row, head]
+    if not case.k_bits:
+        return stored_keys(arrays["tiles"], ids, stored, case.dim, case.kv_bits)
+    if not stored:
+        return np.zeros((0, case.dim))
+    encoded = int(arrays["encoded_lens"][0, case.layer, row, head])
+    own = arrays["exact"][arrays["slots"][row], head]
+    return decoded_keys(arrays["tiles"], own, ids, stored, encoded, (case.k_bits, case.v_bits))
 
 
 def expected(case: Case, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

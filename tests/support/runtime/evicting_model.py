@@ -15,9 +15,11 @@ import numpy as np
 from enginewright.runtime.artifact.manifest import Cache, Graph, Limits, Manifest, Model
 from enginewright.runtime.backends.session import Outputs, PackedStep
 from enginewright.runtime.cache.capacity import Capacity, plan_tiles
+from enginewright.runtime.cache.open_tables import open_tables
 from enginewright.runtime.cache.pieces import Pieces
-from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, SCORES, TILES, LayerScores, StoredRow
-from enginewright.runtime.cache.policy_tables import PolicyTables, open_tables
+from enginewright.runtime.cache.policy import COMPACT, GATES, MARKS, RECORDS, SCORES, TILES, LayerScores, StoredRow
+from enginewright.runtime.cache.policy_tables import PolicyTables
+from enginewright.runtime.cache.record_tables import RecordTables
 from enginewright.runtime.cache.tile_tables import TileTables
 from enginewright.runtime.decoding.kinds.autoregressive import Autoregressive
 from enginewright.runtime.decoding.kinds.multi_token import COUNTS, TOKENS, MultiToken
@@ -32,7 +34,9 @@ SIZE, CONTEXT = 4, 96
 WIDTH = 4
 Guess: TypeAlias = Callable[[list[int], int], list[int]]
 """From all tokens of a request so far, and the number of its prompt's, to at most WIDTH - 1 guesses after the next one."""
-_HEAD, _PLACE = 10**7, 10**3
+_HEAD, _PLACE, _CODED = 10**7, 10**3, 10**9
+ENCODED = 1 << 20
+"""What a `Seen` adds to positions whose tokens are encoded."""
 
 
 class EvictingSession:
@@ -105,23 +109,26 @@ class EvictingSession:
             held = np.zeros((self._cache.layers[layer].kv_heads, int(row.stored.max())), np.int64)
             for head, own in enumerate(held):
                 for index in range(int(self._tables.kv_lens[layer, row.row, head])):
-                    entry = int(self._tiles[layer][self._place(layer, row.row, head, index)])
+                    pool, place = self._place(layer, row.row, head, index)
+                    entry = int(pool[place]) % _CODED
                     assert entry // _HEAD == head
                     own[index] = entry % _HEAD // _PLACE
             found.append(held)
         return found
 
-    def _place(self, layer: int, row: int, head: int, index: int) -> tuple[int, int]:
+    def _place(self, layer: int, row: int, head: int, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The array that holds a head's token of an index in the cache, and its place there."""
         size = self._cache.tile_tokens
-        return int(self._tables.tile_table[layer, row, head, index // size]), index % size
+        return self._tiles[layer], (int(self._tables.tile_table[layer, row, head, index // size]), index % size)
 
     def _write(self, row: int, ahead: int, entry: int) -> None:
         for layer, spec in enumerate(self._cache.layers):
             for head in range(spec.kv_heads):
                 index = int(self._tables.kv_lens[layer, row, head]) + ahead
-                tile, slot = self._place(layer, row, head, index)
-                assert layer not in self._pools or not self._pools[layer]._of_prefix[tile], "shared tiles stay whole"
-                self._tiles[layer][tile, slot] = entry + _HEAD * head
+                pool, place = self._place(layer, row, head, index)
+                shared = layer in self._pools and pool is self._tiles[layer] and self._pools[layer]._of_prefix[place[0]]
+                assert not shared, "shared tiles stay whole"
+                pool[place] = entry + _HEAD * head
 
     def _logits(self, row: int, ahead: int) -> np.ndarray:
         state = np.uint64(0)
@@ -130,9 +137,54 @@ class EvictingSession:
                 last = int(self._tables.kv_lens[layer, row, head]) + ahead
                 first = max(0, last + 1 - spec.window) if spec.window else 0
                 places = [self._place(layer, row, head, index) for index in range(first, last + 1)]
-                seen = np.array([self._tiles[layer][place] for place in places])
+                seen = np.array([pool[place] for pool, place in places])
                 state = mix(state, seen - _HEAD * head, 0, 100 * layer + head)
         return spread(state)
+
+
+class RecordSession(EvictingSession):
+    """An EvictingSession whose steps leave tokens exact, until `encode` turns a tile of them into an encoded one."""
+
+    offers = frozenset({TILES, SCORES, RECORDS})
+
+    def __init__(self, cache: Cache, tables: TileTables, capacity: Capacity, guess: Guess | None = None) -> None:
+        super().__init__(cache, tables, capacity, guess)
+        self._exact = [
+            np.full((capacity.rows + 1, layer.kv_heads, layer.exact_tiles, cache.tile_tokens), -1, np.int64)
+            for layer in cache.layers
+        ]
+
+    def compact(self, moves: Mapping[int, np.ndarray]) -> None:
+        """Copy entries between exact tiles."""
+        for layer, each in moves.items():
+            source, target = each[:, :2].T, each[:, 2:].T
+            assert not set(source[0].tolist()) & set(target[0].tolist())
+            assert len(np.unique(target, axis=1).T) == len(each)
+            flat = self._exact[layer].reshape(-1, self._cache.tile_tokens)
+            flat[tuple(target)] = flat[tuple(source)]
+
+    def encode(self, row: int, table: np.ndarray, lens: np.ndarray, encoded: np.ndarray) -> None:
+        """Encode tiles that are full, none of them twice."""
+        size = self._cache.tile_tokens
+        for layer in self._pools:
+            for head in range(self._cache.layers[layer].kv_heads):
+                before, after = (int(each) for each in encoded[:, layer, 0, head])
+                held, ring = int(lens[layer, 0, head]), self._cache.layers[layer].exact_tiles - 1
+                assert before <= held and after <= held < max(after, size) + ring * size
+                for tile in range(max(before // size, 1), after // size):
+                    own = self._exact[layer][row, head, 1 + (tile - 1) % ring]
+                    assert (own >= 0).all() and (own < _CODED).all()
+                    self._tiles[layer][table[layer, 0, head, tile]] = own + _CODED
+
+    def _place(self, layer: int, row: int, head: int, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        if layer not in self._pools:
+            return super()._place(layer, row, head, index)
+        size, ring = self._cache.tile_tokens, self._cache.layers[layer].exact_tiles - 1
+        tile, encoded = index // size, self._tables.encoded_lens[:, layer, row, head]
+        assert encoded[0] == encoded[1], "steps encode nothing"
+        if 0 < tile < encoded[0] // size:
+            return super()._place(layer, row, head, index)
+        return self._exact[layer], (row, head, 1 + (tile - 1) % ring if tile else 0, index % size)
 
 
 def hashed(positions: np.ndarray, layer: int, now: int, kind: int) -> np.ndarray:
@@ -167,7 +219,8 @@ def reference(tokens: Sequence[int], prompt: int, windows: Sequence[int], seen: 
             places = np.arange(max(0, position + 1 - window), position + 1)
             if not window:
                 places = seen(governed, head, position, prompt)
-            state = mix(state, entries[places], 0, 100 * layer + head)
+            found = entries[places % ENCODED] + _CODED * (places >= ENCODED)
+            state = mix(state, found, 0, 100 * layer + head)
         governed += not window
     return spread(state)
 
@@ -178,6 +231,17 @@ def greedy(prompt: Sequence[int], count: int, windows: Sequence[int], seen: Seen
     for _ in range(count):
         tokens.append(int(reference(tokens, len(prompt), windows, seen).argmax()))
     return tokens[len(prompt) :]
+
+
+def cache_of(policy: dict[str, Any], windows: Sequence[int]) -> Cache:
+    """The toy's cache, whose layers without a window encode tiles where the policy chooses tokens before that."""
+    cache = replace(make_cache(SIZE, windows), policy=policy)
+    if policy.get("granularity") != "record":
+        return cache
+    encoded = (
+        layer if layer.window else replace(layer, exact_bytes=16 * SIZE, exact_tiles=3) for layer in cache.layers
+    )
+    return replace(cache, layers=tuple(encoded))
 
 
 def make_llm(
@@ -191,7 +255,7 @@ def make_llm(
     guess: Guess | None = None,
 ) -> LLM:
     """Return an LLM over an EvictingSession, whose guesses are verified if it makes any."""
-    cache = replace(make_cache(SIZE, windows), policy=policy)
+    cache = cache_of(policy, windows)
     tokens = rows * CONTEXT if cache_tokens is None else cache_tokens
     tiles = plan_tiles(cache, rows=rows, context=CONTEXT, step_tokens=step_tokens, cache_tokens=tokens)
     width = 1 if guess is None else WIDTH
@@ -215,7 +279,8 @@ def make_llm(
     )
     pieces = Pieces(chunk=0, tile_tokens=cache.tile_tokens)
     decoder = Autoregressive(pieces) if guess is None else MultiToken(pieces, verify=True)
-    loop = StepLoop(Scheduler(tables, capacity, decoder), EvictingSession(cache, tables, capacity, guess))
+    session = RecordSession if isinstance(tables, RecordTables) else EvictingSession
+    loop = StepLoop(Scheduler(tables, capacity, decoder), session(cache, tables, capacity, guess))
     return LLM(manifest, None, loop, capacity)
 
 
@@ -235,7 +300,8 @@ def check_pools(tables: PolicyTables) -> None:
                 ids = pool._ids[row, head, :count]
                 assert len(set(ids.tolist())) == count
                 users[ids] += 1
-                assert int(tables.held[row]) - pool.gone[row, head] <= count * pool._size
+                exact = 3 * pool.is_encoded
+                assert int(tables.held[row]) - pool.gone[row, head] <= (count + exact) * pool._size
         known = [prefix.tiles[group].ravel() for prefix in tables._prefixes._known.values()]
         for ids in known:
             users[ids] += 1

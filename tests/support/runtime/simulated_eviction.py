@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from enginewright.runtime.cache.policy import LayerScores, StoredRow, TokenPolicy, governed_layers, open_policy
-from tests.support.runtime.evicting_model import SIZE, hashed_marks, hashed_scores
+from enginewright.runtime.cache.policy import (
+    COMPACT,
+    RECORDS,
+    EncodedRow,
+    LayerScores,
+    RecordPolicy,
+    StoredRow,
+    TokenPolicy,
+    governed_layers,
+    open_policy,
+)
+from tests.support.runtime.evicting_model import ENCODED, SIZE, cache_of, hashed_marks, hashed_scores
 from tests.support.runtime.sample_policies import Seen
-from tests.support.runtime.toy_model import make_cache
 
 
 class _Hashes:
@@ -38,8 +46,9 @@ class _Hashes:
 def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str, Any], Seen]:
     """The policy `evict` as a manifest has it, and the positions that a token sees, one eviction after another."""
     policy = {"kind": "evict", **options}
-    cache = dataclasses.replace(make_cache(SIZE, windows), policy=policy)
+    cache = cache_of(policy, windows)
     heads = [cache.layers[index].kv_heads for index in governed_layers(cache)]
+    encoded: dict[tuple[int, int], np.ndarray] = {}
     known: dict[int, list[tuple[int, list[list[np.ndarray]]]]] = {}
 
     def evictions(prompt: int, position: int) -> list[tuple[int, list[list[np.ndarray]]]]:
@@ -49,24 +58,51 @@ def simulated(options: dict[str, Any], windows: Sequence[int]) -> tuple[dict[str
         done = known.setdefault(prompt, [(0, nothing)])
         while True:
             time, kept = done[-1]
+            tiles = encoded.setdefault((prompt, time), np.zeros((len(heads), max(heads)), np.int64))
             row = _row(prompt, time, time, kept, heads)
             due = evictor.next_due(row)
             if due is None or due > position:
                 return done
             row = _row(prompt, due, time, kept, heads)
+            if RECORDS in evictor.needs:
+                lens = np.where(tiles > 0, (1 + tiles) * SIZE, 0)
+                row = EncodedRow(**vars(row), encoded=lens)
             (mask,) = evictor.keep([row], _Hashes(heads))
-            wide = np.broadcast_to(mask, (*row.stored.shape, int(row.stored.max())))
+            wide = mask if evictor.needs & {COMPACT, RECORDS} else _of_tokens(mask, row)
+            wide = np.broadcast_to(wide, (*row.stored.shape, int(row.stored.max())))
             left = [
                 [row.positions(layer, head)[wide[layer, head, : row.stored[layer, head]]] for head in range(max(heads))]
                 for layer in range(len(heads))
             ]
             done.append((due, left))
+            if RECORDS in evictor.needs:
+                encoded[prompt, due] = _encoded_after(wide, row, tiles, cast(RecordPolicy, evictor).newest)
 
     def seen(layer: int, head: int, position: int, prompt: int) -> np.ndarray:
         time, kept = [each for each in evictions(prompt, position) if each[0] <= position][-1]
-        return np.concatenate([kept[layer][head], np.arange(time, position + 1)])
+        coded = ENCODED * (np.arange(len(kept[layer][head])) // SIZE - 1 < encoded[prompt, time][layer, head])
+        coded[:SIZE] = 0  # the first tile stays exact
+        return np.concatenate([kept[layer][head] + coded, np.arange(time, position + 1)])
 
     return policy, seen
+
+
+def _encoded_after(mask: np.ndarray, row: StoredRow, tiles: np.ndarray, newest: int) -> np.ndarray:
+    """How many encoded tiles each head has after an eviction: those that stay, and one more that is full of chosen tokens."""
+    after = np.zeros_like(tiles)
+    for layer, head in np.ndindex(*tiles.shape):
+        begin, end = int(1 + tiles[layer, head]) * SIZE, int(row.stored[layer, head])
+        stay = mask[layer, head, :end]
+        after[layer, head] = stay[SIZE:begin].sum() // SIZE + (stay[begin:].sum() - newest >= SIZE)
+    return after
+
+
+def _of_tokens(mask: np.ndarray, row: StoredRow) -> np.ndarray:
+    """A mask over full tiles as one over tokens; those of an unfinished tile stay."""
+    tiles = np.broadcast_to(mask, (*row.stored.shape, int(row.whole_tiles.max())))
+    wide = np.ones((*row.stored.shape, int(row.stored.max())), bool)
+    wide[..., : tiles.shape[2] * SIZE] = np.repeat(tiles, SIZE, axis=2)
+    return wide | (np.arange(wide.shape[2]) >= (row.whole_tiles * SIZE)[..., None])
 
 
 def _row(prompt: int, processed: int, since: int, kept: list[list[np.ndarray]], heads: Sequence[int]) -> StoredRow:

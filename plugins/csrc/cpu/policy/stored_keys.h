@@ -24,21 +24,33 @@ struct StoredKeys {
 
 inline std::int64_t tiles_of(std::int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
 
-// The first thing wrong with the length of a head that gets `fresh` new tokens, or with the ids of its tiles.
-inline std::string check_stored(const StoredKeys& stored, std::int64_t row, std::int64_t head, std::int64_t fresh) {
+// The first thing wrong with the length of a head that gets `fresh` new tokens.
+inline std::string check_length(const StoredKeys& stored, std::int64_t row, std::int64_t head, std::int64_t fresh) {
   const std::int64_t held = stored.held(row, head);
   if (held < 0) return expected(at("kv_lens", row, head), held, "0 or more");
   if (held + fresh > stored.table_width * kTileTokens)
     return expected(at("kv_lens", row, head), held,
                     "room for " + std::to_string(fresh) + " new tokens in M = " + std::to_string(stored.table_width) +
                         " tiles of " + std::to_string(kTileTokens));
-  for (std::int64_t tile = 0; tile < tiles_of(held + fresh); ++tile) {
+  return {};
+}
+
+// The first thing wrong with the ids of the tiles [begin, end) of a head.
+inline std::string check_ids(const StoredKeys& stored, std::int64_t row, std::int64_t head, std::int64_t begin,
+                             std::int64_t end) {
+  for (std::int64_t tile = begin; tile < end; ++tile) {
     const std::int64_t id = stored.tile_ids(row, head)[tile];
     if (id < 0 || id >= stored.tile_count)
       return expected(at("tile_table", row, head) + "[" + std::to_string(tile) + "]", id,
                       "a tile id in [0, " + std::to_string(stored.tile_count) + ")");
   }
   return {};
+}
+
+// The first thing wrong with the length of a head that gets `fresh` new tokens, or with the ids of its tiles.
+inline std::string check_stored(const StoredKeys& stored, std::int64_t row, std::int64_t head, std::int64_t fresh) {
+  const std::string fault = check_length(stored, row, head, fresh);
+  return fault.empty() ? check_ids(stored, row, head, 0, tiles_of(stored.held(row, head) + fresh)) : fault;
 }
 
 }  // namespace ew

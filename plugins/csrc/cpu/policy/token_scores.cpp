@@ -12,10 +12,28 @@ namespace {
 constexpr std::int64_t kWorthwhile = 1 << 19;  // multiply-adds: about the price of waking a thread
 constexpr std::int64_t kKeysOfATask = 64;
 
+// The first thing wrong with the lengths of a head of a cache of records, or with the ids of its records.
+std::string check_records(const TokenScoresArgs& args, std::int64_t row, std::int64_t head) {
+  const std::string fault = check_length(args.stored, row, head, 0);
+  if (!fault.empty()) return fault;
+  const std::int64_t held = args.stored.held(row, head), encoded = args.encoded_of(row, head);
+  const std::string name = "encoded_lens[0, layer, " + std::to_string(row) + ", " + std::to_string(head) + "]";
+  if (encoded < 0 || encoded % kTileTokens != 0)
+    return expected(name, encoded, "a multiple of " + std::to_string(kTileTokens) + ", 0 or more");
+  if (encoded > held) return expected(name, encoded, "at most the " + std::to_string(held) + " tokens held");
+  const std::int64_t least = held - (args.exact_tiles - 1) * kTileTokens;
+  if (std::max<std::int64_t>(encoded, kTileTokens) < least)
+    return expected(name, encoded,
+                    std::to_string(least) + " or more, because F = " + std::to_string(args.exact_tiles) +
+                        " has room for " + std::to_string(held - least) + " newest tokens");
+  return check_ids(args.stored, row, head, 1, encoded / kTileTokens);
+}
+
 std::string check_row(const TokenScoresArgs& args, std::int64_t row) {
   bool is_read = false;
   for (std::int64_t head = 0; head < args.kv_heads; ++head) {
-    const std::string fault = check_stored(args.stored, row, head, 0);
+    const std::string fault =
+        args.has_records() ? check_records(args, row, head) : check_stored(args.stored, row, head, 0);
     if (!fault.empty()) return fault;
     is_read = is_read || args.has_scores(row, head);
   }
@@ -118,6 +136,45 @@ class Call {
   std::vector<ScoredHead> heads_;
 };
 
+// A cache of records as one of float32 tiles: the keys of all heads that have scores, decoded.
+class DecodedKeys {
+ public:
+  DecodedKeys(const TokenScoresArgs& args, const Parallel& parallel) : args_(args), memory_(thread_buffers()) {
+    struct Task {
+      std::int64_t row, head, tile;
+    };
+    std::vector<Task> tasks;
+    table_.resize(static_cast<std::size_t>(args.stored.rows * args.stored.table_heads * args.stored.table_width));
+    for (std::int64_t row = 0; row < args.stored.rows; ++row)
+      for (std::int64_t head = 0; head < args.kv_heads; ++head)
+        for (std::int64_t tile = 0; args.has_scores(row, head) && tile < tiles_of(args.stored.held(row, head));
+             ++tile) {
+          const std::int64_t entry = (row * args.stored.table_heads + head) * args.stored.table_width + tile;
+          table_[static_cast<std::size_t>(entry)] = static_cast<std::int32_t>(tasks.size());
+          tasks.push_back({row, head, tile});
+        }
+    const std::int64_t floats = kTileTokens * args.stored.head_dim;
+    float* first = memory_->reserve(tasks.size() * static_cast<std::size_t>(floats));
+    const auto kernel = decode_keys_kernel();
+    auto decode = [&](std::size_t i) {
+      kernel(args, tasks[i].row, tasks[i].head, tasks[i].tile, first + static_cast<std::int64_t>(i) * floats);
+    };
+    for_each(parallel, tasks.size() > 1, tasks.size(), decode);
+    args_.stored.tiles = reinterpret_cast<const unsigned char*>(first);
+    args_.stored.table = table_.data();
+    args_.stored.tile_count = static_cast<std::int64_t>(tasks.size());
+    args_.stored.tile_bytes = floats * static_cast<std::int64_t>(sizeof(float));
+    args_.kv_bits = 32;
+  }
+
+  const TokenScoresArgs& args() const { return args_; }
+
+ private:
+  TokenScoresArgs args_;
+  const Pool<FloatBuffer>::Loan memory_;
+  std::vector<std::int32_t> table_;
+};
+
 }  // namespace
 
 std::int64_t window_queries(const TokenScoresArgs& args, std::int64_t most_lanes) {
@@ -135,6 +192,10 @@ std::string find_fault(const TokenScoresArgs& args) {
   return fault;
 }
 
-void token_scores(const TokenScoresArgs& args, const Parallel& parallel) { Call(args, parallel).run(); }
+void token_scores(const TokenScoresArgs& args, const Parallel& parallel) {
+  if (!args.has_records()) return Call(args, parallel).run();
+  const DecodedKeys keys(args, parallel);
+  Call(keys.args(), parallel).run();
+}
 
 }  // namespace ew

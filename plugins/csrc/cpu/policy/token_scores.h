@@ -9,6 +9,7 @@
 #include "cpu/threads/parallel.h"
 #include "cpu/threads/scratch.h"
 #include "generated/attributes/token_scores.h"
+#include "layout/kvarn_record.h"
 
 namespace ew {
 
@@ -18,10 +19,25 @@ struct TokenScoresArgs : declared::token_scores::AttributeValues {
   StoredKeys stored = {};
   const std::int32_t* slots = nullptr;
   const std::int64_t* last_positions = nullptr;
-  const float* sinks = nullptr;  // [query_heads] or null
-  float* importance = nullptr;   // [rows, kv_heads, table_width * kTileTokens]
-  float* similar = nullptr;      // the redundancy, of the same shape, or null
-  std::int64_t query_heads = 0, slot_count = 0, entries = 0;
+  const float* sinks = nullptr;           // [query_heads] or null
+  float* importance = nullptr;            // [rows, kv_heads, table_width * kTileTokens]
+  float* similar = nullptr;               // the redundancy, of the same shape, or null
+  const Half* exact = nullptr;            // of a cache of records: [slot_count, kv_heads, exact_tiles, exact_tile_size]
+  const std::int32_t* encoded = nullptr;  // [rows, table_heads]: tokens in records, with those of the first tile
+  std::int64_t query_heads = 0, slot_count = 0, entries = 0, exact_tiles = 0;
+
+  bool has_records() const { return k_bits > 0; }
+  std::int64_t encoded_of(std::int64_t row, std::int64_t head) const {
+    return encoded[row * stored.table_heads + head];
+  }
+  bool is_record(std::int64_t row, std::int64_t head, std::int64_t tile) const {
+    return tile > 0 && tile < encoded_of(row, head) / kTileTokens;
+  }
+  // The keys of an exact tile of a cache of records.
+  const Half* exact_keys(std::int64_t row, std::int64_t head, std::int64_t tile) const {
+    const std::int64_t place = tile == 0 ? 0 : ring_place(tile, exact_tiles);
+    return exact + ((slots[row] * kv_heads + head) * exact_tiles + place) * exact_tile_size(stored.head_dim);
+  }
 
   std::int64_t group_size() const { return query_heads / kv_heads; }
   std::int64_t padded() const { return stored.table_width * kTileTokens; }
@@ -52,6 +68,9 @@ struct Similarity {
 
 // The importance of one row and KV head; scratch of importance_floats().
 EW_CPU_KERNEL(void, importance_kernel, const TokenScoresArgs&, std::int64_t row, std::int64_t head, float* scratch);
+// The keys of a tile of a cache of records as floats, decoded and turned back, laid out as those of a float32 tile.
+EW_CPU_KERNEL(void, decode_keys_kernel, const TokenScoresArgs&, std::int64_t row, std::int64_t head, std::int64_t tile,
+              float* keys);
 // inverse, own and sum.
 EW_CPU_KERNEL(void, unit_keys_kernel, const TokenScoresArgs&, std::int64_t row, std::int64_t head, const Similarity&);
 // dropped and with, for keys [begin, end); begin is a multiple of kBlockTokens; scratch of kScoreLanes * (head_dim +

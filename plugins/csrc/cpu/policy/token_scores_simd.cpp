@@ -1,6 +1,7 @@
 // The kernels of TokenScores, compiled once for each instruction set.
 #include "cpu/simd/simd.h"
 // the headers below need Vec
+#include "cpu/policy/decoded_keys.h"
 #include "cpu/policy/importance.h"
 #include "cpu/policy/redundancy.h"
 
@@ -24,6 +25,7 @@ void redundancies(const TokenScoresArgs& a, std::int64_t row, std::int64_t head,
 }  // namespace
 
 EW_DEFINE_CPU_KERNEL(importance_kernel, find_importance);
+EW_DEFINE_CPU_KERNEL(decode_keys_kernel, find_keys);
 EW_DEFINE_CPU_KERNEL(unit_keys_kernel, unit_keys);
 EW_DEFINE_CPU_KERNEL(dropped_cosines_kernel, dropped_cosines);
 EW_DEFINE_CPU_KERNEL(redundancy_kernel, redundancies);

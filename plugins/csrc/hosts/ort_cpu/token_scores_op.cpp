@@ -23,6 +23,11 @@ struct Kernel : NodeKernel<Attributes> {
     args.slots = data<std::int32_t>(in[kSlots]);
     args.last_positions = data<std::int64_t>(in[kLastPositions]);
     args.sinks = data<float>(in[kSinks]);
+    if (attributes.k_bits > 0) {
+      args.exact = data<Half>(in[kExact]);
+      args.encoded = layer_encoded(attributes, in.data());
+      args.exact_tiles = in[kExact].shape[2];
+    }
     args.query_heads = in[kRing].shape[1];
     args.slot_count = in[kRing].shape[0];
     args.entries = in[kRing].shape[2];

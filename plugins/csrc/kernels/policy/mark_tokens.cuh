@@ -71,8 +71,8 @@ marks_kernel(EW_CONSTANT Task task) {
   const int start = task.starts[row], count = task.starts[row + 1] - start, held = task.view.held(row, head);
   const int index = tile * kTileTokens + thread_index(), total = held + count;
   if (count == 0 || tile * kTileTokens >= total) return;
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
-  const std::int64_t id = task.view.tile_id(row, head, tile);
+  const TileKeys keys = task.view.tile(row, head, tile);
+  const std::int64_t id = task.view.id(row, head, tile);
   float* at = task.marks + id * (task.recurrence ? 2 : 1) * kTileTokens + thread_index();
   Mark mark = begin_mark(task, at, start + index - held, index >= held && index < total);
   float* queries = reinterpret_cast<float*>(shared_memory());
@@ -93,7 +93,7 @@ values_kernel(EW_CONSTANT Task task) {
   const int token = block_x(), row = row_of_token(task.starts, task.rows, token), ahead = token - task.starts[row];
   for (int head = thread_index(); head < task.view.kv_heads; head += kWeightThreads) {
     const int index = task.view.held(row, head) + ahead;
-    const std::int64_t id = task.view.tile_id(row, head, index / kTileTokens);
+    const std::int64_t id = task.view.id(row, head, index / kTileTokens);
     task.marks[id * kTileTokens + index % kTileTokens] =
         task.values[static_cast<std::int64_t>(token) * task.view.kv_heads + head];
   }

@@ -10,21 +10,37 @@
 
 namespace ew {
 
+// The keys of a tile: halves as they are stored, or floats that a kernel has decoded.
+struct TileKeys {
+  const std::uint16_t* halves;
+  const float* floats;
+
+  EW_DEVICE float at(std::int64_t offset) const {
+    return floats != nullptr ? floats[offset] : half_to_float(halves[offset]);
+  }
+};
+
 // The stored keys of a layer, and how a query's logits are made; kv_lens and table point at the layer.
 struct KeyView {
   const unsigned char* tiles;
   const std::int32_t *kv_lens, *table;
   const float* sinks;  // [query heads] or null
+  float* decoded;      // [rows, kv heads, table_width, kTileTokens * head_dim], in place of the tiles' keys; or null
   std::int64_t tile_bytes;
   int table_heads, table_width, kv_heads, group, head_dim;
   float scale, softcap;
 
   EW_DEVICE int held(int row, int head) const { return kv_lens[row * table_heads + head]; }
-  EW_DEVICE std::int64_t tile_id(int row, int head, int index) const {
+  EW_DEVICE std::int64_t id(int row, int head, int index) const {
     return table[(static_cast<std::int64_t>(row) * table_heads + head) * table_width + index];
   }
-  EW_DEVICE const std::uint16_t* tile(int row, int head, int index) const {
-    return reinterpret_cast<const std::uint16_t*>(tiles + tile_id(row, head, index) * tile_bytes);
+  EW_DEVICE float* decoded_tile(int row, int head, int index) const {
+    return decoded + ((static_cast<std::int64_t>(row) * kv_heads + head) * table_width + index) *
+                         (static_cast<std::int64_t>(kTileTokens) * head_dim);
+  }
+  EW_DEVICE TileKeys tile(int row, int head, int index) const {
+    if (decoded != nullptr) return {nullptr, decoded_tile(row, head, index)};
+    return {reinterpret_cast<const std::uint16_t*>(tiles + id(row, head, index) * tile_bytes), nullptr};
   }
 };
 
@@ -58,12 +74,12 @@ EW_DEVICE float logit_of(const KeyView& view, float product) {
 
 // Logits of heads [first, first + kHeads) of the group with the key of a tile's slot; those beyond the group are not
 // written.
-EW_DEVICE void find_logits(const KeyView& view, const float* queries, int first, const std::uint16_t* tile, int slot,
+EW_DEVICE void find_logits(const KeyView& view, const float* queries, int first, const TileKeys& tile, int slot,
                            float (&logits)[kHeads]) {
   float sums[kHeads] = {};
   const int count = view.group - first < kHeads ? view.group - first : kHeads;
   for (int d = 0; d < view.head_dim; ++d) {
-    const float key = half_to_float(tile[key_offset(slot, d, view.head_dim)]);
+    const float key = tile.at(key_offset(slot, d, view.head_dim));
     EW_UNROLL
     for (int h = 0; h < kHeads; ++h)
       if (h < count) sums[h] += key * queries[(first + h) * view.head_dim + d];
@@ -74,7 +90,7 @@ EW_DEVICE void find_logits(const KeyView& view, const float* queries, int first,
 }
 
 // The largest logit of the group's heads.
-EW_DEVICE float largest_logit(const KeyView& view, const float* queries, const std::uint16_t* tile, int slot) {
+EW_DEVICE float largest_logit(const KeyView& view, const float* queries, const TileKeys& tile, int slot) {
   float top = kNoLogit;
   for (int first = 0; first < view.group; first += kHeads) {
     float logits[kHeads];
@@ -170,7 +186,7 @@ struct GroupWeight {
 };
 
 EW_DEVICE GroupWeight group_weight(const KeyView& view, const float* queries, const Softmax* softmaxes,
-                                   const std::uint16_t* tile, int slot) {
+                                   const TileKeys& tile, int slot) {
   GroupWeight found{0.0f, 0.0f};
   for (int first = 0; first < view.group; first += kHeads) {
     float logits[kHeads];

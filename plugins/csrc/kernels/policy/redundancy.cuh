@@ -23,11 +23,11 @@ EW_KERNEL(kWeightThreads, 4) unit_keys_kernel(EW_CONSTANT Task task) {
   const int tile = block_x(), head = block_y(), row = block_z(), dim = task.view.head_dim;
   const int held = task.view.held(row, head), index = tile * kTileTokens + thread_index();
   if (!task.has_scores(row, head) || tile * kTileTokens >= held) return;
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
+  const TileKeys keys = task.view.tile(row, head, tile);
   float* inverses = reinterpret_cast<float*>(shared_memory());
   float squares = 0.0f;
   for (int d = 0; index < held && d < dim; ++d) {
-    const float key = half_to_float(keys[key_offset(thread_index(), d, dim)]);
+    const float key = keys.at(key_offset(thread_index(), d, dim));
     squares += key * key;
   }
   const float inverse = 1.0f / (square_root(squares) + 1e-8f);
@@ -40,31 +40,29 @@ EW_KERNEL(kWeightThreads, 4) unit_keys_kernel(EW_CONSTANT Task task) {
   float* sums = task.sums + (task.head_at(row, head) * task.view.table_width + tile) * dim;
   for (int d = thread_index(); d < dim; d += kWeightThreads) {
     float sum = 0.0f;
-    for (int slot = 0; slot < count; ++slot) sum += half_to_float(keys[key_offset(slot, d, dim)]) * inverses[slot];
+    for (int slot = 0; slot < count; ++slot) sum += keys.at(key_offset(slot, d, dim)) * inverses[slot];
     sums[d] = sum;
   }
 }
 
 // Unit keys of a block of 16 tokens from `first` on, as [head_dim, 16]; zeros for tokens that do not exist.
 EW_DEVICE void stage_block(const Task& task, int row, int head, int first, int held, float* units) {
-  const std::uint16_t* keys = task.view.tile(row, head, first / kTileTokens);
+  const TileKeys keys = task.view.tile(row, head, first / kTileTokens);
   const float* inverse = task.inverse + task.begin(row, head) + first;
   const int slot = first % kTileTokens;
   for (int i = thread_index(); i < task.view.head_dim * kBlockTokens; i += kWeightThreads) {
     const int d = i / kBlockTokens, token = i % kBlockTokens;
-    units[i] = first + token < held
-                   ? half_to_float(keys[key_offset(slot + token, d, task.view.head_dim)]) * inverse[token]
-                   : 0.0f;
+    units[i] = first + token < held ? keys.at(key_offset(slot + token, d, task.view.head_dim)) * inverse[token] : 0.0f;
   }
 }
 
 // Products of a key with a block's unit keys.
-EW_DEVICE void find_products(const std::uint16_t* keys, int slot, int dim, const float* units,
+EW_DEVICE void find_products(const TileKeys& keys, int slot, int dim, const float* units,
                              float (&products)[kBlockTokens]) {
   EW_UNROLL
   for (int t = 0; t < kBlockTokens; ++t) products[t] = 0.0f;
   for (int d = 0; d < dim; ++d) {
-    const float key = half_to_float(keys[key_offset(slot, d, dim)]);
+    const float key = keys.at(key_offset(slot, d, dim));
     EW_UNROLL
     for (int t = 0; t < kBlockTokens; ++t) products[t] += key * units[d * kBlockTokens + t];
   }
@@ -85,7 +83,7 @@ EW_KERNEL(kWeightThreads, 4) dropped_kernel(EW_CONSTANT Task task) {
   const int tile = block_x(), head = block_y(), row = block_z(), dim = task.view.head_dim;
   const int held = task.view.held(row, head), index = tile * kTileTokens + thread_index();
   if (!task.has_scores(row, head) || tile * kTileTokens >= held) return;
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
+  const TileKeys keys = task.view.tile(row, head, tile);
   const std::int64_t at = task.begin(row, head) + index;
   float* units = reinterpret_cast<float*>(shared_memory());
   int* votes = reinterpret_cast<int*>(units + dim * kBlockTokens);
@@ -126,10 +124,10 @@ EW_KERNEL(kWeightThreads, 4) means_kernel(EW_CONSTANT Task task) {
   }
   sync_block();
   if (index >= held) return;
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
+  const TileKeys keys = task.view.tile(row, head, tile);
   const std::int64_t begin = task.begin(row, head);
   float product = 0.0f;
-  for (int d = 0; d < dim; ++d) product += half_to_float(keys[key_offset(thread_index(), d, dim)]) * total[d];
+  for (int d = 0; d < dim; ++d) product += keys.at(key_offset(thread_index(), d, dim)) * total[d];
   float sum = product * task.inverse[begin + index] - task.own[begin + index];
   for (int i = 0; i < held; ++i)
     if (task.with[begin + i] == index) sum -= task.dropped[begin + i];

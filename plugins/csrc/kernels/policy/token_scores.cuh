@@ -65,7 +65,7 @@ window_kernel(EW_CONSTANT Task task) {
 }
 
 // What query t gives the token of a slot.
-EW_DEVICE float weight_of(const Task& task, const float* queries, const Softmax* softmaxes, const std::uint16_t* tile,
+EW_DEVICE float weight_of(const Task& task, const float* queries, const Softmax* softmaxes, const TileKeys& tile,
                           int slot) {
   if (task.group == kMaxLogit) return softmaxes[0].weight(largest_logit(task.view, queries, tile, slot));
   const GroupWeight weight = group_weight(task.view, queries, softmaxes, tile, slot);
@@ -82,7 +82,7 @@ importance_kernel(EW_CONSTANT Task task) {
     *to = 0.0f;
     return;
   }
-  const std::uint16_t* keys = task.view.tile(row, head, tile);
+  const TileKeys keys = task.view.tile(row, head, tile);
   float* queries = reinterpret_cast<float*>(shared_memory());
   float sum = 0.0f;
   for (int t = 0; t < task.window; ++t) {

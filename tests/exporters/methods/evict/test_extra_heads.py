@@ -79,6 +79,19 @@ def test_gates_of_drafts_that_are_taken_back_leave_nothing(kind: str, engine: En
         assert sum(each.agreed_tokens for each in llm.generate(asked, MANY)) > 20, "drafts are of use"
 
 
+@pytest.mark.parametrize("options", ["granularity=tile,budget=384", "granularity=record,budget=256"])
+def test_tokens_of_encoded_caches_are_those_without_heads(options: str, engine: Engines) -> None:
+    methods = ("kvarn", f"evict:{options}")
+    plain, guessing = engine(*methods, kv_bits=16), engine(VERIFIED, *methods, kv_bits=16)
+    with load(plain, 1) as llm:
+        asked = prompts_of(llm, 6)
+        wanted = alone(llm, asked, [Sampling(max_tokens=400, ignore_eos=True)] * 4)
+    with load(guessing, 1) as llm:
+        found = llm.generate(asked, Sampling(max_tokens=400, ignore_eos=True))
+    assert [each.token_ids for each in found] == wanted
+    assert sum(each.agreed_tokens for each in found) > 20, "drafts are of use"
+
+
 def test_the_order_of_methods_changes_nothing(engine: Engines) -> None:
     first, second = (directory.load(engine(*order)) for order in ((VERIFIED, EVICT), (EVICT, VERIFIED)))
     assert first.cache == second.cache and first.decoding == second.decoding

@@ -13,7 +13,7 @@ from enginewright.exporters.build import build
 from enginewright.exporters.export import export
 from enginewright.exporters.recipe import Recipe, parse_method
 from enginewright.runtime.artifact.manifest import Graph
-from enginewright.runtime.errors import BuildError, UnsupportedError
+from enginewright.runtime.errors import BuildError, ExportError, UnsupportedError
 from tests.support.exporters.fixtures import CheckpointMaker, EngineMaker
 
 SMALL = "evict:budget=40,interval=16"
@@ -26,8 +26,30 @@ def recipe(*apply: str, **changes: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("apply", "changes", "backend", "message"),
     [
-        (("kvarn", SMALL), {}, "onnxruntime", "evict: got a kvarn cache.*build without kvarn, or without evict"),
-        ((SMALL, "kvarn"), {}, "onnxruntime", "evict: got a kvarn cache.*build without kvarn, or without evict"),
+        (
+            ("kvarn", SMALL),
+            {},
+            "onnxruntime",
+            "evict: got a kvarn cache.*apply evict:granularity=tile, or build without",
+        ),
+        (
+            (SMALL, "kvarn"),
+            {},
+            "onnxruntime",
+            "evict: got a kvarn cache.*apply evict:granularity=tile, or build without",
+        ),
+        (
+            ("kvarn", "evict:granularity=tile,score=h2o"),
+            {},
+            "onnxruntime",
+            "evict: got a kvarn cache.*score=h2o, which marks tokens.*expected one of rkv, snapkv, snapkv-prompt, tova, streaming",
+        ),
+        (
+            ("evict:granularity=tile,budget=383",),
+            {},
+            "onnxruntime",
+            "evict: budget: got 383 with granularity tile, expected 384 or more: the first tile",
+        ),
         ((SMALL,), {"plugins": "none"}, "onnxruntime", "plugins none: got the cache policy evict.*with plugins all"),
         ((SMALL,), {"dtype": "float16"}, "onnxruntime", "dtype: got float16 with evict.*build with dtype float32"),
         *(
@@ -45,7 +67,7 @@ def recipe(*apply: str, **changes: Any) -> Recipe:
 def test_before_the_checkpoint_is_opened(
     apply: tuple[str, ...], changes: dict[str, Any], backend: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((BuildError, UnsupportedError), match=message):
+    with pytest.raises((BuildError, ExportError, UnsupportedError), match=message):
         build(str(tmp_path / "no checkpoint"), tmp_path / "engine", recipe(*apply, **changes), backend)
     assert not (tmp_path / "engine").exists()
 

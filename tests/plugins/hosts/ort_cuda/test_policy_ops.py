@@ -38,7 +38,7 @@ def test_compact_tiles_moves_tokens(case: compact_tiles_cases.Case) -> None:
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", ["lens_per_head", "sinks_1_2"])
+@pytest.mark.parametrize("name", ["lens_per_head", "sinks_1_2", "late_records"])
 def test_token_scores(name: str) -> None:
     case = next(case for case in token_scores_cases.CASES if case.name == name)
     arrays = halves(token_scores_cases.make_inputs(case), "ring")

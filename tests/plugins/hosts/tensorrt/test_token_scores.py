@@ -24,7 +24,7 @@ def test_its_creator_is_listed() -> None:
 
 
 @pytest.mark.parametrize("type", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["lens_per_head", "sinks_1_2", "nothing_redundant"])
+@pytest.mark.parametrize("name", ["lens_per_head", "sinks_1_2", "nothing_redundant", "late_records", "records_k4_v2"])
 def test_a_node_runs(name: str, type: str) -> None:
     case = BY_NAME[name]
     arrays = make_inputs(case)
@@ -40,6 +40,7 @@ def test_a_node_runs(name: str, type: str) -> None:
         ({"group": 3}, "TokenScores: group: got 3, expected 0"),
         ({"kv_bits": 32}, "TokenScores: tiles: got 20480 bytes a tile, expected those of keys of 64"),
         ({"layer": 2}, "TokenScores: layer: got 2, expected below L = 2"),
+        ({"k_bits": 4, "v_bits": 2}, "TokenScores: tiles: got shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(attributes: dict[str, int], message: str) -> None:

@@ -240,6 +240,6 @@ def test_a_cache_that_is_not_the_graphs_is_refused(
 
 def test_what_sessions_offer_to_cache_policies(make_engine: Callable[..., Path]) -> None:
     encoded = make_engine(windows=(0, 0, 0), encoded=(True, False, True))
-    for root, offered in ((make_engine(), {"tiles"}), (encoded, set())):
+    for root, offered in ((make_engine(), {"tiles"}), (encoded, {"tiles"})):
         with load(root, 1) as llm:
             assert llm.loop.session.offers == offered

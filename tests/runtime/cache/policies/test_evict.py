@@ -48,6 +48,10 @@ CASES: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
     "heads by length": ({**BASE, "score": "rkv", "allocation": "reasonalloc", "score_norm": "times_len"}, FULL),
     "chunks": ({**BASE, "score": "rkv", "prefill": "chunk"}, FULL),
     "chunks of heads": ({**BASE, "score": "random", "allocation": "ada", "prefill": "chunk"}, FULL),
+    "tiles": ({**BASE, "score": "rkv", "granularity": "tile", "budget": 4 * SIZE + 3}, FULL),
+    "tiles next to windows": ({**BASE, "score": "random", "granularity": "tile"}, MIXED),
+    "tiles of marks": ({**BASE, "score": "h2o", "granularity": "tile", "budget": 5 * SIZE}, FULL),
+    "tiles by chunks": ({**BASE, "score": "snapkv", "granularity": "tile", "prefill": "chunk"}, FULL),
     "a tile an interval": ({**BASE, "score": "random", "interval": SIZE, "budget": 2 * SIZE}, FULL),
 }
 SIMULATED = {name: simulated(*case) for name, case in CASES.items()}
@@ -251,6 +255,11 @@ def test_a_failed_copy_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"allocation": "duo", "whole": [[0], [1], [], []]}, "whole: got head 1, expected 0 to 0"),
         ({"allocation": "duo", "whole": [[-1], [], [], []]}, "whole: got head -1, expected 0 to 1"),
         ({"score": "tova", "window": 1, "allocation": "duo", "whole": [[0]]}, "allocation: got duo with score tova"),
+        ({"granularity": "tile", "allocation": "ada"}, "allocation: got ada with granularity tile, expected uniform"),
+        (
+            {"granularity": "tile", "budget": 15},
+            "budget: got 15 with granularity tile, expected 16 or more: the first tile",
+        ),
         ({"demand": [1.0, 2.0]}, "demand: got one with allocation uniform"),
         ({"allocation": "reasonalloc", "demand": [1.0]}, "demand: got 1 layers, expected 4"),
         ({"allocation": "reasonalloc", "demand": [1.0] * 4}, "demand: got layers of 1 and 2 KV heads"),
