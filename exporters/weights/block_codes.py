@@ -69,6 +69,54 @@ def quantize_blocks_with_zero_points(
     return codes, scales, pack_zero_points(zeros, bits)
 
 
+def codes_with_halves(
+    rows: np.ndarray, bits: int, block_size: int, *, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return codes, scales and minima of rows [n, k] float32 as the two functions before choose them, for scales of halves.
+
+    The scales are rounded to halves first, and codes are chosen for what they then are. x is restored as
+    (code - 2^(bits - 1)) * scale, or with minima as code * scale + minimum.
+
+    codes: uint8 [n, k], one code in a byte.
+    scales, minima: float16 [n, blocks]; no minima if `symmetric`.
+
+    Raises:
+        ExportError: a scale is beyond the largest half.
+    """
+    n, k = rows.shape
+    blocks, top = -(-k // block_size), (1 << bits) - 1
+    codes = np.empty((n, blocks * block_size), np.uint8)
+    scales, minima = np.empty((n, blocks), np.float16), np.empty((n, blocks), np.float16)
+    for begin, x in _pieces(rows, blocks, block_size):
+        here = slice(begin, begin + len(x))
+        if symmetric:
+            offset = 1 << (bits - 1)
+            extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+            step, lowest = _halves(extreme / -offset), None
+        else:
+            low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+            step, lowest = _halves(high / top - low / top), _halves(low)
+        wide = step.astype(np.float32)[..., None]
+        base = x if lowest is None else x - lowest.astype(np.float32)[..., None]
+        ratio = np.divide(base, wide, out=np.zeros_like(x), where=wide != 0)
+        q = np.rint(ratio) + (1 << (bits - 1) if lowest is None else 0)
+        codes[here] = np.clip(q, 0, top).astype(np.uint8).reshape(len(x), -1)
+        scales[here] = step
+        if lowest is not None:
+            minima[here] = lowest
+    return np.ascontiguousarray(codes[:, :k]), scales, None if symmetric else minima
+
+
+def _halves(numbers: np.ndarray) -> np.ndarray:
+    """The nearest halves; ExportError for numbers that have none."""
+    largest = float(np.abs(numbers).max(initial=0.0))
+    if not largest <= float(np.finfo(np.float16).max):
+        raise ExportError(
+            f"weights: got a scale of {largest:g}, expected at most 65504, the largest half; do --weights with linear=onnxruntime"
+        )
+    return numbers.astype(np.float16)
+
+
 def _pieces(rows: np.ndarray, blocks: int, block_size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Some rows at a time as [rows, blocks, block_size] with the first one's number, so that rounding needs little memory."""
     n, k = rows.shape

@@ -26,14 +26,23 @@ from enginewright.exporters.weights.block_corrections import (
     offsets_of,
     reorder,
 )
+from enginewright.exporters.weights.panel_products import (
+    PanelLayout,
+    keep_panels,
+    quantize_panels,
+    write_panel_lookup,
+    write_panel_product,
+)
 from enginewright.exporters.weights.stored_form import Encoding, StoredForm, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
+from enginewright.plugins.ops.block_linear import BLOCK_LINEAR
 from enginewright.runtime.errors import ExportError
 
 MICROSOFT = "com.microsoft"
 PRODUCT, LOOKUP = "MatMulNBits", "GatherBlockQuantized"
 ACCURACY = {"int8": 4, "float32": 1}  # type of the activations -> MatMulNBits' accuracy_level
 Compute = Literal["int8", "float32"]
+Linear = Literal["onnxruntime", "enginewright"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class BlockOptions:
     embedding: whether the embedding is quantised as well.
     lm_head: whether the output projection is quantised as well.
     symmetric: false: a block also has a zero point, so that its codes span its own range; true: they lie around 0.
+    linear: whose kernels multiply: onnxruntime's, or enginewright's own for CPUs, which read weights as they are stored.
 
     Raises:
         ExportError: a value that is not known.
@@ -55,6 +65,7 @@ class BlockOptions:
     embedding: bool = True
     lm_head: bool = True
     symmetric: bool = True
+    linear: Linear = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
@@ -115,7 +126,7 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
         encode=partial(_quantize, bits),
         write=_write,
         opsets={MICROSOFT: 1},
-        products=(PRODUCT,),
+        products=(PRODUCT, BLOCK_LINEAR.name),
         max_kl=max_kl,
     )
 
@@ -141,7 +152,7 @@ def chosen_codes_form(
         write=_write,
         describe=describe,
         opsets={MICROSOFT: 1},
-        products=(PRODUCT,),
+        products=(PRODUCT, BLOCK_LINEAR.name),
     )
 
 
@@ -194,10 +205,16 @@ def _describe_blocks(chosen: QuantizedRows, bits: int, size: int) -> str:
 
 def _write(options: BlockOptions | ChosenOptions, use: WeightUse, encoding: Encoding, values: Values) -> None:
     """Replace the use's node by MatMulNBits, with the bias in it, or by GatherBlockQuantized."""
-    if use.is_product:
-        _write_product(ACCURACY[options.compute], use, encoding.layout, values)
+    layout = encoding.layout
+    if isinstance(layout, PanelLayout):
+        if use.is_product:
+            write_panel_product(use, layout, values, exact=options.compute == "float32")
+        else:
+            write_panel_lookup(use, layout, values)
+    elif use.is_product:
+        _write_product(ACCURACY[options.compute], use, layout, values)
     else:
-        _write_lookup(use, encoding.layout, values)
+        _write_lookup(use, layout, values)
 
 
 def _takes(options: BlockOptions, use: WeightUse) -> bool:
@@ -208,6 +225,15 @@ def _takes(options: BlockOptions, use: WeightUse) -> bool:
 
 def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
     rows, size = use.rows, options.block_size
+    if options.linear == "enginewright":
+        if not use.for_cpu:
+            raise ExportError(
+                "weights: got linear=enginewright and a graph that is not float32 with our ops, expected one for CPUs; do "
+                "linear=onnxruntime, or --dtype float32 --plugins all"
+            )
+        if rows.quantized is not None:
+            return keep_panels(use, rows.quantized)
+        return quantize_panels(use, bits, size, symmetric=options.symmetric)
     if rows.quantized is not None:
         return _encode_chosen(options.compute, use, rows.quantized)
 

@@ -1,7 +1,8 @@
 """The registry of custom ops and of their kernels' calls: the folder `plugins/ops` is the list.
 
 A module `scale_rows.py` declares the op SCALE_ROWS and describes its kernel's call as SCALE_ROWS_CALL: its own name in
-capitals. It may have one of them alone: Int4Linear is a kernel that no graph has a node for.
+capitals. It may have one of them alone: Int4Linear is a kernel that no graph has a node for,
+and BlockLinear an op without kernels for GPUs.
 """
 
 from __future__ import annotations

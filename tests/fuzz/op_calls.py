@@ -12,6 +12,8 @@ from tests.support.ops import (
     add_lora_cases,
     attention_cases,
     attention_inputs,
+    block_linear_cases,
+    block_lookup_cases,
     clp_cases,
     compact_tiles_cases,
     depth_mix_cases,
@@ -50,6 +52,8 @@ def _greedy_sample(rng: random.Random) -> Call:
 
 MAKERS: dict[str, Callable[[random.Random], Call]] = {
     "AddLora": _from_cases(add_lora_cases.CASES, add_lora_cases.make_inputs),
+    "BlockLinear": _from_cases(block_linear_cases.CASES, block_linear_cases.make_inputs),
+    "BlockLookup": _from_cases(block_lookup_cases.CASES, block_lookup_cases.make_inputs),
     "ClpEmit": _from_cases(clp_cases.CASES, clp_cases.make_inputs),
     "CompactTiles": _from_cases(compact_tiles_cases.CASES, compact_tiles_cases.make_inputs),
     "DepthMix": _from_cases(depth_mix_cases.CASES, depth_mix_cases.make_inputs),

@@ -18,3 +18,20 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"this CPU does not run {request.param}")
     yield request.param
     set_cpu_isa("auto")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("avx512vnni", marks=pytest.mark.slow),
+        pytest.param("avx512", marks=pytest.mark.slow),
+        pytest.param("avx2vnni", marks=pytest.mark.slow),
+        pytest.param("avx2", marks=pytest.mark.slow),
+        "portable",
+    ]
+)
+def dot_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same with the instruction sets that have versions of kernels that multiply bytes."""
+    if not set_cpu_isa(request.param):
+        pytest.skip(f"this CPU does not run {request.param}")
+    yield request.param
+    set_cpu_isa("auto")

@@ -3,13 +3,27 @@
 #include <atomic>
 #include <cstring>
 
+#ifdef EW_X86
+#include <cpuid.h>
+#endif
+
 namespace ew {
 namespace {
+
+#ifdef EW_X86
+// Bit 4 of EAX in leaf 7.1; GCC 12 has no name for it.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
 
 // __builtin_cpu_supports asks CPUID and, for the wide registers, XGETBV: whether the system saves them.
 bool runs_here(Isa candidate) {
 #ifdef EW_X86
   __builtin_cpu_init();
+  if (candidate == Isa::kAvx512Vnni) return runs_here(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+  if (candidate == Isa::kAvx2Vnni) return runs_here(Isa::kAvx2) && has_avx_vnni();
   if (candidate == Isa::kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
@@ -23,7 +37,11 @@ struct Candidate {
   Isa isa;
   const char* name;
 };
-constexpr Candidate kCandidates[] = {{Isa::kAvx512, "avx512"}, {Isa::kAvx2, "avx2"}, {Isa::kPortable, "portable"}};
+constexpr Candidate kCandidates[] = {{Isa::kAvx512Vnni, "avx512vnni"},
+                                     {Isa::kAvx512, "avx512"},
+                                     {Isa::kAvx2Vnni, "avx2vnni"},
+                                     {Isa::kAvx2, "avx2"},
+                                     {Isa::kPortable, "portable"}};
 
 // The best of that name, or of all where `name` is null; null if it cannot run here.
 const Candidate* find(const char* name) {

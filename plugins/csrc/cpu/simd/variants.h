@@ -7,7 +7,8 @@
 //     EW_DEFINE_CPU_KERNEL(scale_rows_kernel, scale_rows);  // scale_rows: a function of an anonymous namespace
 //
 // and scale_rows_kernel() is the function of the instruction set in use. Each is a constant, so that no code of a wide
-// instruction set runs while the library is loaded.
+// instruction set runs while the library is loaded. EW_DOT_KERNEL declares one whose file is *_dot.cpp, which the build
+// compiles for the instruction sets that multiply bytes, too.
 #pragma once
 
 #include "cpu/simd/isa.h"
@@ -18,13 +19,24 @@ template <class Function>
 Function* variant([[maybe_unused]] Function* avx512, [[maybe_unused]] Function* avx2, Function* portable) {
   switch (isa()) {
     case Isa::kAvx512:
+    case Isa::kAvx512Vnni:
       return avx512;
     case Isa::kAvx2:
+    case Isa::kAvx2Vnni:
       return avx2;
     case Isa::kPortable:
       break;
   }
   return portable;
+}
+
+// The same for kernels that multiply bytes, of which avx512vnni and avx2vnni have versions of their own.
+template <class Function>
+Function* dot_variant([[maybe_unused]] Function* avx512vnni, Function* avx512, [[maybe_unused]] Function* avx2vnni,
+                      Function* avx2, Function* portable) {
+  if (isa() == Isa::kAvx512Vnni) return avx512vnni;
+  if (isa() == Isa::kAvx2Vnni) return avx2vnni;
+  return variant(avx512, avx2, portable);
 }
 
 }  // namespace ew
@@ -41,11 +53,22 @@ Function* variant([[maybe_unused]] Function* avx512, [[maybe_unused]] Function* 
   EW_VARIANT(portable, result, name, __VA_ARGS__)                                  \
   inline auto name() { return variant(avx512::name, avx2::name, portable::name); } \
   static_assert(true)
+#define EW_DOT_KERNEL(result, name, ...)                                                            \
+  EW_VARIANT(avx512vnni, result, name, __VA_ARGS__)                                                 \
+  EW_VARIANT(avx512, result, name, __VA_ARGS__)                                                     \
+  EW_VARIANT(avx2vnni, result, name, __VA_ARGS__)                                                   \
+  EW_VARIANT(avx2, result, name, __VA_ARGS__)                                                       \
+  EW_VARIANT(portable, result, name, __VA_ARGS__)                                                   \
+  inline auto name() {                                                                              \
+    return dot_variant(avx512vnni::name, avx512::name, avx2vnni::name, avx2::name, portable::name); \
+  }                                                                                                 \
+  static_assert(true)
 #else
 #define EW_CPU_KERNEL(result, name, ...)          \
   EW_VARIANT(portable, result, name, __VA_ARGS__) \
   inline auto name() { return portable::name; }   \
   static_assert(true)
+#define EW_DOT_KERNEL EW_CPU_KERNEL
 #endif
 
 #define EW_DEFINE_CPU_KERNEL(name, function) decltype(EW_ISA::name) EW_ISA::name = function

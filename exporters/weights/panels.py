@@ -1,0 +1,79 @@
+"""Packs matrices of codes into the panels that BlockLinear reads; `plugins/csrc/layout/panel.h` has the layout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, PANEL_ROWS
+
+
+def panel_bytes(columns: int, bits: int, block: int, *, scale_bits: int, minima: bool) -> int:
+    """Return the bytes of a panel of 16 rows.
+
+    columns: of the matrix.
+    bits: of a code.
+    block: columns that share a scale: 16, or a multiple of 32.
+    scale_bits: of a scale, and of a minimum.
+    minima: whether a block has a minimum.
+    """
+    chunks = -(-columns // CHUNK_COLUMNS)
+    groups = -(-chunks // _chunks_of_group(block))
+    return chunks * _chunk_bytes(bits) + groups * _numbers_of_group(block) * scale_bits // 8 * (1 + minima)
+
+
+def pack_panels(codes: np.ndarray, scales: np.ndarray, minima: np.ndarray | None, bits: int, block: int) -> np.ndarray:
+    """Return the panels int8 [ceil(n / 16), bytes] of codes [n, k] in 0 .. 2^bits - 1.
+
+    scales, minima: [n, ceil(k / block)] of float16 or float32, which is how they are stored. Rows that fill up the last panel
+    have scales of 0.
+    """
+    n, k = codes.shape
+    panels, chunks = -(-n // PANEL_ROWS), -(-k // CHUNK_COLUMNS)
+    padded = np.zeros((panels * PANEL_ROWS, chunks * CHUNK_COLUMNS), np.uint8)
+    padded[:n, :k] = codes
+    packed = _pack_chunks(padded.reshape(panels, PANEL_ROWS, chunks, 8, 4), bits)  # [panels, chunks, bytes]
+    numbers = [_pack_numbers(part, panels, block) for part in (scales, minima) if part is not None]
+    step, pieces = _chunks_of_group(block), []
+    for group, begin in enumerate(range(0, chunks, step)):
+        pieces.append(packed[:, begin : begin + step].reshape(panels, -1))
+        pieces.extend(part[:, group] for part in numbers)
+    return np.concatenate(pieces, axis=1).view(np.int8)
+
+
+def _chunk_bytes(bits: int) -> int:
+    return PANEL_ROWS * CHUNK_COLUMNS * bits // 8
+
+
+def _chunks_of_group(block: int) -> int:
+    return max(block // CHUNK_COLUMNS, 1)
+
+
+def _numbers_of_group(block: int) -> int:
+    return PANEL_ROWS * max(CHUNK_COLUMNS // block, 1)
+
+
+def _pack_chunks(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes [panels, 16, chunks, 8, 4] as planes, the low bits first: [panels, chunks, bytes of a chunk]."""
+    low = 8 if bits == 8 else 4 if bits >= 4 else 2
+    planes = []
+    for width, shift in ((low, 0), (bits - low, low)):
+        if not width:
+            continue
+        together = 8 // width  # fours of columns in a byte
+        part = (codes >> shift & ((1 << width) - 1)).reshape(*codes.shape[:3], width, together, 4)
+        byte = np.zeros((*codes.shape[:3], width, 4), np.uint8)
+        for i in range(together):
+            byte |= part[..., i, :] << (i * width)
+        planes.append(byte.transpose(0, 2, 3, 1, 4).reshape(codes.shape[0], codes.shape[2], -1))
+    return np.concatenate(planes, axis=2)
+
+
+def _pack_numbers(numbers: np.ndarray, panels: int, block: int) -> np.ndarray:
+    """Scales or minima [n, blocks] as bytes of each group: uint8 [panels, groups, bytes]."""
+    n, blocks = numbers.shape
+    parts = max(CHUNK_COLUMNS // block, 1)
+    groups = -(-blocks // parts)
+    padded = np.zeros((panels * PANEL_ROWS, groups * parts), numbers.dtype)
+    padded[:n, :blocks] = numbers
+    turned = padded.reshape(panels, PANEL_ROWS, groups, parts).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(turned).reshape(panels, groups, -1).view(np.uint8)

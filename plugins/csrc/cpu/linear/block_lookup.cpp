@@ -1,0 +1,72 @@
+#include "cpu/linear/block_lookup.h"
+
+#include <cstring>
+
+#include "cpu/simd/simd_portable.h"
+#include "cpu/threads/fault.h"
+#include "cpu/threads/rows.h"
+
+namespace ew {
+namespace {
+
+float number_at(const unsigned char* p, std::int64_t bytes) {
+  if (bytes == 4) {
+    float number;
+    std::memcpy(&number, p, sizeof number);
+    return number;
+  }
+  Half half;
+  std::memcpy(&half, p, sizeof half);
+  return widen(half);
+}
+
+// Code of column `column` of a chunk, in the panel's row `row`.
+int code_at(const unsigned char* chunk, int bits, int row, int column) {
+  const int low = low_bits(bits), high = high_bits(bits), four = column / 4, byte = 4 * row + column % 4;
+  const int bit = four * low, high_bit = four * high;
+  int code = chunk[bit / 8 * kVectorBytes + byte] >> bit % 8 & ((1 << low) - 1);
+  if (high) {
+    const int rest = chunk[(low + high_bit / 8) * kVectorBytes + byte] >> high_bit % 8 & ((1 << high) - 1);
+    code |= rest << low;
+  }
+  return code;
+}
+
+void restore_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
+  const PanelShape shape = panel_shape(args);
+  const unsigned char* at = args.panels + id / kPanelRows * shape.panel_bytes();
+  const int row = static_cast<int>(id % kPanelRows), bits = static_cast<int>(args.bits);
+  const std::int64_t of_group = shape.chunks_of_group(), group_columns = of_group * kChunkColumns;
+  for (std::int64_t begin = 0; begin < args.columns; begin += group_columns) {
+    const std::int64_t chunks = std::min(of_group, shape.chunks() - begin / kChunkColumns);
+    const unsigned char* numbers = at + chunks * shape.chunk_bytes();
+    const std::int64_t count = std::min(chunks * kChunkColumns, args.columns - begin);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t place = (i / args.block * kPanelRows + row) * shape.scale_bytes;
+      const float scale = number_at(numbers + place, shape.scale_bytes);
+      const float minimum = shape.minima ? number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes)
+                                         : -static_cast<float>(1 << (bits - 1)) * scale;
+      const int code =
+          code_at(at + i / kChunkColumns * shape.chunk_bytes(), bits, row, static_cast<int>(i % kChunkColumns));
+      out[begin + i] = static_cast<float>(code) * scale + minimum;
+    }
+    at = numbers + shape.scales_bytes() * (shape.minima ? 2 : 1);
+  }
+}
+
+}  // namespace
+
+std::string find_fault(const BlockLookupArgs& args) {
+  for (std::int64_t i = 0; i < args.tokens; ++i)
+    if (args.ids[i] < 0 || args.ids[i] >= args.rows)
+      return expected(index_of("ids", i), args.ids[i], "0 to " + std::to_string(args.rows - 1));
+  return {};
+}
+
+void block_lookup(const BlockLookupArgs& args, const Parallel& parallel) {
+  for_rows(parallel, args.tokens, args.columns, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) restore_row(args, args.ids[i], args.out + i * args.columns);
+  });
+}
+
+}  // namespace ew

@@ -1,0 +1,55 @@
+// The codes and scales of a chunk of columns, as products read them.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/linear/dot.h"
+
+#define EW_INLINE inline __attribute__((always_inline))
+
+namespace ew {
+namespace {
+
+// Codes of bits `kBits` of the columns 4 kFour ... 4 kFour + 3, for a part of a panel's rows. chunk: that part of the
+// chunk's first vector.
+template <int kBits, int kFour>
+EW_INLINE Codes codes_of(const unsigned char* chunk) {
+  constexpr int kLow = low_bits(kBits), kHigh = high_bits(kBits);
+  constexpr int kBit = kFour * kLow, kHighBit = kFour * kHigh;
+  const Codes low = bits_of_bytes<kLow, kBit % 8, 0>(load_codes(chunk + kBit / 8 * kVectorBytes));
+  if constexpr (kHigh == 0) return low;
+  if constexpr (kHigh > 0) {
+    const Codes high = load_codes(chunk + (kLow + kHighBit / 8) * kVectorBytes);
+    return low | bits_of_bytes<kHigh, kHighBit % 8, kLow>(high);
+  }
+}
+
+// The panels of a tile at some place, the same in each.
+template <int kPanels>
+struct Panels {
+  static constexpr int kVecs = kPanels * kParts;
+  const unsigned char* at[kPanels];
+
+  EW_INLINE const unsigned char* codes(int v) const { return at[v / kParts] + v % kParts * kVecBytes; }
+
+  EW_INLINE void advance(std::int64_t bytes) {
+    for (int p = 0; p < kPanels; ++p) at[p] += bytes;
+  }
+
+  // The scales, or minima, that are `offset` bytes further on.
+  EW_INLINE void load_scales(Vec (&scales)[kVecs], std::int64_t offset, std::int64_t scale_bytes) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      const unsigned char* p = at[v / kParts] + offset + v % kParts * kWidth * scale_bytes;
+      scales[v] = scale_bytes == 2 ? load(reinterpret_cast<const Half*>(p)) : load(reinterpret_cast<const float*>(p));
+    }
+  }
+
+  EW_INLINE void prefetch(int bytes, int ahead) const {
+    for (int p = 0; p < kPanels; ++p)
+      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at[p] + ahead + line, 0, 3);
+  }
+};
+
+}  // namespace
+}  // namespace ew

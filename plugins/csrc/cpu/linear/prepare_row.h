@@ -1,0 +1,91 @@
+// Turns a row of activations into what products read.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/linear/block_linear.h"
+#include "cpu/linear/dot.h"
+
+namespace ew {
+namespace {
+
+// The factor of the row's RMS norm: 1 / sqrt(mean of squares + epsilon).
+inline float norm_factor(const float* x, std::int64_t size, float epsilon) {
+  Vec squares = splat(0.0f);
+  std::int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) squares = fma(load(x + i), load(x + i), squares);
+  if (i < size) {
+    const Vec rest = load_part(x + i, static_cast<int>(size - i));
+    squares = fma(rest, rest, squares);
+  }
+  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + epsilon);
+}
+
+// Up to kChunkColumns numbers as codes: x is close to code * scale. Returns the scale, NaN where one of them is none.
+inline float code_chunk(const float* x, std::int64_t count, std::int8_t* codes, std::int32_t sums[2]) {
+  constexpr int kVecs = kChunkColumns / kWidth;
+  Vec v[kVecs], most = splat(0.0f), check = splat(0.0f);
+  for (int i = 0; i < kVecs; ++i) {
+    const std::int64_t left = std::min<std::int64_t>(count - i * kWidth, kWidth);
+    v[i] = left == kWidth ? load(x + i * kWidth)
+           : left > 0     ? load_part(x + i * kWidth, static_cast<int>(left))
+                          : splat(0.0f);
+    most = max(max(v[i], splat(0.0f) - v[i]), most);
+    check = fma(v[i], splat(0.0f), check);  // 0, or NaN where a number is not finite
+  }
+  const float largest_one = largest(most);
+  const bool finite = sum(check) == 0.0f;
+  const float inverse = finite && largest_one > 0.0f ? static_cast<float>(kLargestCode) / largest_one : 0.0f;
+  // a chunk of tiny numbers, whose inverse is infinite, counts as zeros
+  const Vec factor = splat(inverse <= std::numeric_limits<float>::max() ? inverse : 0.0f);
+  for (int half = 0; half < 2; ++half) {
+    Vec total = splat(0.0f);
+    for (int i = half * kVecs / 2; i < (half + 1) * kVecs / 2; ++i) {
+      const Vec code = finite ? round_even(v[i] * factor) : splat(0.0f);
+      total = total + code;
+      store_signed(codes + i * kWidth, code);
+    }
+    sums[half] = static_cast<std::int32_t>(sum(total));
+  }
+  return finite ? largest_one / static_cast<float>(kLargestCode) : std::numeric_limits<float>::quiet_NaN();
+}
+
+// What products read besides a chunk's codes, whose halves have the given sums.
+inline void write_steps(const PreparedRows& rows, const BlockLinearArgs& args, std::int64_t token, std::int64_t chunk,
+                        const std::int32_t sums[2]) {
+  const float scale = rows.scales[token * rows.chunks + chunk];
+  const PanelShape shape = args.shape();
+  const Offsets offsets = offsets_of(shape);
+  const std::int32_t taken = shape.bits == 8 ? dot_offset<8>() : 0;
+  const std::int32_t zero = offsets == Offsets::kZero ? 1 << (shape.bits - 1) : 0;
+  const int steps = offsets == Offsets::kHalves ? 2 : 1;
+  for (int i = 0; i < steps; ++i) {
+    const std::int32_t sum = steps == 2 ? sums[i] : sums[0] + sums[1];
+    const std::int64_t place = token * rows.steps + chunk * steps + i;
+    rows.starts[place] = (taken - zero) * sum;
+    rows.shares[place] = scale * static_cast<float>(sum);
+  }
+}
+
+void prepare_row(const BlockLinearArgs& args, const PreparedRows& rows, std::int64_t token) {
+  const float* x = args.x + token * args.columns;
+  const float factor = args.norm ? norm_factor(x, args.columns, args.epsilon) : 1.0f;
+  if (rows.numbers) {
+    float* to = rows.numbers + token * rows.columns;
+    for (std::int64_t i = 0; i < rows.columns; ++i) to[i] = i < args.columns ? x[i] * factor : 0.0f;
+    return;
+  }
+  for (std::int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
+    const std::int64_t at = chunk * kChunkColumns;
+    std::int32_t sums[2];
+    const float scale = code_chunk(x + at, args.columns - at, rows.codes + token * rows.columns + at, sums);
+    rows.scales[token * rows.chunks + chunk] = factor * scale;
+    write_steps(rows, args, token, chunk, sums);
+  }
+}
+
+}  // namespace
+}  // namespace ew

@@ -1,0 +1,24 @@
+// Checks of a matrix of codes, for every op that reads one.
+#pragma once
+
+#include "layout/panel.h"
+#include "ops/attributes.h"
+#include "ops/tensor.h"
+
+namespace ew::ops {
+
+// The attributes that plugins/ops names CODE_ATTRIBUTES, each in its range.
+template <class Attributes>
+void expect_codes(const Attributes& a) {
+  expect_value(a.bits != 7, "bits", a.bits, "2, 3, 4, 5, 6 or 8");
+  expect_value(a.block == kHalfChunk || a.block % kChunkColumns == 0, "block", a.block, "16 or a multiple of 32");
+  expect_value(a.scale_bits == 16 || a.scale_bits == 32, "scale_bits", a.scale_bits, "16 or 32");
+}
+
+template <class Attributes>
+void expect_panels(const Attributes& a, const Tensor& panels) {
+  const PanelShape shape = panel_shape(a);
+  expect_shape("panels", panels, {shape.panels(), shape.panel_bytes()}, "[panels, bytes of a panel]");
+}
+
+}  // namespace ew::ops

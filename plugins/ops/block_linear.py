@@ -1,0 +1,60 @@
+"""Declares BlockLinear, the product of rows with a matrix of codes that ONNX Runtime's kernels are half as fast at."""
+
+from __future__ import annotations
+
+from enginewright.plugins.ops.op import Attribute, Op, Tensor
+
+PANEL_ROWS = 16
+"""Rows of a panel: outputs that a CPU computes together."""
+CHUNK_COLUMNS = 32
+"""Columns whose activations share a scale, and whose codes stand together."""
+LINEAR_BITS = (2, 3, 4, 5, 6, 8)
+"""Bits of a code."""
+GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
+"""The activation of a gate -> its number as the attribute `gate`."""
+
+PANELS = Tensor("panels", ("int8",), ("N", "bytes"), "W's codes, scales and minima, 16 rows in a panel")
+CODE_ATTRIBUTES = (
+    Attribute("rows", "int", "rows of W", least=1, most=1 << 24),
+    Attribute("columns", "int", "columns of W", least=1, most=1 << 20),
+    Attribute("bits", "int", "bits of a code: 2, 3, 4, 5, 6 or 8", least=2, most=8),
+    Attribute("block", "int", "columns that share a scale: 16, or a multiple of 32", least=16, most=1 << 20),
+    Attribute(
+        "scale_bits", "int", "bits of a scale and of a minimum: 16 (IEEE half) or 32", default=16, least=16, most=32
+    ),
+    Attribute("minima", "int", "1: a block has a minimum, too", default=0, most=1),
+)
+
+BLOCK_LINEAR = Op(
+    name="BlockLinear",
+    version=1,
+    doc=(
+        "Multiplies rows by the transpose of a matrix W [rows, columns] of codes: W = (code - 2^(bits - 1)) scale, or with "
+        "minima code * scale + minimum, in blocks of columns. Unless `exact`, each 32 activations of a row are rounded to codes "
+        "of 8 bits with a scale of their own, and sums of codes are whole numbers. A row's result depends on no other row and "
+        "on no thread. The layout of `panels` is in `plugins/csrc/layout/panel.h`."
+    ),
+    inputs=(
+        Tensor("x", ("float32",), ("one", "T", "columns"), "rows of activations"),
+        PANELS,
+        Tensor("bias", ("float32",), ("rows",), "added to each row of the product", optional=True),
+        Tensor("residual", ("float32",), ("one", "T", "width"), "added to each row of the result", optional=True),
+    ),
+    outputs=(
+        Tensor(
+            "out",
+            ("float32",),
+            ("one", "T", "width"),
+            "x W^T; with a gate half as wide: of each 32 outputs, the activation of the first 16 times the other 16",
+        ),
+    ),
+    attributes=(
+        *CODE_ATTRIBUTES,
+        Attribute("width", "int", "columns of `out`: `rows`, or half of them with a gate", least=1, most=1 << 24),
+        Attribute("exact", "int", "1: activations stay numbers", default=0, most=1),
+        Attribute("norm", "int", "1: each row of x is divided by its root mean square first", default=0, most=1),
+        Attribute("epsilon", "float", "added to the mean square of a row", default=1e-6),
+        Attribute("gate", "int", "0: none; 1: SiLU; 2: GELU in its tanh form; 3: GELU", default=0, most=3),
+    ),
+    oracle="enginewright.plugins.oracles.block_linear:block_linear",
+)

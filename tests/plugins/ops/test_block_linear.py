@@ -1,0 +1,101 @@
+"""Tests of BlockLinear through ONNX Runtime against its oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enginewright.exporters.weights.panels import pack_panels, panel_bytes
+from enginewright.plugins.oracles.block_linear import unpack_panels
+from tests.support.ops.block_linear_cases import CASES, Case, expected, make_inputs
+from tests.support.ops.op_session import run_op
+
+pytestmark = pytest.mark.native
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_matches_the_oracle(case: Case, dot_isa: str) -> None:
+    arrays = make_inputs(case)
+    (got,) = run_op("BlockLinear", arrays, **case.attributes)
+    wanted = expected(case, arrays)
+    assert got.shape == wanted.shape
+    size = max(float(np.abs(wanted).max(initial=0)), 1.0)
+    close = np.abs(got - wanted) <= 2e-5 * size
+    if case.attributes.get("exact"):
+        assert close.all()
+    else:  # an activation in the middle between two codes may round to either
+        assert np.abs(got - wanted).max(initial=0) <= 1e-3 * size
+        assert close.mean() > 0.98 if close.size else True
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[5], CASES[-2], CASES[-1]], ids=lambda case: case.name)
+def test_a_row_is_the_same_in_any_company_and_on_any_number_of_threads(case: Case, dot_isa: str) -> None:
+    arrays = make_inputs(case)
+    (together,) = run_op("BlockLinear", arrays, **case.attributes)
+    for row in range(case.tokens):
+        alone = {**arrays, "x": arrays["x"][:, row : row + 1]}
+        (got,) = run_op("BlockLinear", alone, threads=1, **case.attributes)
+        np.testing.assert_array_equal(got[0, 0], together[0, row])
+
+
+@pytest.mark.parametrize("exact", [0, 1])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_row_with_a_number_that_is_none_has_no_finite_result_and_its_neighbours_do(number: float, exact: int) -> None:
+    case = Case(4, 96, 48, 4, 32, {"exact": exact})
+    arrays = make_inputs(case)
+    (wanted,) = run_op("BlockLinear", arrays, **case.attributes)
+    arrays["x"][0, 1, 70] = number
+    (got,) = run_op("BlockLinear", arrays, **case.attributes)
+    assert not np.isfinite(got[0, 1]).any()
+    np.testing.assert_array_equal(got[0, [0, 2, 3]], wanted[0, [0, 2, 3]])
+
+
+def test_tiny_and_zero_rows_are_zeros() -> None:
+    case = Case(2, 64, 32, 4, 32)
+    arrays = make_inputs(case)
+    arrays["x"][0, 0], arrays["x"][0, 1] = 0.0, 1e-42
+    (got,) = run_op("BlockLinear", arrays, **case.attributes)
+    np.testing.assert_array_equal(got, np.zeros_like(got))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize(("block", "minima"), [(16, True), (32, False), (96, True), (224, False)])
+def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> None:
+    rng = np.random.default_rng(bits)
+    n, k = 37, 200
+    codes = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
+    scales = rng.uniform(-1, 1, (n, -(-k // block))).astype(np.float16)
+    lowest = rng.uniform(-1, 1, scales.shape).astype(np.float16) if minima else None
+    panels = pack_panels(codes, scales, lowest, bits, block)
+    assert panels.shape == (3, panel_bytes(k, bits, block, scale_bits=16, minima=minima))
+    wide = np.repeat(scales.astype(np.float32), block, axis=1)[:, :k]
+    offset = -float(1 << (bits - 1)) * wide if lowest is None else np.repeat(lowest.astype(np.float32), block, 1)[:, :k]
+    restored = unpack_panels(panels, n, k, bits, block, scale_bits=16, minima=minima)
+    np.testing.assert_allclose(restored, codes * wide + offset, atol=1e-6 * (1 << bits))
+
+
+@pytest.mark.parametrize(
+    ("changes", "attributes", "message"),
+    [
+        ({"x": (1, 11, 95)}, {}, r"x: got shape \[1, 11, 95\]"),
+        ({"panels": (4, 100)}, {}, r"panels: got shape \[4, 100\]"),
+        ({"bias": (63,)}, {}, r"bias: got shape \[63\]"),
+        ({"residual": (1, 10, 64)}, {}, r"residual: got shape \[1, 10, 64\]"),
+        ({}, {"bits": 7}, "bits: got 7, expected 2, 3, 4, 5, 6 or 8"),
+        ({}, {"block": 48}, "block: got 48, expected 16 or a multiple of 32"),
+        ({}, {"scale_bits": 24}, "scale_bits: got 24, expected 16 or 32"),
+        ({}, {"epsilon": -1.0}, "epsilon: got -1"),
+        ({}, {"width": 32}, "width: got 32, expected the number of rows"),
+        ({}, {"gate": 1}, "width: got 64, expected half of the rows"),
+        ({}, {"gate": 1, "rows": 50, "width": 25}, "rows: got 50, expected a multiple of 32 with a gate"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], attributes: dict[str, Any], message: str) -> None:
+    case = Case(11, 96, 64, 4, 32, {"bias": True, "residual": True})
+    arrays = make_inputs(case)
+    for name, shape in changes.items():
+        arrays[name] = np.zeros(shape, arrays[name].dtype)
+    with pytest.raises(Exception, match=message):
+        run_op("BlockLinear", arrays, **{**case.attributes, **attributes})

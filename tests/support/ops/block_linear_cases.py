@@ -1,0 +1,85 @@
+"""Calls of BlockLinear: all bits and blocks, odd sizes, with and without what is optional."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from enginewright.exporters.weights.panels import pack_panels
+from enginewright.plugins.oracles.block_linear import block_linear
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call; created by CASES.
+
+    extra: attributes besides those of sizes, and "bias" and "residual" for these inputs.
+    """
+
+    tokens: int
+    columns: int
+    rows: int
+    bits: int
+    block: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For pytest."""
+        words = [f"{key}={value}" for key, value in self.extra.items()]
+        return "-".join([f"{self.tokens}x{self.columns}x{self.rows}", f"{self.bits}b{self.block}", *words])
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Of the node."""
+        extra = {key: value for key, value in self.extra.items() if key not in ("bias", "residual")}
+        width = self.rows // 2 if extra.get("gate") else self.rows
+        sizes = {"columns": self.columns, "rows": self.rows, "width": width}
+        return {**sizes, "bits": self.bits, "block": self.block, **extra}
+
+
+CASES = [
+    *(Case(3, 96, 48, bits, 32) for bits in (2, 3, 4, 5, 6, 8)),
+    *(Case(2, 96, 40, bits, 16, {"minima": 1}) for bits in (2, 3, 4, 5, 6, 8)),
+    *(Case(5, 256, 33, bits, block) for bits, block in ((4, 64), (4, 128), (8, 256), (3, 128))),
+    Case(0, 64, 32, 4, 32),
+    Case(1, 1, 1, 4, 32),
+    Case(1, 31, 15, 8, 16),
+    Case(7, 33, 17, 5, 32, {"scale_bits": 32, "minima": 1}),
+    Case(13, 200, 100, 4, 128),  # the last block is not whole
+    Case(6, 130, 64, 6, 160, {"scale_bits": 32}),
+    Case(11, 96, 64, 4, 32, {"bias": True, "residual": True}),
+    Case(4, 96, 64, 4, 32, {"gate": 1, "bias": True, "residual": True}),
+    Case(9, 64, 96, 8, 64, {"gate": 2}),
+    Case(3, 64, 64, 4, 16, {"gate": 3}),
+    Case(8, 70, 50, 4, 32, {"norm": 1, "epsilon": 1e-5}),
+    *(Case(7, 96, 50, bits, 32, {"exact": 1}) for bits in (2, 3, 4, 5, 6, 8)),
+    Case(12, 100, 64, 4, 16, {"exact": 1, "minima": 1, "norm": 1, "gate": 1}),
+    Case(40, 1024, 160, 4, 32),
+]
+
+
+def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random activations, codes, scales and minima."""
+    rng = np.random.default_rng(seed)
+    blocks = -(-case.columns // case.block)
+    codes = rng.integers(0, 1 << case.bits, (case.rows, case.columns)).astype(np.uint8)
+    half = case.attributes.get("scale_bits", 16) == 16
+    scales = rng.uniform(-0.02, 0.02, (case.rows, blocks)).astype(np.float16 if half else np.float32)
+    minima = rng.uniform(-0.1, 0.1, scales.shape).astype(scales.dtype) if case.attributes.get("minima") else None
+    arrays = {
+        "x": rng.normal(0, 1, (1, case.tokens, case.columns)).astype(np.float32),
+        "panels": pack_panels(codes, scales, minima, case.bits, case.block),
+    }
+    if "bias" in case.extra:
+        arrays["bias"] = rng.normal(0, 1, case.rows).astype(np.float32)
+    if "residual" in case.extra:
+        arrays["residual"] = rng.normal(0, 1, (1, case.tokens, case.attributes["width"])).astype(np.float32)
+    return arrays
+
+
+def expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The oracle's result."""
+    return block_linear(**arrays, **case.attributes)
