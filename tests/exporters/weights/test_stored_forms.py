@@ -58,7 +58,10 @@ def sample() -> Iterator[None]:
 
 def test_the_bundled_forms_and_their_help() -> None:
     assert FORMS.names() == ("float32", "int4", "int8", "stored")
-    assert "int4:block_size=32,compute=int8,embedding=true,lm_head=true,symmetric=true,linear=onnxruntime, int8:" in list_forms()
+    assert (
+        "int4:block_size=32,compute=int8,embedding=true,lm_head=true,symmetric=true,linear=onnxruntime, int8:"
+        in list_forms()
+    )
 
 
 def test_a_form_of_an_extension_is_a_kind_of_the_flag(sample: None) -> None:
@@ -89,6 +92,7 @@ def test_records_of_the_manifest() -> None:
         "embedding": True,
         "lm_head": True,
         "symmetric": False,
+        "linear": "onnxruntime",
         "dtype": "float16",
         "max_kl": 0.5,
     }
