@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from enginewright.plugins.ops.op import DOMAIN, Op
-from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.registry import GPU_OPS, OPS
 from enginewright.runtime.errors import BuildError
 
 
@@ -16,7 +16,7 @@ def check_graph(graph: ir.Graph, backend: str) -> None:
             continue
         if node.op_type not in OPS:
             raise BuildError(
-                f"--backend {backend}: got an op {node.op_type!r}, expected one of {', '.join(OPS)}; upgrade enginewright"
+                f"--backend {backend}: got an op {node.op_type!r}, expected one of {', '.join(GPU_OPS)}; upgrade enginewright"
             )
         message = _unsupported(node, OPS[node.op_type])
         if message is not None:

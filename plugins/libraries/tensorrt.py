@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from enginewright.plugins.libraries.locate import TENSORRT_LIBRARY, LibraryError, library_path
-from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.registry import GPU_OPS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend, as command lines and manifests call it -> the Python module that builds and runs its engines."""
@@ -62,7 +62,7 @@ def load_tensorrt_library(path: Path) -> TensorRTLibrary:
         raise LibraryError(f"plugins: {path.name} does not load: {error}; {_BUILD_AGAIN}") from error
     declared = json.loads(_text(library, "ew_trt_ops"))
     versions = {op["name"]: int(op["version"]) for op in declared["ops"]}
-    wanted = {op.name: op.version for op in OPS.values()}
+    wanted = {op.name: op.version for op in GPU_OPS.values()}
     for name in sorted(versions.keys() | wanted.keys()):
         if versions.get(name) != wanted.get(name):
             raise LibraryError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.op import Attribute, Op, Tensor
+from collections.abc import Mapping
+
+from enginewright.plugins.ops.op import Attribute, Op, Shapes, Tensor
 
 PANEL_ROWS = 16
 """Rows of a panel: outputs that a CPU computes together."""
@@ -24,6 +26,15 @@ CODE_ATTRIBUTES = (
     ),
     Attribute("minima", "int", "1: a block has a minimum, too", default=0, most=1),
 )
+
+
+def unsupported(shapes: Shapes, attributes: Mapping[str, object]) -> str:
+    """Say that GPUs have no kernel for codes in panels."""
+    return (
+        "got weights in panels for CPUs, expected codes that GPUs multiply by; build the engine with "
+        "--weights KIND:linear=onnxruntime"
+    )
+
 
 BLOCK_LINEAR = Op(
     name="BlockLinear",
@@ -57,4 +68,5 @@ BLOCK_LINEAR = Op(
         Attribute("gate", "int", "0: none; 1: SiLU; 2: GELU in its tanh form; 3: GELU", default=0, most=3),
     ),
     oracle="enginewright.plugins.oracles.block_linear:block_linear",
+    unsupported=unsupported,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enginewright.plugins.ops.block_linear import CODE_ATTRIBUTES, PANELS
+from enginewright.plugins.ops.block_linear import CODE_ATTRIBUTES, PANELS, unsupported
 from enginewright.plugins.ops.op import Op, Tensor
 
 BLOCK_LOOKUP = Op(
@@ -16,4 +16,5 @@ BLOCK_LOOKUP = Op(
     outputs=(Tensor("out", ("float32",), ("one", "T", "columns"), "W[ids]"),),
     attributes=CODE_ATTRIBUTES,
     oracle="enginewright.plugins.oracles.block_linear:block_lookup",
+    unsupported=unsupported,
 )

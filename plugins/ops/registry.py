@@ -49,6 +49,8 @@ def find_declared(package: ModuleType, suffix: str, kind: type[T]) -> dict[str, 
 
 OPS: dict[str, Op] = find_declared(folder, "", Op)
 CALLS: dict[str, Call] = find_declared(folder, "_CALL", Call)
+GPU_OPS: dict[str, Op] = {name: op for name, op in OPS.items() if name in CALLS}
+"""The ops that have kernels for GPUs."""
 
 
 def op_versions(names: Iterable[str]) -> dict[str, int]:

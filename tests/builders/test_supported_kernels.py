@@ -41,6 +41,10 @@ def test_what_kernels_support_passes(graph: ir.Graph) -> None:
         (graph_of("KVarNAttention", 80), "kvarn: got heads of 80, expected one of 32, 64, 128, 256; export the model"),
         (graph_of("KVarNAttention", 64, v_bits=8), "got k_bits=4,v_bits=8, expected one of k_bits=2,v_bits=2, "),
         (
+            graph_of("BlockLinear", 64),
+            "got weights in panels for CPUs, .*; build the engine with --weights KIND:linear=onnx",
+        ),
+        (
             graph_of("TreeAttention", 64),
             "got an op 'TreeAttention', expected one of AddLora, ClpEmit, .*, DepthMix, .*; upgrade",
         ),

@@ -22,7 +22,7 @@ from enginewright.builders.tensorrt.python_module import MODULES, device_compute
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.plugins.libraries.locate import LibraryError
 from enginewright.plugins.libraries.tensorrt import TensorRTLibrary
-from enginewright.plugins.ops.registry import OPS, op_versions
+from enginewright.plugins.ops.registry import GPU_OPS, op_versions
 from enginewright.runtime.artifact import directory
 from enginewright.runtime.artifact.decoder_graph import SPARE
 from enginewright.runtime.artifact.manifest import Manifest
@@ -70,7 +70,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
     monkeypatch.setitem(sys.modules, "tensorrt", made)  # type: ignore[arg-type]
     monkeypatch.setattr(builder, "device_compute", lambda: "sm_90")
-    library = TensorRTLibrary(path=LIBRARY, version="1", op_versions=op_versions(OPS))
+    library = TensorRTLibrary(path=LIBRARY, version="1", op_versions=op_versions(GPU_OPS))
     monkeypatch.setattr(builder, "open_tensorrt_library", lambda: library)
     return made
 
@@ -247,7 +247,7 @@ class TestFailures:
     def test_of_the_library(self, packed: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fake.loads_library = False
         fails(packed, tmp_path, BuildError, r"/lib/libenginewright_trt.so: tensorrt 11.1.0 cannot load it")
-        library = TensorRTLibrary(path=LIBRARY, version="7", op_versions={**op_versions(OPS), "PagedAttention": 2})
+        library = TensorRTLibrary(path=LIBRARY, version="7", op_versions={**op_versions(GPU_OPS), "PagedAttention": 2})
         monkeypatch.setattr(builder, "open_tensorrt_library", lambda: library)
         match = r"libenginewright_trt.so 7: got PagedAttention version 2, expected PagedAttention version 1"
         fails(packed, tmp_path / "b", BuildError, match)

@@ -13,11 +13,11 @@ from enginewright.plugins.build import PLUGINS
 from enginewright.plugins.libraries import locate, tensorrt
 from enginewright.plugins.libraries.locate import LibraryError, file_name
 from enginewright.plugins.ops.op import DOMAIN
-from enginewright.plugins.ops.registry import OPS, op_versions
+from enginewright.plugins.ops.registry import GPU_OPS, op_versions
 from tests.support.ops.tensorrt_host import built_folder, creators, plugin_library
 
 pytestmark = pytest.mark.emulated
-VERSIONS = op_versions(OPS)
+VERSIONS = op_versions(GPU_OPS)
 
 
 def test_the_programs_checks_hold() -> None:
@@ -31,7 +31,7 @@ def test_creators_equal_ops_py() -> None:
         f"{op.name} {op.version} {DOMAIN}:"
         + "".join(f" {attribute.name}:{fields[attribute.type]}" for attribute in op.attributes)
         + f" present:{fields['int']}"
-        for op in OPS.values()
+        for op in GPU_OPS.values()
     ]
     assert creators().splitlines() == sorted(wanted), "the order does not depend on the linker"
 
@@ -41,9 +41,9 @@ def test_declarations_equal_ops_py() -> None:
     plugins.ew_trt_ops.restype = ctypes.c_char_p
     declared = json.loads(plugins.ew_trt_ops())
     assert declared["domain"] == DOMAIN
-    assert {op["name"] for op in declared["ops"]} == set(OPS)
+    assert {op["name"] for op in declared["ops"]} == set(GPU_OPS)
     for op in declared["ops"]:
-        wanted = OPS[op["name"]]
+        wanted = GPU_OPS[op["name"]]
         assert op["version"] == wanted.version
         for ports, tensors in ((op["inputs"], wanted.inputs), (op["outputs"], wanted.outputs)):
             assert [port["name"] for port in ports] == [tensor.name for tensor in tensors]
@@ -54,7 +54,7 @@ def test_declarations_equal_ops_py() -> None:
         assert op["attributes"] == [{"name": a.name, "type": a.type, "default": a.default} for a in wanted.attributes]
     activations = {(op["name"], op["inputs"][0]["type"]) for op in declared["ops"]}
     others = {("GreedySample", "float32"), ("CompactTiles", "int8")}
-    typed = set(OPS) - {name for name, _ in others}
+    typed = set(GPU_OPS) - {name for name, _ in others}
     assert activations == {(name, type) for name in typed for type in ("float16", "bfloat16")} | others
 
 
@@ -86,8 +86,10 @@ def test_check_versions_asks_the_installed_library(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_library_with_other_ops_than_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    fewer = {name: op for name, op in OPS.items() if name != "DepthMix"}  # a copy: undoing a deletion changes the order
-    monkeypatch.setattr(tensorrt, "OPS", fewer)
+    fewer = {
+        name: op for name, op in GPU_OPS.items() if name != "DepthMix"
+    }  # a copy: undoing a deletion changes the order
+    monkeypatch.setattr(tensorrt, "GPU_OPS", fewer)
     with pytest.raises(
         LibraryError, match=r"got DepthMix version 1, expected none; build or install the library again"
     ):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from enginewright.plugins.ops.op import DOMAIN
-from enginewright.plugins.ops.registry import OPS
+from enginewright.plugins.ops.registry import GPU_OPS
 from tests.support.ops.tensorrt_host import plugin_library
 from tests.support.paths import SUPPORT
 
@@ -46,10 +46,10 @@ def write_node(path: Path, op: str, inputs: int, attributes: dict[str, Any]) -> 
     from onnx import TensorProto, helper
 
     names = [f"input{i}" for i in range(inputs)]
-    node = helper.make_node(op, names, [t.name for t in OPS[op].outputs], domain=DOMAIN, **attributes)
+    node = helper.make_node(op, names, [t.name for t in GPU_OPS[op].outputs], domain=DOMAIN, **attributes)
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 2, 16]) for name in names]
-    made = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT16, None) for t in OPS[op].outputs]
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, OPS[op].version)]
+    made = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT16, None) for t in GPU_OPS[op].outputs]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, GPU_OPS[op].version)]
     model = helper.make_model(helper.make_graph([node], op, given, made), opset_imports=opsets, ir_version=10)
     path.write_bytes(model.SerializeToString())
     return path
@@ -57,17 +57,17 @@ def write_node(path: Path, op: str, inputs: int, attributes: dict[str, Any]) -> 
 
 def test_a_registry_takes_the_library(tmp_path: Path) -> None:
     seen, messages = watch(tmp_path)
-    assert sorted(seen["creators"]) == sorted([op.name, str(op.version), DOMAIN] for op in OPS.values())
-    assert seen["plugin"] == ["PagedAttention", "1", DOMAIN, len(OPS["PagedAttention"].outputs), True]
+    assert sorted(seen["creators"]) == sorted([op.name, str(op.version), DOMAIN] for op in GPU_OPS.values())
+    assert seen["plugin"] == ["PagedAttention", "1", DOMAIN, len(GPU_OPS["PagedAttention"].outputs), True]
     assert seen["refused"]
     assert "PagedAttention: scale: got no attribute, expected a float" in messages
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", GPU_OPS)
 def test_the_parser_makes_the_plugin_of_a_node(op: str, tmp_path: Path) -> None:
-    required = {a.name: {"int": 1, "float": 0.5}[a.type] for a in OPS[op].attributes if a.default is None}
+    required = {a.name: {"int": 1, "float": 0.5}[a.type] for a in GPU_OPS[op].attributes if a.default is None}
     attributes = ATTRIBUTES.get(op, required)
-    model = write_node(tmp_path / "model.onnx", op, len(OPS[op].inputs), {**attributes, **PARSER})
+    model = write_node(tmp_path / "model.onnx", op, len(GPU_OPS[op].inputs), {**attributes, **PARSER})
     _, messages = watch(tmp_path, model)
     assert f"Successfully created plugin: {op}" in messages  # what it does next, it does to networks it cannot have
 
