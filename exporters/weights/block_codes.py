@@ -29,14 +29,9 @@ def quantize_blocks(rows: np.ndarray, bits: int, block_size: int) -> tuple[np.nd
     scales = np.empty((n, blocks), np.float32)
     for begin, x in _pieces(rows, blocks, block_size):
         step = len(x)
-        extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
-        scale = extreme / -offset
-        ratio = np.divide(
-            x, scale, out=np.zeros_like(x), where=scale != 0
-        )  # 1 / scale may overflow where x / scale is 8
-        q = np.clip(np.rint(ratio) + offset, 0, 2 * offset - 1).astype(np.uint8)
-        codes[begin : begin + step] = _pack(q, bits)
-        scales[begin : begin + step] = scale[..., 0]
+        scale = _scales_of_largest(x, offset)
+        codes[begin : begin + step] = _pack(_nearest_codes(x, scale, np.float32(offset), bits), bits)
+        scales[begin : begin + step] = scale
     return codes, scales
 
 
@@ -58,13 +53,10 @@ def quantize_blocks_with_zero_points(
     scales = np.empty((n, blocks), np.float32)
     zeros = np.empty((n, blocks), np.uint8)
     for begin, x in _pieces(rows, blocks, block_size):
-        low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
-        scale = high / top - low / top  # high - low may overflow
+        low, scale = _lowest_and_scales(x, top)
         zero = np.divide(-low, scale, out=np.zeros_like(scale), where=scale != 0)
         zero = np.clip(np.rint(zero), 0, top)
-        ratio = np.divide(x, scale[..., None], out=np.zeros_like(x), where=scale[..., None] != 0)
-        q = np.clip(np.rint(ratio) + zero[..., None], 0, top).astype(np.uint8)
-        codes[begin : begin + len(x)] = _pack(q, bits)
+        codes[begin : begin + len(x)] = _pack(_nearest_codes(x, scale, zero[..., None], bits), bits)
         scales[begin : begin + len(x)], zeros[begin : begin + len(x)] = scale, zero
     return codes, scales, pack_zero_points(zeros, bits)
 
@@ -90,21 +82,36 @@ def codes_with_halves(
     for begin, x in _pieces(rows, blocks, block_size):
         here = slice(begin, begin + len(x))
         if symmetric:
-            offset = 1 << (bits - 1)
-            extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
-            step, lowest = _halves(extreme / -offset), None
+            scale = _halves(_scales_of_largest(x, 1 << (bits - 1)))
+            zero = np.float32(1 << (bits - 1))
         else:
-            low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
-            step, lowest = _halves(high / top - low / top), _halves(low)
-        wide = step.astype(np.float32)[..., None]
-        base = x if lowest is None else x - lowest.astype(np.float32)[..., None]
-        ratio = np.divide(base, wide, out=np.zeros_like(x), where=wide != 0)
-        q = np.rint(ratio) + (1 << (bits - 1) if lowest is None else 0)
-        codes[here] = np.clip(q, 0, top).astype(np.uint8).reshape(len(x), -1)
-        scales[here] = step
-        if lowest is not None:
-            minima[here] = lowest
+            low, scale = map(_halves, _lowest_and_scales(x, top))
+            minima[here], zero = low, np.float32(0)
+            x = x - low.astype(np.float32)[..., None]
+        codes[here] = _nearest_codes(x, scale.astype(np.float32), zero, bits).reshape(len(x), -1)
+        scales[here] = scale
     return np.ascontiguousarray(codes[:, :k]), scales, None if symmetric else minima
+
+
+def _scales_of_largest(x: np.ndarray, offset: int) -> np.ndarray:
+    """The scales [rows, blocks] with which a block's element of largest magnitude gets the lowest code, -offset."""
+    extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
+    scales: np.ndarray = extreme[..., 0] / -offset
+    return scales
+
+
+def _lowest_and_scales(x: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lower end of each block's range, which has 0 in it, and the scale with which codes 0 .. top span the range."""
+    low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+    return low, high / top - low / top  # high - low may overflow
+
+
+def _nearest_codes(x: np.ndarray, scale: np.ndarray, zero: np.ndarray | np.float32, bits: int) -> np.ndarray:
+    """The codes uint8 of x [rows, blocks, size], round(x / scale) + zero, clipped; 1 / scale may overflow where x / scale is 8."""
+    wide = scale[..., None]
+    ratio = np.divide(x, wide, out=np.zeros_like(x), where=wide != 0)
+    codes: np.ndarray = np.clip(np.rint(ratio) + zero, 0, (1 << bits) - 1).astype(np.uint8)
+    return codes
 
 
 def _halves(numbers: np.ndarray) -> np.ndarray:

@@ -35,9 +35,14 @@ def correction_parts(
     parts: dict[str, Weight] = {}
     if rows.minima is not None:
         parts[OFFSETS] = Weight(shape=(k // rows.group_size, n), dtype=ir.DataType.FLOAT, load=offsets)
-    if rows.order is not None:
-        parts[ORDER] = Weight(shape=(k,), dtype=ir.DataType.INT32, load=partial(_order, rows))
-    return parts
+    return {**parts, **order_part(rows, k)}
+
+
+def order_part(rows: QuantizedRows, k: int) -> dict[str, Weight]:
+    """Return the order [k] int32 of the columns of `rows`, by its name; nothing where they are in their order."""
+    if rows.order is None:
+        return {}
+    return {ORDER: Weight(shape=(k,), dtype=ir.DataType.INT32, load=partial(_order, rows))}
 
 
 def offsets_of(bits: int, scales: np.ndarray, minima: np.ndarray) -> np.ndarray:
@@ -74,9 +79,9 @@ def correct_lookup(lookup: ir.Node, ids: ir.Value, values: Values, group_size: i
     by_row = ir.node("Gather", [values[OFFSETS], ids], attributes={"axis": 1})  # [groups, ids ...]
     groups = values[OFFSETS].shape
     assert groups is not None and isinstance(groups[0], int)
-    flat = _reshaped(by_row.outputs[0], [groups[0], -1, 1])
+    flat = reshaped(by_row.outputs[0], [groups[0], -1, 1])
     turned = ir.node("Transpose", [flat[-1].outputs[0]], attributes={"perm": [1, 0, 2]})
-    rows = _reshaped(lookup.outputs[0], [-1, groups[0], group_size])
+    rows = reshaped(lookup.outputs[0], [-1, groups[0], group_size])
     total = ir.node("Add", [rows[-1].outputs[0], turned.outputs[0]])
     shape = ir.node("Shape", [lookup.outputs[0]])
     result = ir.node("Reshape", [total.outputs[0], shape.outputs[0]])
@@ -112,13 +117,14 @@ def _sum_groups(group_size: int, source: ir.Value) -> list[ir.Node]:
     """The sums of groups of the last axis: [..., k] -> [..., k / group_size]."""
     assert source.shape is not None, "the shape of a product's input is known"
     rank = len(source.shape)
-    groups = _reshaped(source, [*[0] * (rank - 1), -1, group_size])
+    groups = reshaped(source, [*[0] * (rank - 1), -1, group_size])
     axes = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([-1], np.int64))})
     sums = ir.node("ReduceSum", [groups[-1].outputs[0], axes.outputs[0]], attributes={"keepdims": 0})
     groups[-1].outputs[0].type = sums.outputs[0].type = source.type
     return [*groups, axes, sums]
 
 
-def _reshaped(source: ir.Value, shape: list[int]) -> list[ir.Node]:
+def reshaped(source: ir.Value, shape: list[int]) -> list[ir.Node]:
+    """Return the nodes that give `source` another shape, the last of which has the result."""
     constant = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(shape, np.int64))})
     return [constant, ir.node("Reshape", [source, constant.outputs[0]])]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.exporters.weights.block_codes import codes_with_halves
-from enginewright.exporters.weights.block_corrections import correction_parts, reorder
+from enginewright.exporters.weights.block_corrections import order_part, reorder, reshaped
 from enginewright.exporters.weights.panels import pack_panels, panel_bytes
 from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
@@ -74,9 +74,7 @@ def keep_panels(use: WeightUse, chosen: QuantizedRows) -> Encoding:
     block = _block_of(chosen.group_size, k)
     minima = bool(chosen.offset)
     layout = PanelLayout(n=n, k=k, bits=bits, block=block, scale_bits=32, minima=minima, order=chosen.order_hash)
-    parts = {PANELS: layout.weight(partial(_pack_chosen, chosen, bits, block))}
-    ordered = {} if chosen.order is None else correction_parts(chosen, (n, k), lambda: np.empty(0))
-    parts |= {name: part for name, part in ordered.items() if name == "order"}
+    parts = {PANELS: layout.weight(partial(_pack_chosen, chosen, bits, block)), **order_part(chosen, k)}
     offset = ", with minima" if minima else ""
     told = f"{bits} bits in panels of blocks of {block}{offset}{', reordered' if chosen.order is not None else ''}"
     return Encoding(parts=parts, layout=layout, told=told)
@@ -106,43 +104,35 @@ def _pack_chosen(chosen: QuantizedRows, bits: int, block: int) -> np.ndarray:
 def write_panel_product(use: WeightUse, layout: PanelLayout, values: Values, *, exact: bool) -> None:
     """Replace the use's node by BlockLinear, with the bias in it."""
     source = reorder(use, values, layout.order)
-    before, rows = _as_rows(source, layout.k)
-    inputs = [rows, values[PANELS], *([] if use.bias is None else [use.bias])]
+    flat = [] if _is_flat(source, 3) else reshaped(source, [1, -1, layout.k])
+    for node in flat[-1:]:
+        node.outputs[0].type = source.type
+    inputs = [flat[-1].outputs[0] if flat else source, values[PANELS], *([] if use.bias is None else [use.bias])]
     attributes = {**layout.attributes, "width": layout.n, "exact": int(exact)}
     product = ir.node(BLOCK_LINEAR.name, inputs, domain=DOMAIN, attributes=attributes)
-    use.replace([*before, product, *_as_before(product.outputs[0], source, layout.n)], adds_bias=True)
+    after = _with_sizes_of(source, {"end": -1}, product, layout.n) if flat else []
+    use.replace([*flat, product, *after], adds_bias=True)
 
 
 def write_panel_lookup(use: WeightUse, layout: PanelLayout, values: Values) -> None:
     """Replace the use's node by BlockLookup."""
-    before, ids = _as_rows(use.input, None)
+    flat = [] if _is_flat(use.input, 2) else reshaped(use.input, [1, -1])
+    for node in flat[-1:]:
+        node.outputs[0].type = use.input.type
+    ids = flat[-1].outputs[0] if flat else use.input
     lookup = ir.node(BLOCK_LOOKUP.name, [values[PANELS], ids], domain=DOMAIN, attributes=layout.attributes)
-    use.replace([*before, lookup, *_as_before(lookup.outputs[0], use.input, layout.k, ids=True)])
+    use.replace([*flat, lookup, *(_with_sizes_of(use.input, {}, lookup, layout.k) if flat else [])])
 
 
-def _as_rows(value: ir.Value, columns: int | None) -> tuple[list[ir.Node], ir.Value]:
-    """The value as [1, T, columns], or as [1, T] without columns; and the nodes that make it so."""
-    shape = value.shape
-    if shape is not None and len(shape) == (2 if columns is None else 3) and shape[0] == 1:
-        return [], value
-    nodes = _reshape(value, [1, -1] if columns is None else [1, -1, columns])
-    nodes[-1].outputs[0].type = value.type
-    return nodes, nodes[-1].outputs[0]
+def _is_flat(value: ir.Value, rank: int) -> bool:
+    """Whether the value has one leading size, of 1, before the tokens, as the ops want it."""
+    return value.shape is not None and len(value.shape) == rank and value.shape[0] == 1
 
 
-def _as_before(result: ir.Value, source: ir.Value, width: int, *, ids: bool = False) -> list[ir.Node]:
-    """The nodes that give `result` [1, T, width] the leading sizes of `source`; none where it has them."""
-    shape = source.shape
-    if shape is not None and len(shape) == (2 if ids else 3) and shape[0] == 1:
-        return []
-    result.type = ir.TensorType(ir.DataType.FLOAT)
-    ends = {} if ids else {"end": -1}
-    sizes = ir.node("Shape", [source], attributes={"start": 0, **ends})
+def _with_sizes_of(source: ir.Value, end: dict[str, int], node: ir.Node, width: int) -> list[ir.Node]:
+    """The nodes that give what `node` makes, [1, T, width], the leading sizes of `source`, up to the axis `end`."""
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    sizes = ir.node("Shape", [source], attributes={"start": 0, **end})
     last = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([width], np.int64))})
     whole = ir.node("Concat", [sizes.outputs[0], last.outputs[0]], attributes={"axis": 0})
-    return [sizes, last, whole, ir.node("Reshape", [result, whole.outputs[0]])]
-
-
-def _reshape(value: ir.Value, shape: list[int]) -> list[ir.Node]:
-    constant = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(shape, np.int64))})
-    return [constant, ir.node("Reshape", [value, constant.outputs[0]])]
+    return [sizes, last, whole, ir.node("Reshape", [node.outputs[0], whole.outputs[0]])]

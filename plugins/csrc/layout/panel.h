@@ -37,7 +37,9 @@ struct PanelShape {
   std::int64_t scales_of_group() const { return block < kChunkColumns ? kChunkColumns / block : 1; }
   // Of all scales of a group, and of its minima again.
   std::int64_t scales_bytes() const { return scales_of_group() * kPanelRows * scale_bytes; }
-  std::int64_t panel_bytes() const { return chunks() * chunk_bytes() + groups() * scales_bytes() * (minima ? 2 : 1); }
+  // Of all scales and minima of a group.
+  std::int64_t numbers_bytes() const { return scales_bytes() * (minima ? 2 : 1); }
+  std::int64_t panel_bytes() const { return chunks() * chunk_bytes() + groups() * numbers_bytes(); }
 };
 
 // Of a node with these attributes.

@@ -78,20 +78,7 @@ void block_linear_pair(const BlockLinearArgs& args, const BlockTask& task) {
   const PanelShape shape = args.shape();
   const PairTask pair{args, task, shape, std::min<std::int64_t>(shape.panels() - task.panel, 2)};
   if (args.exact) return number_rows(pair);
-  switch (shape.bits) {
-    case 2:
-      return all_rows<2>(pair);
-    case 3:
-      return all_rows<3>(pair);
-    case 4:
-      return all_rows<4>(pair);
-    case 5:
-      return all_rows<5>(pair);
-    case 6:
-      return all_rows<6>(pair);
-    default:
-      return all_rows<8>(pair);
-  }
+  with_bits(shape.bits, [&](auto known) { all_rows<known>(pair); });
 }
 
 }  // namespace

@@ -41,16 +41,18 @@ void restore_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
     const std::int64_t chunks = std::min(of_group, shape.chunks() - begin / kChunkColumns);
     const unsigned char* numbers = at + chunks * shape.chunk_bytes();
     const std::int64_t count = std::min(chunks * kChunkColumns, args.columns - begin);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t place = (i / args.block * kPanelRows + row) * shape.scale_bytes;
+    for (std::int64_t first = 0; first < count; first += args.block) {
+      const std::int64_t place = (first / args.block * kPanelRows + row) * shape.scale_bytes;
       const float scale = number_at(numbers + place, shape.scale_bytes);
       const float minimum = shape.minima ? number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes)
                                          : -static_cast<float>(1 << (bits - 1)) * scale;
-      const int code =
-          code_at(at + i / kChunkColumns * shape.chunk_bytes(), bits, row, static_cast<int>(i % kChunkColumns));
-      out[begin + i] = static_cast<float>(code) * scale + minimum;
+      for (std::int64_t i = first; i < std::min(first + args.block, count); ++i) {
+        const unsigned char* chunk = at + i / kChunkColumns * shape.chunk_bytes();
+        const int code = code_at(chunk, bits, row, static_cast<int>(i % kChunkColumns));
+        out[begin + i] = static_cast<float>(code) * scale + minimum;
+      }
     }
-    at = numbers + shape.scales_bytes() * (shape.minima ? 2 : 1);
+    at = numbers + shape.numbers_bytes();
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/linear/dot.h"
 
@@ -24,6 +25,25 @@ EW_INLINE Codes codes_of(const unsigned char* chunk) {
   }
 }
 
+// body(std::integral_constant<int, bits>()), for the kernels that are compiled for a number of bits.
+template <class Body>
+auto with_bits(std::int64_t bits, Body body) {
+  switch (bits) {
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 5:
+      return body(std::integral_constant<int, 5>());
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    default:
+      return body(std::integral_constant<int, 8>());
+  }
+}
+
 // The panels of a tile at some place, the same in each.
 template <int kPanels>
 struct Panels {
@@ -42,6 +62,20 @@ struct Panels {
     for (int v = 0; v < kVecs; ++v) {
       const unsigned char* p = at[v / kParts] + offset + v % kParts * kWidth * scale_bytes;
       scales[v] = scale_bytes == 2 ? load(reinterpret_cast<const Half*>(p)) : load(reinterpret_cast<const float*>(p));
+    }
+  }
+
+  // The scales of index `step` of the group whose scales are `codes` bytes further on, and its minima:
+  // -2^(bits - 1) scale where there are none.
+  EW_INLINE void load_numbers(Vec (&scales)[kVecs], Vec (&minima)[kVecs], const PanelShape& shape, std::int64_t codes,
+                              int step) const {
+    const std::int64_t offset = codes + step * kPanelRows * shape.scale_bytes;
+    load_scales(scales, offset, shape.scale_bytes);
+    if (shape.minima) {
+      load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes);
+    } else {
+      const Vec zero = splat(-static_cast<float>(1 << (shape.bits - 1)));
+      for (int v = 0; v < kVecs; ++v) minima[v] = zero * scales[v];
     }
   }
 

@@ -70,24 +70,19 @@ struct CodeTile {
     }
   }
 
-  // The numbers of index `at` of the group whose scales are `codes` bytes further on.
+  // The scales of a step of a group, and the minima where they are read.
   EW_INLINE void load_numbers(Scales& scales, Scales& minima, const Panels<kPanels>& panels, std::int64_t codes,
-                              int at) const {
-    const std::int64_t offset = codes + at * kPanelRows * shape.scale_bytes;
-    panels.load_scales(scales, offset, shape.scale_bytes);
-    if constexpr (kOffsets != Offsets::kZero) {
-      if (shape.minima) {
-        panels.load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes);
-      } else {
-        for (int v = 0; v < kVecs; ++v) minima[v] = splat(-static_cast<float>(1 << (kBits - 1))) * scales[v];
-      }
-    }
+                              int step) const {
+    if constexpr (kOffsets == Offsets::kZero)
+      panels.load_scales(scales, codes, shape.scale_bytes);
+    else
+      panels.load_numbers(scales, minima, shape, codes, step);
   }
 
   // out [kRows, stride], the panels' rows one after another.
   EW_INLINE void run(Panels<kPanels> panels, float* out, std::int64_t stride) const {
     const std::int64_t chunks = rows.chunks, of_group = shape.chunks_of_group();
-    const std::int64_t numbers = shape.scales_bytes() * (shape.minima ? 2 : 1);
+    const std::int64_t numbers = shape.numbers_bytes();
     Vec sums[kRows][kVecs];
     for (auto& of_row : sums)
       for (Vec& sum : of_row) sum = splat(0.0f);

@@ -20,15 +20,8 @@ struct StepNumbers {
   static constexpr int kVecs = Panels<kPanels>::kVecs;
   Vec scales[kVecs], minima[kVecs];
 
-  // Of index `at` of the group whose scales are `codes` bytes further on.
-  EW_INLINE StepNumbers(const PanelShape& shape, const Panels<kPanels>& panels, std::int64_t codes, int at) {
-    const std::int64_t offset = codes + at * kPanelRows * shape.scale_bytes;
-    panels.load_scales(scales, offset, shape.scale_bytes);
-    if (shape.minima) {
-      panels.load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes);
-    } else {
-      for (int v = 0; v < kVecs; ++v) minima[v] = splat(-static_cast<float>(1 << (shape.bits - 1))) * scales[v];
-    }
+  EW_INLINE StepNumbers(const PanelShape& shape, const Panels<kPanels>& panels, std::int64_t codes, int step) {
+    panels.load_numbers(scales, minima, shape, codes, step);
   }
 };
 
@@ -67,20 +60,7 @@ void restore_chunk(ChunkWeights<kPanels>& weights, const Panels<kPanels>& panels
 
 template <int kPanels>
 Restore<kPanels>* restore_of(std::int64_t bits) {
-  switch (bits) {
-    case 2:
-      return restore_chunk<2, kPanels>;
-    case 3:
-      return restore_chunk<3, kPanels>;
-    case 4:
-      return restore_chunk<4, kPanels>;
-    case 5:
-      return restore_chunk<5, kPanels>;
-    case 6:
-      return restore_chunk<6, kPanels>;
-    default:
-      return restore_chunk<8, kPanels>;
-  }
+  return with_bits(bits, [](auto known) -> Restore<kPanels>* { return restore_chunk<known, kPanels>; });
 }
 
 template <int kRows, int kPanels>
@@ -93,7 +73,7 @@ struct NumberTile {
 
   EW_INLINE void run(Panels<kPanels> panels, float* out, std::int64_t stride) const {
     const std::int64_t chunks = rows.chunks, of_group = shape.chunks_of_group(), bytes = shape.chunk_bytes();
-    const std::int64_t numbers = shape.scales_bytes() * (shape.minima ? 2 : 1);
+    const std::int64_t numbers = shape.numbers_bytes();
     const auto restore = restore_of<kPanels>(shape.bits);
     Vec sums[kRows][kVecs];
     for (auto& of_row : sums)

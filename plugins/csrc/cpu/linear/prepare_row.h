@@ -54,10 +54,9 @@ inline float code_chunk(const float* x, std::int64_t count, std::int8_t* codes, 
 }
 
 // What products read besides a chunk's codes, whose halves have the given sums.
-inline void write_steps(const PreparedRows& rows, const BlockLinearArgs& args, std::int64_t token, std::int64_t chunk,
+inline void write_steps(const PreparedRows& rows, const PanelShape& shape, std::int64_t token, std::int64_t chunk,
                         const std::int32_t sums[2]) {
   const float scale = rows.scales[token * rows.chunks + chunk];
-  const PanelShape shape = args.shape();
   const Offsets offsets = offsets_of(shape);
   const std::int32_t taken = shape.bits == 8 ? dot_offset<8>() : 0;
   const std::int32_t zero = offsets == Offsets::kZero ? 1 << (shape.bits - 1) : 0;
@@ -78,12 +77,13 @@ void prepare_row(const BlockLinearArgs& args, const PreparedRows& rows, std::int
     for (std::int64_t i = 0; i < rows.columns; ++i) to[i] = i < args.columns ? x[i] * factor : 0.0f;
     return;
   }
+  const PanelShape shape = args.shape();
   for (std::int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
     const std::int64_t at = chunk * kChunkColumns;
     std::int32_t sums[2];
     const float scale = code_chunk(x + at, args.columns - at, rows.codes + token * rows.columns + at, sums);
     rows.scales[token * rows.chunks + chunk] = factor * scale;
-    write_steps(rows, args, token, chunk, sums);
+    write_steps(rows, shape, token, chunk, sums);
   }
 }
 
