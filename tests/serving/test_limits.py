@@ -88,16 +88,16 @@ def test_a_time_out_ends_the_request(server: Server) -> None:
 
 
 def test_the_queue_is_full(narrow: Server) -> None:
+    running = Stream(narrow)
     with Stream(narrow) as stream:
-        running = stream.responses(stream.send(**{**LONG, "max_tokens": 1500}))
-        next(running)
+        next(running.responses(running.send(**LONG)))
         waiting = [stream.send(input_ids=[61], max_tokens=3) for _ in range(2)]
         wait_for(lambda: narrow.measure("enginewright_waiting") == 2)
         answer = ask(narrow, input_ids=[61], max_tokens=3)
         assert answer.error is not None and "queue: full, 1 requests run and 2 wait; try again later" in answer.error
         with pytest.raises(ValueError, match="queue: full"):
             generate(narrow, input_ids=[61], max_tokens=3)
-        assert list(running)[-1].error is None
+        running.cancel()
         assert [stream.answer(name).error for name in waiting] == [None, None]
     assert generate(narrow, input_ids=[61], max_tokens=3)["num_output_tokens"] == 3, "there is room again"
 
