@@ -46,25 +46,36 @@ BLOCK_LINEAR = Op(
         "on no thread. The layout of `panels` is in `plugins/csrc/layout/panel.h`."
     ),
     inputs=(
-        Tensor("x", ("float32",), ("one", "T", "columns"), "rows of activations"),
+        Tensor(
+            "x",
+            ("float32",),
+            ("one", "T", "columns"),
+            "rows of activations; or [T, heads, columns / heads], as attention leaves them",
+        ),
         PANELS,
         Tensor("bias", ("float32",), ("rows",), "added to each row of the product", optional=True),
         Tensor("residual", ("float32",), ("one", "T", "width"), "added to each row of the result", optional=True),
+        Tensor(
+            "norm",
+            ("float32",),
+            ("columns",),
+            "scale of an RMS norm; given, each row of x is divided by its root mean square and multiplied by it first",
+            optional=True,
+        ),
     ),
     outputs=(
         Tensor(
             "out",
             ("float32",),
             ("one", "T", "width"),
-            "x W^T; with a gate half as wide: of each 32 outputs, the activation of the first 16 times the other 16",
+            "x W^T; with a gate half as wide: the activation of the first half times the second half",
         ),
     ),
     attributes=(
         *CODE_ATTRIBUTES,
         Attribute("width", "int", "columns of `out`: `rows`, or half of them with a gate", least=1, most=1 << 24),
         Attribute("exact", "int", "1: activations stay numbers", default=0, most=1),
-        Attribute("norm", "int", "1: each row of x is divided by its root mean square first", default=0, most=1),
-        Attribute("epsilon", "float", "added to the mean square of a row", default=1e-6),
+        Attribute("epsilon", "float", "added to the mean square of a row, where there is a norm", default=1e-6),
         Attribute("gate", "int", "0: none; 1: SiLU; 2: GELU in its tanh form; 3: GELU", default=0, most=3),
     ),
     oracle="enginewright.plugins.oracles.block_linear:block_linear",

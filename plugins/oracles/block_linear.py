@@ -17,6 +17,7 @@ def block_linear(
     panels: NDArray[np.int8],
     bias: Floats | None = None,
     residual: Floats | None = None,
+    norm: Floats | None = None,
     *,
     rows: int,
     columns: int,
@@ -26,27 +27,26 @@ def block_linear(
     scale_bits: int = 16,
     minima: int = 0,
     exact: int = 0,
-    norm: int = 0,
     epsilon: float = 1e-6,
     gate: int = 0,
 ) -> Floats:
     """Return x W^T, with what the optional inputs and attributes add.
 
-    x: [1, T, columns].
+    x: [1, T, columns], or [T, heads, columns / heads].
     panels: [ceil(rows / 16), bytes of a panel].
     bias: [rows].
     residual: [1, T, width].
+    norm: [columns].
     """
     weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
-    tokens = x[0].astype(np.float64)
-    if norm:
-        tokens = tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + epsilon)
+    tokens = x.reshape(-1, columns).astype(np.float64)
+    if norm is not None:
+        tokens = tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + epsilon) * norm
     result = (tokens if exact else _rounded(tokens)) @ weight.astype(np.float64).T
     if bias is not None:
         result = result + bias
     if gate:
-        pairs = result.reshape(len(result), width // PANEL_ROWS, 2, PANEL_ROWS)
-        result = (_activate(gate, pairs[:, :, 0]) * pairs[:, :, 1]).reshape(len(result), width)
+        result = _activate(gate, result[:, :width]) * result[:, width:]
     if residual is not None:
         result = result + residual[0]
     return result[None].astype(np.float32)

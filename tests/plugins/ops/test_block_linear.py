@@ -79,10 +79,17 @@ def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> 
 @pytest.mark.parametrize(
     ("changes", "attributes", "message"),
     [
-        ({"x": (1, 11, 95)}, {}, r"x: got shape \[1, 11, 95\]"),
+        (
+            {"x": (1, 11, 95)},
+            {},
+            r"x: got shape \[1, 11, 95\], expected \[1, T, columns\] or \[T, heads, columns / heads\]",
+        ),
+        ({"x": (11, 2, 47)}, {}, r"x: got shape \[11, 2, 47\]"),
+        ({"x": (2, 11, 96)}, {}, r"x: got shape \[2, 11, 96\]"),
         ({"panels": (4, 100)}, {}, r"panels: got shape \[4, 100\]"),
         ({"bias": (63,)}, {}, r"bias: got shape \[63\]"),
         ({"residual": (1, 10, 64)}, {}, r"residual: got shape \[1, 10, 64\]"),
+        ({"norm": (64,)}, {}, r"norm: got shape \[64\]"),
         ({}, {"bits": 7}, "bits: got 7, expected 2, 3, 4, 5, 6 or 8"),
         ({}, {"block": 48}, "block: got 48, expected 16 or a multiple of 32"),
         ({}, {"scale_bits": 24}, "scale_bits: got 24, expected 16 or 32"),
@@ -93,7 +100,7 @@ def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> 
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], attributes: dict[str, Any], message: str) -> None:
-    case = Case(11, 96, 64, 4, 32, {"bias": True, "residual": True})
+    case = Case(11, 96, 64, 4, 32, {"bias": True, "residual": True, "norm": True})
     arrays = make_inputs(case)
     for name, shape in changes.items():
         arrays[name] = np.zeros(shape, arrays[name].dtype)

@@ -15,7 +15,7 @@ from enginewright.plugins.oracles.block_linear import block_linear
 class Case:
     """A call; created by CASES.
 
-    extra: attributes besides those of sizes, and "bias" and "residual" for these inputs.
+    extra: attributes besides those of sizes, "bias", "residual" and "norm" for these inputs, and "heads" for an x by heads.
     """
 
     tokens: int
@@ -34,7 +34,7 @@ class Case:
     @property
     def attributes(self) -> dict[str, Any]:
         """Of the node."""
-        extra = {key: value for key, value in self.extra.items() if key not in ("bias", "residual")}
+        extra = {key: value for key, value in self.extra.items() if key not in ("bias", "residual", "norm", "heads")}
         width = self.rows // 2 if extra.get("gate") else self.rows
         sizes = {"columns": self.columns, "rows": self.rows, "width": width}
         return {**sizes, "bits": self.bits, "block": self.block, **extra}
@@ -54,9 +54,10 @@ CASES = [
     Case(4, 96, 64, 4, 32, {"gate": 1, "bias": True, "residual": True}),
     Case(9, 64, 96, 8, 64, {"gate": 2}),
     Case(3, 64, 64, 4, 16, {"gate": 3}),
-    Case(8, 70, 50, 4, 32, {"norm": 1, "epsilon": 1e-5}),
+    Case(8, 70, 50, 4, 32, {"norm": True, "epsilon": 1e-5}),
+    Case(5, 96, 50, 4, 32, {"heads": 3, "bias": True}),
     *(Case(7, 96, 50, bits, 32, {"exact": 1}) for bits in (2, 3, 4, 5, 6, 8)),
-    Case(12, 100, 64, 4, 16, {"exact": 1, "minima": 1, "norm": 1, "gate": 1}),
+    Case(12, 100, 64, 4, 16, {"exact": 1, "minima": 1, "norm": True, "gate": 1}),
     Case(40, 1024, 160, 4, 32),
 ]
 
@@ -70,14 +71,22 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     scales = rng.uniform(-0.02, 0.02, (case.rows, blocks)).astype(np.float16 if half else np.float32)
     minima = rng.uniform(-0.1, 0.1, scales.shape).astype(scales.dtype) if case.attributes.get("minima") else None
     arrays = {
-        "x": rng.normal(0, 1, (1, case.tokens, case.columns)).astype(np.float32),
+        "x": rng.normal(0, 1, x_shape(case)).astype(np.float32),
         "panels": pack_panels(codes, scales, minima, case.bits, case.block),
     }
     if "bias" in case.extra:
         arrays["bias"] = rng.normal(0, 1, case.rows).astype(np.float32)
     if "residual" in case.extra:
         arrays["residual"] = rng.normal(0, 1, (1, case.tokens, case.attributes["width"])).astype(np.float32)
+    if "norm" in case.extra:
+        arrays["norm"] = rng.uniform(0.5, 2, case.columns).astype(np.float32)
     return arrays
+
+
+def x_shape(case: Case) -> tuple[int, ...]:
+    """Of the activations."""
+    heads = case.extra.get("heads")
+    return (case.tokens, heads, case.columns // heads) if heads else (1, case.tokens, case.columns)
 
 
 def expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:

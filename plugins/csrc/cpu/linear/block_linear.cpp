@@ -23,14 +23,14 @@ void block_linear(const BlockLinearArgs& args, BlockLinearScratch& scratch, cons
   const std::int64_t most_rows = std::max<std::int64_t>(kRowBytes / row_bytes / 12 * 12, 12);
   const std::int64_t parts = (args.tokens + most_rows - 1) / most_rows;
   const std::int64_t step = (args.tokens + parts - 1) / parts;
-  const std::int64_t pairs = (shape.panels() + 1) / 2;
+  const std::int64_t pairs = PanelPair::pairs(args);
   const std::int64_t runs = std::min(pairs, std::max<std::int64_t>(kTasks / parts, 1));  // of pairs that follow
   const auto product = block_linear_kernel();
   auto run = [&](std::size_t task) {
     const std::int64_t part = static_cast<std::int64_t>(task) / runs, at = static_cast<std::int64_t>(task) % runs;
     const std::int64_t begin = part * step, count = std::min(step, args.tokens - begin);
     for (std::int64_t pair = pairs * at / runs; pair < pairs * (at + 1) / runs; ++pair)
-      product(args, {&rows, begin, count, 2 * pair});
+      product(args, {&rows, begin, count, pair});
   };
   const bool worthwhile = args.tokens * args.columns * args.rows > kWorthwhile;
   for_each(parallel, worthwhile, static_cast<std::size_t>(parts * runs), run);

@@ -17,16 +17,30 @@ struct BlockLinearArgs : declared::block_linear::AttributeValues {
   const unsigned char* panels = nullptr;
   const float* bias = nullptr;      // may be null
   const float* residual = nullptr;  // may be null, may be out
+  const float* norm = nullptr;      // may be null
   float* out = nullptr;
   std::int64_t tokens = 0;
 
   PanelShape shape() const { return panel_shape(*this); }
 };
 
-// Rows [begin, begin + count) of the prepared ones with the panels from `panel` on, two of them or the last one alone.
+// Rows [begin, begin + count) of the prepared ones with a pair of panels.
 struct BlockTask {
   const PreparedRows* rows;
-  std::int64_t begin, count, panel;
+  std::int64_t begin, count, pair;
+};
+
+// The panels of a pair: two that follow each other, or with a gate one and that of the rows it gates.
+struct PanelPair {
+  std::int64_t first, second;  // second: no panel of the matrix where a last one is left over
+
+  static std::int64_t pairs(const BlockLinearArgs& args) {
+    return args.gate ? args.shape().panels() / 2 : (args.shape().panels() + 1) / 2;
+  }
+  static PanelPair of(const BlockLinearArgs& args, std::int64_t pair) {
+    if (args.gate) return {pair, pair + pairs(args)};
+    return {2 * pair, 2 * pair + 1};
+  }
 };
 
 // Turn row `token` of x into what the products read.

@@ -19,15 +19,16 @@ struct PairTask {
   const BlockLinearArgs& args;
   const BlockTask& task;
   PanelShape shape;
-  std::int64_t panels;  // 1 or 2
+  PanelPair pair;
 
-  // The tile's panels; the last one of the matrix stands for one that there is not, whose sums nobody reads.
-  Panels<kTilePanels> from(std::int64_t panel) const {
+  bool has_second() const { return pair.second < shape.panels(); }
+
+  // The tile's panels from the pair's first or second on; the first stands for a second that there is not, whose sums
+  // nobody reads.
+  Panels<kTilePanels> from(int panel) const {
     Panels<kTilePanels> found;
-    for (int p = 0; p < kTilePanels; ++p) {
-      const std::int64_t there = std::min<std::int64_t>(panel + p, panels - 1);
-      found.at[p] = args.panels + (task.panel + there) * shape.panel_bytes();
-    }
+    for (int p = 0; p < kTilePanels; ++p)
+      found.at[p] = args.panels + (panel + p && has_second() ? pair.second : pair.first) * shape.panel_bytes();
     return found;
   }
 };
@@ -38,10 +39,9 @@ void some_rows(const PairTask& pair, std::int64_t& done) {
   for (; done + kRows <= pair.task.count; done += kRows) {
     alignas(64) float sums[kRows * kPairRows];
     const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done};
-    for (std::int64_t panel = 0; panel < pair.panels; panel += kTilePanels)
+    for (int panel = 0; panel < (pair.has_second() ? 2 : 1); panel += kTilePanels)
       tile.run(pair.from(panel), sums + panel * kPanelRows, kPairRows);
-    for (int r = 0; r < kRows; ++r)
-      finish_row(pair.args, tile.row + r, pair.task.panel * kPanelRows, sums + r * kPairRows);
+    for (int r = 0; r < kRows; ++r) finish_row(pair.args, tile.row + r, pair.pair, sums + r * kPairRows);
   }
 }
 
@@ -76,7 +76,7 @@ void all_rows(const PairTask& pair) {
 
 void block_linear_pair(const BlockLinearArgs& args, const BlockTask& task) {
   const PanelShape shape = args.shape();
-  const PairTask pair{args, task, shape, std::min<std::int64_t>(shape.panels() - task.panel, 2)};
+  const PairTask pair{args, task, shape, PanelPair::of(args, task.pair)};
   if (args.exact) return number_rows(pair);
   with_bits(shape.bits, [&](auto known) { all_rows<known>(pair); });
 }

@@ -29,18 +29,24 @@ inline Vec activate(std::int64_t gate, Vec x) {
   return load(lanes);
 }
 
-// Write one token's sums [kPairRows] of a pair of panels, the first of which has the rows from `begin` on.
-__attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int64_t token, std::int64_t begin,
+// Add the bias to a panel's sums.
+inline void add_bias(const BlockLinearArgs& args, std::int64_t panel, float* sums) {
+  const std::int64_t begin = panel * kPanelRows, count = std::min<std::int64_t>(args.rows - begin, kPanelRows);
+  for (std::int64_t i = 0; i < count; ++i) sums[i] += args.bias[begin + i];
+}
+
+// Write one token's sums [kPairRows] of a pair of panels.
+__attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int64_t token, const PanelPair& pair,
                                           float* sums) {
-  const std::int64_t count = std::min<std::int64_t>(args.rows - begin, kPairRows);
-  if (args.bias)
-    for (std::int64_t i = 0; i < count; ++i) sums[i] += args.bias[begin + i];
-  std::int64_t first = begin, width = count;
-  if (args.gate) {
+  if (args.bias) {
+    add_bias(args, pair.first, sums);
+    add_bias(args, pair.second, sums + kPanelRows);
+  }
+  const std::int64_t first = pair.first * kPanelRows;
+  const std::int64_t width = std::min<std::int64_t>(args.width - first, args.gate ? kPanelRows : kPairRows);
+  if (args.gate)
     for (int i = 0; i < kPanelRows; i += kWidth)
       store(sums + i, activate(args.gate, load(sums + i)) * load(sums + kPanelRows + i));
-    first = begin / 2, width = kPanelRows;
-  }
   const std::int64_t place = token * args.width + first;
   if (args.residual)
     for (std::int64_t i = 0; i < width; ++i) args.out[place + i] = args.residual[place + i] + sums[i];

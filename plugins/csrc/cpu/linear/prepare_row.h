@@ -24,15 +24,22 @@ inline float norm_factor(const float* x, std::int64_t size, float epsilon) {
   return 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + epsilon);
 }
 
-// Up to kChunkColumns numbers as codes: x is close to code * scale. Returns the scale, NaN where one of them is none.
-inline float code_chunk(const float* x, std::int64_t count, std::int8_t* codes, std::int32_t sums[2]) {
+// Numbers of x, as many of a vector's as `count` says, times those of `norm` where there is one.
+inline Vec load_normed(const float* x, const float* norm, std::int64_t count) {
+  if (count <= 0) return splat(0.0f);
+  if (count >= kWidth) return norm ? load(x) * load(norm) : load(x);
+  const int part = static_cast<int>(count);
+  return norm ? load_part(x, part) * load_part(norm, part) : load_part(x, part);
+}
+
+// Up to kChunkColumns numbers, times `norm` where there is one, as codes: a number is close to code * scale. Returns
+// the scale, NaN where one of them is none.
+inline float code_chunk(const float* x, const float* norm, std::int64_t count, std::int8_t* codes,
+                        std::int32_t sums[2]) {
   constexpr int kVecs = kChunkColumns / kWidth;
   Vec v[kVecs], most = splat(0.0f), check = splat(0.0f);
   for (int i = 0; i < kVecs; ++i) {
-    const std::int64_t left = std::min<std::int64_t>(count - i * kWidth, kWidth);
-    v[i] = left == kWidth ? load(x + i * kWidth)
-           : left > 0     ? load_part(x + i * kWidth, static_cast<int>(left))
-                          : splat(0.0f);
+    v[i] = load_normed(x + i * kWidth, norm ? norm + i * kWidth : nullptr, count - i * kWidth);
     most = max(max(v[i], splat(0.0f) - v[i]), most);
     check = fma(v[i], splat(0.0f), check);  // 0, or NaN where a number is not finite
   }
@@ -74,14 +81,16 @@ void prepare_row(const BlockLinearArgs& args, const PreparedRows& rows, std::int
   const float factor = args.norm ? norm_factor(x, args.columns, args.epsilon) : 1.0f;
   if (rows.numbers) {
     float* to = rows.numbers + token * rows.columns;
-    for (std::int64_t i = 0; i < rows.columns; ++i) to[i] = i < args.columns ? x[i] * factor : 0.0f;
+    for (std::int64_t i = 0; i < args.columns; ++i) to[i] = x[i] * factor * (args.norm ? args.norm[i] : 1.0f);
+    std::fill(to + args.columns, to + rows.columns, 0.0f);
     return;
   }
   const PanelShape shape = args.shape();
   for (std::int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
     const std::int64_t at = chunk * kChunkColumns;
     std::int32_t sums[2];
-    const float scale = code_chunk(x + at, args.columns - at, rows.codes + token * rows.columns + at, sums);
+    const float* norm = args.norm ? args.norm + at : nullptr;
+    const float scale = code_chunk(x + at, norm, args.columns - at, rows.codes + token * rows.columns + at, sums);
     rows.scales[token * rows.chunks + chunk] = factor * scale;
     write_steps(rows, shape, token, chunk, sums);
   }

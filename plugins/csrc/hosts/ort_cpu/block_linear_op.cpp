@@ -23,7 +23,8 @@ struct Kernel : NodeKernel<Attributes> {
     args.panels = static_cast<const unsigned char*>(in[kPanels].data);
     args.bias = static_cast<const float*>(in[kBias].data);
     args.residual = static_cast<const float*>(in[kResidual].data);
-    args.tokens = in[kX].shape[1];
+    args.norm = static_cast<const float*>(in[kNorm].data);
+    args.tokens = tokens_of(attributes, in[kX]);
     args.out = static_cast<float*>(output(api, context, 0, {1, args.tokens, args.width}).data);
     Pool<BlockLinearScratch>::Loan scratch(pool);
     block_linear(args, *scratch, HostThreads(api, context));
