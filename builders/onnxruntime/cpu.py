@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
+from enginewright.builders.passes.fuse_block_linear import FuseBlockLinearPass
 from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.plugins.ops.op import DOMAIN
@@ -28,6 +29,7 @@ from enginewright.runtime.errors import BuildError
 from enginewright.runtime.machine import compute_name
 
 BACKEND = "onnxruntime"
+_CLEANING = (common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
 
 
 def build(root: Path, manifest: Manifest, backend: str, options: BackendOptions) -> Manifest:
@@ -54,12 +56,13 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     if any(value.dtype is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
         return dataclasses.replace(graph, engines=others)  # weights become float32 when the graph itself is loaded
     target.parent.mkdir(exist_ok=True)
-    SimplifiedNormsPass()(model)
+    ir.passes.Sequential(FuseBlockLinearPass(), *_CLEANING, SimplifiedNormsPass())(model)
     weights = _take_weights(model)
     optimized = _optimize(model, root)
-    after = (SplitQkvPass(), common.RemoveUnusedNodesPass(), common.TopologicalSortPass())
     if graph.ops:  # otherwise the graph was exported with --plugins none
-        ir.passes.Sequential(*after)(optimized)  # now, because the optimiser makes the Splits that the pass looks for
+        ir.passes.Sequential(SplitQkvPass(), *_CLEANING)(
+            optimized
+        )  # now, because the optimiser makes the Splits that the pass looks for
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = BuiltGraph(

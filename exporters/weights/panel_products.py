@@ -106,10 +106,11 @@ def write_panel_product(use: WeightUse, layout: PanelLayout, values: Values, *, 
     source = reorder(use, values, layout.order)
     flat = [] if _is_flat(source, 3) else reshaped(source, [1, -1, layout.k])
     for node in flat[-1:]:
-        node.outputs[0].type = source.type
+        node.outputs[0].type, node.outputs[0].shape = source.type, _rows_shape(source, layout.k)
     inputs = [flat[-1].outputs[0] if flat else source, values[PANELS], *([] if use.bias is None else [use.bias])]
     attributes = {**layout.attributes, "width": layout.n, "exact": int(exact)}
     product = ir.node(BLOCK_LINEAR.name, inputs, domain=DOMAIN, attributes=attributes)
+    product.outputs[0].shape = _rows_shape(source, layout.n)
     after = _with_sizes_of(source, {"end": -1}, product, layout.n) if flat else []
     use.replace([*flat, product, *after], adds_bias=True)
 
@@ -127,6 +128,13 @@ def write_panel_lookup(use: WeightUse, layout: PanelLayout, values: Values) -> N
 def _is_flat(value: ir.Value, rank: int) -> bool:
     """Whether the value has one leading size, of 1, before the tokens, as the ops want it."""
     return value.shape is not None and len(value.shape) == rank and value.shape[0] == 1
+
+
+def _rows_shape(source: ir.Value, width: int) -> ir.Shape | None:
+    """The shape [1, T, width] of the rows of `source`; None where T is a product of sizes."""
+    if source.shape is None or len(source.shape) not in (2, 3) or (len(source.shape) == 3 and source.shape[0] != 1):
+        return None
+    return ir.Shape([1, source.shape[-2], width])
 
 
 def _with_sizes_of(source: ir.Value, end: dict[str, int], node: ir.Node, width: int) -> list[ir.Node]:
