@@ -54,7 +54,7 @@ def build(
     directory.check_output(output, overwrite=overwrite)
     try:
         with directory.staged(output, overwrite=overwrite) as root:
-            manifest = export(model, root, recipe, strict=strict)
+            manifest = export(model, root, recipe, strict=strict, backend=backend)
             try:
                 manifest = builders.build(root, manifest, backend, chosen)
                 outcome = try_engine(root, manifest, model, recipe, backend, trial)

@@ -47,14 +47,17 @@ from enginewright.runtime.artifact.version import package_version
 from enginewright.runtime.errors import ExportError, UnsupportedError
 
 GRAPHS = "graphs/{}.onnx"
+OWN_PRODUCTS = "onnxruntime"
+"""The backend whose engines multiply by our own kernels."""
 
 
 @fewer_collections()
-def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> Manifest:
+def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False, backend: str = "") -> Manifest:
     """Write graphs/, tokenizer/ and the manifest of `model` under `root`, an empty directory.
 
     model: a checkpoint directory or hub id.
     strict: whether parts of the checkpoint that the engine does not use are an error; else they are named on standard error.
+    backend: the only one that the graphs have to suit, if there is one; empty: as many as the recipe allows.
 
     Memory holds the graph and one weight at a time.
 
@@ -62,6 +65,10 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
         ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
     check_graphs(recipe)
+    for_cpu = recipe.dtype == "float32" and recipe.plugins == "all"
+    recipe = dataclasses.replace(
+        recipe, weights=recipe.weights.for_backend(has_own_products=for_cpu and backend == OWN_PRODUCTS)
+    )
     cache = _choose_cache(recipe)
     decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
@@ -83,7 +90,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False) -> M
     anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
     registry.extend_graph(recipe.apply, anchors)
     graphs = {"decoder": captured.model, **registry.more_graphs(recipe.apply, anchors)}
-    quantise = QuantizeWeightsPass(storage, for_cpu=recipe.dtype == "float32" and recipe.plugins == "all")
+    quantise = QuantizeWeightsPass(storage, for_cpu=for_cpu)
     quantise(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
     described = Cache(

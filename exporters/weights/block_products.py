@@ -42,7 +42,7 @@ MICROSOFT = "com.microsoft"
 PRODUCT, LOOKUP = "MatMulNBits", "GatherBlockQuantized"
 ACCURACY = {"int8": 4, "float32": 1}  # type of the activations -> MatMulNBits' accuracy_level
 Compute = Literal["int8", "float32"]
-Linear = Literal["onnxruntime", "enginewright"]
+Linear = Literal["auto", "onnxruntime", "enginewright"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class BlockOptions:
     embedding: whether the embedding is quantised as well.
     lm_head: whether the output projection is quantised as well.
     symmetric: false: a block also has a zero point, so that its codes span its own range; true: they lie around 0.
-    linear: whose kernels multiply: onnxruntime's, or enginewright's own for CPUs, which read weights as they are stored.
+    linear: whose kernels multiply: onnxruntime's, or enginewright's own for CPUs, which read weights as they are stored. auto:
+        enginewright's where the engine is built for them, as `Storage.for_backend` says.
 
     Raises:
         ExportError: a value that is not known.
@@ -65,7 +66,7 @@ class BlockOptions:
     embedding: bool = True
     lm_head: bool = True
     symmetric: bool = True
-    linear: Linear = "onnxruntime"
+    linear: Linear = "auto"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

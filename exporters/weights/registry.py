@@ -54,6 +54,16 @@ class Storage:
         given = {key: value for key, value in dataclasses.asdict(self.options).items() if key in known}
         return choose_storage(name, given)
 
+    def for_backend(self, *, has_own_products: bool) -> Storage:
+        """Return the form with its option `linear`, if it has one that is auto, settled.
+
+        has_own_products: whether the backend multiplies by enginewright's own kernels.
+        """
+        if getattr(self.options, "linear", None) != "auto":
+            return self
+        linear = "enginewright" if has_own_products else "onnxruntime"
+        return Storage(kind=self.kind, options=dataclasses.replace(self.options, linear=linear))
+
     def describe(self, dtype: str, codes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """The manifest's record of a graph that computes in `dtype`.
 

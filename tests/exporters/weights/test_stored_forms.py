@@ -59,8 +59,7 @@ def sample() -> Iterator[None]:
 def test_the_bundled_forms_and_their_help() -> None:
     assert FORMS.names() == ("float32", "int4", "int8", "stored")
     assert (
-        "int4:block_size=32,compute=int8,embedding=true,lm_head=true,symmetric=true,linear=onnxruntime, int8:"
-        in list_forms()
+        "int4:block_size=32,compute=int8,embedding=true,lm_head=true,symmetric=true,linear=auto, int8:" in list_forms()
     )
 
 
@@ -92,7 +91,7 @@ def test_records_of_the_manifest() -> None:
         "embedding": True,
         "lm_head": True,
         "symmetric": False,
-        "linear": "onnxruntime",
+        "linear": "auto",
         "dtype": "float16",
         "max_kl": 0.5,
     }
@@ -237,3 +236,21 @@ def make(root: Path, kind: str) -> Path:
     path = root / kind.replace(":", "_")
     build(str(TINY), path, Recipe(weights=parse_weights(kind), kv_bits=32, max_batch=2), "onnxruntime")
     return path
+
+
+@pytest.mark.parametrize(
+    ("spec", "has_own_products", "linear"),
+    [
+        ("int4", True, "enginewright"),
+        ("int8", False, "onnxruntime"),
+        ("int4:linear=onnxruntime", True, "onnxruntime"),
+        ("int4:linear=enginewright", False, "enginewright"),  # refused later, with the reason
+    ],
+)
+def test_the_backend_decides_whose_kernels_multiply(spec: str, has_own_products: bool, linear: str) -> None:
+    assert parse_weights(spec).for_backend(has_own_products=has_own_products).options.linear == linear
+
+
+def test_a_form_without_products_of_its_own_is_the_same_for_every_backend() -> None:
+    storage = parse_weights("float32")
+    assert storage.for_backend(has_own_products=True) is storage
