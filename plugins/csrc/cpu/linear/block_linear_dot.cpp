@@ -21,6 +21,13 @@ struct PairTask {
   PanelShape shape;
   PanelPair pair;
 
+  // Bytes ahead of what a tile reads first. A row alone reads codes as fast as memory gives them, in their order; with
+  // more rows the next pair comes while this one is multiplied.
+  std::int64_t ahead(bool is_first, int rows) const {
+    if (!is_first) return 0;
+    return rows == 1 && task.count == 1 ? 4096 : (args.gate ? 1 : 2) * shape.panel_bytes();
+  }
+
   bool has_second() const { return pair.second < shape.panels(); }
 
   // The tile's panels from the pair's first or second on; the first stands for a second that there is not, whose sums
@@ -38,7 +45,8 @@ template <class Tile, int kRows>
 void some_rows(const PairTask& pair, std::int64_t& done) {
   for (; done + kRows <= pair.task.count; done += kRows) {
     alignas(64) float sums[kRows * kPairRows];
-    const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done};
+    for (int r = 0; r < kRows; ++r) prefetch_result(pair.args, pair.task.begin + done + r, pair.pair);
+    const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done, pair.ahead(done == 0, kRows)};
     for (int panel = 0; panel < (pair.has_second() ? 2 : 1); panel += kTilePanels)
       tile.run(pair.from(panel), sums + panel * kPanelRows, kPairRows);
     for (int r = 0; r < kRows; ++r) finish_row(pair.args, tile.row + r, pair.pair, sums + r * kPairRows);

@@ -79,7 +79,7 @@ struct Panels {
     }
   }
 
-  EW_INLINE void prefetch(int bytes, int ahead) const {
+  EW_INLINE void prefetch(int bytes, std::int64_t ahead) const {
     for (int p = 0; p < kPanels; ++p)
       for (int line = 0; line < bytes; line += 64) __builtin_prefetch(at[p] + ahead + line, 0, 3);
   }

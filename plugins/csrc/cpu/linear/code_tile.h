@@ -11,8 +11,6 @@
 namespace ew {
 namespace {
 
-constexpr int kAhead = 4096;  // bytes: a row alone reads codes from memory, in their order
-
 template <int kBits, int kRows, int kPanels, Offsets kOffsets>
 struct CodeTile {
   static constexpr int kVecs = kPanels * kParts, kChunkBytes = kVectorBytes * kBits;
@@ -22,6 +20,7 @@ struct CodeTile {
   const PanelShape& shape;
   const PreparedRows& rows;
   std::int64_t row;
+  std::int64_t ahead;  // bytes from codes to those to fetch along with them; 0: none
 
   template <int kFour>
   EW_INLINE void add(Whole& whole, const Panels<kPanels>& panels, const std::int8_t* x) const {
@@ -91,7 +90,7 @@ struct CodeTile {
       Scales scales, minima = {};
       load_numbers(scales, minima, panels, (last - first) * kChunkBytes, 0);
       for (std::int64_t chunk = first; chunk < last; ++chunk) {
-        if constexpr (kRows == 1) panels.prefetch(kChunkBytes, kAhead);
+        if (ahead) panels.prefetch(kChunkBytes, ahead);
         Whole whole;
         if constexpr (kOffsets == Offsets::kHalves) {
           begin(whole, 2 * chunk);

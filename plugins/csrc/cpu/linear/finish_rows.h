@@ -35,6 +35,13 @@ inline void add_bias(const BlockLinearArgs& args, std::int64_t panel, float* sum
   for (std::int64_t i = 0; i < count; ++i) sums[i] += args.bias[begin + i];
 }
 
+// Fetch the lines of out that finish_row writes: a store that misses would hold up those after it.
+inline void prefetch_result(const BlockLinearArgs& args, std::int64_t token, const PanelPair& pair) {
+  const char* at = reinterpret_cast<const char*>(args.out + token * args.width + pair.first * kPanelRows);
+  __builtin_prefetch(at, 1, 3);
+  __builtin_prefetch(at + 64, 1, 3);
+}
+
 // Write one token's sums [kPairRows] of a pair of panels.
 __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int64_t token, const PanelPair& pair,
                                           float* sums) {

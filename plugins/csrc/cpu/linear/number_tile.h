@@ -70,6 +70,7 @@ struct NumberTile {
   const PanelShape& shape;
   const PreparedRows& rows;
   std::int64_t row;
+  std::int64_t ahead;  // bytes from codes to those to fetch along with them; 0: none
 
   EW_INLINE void run(Panels<kPanels> panels, float* out, std::int64_t stride) const {
     const std::int64_t chunks = rows.chunks, of_group = shape.chunks_of_group(), bytes = shape.chunk_bytes();
@@ -83,6 +84,7 @@ struct NumberTile {
       const StepNumbers<kPanels> one(shape, panels, codes, 0);
       const StepNumbers<kPanels> other(shape, panels, codes, shape.block < kChunkColumns ? 1 : 0);
       for (std::int64_t chunk = first; chunk < last; ++chunk) {
+        if (ahead) panels.prefetch(static_cast<int>(bytes), ahead);
         ChunkWeights<kPanels> weights;
         restore(weights, panels, one, other);
         multiply(sums, weights, rows.numbers + row * rows.columns + chunk * kChunkColumns);
