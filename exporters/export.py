@@ -65,10 +65,6 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False, back
         ExportError, UnsupportedError: the reason. Nothing is written by then, unless a tensor turns out to be unreadable.
     """
     check_graphs(recipe)
-    for_cpu = recipe.dtype == "float32" and recipe.plugins == "all"
-    recipe = dataclasses.replace(
-        recipe, weights=recipe.weights.for_backend(has_own_products=for_cpu and backend == OWN_PRODUCTS)
-    )
     cache = _choose_cache(recipe)
     decoding = registry.choose_decoding(recipe.apply)
     checkpoint = open_checkpoint(model)
@@ -76,7 +72,7 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False, back
     conditions = _declare(recipe, checkpoint, cache)
     limits = _limits(checkpoint, recipe)
     skeleton = load_skeleton(checkpoint, attention=ATTENTION, max_context=limits.max_context)
-    weights, storage = _bind(checkpoint, skeleton.model, recipe)
+    weights, storage = _bind(checkpoint, skeleton.model, recipe, backend)
     conditions = registry.name_model(recipe.apply, conditions, checkpoint, skeleton.model)
     entries = registry.condition_entries(recipe.apply, conditions)
     untie(skeleton.model, weights)
@@ -90,12 +86,10 @@ def export(model: str, root: Path, recipe: Recipe, *, strict: bool = False, back
     anchors = Anchors(captured.model.graph, checkpoint.config.model_type, len(captured.layers), conditions)
     registry.extend_graph(recipe.apply, anchors)
     graphs = {"decoder": captured.model, **registry.more_graphs(recipe.apply, anchors)}
-    quantise = QuantizeWeightsPass(storage, for_cpu=for_cpu)
+    quantise = QuantizeWeightsPass(storage, for_cpu=recipe.for_cpu)
     quantise(captured.model)
     NarrowActivationsPass(recipe.dtype)(captured.model)
-    described = Cache(
-        kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers, policy=cache.policy
-    )
+    described = _describe_cache(cache, captured)
     if recipe.plugins == "none":
         LowerToStandardPass(limits.max_context)(captured.model)
         described = _to_dense(described, limits.max_context)
@@ -159,11 +153,14 @@ def _declare(recipe: Recipe, checkpoint: Checkpoint, cache: CacheFormat) -> dict
     return conditions
 
 
-def _bind(checkpoint: Checkpoint, model: PreTrainedModel, recipe: Recipe) -> tuple[dict[str, Weight], Storage]:
-    """The weights as the methods make them, and the form that stores them."""
+def _bind(
+    checkpoint: Checkpoint, model: PreTrainedModel, recipe: Recipe, backend: str
+) -> tuple[dict[str, Weight], Storage]:
+    """The weights as the methods make them, and the form that stores them for `backend`."""
     restored = _restores(recipe)
     weights = bind_parameters(checkpoint, model, restored=restored)
-    storage = recipe.weights.settled(has_codes=not restored and _has_codes(weights))
+    settled = recipe.weights.settled(has_codes=not restored and _has_codes(weights))
+    storage = settled.for_backend(has_own_products=recipe.for_cpu and backend == OWN_PRODUCTS)
     return registry.transform_weights(recipe.apply, weights, checkpoint), storage
 
 
@@ -196,6 +193,12 @@ def _limits(checkpoint: Checkpoint, recipe: Recipe) -> Limits:
     if told := describe_fixed(checkpoint.config, context):
         print(told, file=sys.stderr)
     return Limits(max_batch=recipe.max_batch, max_context=context)
+
+
+def _describe_cache(cache: CacheFormat, captured: Captured) -> Cache:
+    return Cache(
+        kind=cache.kind, tile_tokens=TILE_TOKENS, kv_bits=cache.bits, layers=captured.layers, policy=cache.policy
+    )
 
 
 def _to_dense(cache: Cache, length: int) -> Cache:

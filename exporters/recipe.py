@@ -65,6 +65,11 @@ class Recipe:
         check_together(self.apply)
 
     @property
+    def for_cpu(self) -> bool:
+        """Whether graphs are for ONNX Runtime's kernels for CPUs, which compute in float32, and have our ops."""
+        return self.dtype == "float32" and self.plugins == "all"
+
+    @property
     def cache_bits(self) -> int:
         """Width of a cached element."""
         if self.plugins == "none":

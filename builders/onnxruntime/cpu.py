@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from enginewright.builders.onnxruntime.simplified_norms import SimplifiedNormsPass
 from enginewright.builders.options import BackendOptions
 from enginewright.builders.passes.fuse_block_linear import FuseBlockLinearPass
+from enginewright.builders.passes.fuse_greedy_linear import FuseGreedyLinearPass
 from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
 from enginewright.plugins.ops.op import DOMAIN
@@ -60,9 +61,8 @@ def _build_graph(root: Path, name: str, graph: Graph) -> Graph:
     weights = _take_weights(model)
     optimized = _optimize(model, root)
     if graph.ops:  # otherwise the graph was exported with --plugins none
-        ir.passes.Sequential(SplitQkvPass(), *_CLEANING)(
-            optimized
-        )  # now, because the optimiser makes the Splits that the pass looks for
+        # now, because the optimiser makes the Splits that the first pass looks for
+        ir.passes.Sequential(SplitQkvPass(), FuseGreedyLinearPass(), *_CLEANING)(optimized)
     _return_weights(optimized, weights)
     ir.save(optimized, target)
     engine = BuiltGraph(

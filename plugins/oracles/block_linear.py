@@ -1,13 +1,15 @@
-"""Defines BlockLinear and BlockLookup in numpy, and the layout of their matrices."""
+"""Defines BlockLinear, GreedyLinear and BlockLookup in numpy, and the layout of their matrices."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, PANEL_ROWS
+from enginewright.plugins.oracles.greedy_sample import greedy_sample
 
 Floats = NDArray[np.float32]
 
@@ -50,6 +52,24 @@ def block_linear(
     if residual is not None:
         result = result + residual[0]
     return result[None].astype(np.float32)
+
+
+def greedy_linear(
+    x: Floats,
+    panels: NDArray[np.int8],
+    wanted: NDArray[np.int64],
+    bias: Floats | None = None,
+    norm: Floats | None = None,
+    *,
+    rows: int,
+    **attributes: Any,
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Return x W^T [N, rows], zeros unless `wanted`, and the index of each row's largest, -1 where it is not finite.
+
+    attributes: the others of BlockLinear that GreedyLinear has.
+    """
+    logits = block_linear(x, panels, bias, norm=norm, rows=rows, width=rows, **attributes)[0]
+    return logits if wanted[0] else np.zeros_like(logits), greedy_sample(logits)
 
 
 def block_lookup(

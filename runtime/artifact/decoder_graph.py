@@ -211,6 +211,8 @@ GREEDY = Port(
     lives="step",
     doc="index of the largest logit, the lowest one among equals; -1 where the logits are not finite",
 )
+LOGITS_WANTED = "logits_wanted"
+"""An engine's own input, int64 [1], where it has one: with 0 the logits are not written. It is 1 where nobody gives it."""
 OUTPUTS = (LOGITS, GREEDY)
 """The outputs that every graph has; an updated pool is called as the input with `.out` after it."""
 

@@ -14,7 +14,14 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from enginewright.plugins.libraries.locate import LibraryError, ort_library
-from enginewright.runtime.artifact.decoder_graph import PER_STEP, SLOTS, added_inputs, exact_pools, inputs
+from enginewright.runtime.artifact.decoder_graph import (
+    LOGITS_WANTED,
+    PER_STEP,
+    SLOTS,
+    added_inputs,
+    exact_pools,
+    inputs,
+)
 from enginewright.runtime.artifact.manifest import Graph, Manifest
 from enginewright.runtime.backends.conditions import entry_values
 from enginewright.runtime.backends.graph_check import check_ops, check_signature
@@ -65,11 +72,12 @@ class CpuSession:
         self._inputs: dict[tuple[str, int], ort.OrtValue] = {}
         self._results: dict[int, tuple[Outputs, dict[str, ort.OrtValue]]] = {}  # number of rows -> outputs
         self._written: dict[str, NDArray[np.generic]] = {}
+        self._logits_wanted = self._bind_wanted()
         self._bind_all(graph)
         self._policy = PolicyGraphs(root, manifest, self._buffers, open_graph=partial(open_on_cpu, threads=threads))
 
     def run(self, step: PackedStep) -> Outputs:
-        """Return the outputs, writable and valid until the next run.
+        """Return the outputs, writable and valid until the next run; the logits may be old unless the step reads them.
 
         Raises:
             ArtifactError: ONNX Runtime could not run the graph.
@@ -82,6 +90,8 @@ class CpuSession:
         for name, array in self._arrays.conditions(step).items():
             self._write(name, array)
         outputs = self._expect(len(step.sample_rows))
+        if self._logits_wanted is not None:
+            self._logits_wanted[0] = step.reads_logits
         start = time.perf_counter()
         try:
             self._session.run_with_iobinding(self._binding)
@@ -145,6 +155,14 @@ class CpuSession:
         for spec in graph.outputs:
             if spec.alias is not None:
                 self._bind_output(spec.name, self._buffers[spec.alias])
+
+    def _bind_wanted(self) -> NDArray[np.int64] | None:
+        """Bind the engine's own input that says whether logits are written; None where it has none."""
+        if LOGITS_WANTED not in (each.name for each in self._session.get_overridable_initializers()):
+            return None
+        wanted = np.ones(1, np.int64)
+        self._bind_input(LOGITS_WANTED, wanted)
+        return wanted
 
     def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

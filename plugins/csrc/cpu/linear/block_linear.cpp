@@ -1,6 +1,8 @@
 #include "cpu/linear/block_linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace ew {
 namespace {
@@ -8,6 +10,18 @@ namespace {
 constexpr std::int64_t kWorthwhile = 1 << 17;  // multiply-adds: about the price of waking a thread
 constexpr std::int64_t kRowBytes = 3 << 17;    // prepared rows of a task: they stay in a core's second cache
 constexpr std::int64_t kTasks = 64;            // about as many as the threads of a call share
+constexpr RowBest kNone{-std::numeric_limits<float>::infinity(), 0};
+
+// The index of a row's largest result, of the largest of each run; runs follow one another `stride` apart.
+std::int64_t choose(const RowBest* best, std::int64_t runs, std::int64_t stride) {
+  RowBest found = kNone;
+  for (std::int64_t run = 0; run < runs; ++run) {
+    const RowBest& one = best[run * stride];
+    if (one.index < 0) return -1;
+    if (one.value > found.value) found = one;
+  }
+  return std::isfinite(found.value) ? found.index : -1;
+}
 
 }  // namespace
 
@@ -26,14 +40,18 @@ void block_linear(const BlockLinearArgs& args, BlockLinearScratch& scratch, cons
   const std::int64_t pairs = PanelPair::pairs(args);
   const std::int64_t runs = std::min(pairs, std::max<std::int64_t>(kTasks / parts, 1));  // of pairs that follow
   const auto product = block_linear_kernel();
+  if (args.chosen) scratch.best.assign(static_cast<std::size_t>(runs * args.tokens), kNone);
   auto run = [&](std::size_t task) {
     const std::int64_t part = static_cast<std::int64_t>(task) / runs, at = static_cast<std::int64_t>(task) % runs;
     const std::int64_t begin = part * step, count = std::min(step, args.tokens - begin);
+    RowBest* best = args.chosen ? scratch.best.data() + at * args.tokens + begin : nullptr;
     for (std::int64_t pair = pairs * at / runs; pair < pairs * (at + 1) / runs; ++pair)
-      product(args, {&rows, begin, count, pair});
+      product(args, {&rows, begin, count, pair, best});
   };
   const bool worthwhile = args.tokens * args.columns * args.rows > kWorthwhile;
   for_each(parallel, worthwhile, static_cast<std::size_t>(parts * runs), run);
+  for (std::int64_t token = 0; args.chosen && token < args.tokens; ++token)
+    args.chosen[token] = choose(scratch.best.data() + token, runs, args.tokens);
 }
 
 }  // namespace ew

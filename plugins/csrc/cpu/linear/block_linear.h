@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cpu/linear/prepared_rows.h"
 #include "cpu/simd/variants.h"
@@ -18,16 +19,24 @@ struct BlockLinearArgs : declared::block_linear::AttributeValues {
   const float* bias = nullptr;      // may be null
   const float* residual = nullptr;  // may be null, may be out
   const float* norm = nullptr;      // may be null
-  float* out = nullptr;
+  float* out = nullptr;             // may be null with `chosen`
+  std::int64_t* chosen = nullptr;   // [tokens]: index of each row's largest result, as GreedySample has it; may be null
   std::int64_t tokens = 0;
 
   PanelShape shape() const { return panel_shape(*this); }
+};
+
+// The largest of some of a row's results, the first among equals.
+struct RowBest {
+  float value;
+  std::int32_t index;  // -1: one of them is NaN
 };
 
 // Rows [begin, begin + count) of the prepared ones with a pair of panels.
 struct BlockTask {
   const PreparedRows* rows;
   std::int64_t begin, count, pair;
+  RowBest* best;  // [count], brought up to date; null where nobody asks
 };
 
 // The panels of a pair: two that follow each other, or with a gate one and that of the rows it gates.
@@ -51,6 +60,7 @@ EW_DOT_KERNEL(void, block_linear_kernel, const BlockLinearArgs&, const BlockTask
 // What a call works with, kept for the next one.
 struct BlockLinearScratch {
   FloatBuffer rows;
+  std::vector<RowBest> best;  // [runs of pairs][tokens]
 };
 
 // A whole call, divided among the host's threads. No token's result depends on the others, or on the threads.

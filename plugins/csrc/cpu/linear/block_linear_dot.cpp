@@ -49,7 +49,10 @@ void some_rows(const PairTask& pair, std::int64_t& done) {
     const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done, pair.ahead(done == 0, kRows)};
     for (int panel = 0; panel < (pair.has_second() ? 2 : 1); panel += kTilePanels)
       tile.run(pair.from(panel), sums + panel * kPanelRows, kPairRows);
-    for (int r = 0; r < kRows; ++r) finish_row(pair.args, tile.row + r, pair.pair, sums + r * kPairRows);
+    for (int r = 0; r < kRows; ++r) {
+      RowBest* best = pair.task.best ? pair.task.best + done + r : nullptr;
+      finish_row(pair.args, tile.row + r, pair.pair, sums + r * kPairRows, best);
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/linear/block_linear.h"
 #include "cpu/simd/simd.h"
@@ -37,14 +38,33 @@ inline void add_bias(const BlockLinearArgs& args, std::int64_t panel, float* sum
 
 // Fetch the lines of out that finish_row writes: a store that misses would hold up those after it.
 inline void prefetch_result(const BlockLinearArgs& args, std::int64_t token, const PanelPair& pair) {
+  if (!args.out) return;
   const char* at = reinterpret_cast<const char*>(args.out + token * args.width + pair.first * kPanelRows);
   __builtin_prefetch(at, 1, 3);
   __builtin_prefetch(at + 64, 1, 3);
 }
 
-// Write one token's sums [kPairRows] of a pair of panels.
+// Compare the best result with `count` more, of rows `first` on; what is left of `results` [kPairRows] is overwritten.
+inline void update_best(RowBest& best, float* results, std::int64_t first, std::int64_t count) {
+  for (std::int64_t i = count; i < kPairRows; ++i) results[i] = -std::numeric_limits<float>::infinity();
+  Vec most = load(results), zeros = load(results) * splat(0.0f);
+  for (int i = kWidth; i < kPairRows; i += kWidth) {
+    most = max(load(results + i), most);
+    zeros = fma(load(results + i), splat(0.0f), zeros);
+  }
+  if (!(sum(zeros) == 0.0f))  // a number is infinite, or NaN
+    for (std::int64_t i = 0; i < count; ++i)
+      if (results[i] != results[i]) best.index = -1;
+  const float value = largest(most);
+  if (best.index < 0 || !(value > best.value)) return;
+  std::int64_t place = 0;
+  while (results[place] != value) ++place;
+  best = {value, static_cast<std::int32_t>(first + place)};
+}
+
+// Write one token's sums [kPairRows] of a pair of panels, and choose among them where there is a `best`.
 __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int64_t token, const PanelPair& pair,
-                                          float* sums) {
+                                          float* sums, RowBest* best) {
   if (args.bias) {
     add_bias(args, pair.first, sums);
     add_bias(args, pair.second, sums + kPanelRows);
@@ -54,6 +74,8 @@ __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int6
   if (args.gate)
     for (int i = 0; i < kPanelRows; i += kWidth)
       store(sums + i, activate(args.gate, load(sums + i)) * load(sums + kPanelRows + i));
+  if (best) update_best(*best, sums, first, width);
+  if (!args.out) return;
   const std::int64_t place = token * args.width + first;
   if (args.residual)
     for (std::int64_t i = 0; i < width; ++i) args.out[place + i] = args.residual[place + i] + sums[i];
