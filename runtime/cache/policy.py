@@ -130,8 +130,7 @@ class StoredRow:
             (self.processed - self.stored)[..., None] + places, (*self.stored.shape, len(places))
         ).copy()
         width = min(self.kept.shape[2], len(places))
-        has = places[:width] < self.left[..., None]
-        found[..., :width][has] = self.kept[..., :width][has]
+        np.copyto(found[..., :width], self.kept[..., :width], where=places[:width] < self.left[..., None])
         return found
 
 

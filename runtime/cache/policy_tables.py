@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import numpy as np
-from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import Cache
 from enginewright.runtime.cache.capacity import Capacity
@@ -221,35 +220,24 @@ class PolicyTables(TileTables):
         if not self._free_for_copies(eviction.fresh.sum(axis=1).tolist()):
             return False
         taken = [pool.take(int(each.sum())) for pool, each in zip(self._pools, eviction.fresh, strict=True)]
+        governed = list(self._governed)
+        table = self.tile_table[governed, row.row]
         try:
-            ids = np.zeros((*eviction.fresh.shape, int(eviction.fresh.max())), np.int32)
-            for own, each, count in zip(ids, taken, eviction.fresh, strict=True):
-                found = spread(each, count)
-                own[:, : found.shape[1]] = found
-            moves = eviction.moves(self.tile_table[list(self._governed), row.row], ids, self.tile_tokens)
+            ids = spread(np.concatenate(taken), eviction.fresh)
+            moves = eviction.moves(table, ids, self.tile_tokens)
             session.compact(dict(zip(self._governed, moves, strict=True)))
         except BaseException:  # whatever it is, the tiles are free again
             for pool, each in zip(self._pools, taken, strict=True):
                 pool.let_go(each)
             raise
-        for layer, own in enumerate(ids):
-            self._put(layer, row.row, eviction, own)
+        after, left = eviction.tables(table, ids, self._count[:, row.row])
+        self.tile_table[governed, row.row] = after
+        for pool, each in zip(self._pools, left, strict=True):
+            pool.let_go(each)
         self._count[:, row.row] = eviction.begin + eviction.fresh
         self._remember(row, eviction)
         self._settle(row, changed=True)
         return True
-
-    def _put(self, layer: int, row: int, eviction: Eviction, ids: NDArray[np.int32]) -> None:
-        """Let fresh tiles take the place of those that a layer's heads had from the first change on."""
-        pool = self._pools[layer]
-        table = pool.ids_of(row)
-        changed, begin = eviction.changed[layer, : pool.heads, None], eviction.begin[layer, : pool.heads, None]
-        places = np.arange(table.shape[1])
-        old = table[changed & (places >= begin) & (places < self._count[layer, row, : pool.heads, None])]
-        columns = np.arange(ids.shape[1])
-        heads, fresh = np.nonzero(columns < eviction.fresh[layer, : pool.heads, None])
-        table[heads, begin[heads, 0] + fresh] = ids[heads, fresh]
-        pool.let_go(old)
 
     def _remember(self, row: StoredRow, eviction: Eviction) -> None:
         """Note the positions of what stays, and how many tokens have left."""
@@ -258,8 +246,9 @@ class PolicyTables(TileTables):
         if self.watch is not None:
             self.watch.tokens += int(gone.sum())
         self._kept[row.row] = eviction.kept(row.all_positions()), eviction.counts
-        for pool in self._pools:
-            pool.set_end(row.row)
+        ends = np.where(self._has, self._count[:, row.row] * self.tile_tokens + self._gone[:, row.row], NEVER)
+        for pool, end in zip(self._pools, ends.min(axis=1).tolist(), strict=True):
+            pool.end[row.row] = end + pool.tokens_without_tiles
 
     def _widen(self, mask: Mask, counts: Ints, of: str, width: int) -> Mask:
         """Return the policy's mask as bool [layers, heads, width], where all after a head's own count stays."""

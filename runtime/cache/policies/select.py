@@ -47,22 +47,18 @@ def keep_mask(scores: Floats, lengths: NDArray[Any], budgets: NDArray[Any], wind
         raise ValueError(
             f"keep: got a budget of {int(budgets[full].min())} tokens, expected {window + 1} or more, the window and one before it"
         )
-    columns = np.arange(scores.shape[1])
-    before = columns < (lengths - window)[:, None]
-    check_scores(np.where(before, scores, 0), "keep")
-    mask = np.zeros((len(scores), scores.shape[1] + window), bool)
-    mask[:] = np.arange(mask.shape[1]) < lengths[:, None]
+    before = np.arange(scores.shape[1]) < (lengths - window)[:, None]
+    values = np.where(before, scores, -np.inf)
+    check_scores(values, "keep")
+    mask = np.arange(scores.shape[1] + window) < lengths[:, None]
     rows = np.flatnonzero(full)
     if len(rows):
-        mask[rows, : scores.shape[1]] &= _largest(
-            scores[rows], before[rows], budgets[rows] - window, lengths[rows] - window
-        )
+        mask[rows, : scores.shape[1]] &= _largest(values[rows], before[rows], budgets[rows] - window)
     return mask
 
 
-def _largest(scores: Floats, valid: NDArray[np.bool_], counts: NDArray[Any], ends: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mark of each row its largest scores, and the columns after its end, [R, m]; counts < ends."""
-    values = np.where(valid, scores, -np.inf)
+def _largest(values: Floats, valid: NDArray[np.bool_], counts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mark of each row its `counts` largest values, and the columns that are not valid, [R, m]; those hold -inf."""
     order = np.sort(values, axis=1)
     rows = np.arange(len(values))
     threshold = order[rows, values.shape[1] - counts][:, None]

@@ -31,16 +31,19 @@ class RowView:
     """The facts about a row that scores are made of, in the layers without a window; 0 where a layer has no such head.
 
     row: the row.
-    positions[layers, heads, n] int64: of the stored tokens; after a head's last they mean nothing.
     importance, redundancy[layers, heads, n] float32: of the session; None where it was not asked, or has none.
     marks[layers, heads, channels, n] float32: the same.
     """
 
     row: StoredRow
-    positions: Ints
     importance: Floats | None
     redundancy: Floats | None
     marks: Floats | None
+
+    @property
+    def positions(self) -> Ints:
+        """The positions of the stored tokens, int64 [layers, heads, n]; after a head's last they mean nothing."""
+        return self.row.all_positions()
 
     @classmethod
     def of_row(cls, row: StoredRow, session: CacheSession, needs: frozenset[str]) -> RowView:
@@ -50,7 +53,6 @@ class RowView:
         with_redundancy = [each.redundancy for each in scores if each.redundancy is not None]
         return cls(
             row=row,
-            positions=row.all_positions(),
             importance=_stacked([each.importance for each in scores], heads),
             redundancy=_stacked(with_redundancy, heads),
             marks=_stacked(session.marks(row), heads) if needs & {MARKS, GATES} else None,

@@ -17,7 +17,7 @@ ERRORS = Case(name="errors", moves=3, tiles=4, head_dim=8, value_dim=8, channels
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_matches_the_oracle_and_itself_in_place(case: Case) -> None:
+def test_matches_the_oracle_and_itself_in_place(case: Case, isa: str) -> None:
     arrays = make_inputs(case)
     wanted = expected(case, arrays)
     for got in (
@@ -29,26 +29,29 @@ def test_matches_the_oracle_and_itself_in_place(case: Case) -> None:
             np.testing.assert_array_equal(mine, its)
 
 
-def test_a_gather_is_a_list_of_moves() -> None:
-    """The tokens that a mask keeps, in order, in new tiles: what an eviction does."""
+@pytest.mark.parametrize(("share", "first"), [(0.6, 0), (0.8, 5), (0.1, 31), (1.0, 37)])
+@pytest.mark.parametrize("kv_bits", [16, 32])
+def test_a_gather_is_a_list_of_moves(share: float, first: int, kv_bits: int, isa: str) -> None:
+    """The tokens that a mask keeps, in order, in new tiles from a place on: what an eviction does."""
     rng = np.random.default_rng(0)
-    tiles = np.zeros((5, 128 * 12 * 2), np.int8)
-    keys, values = tile_views(tiles, 8, 4, 16)
+    tiles = np.zeros((7, 128 * 12 * kv_bits // 8), np.int8)
+    keys, values = tile_views(tiles, 8, 4, kv_bits)
     keys[:], values[:] = rng.standard_normal(keys.shape), rng.standard_normal(values.shape)
-    kept = np.flatnonzero(rng.random(3 * 128) < 0.6)
-    order, to = np.array([4, 0, 2])[kept // 128], np.arange(len(kept))
-    moves = np.stack([order, kept % 128, np.array([1, 3])[to // 128], to % 128], axis=1).astype(np.int32)
-    (after,) = run_op("CompactTiles", {"tiles": tiles, "moves": moves}, head_dim=8, value_dim=4)
-    new_keys, new_values = tile_views(after, 8, 4, 16)
+    kept = np.flatnonzero(rng.random(3 * 128) < share)
+    old, new = np.array([4, 0, 2]), np.array([1, 3, 6, 5])
+    to = first + np.arange(len(kept))
+    moves = np.stack([old[kept // 128], kept % 128, new[to // 128], to % 128], axis=1).astype(np.int32)
+    (after,) = run_op("CompactTiles", {"tiles": tiles, "moves": moves}, head_dim=8, value_dim=4, kv_bits=kv_bits)
+    new_keys, new_values = tile_views(after, 8, 4, kv_bits)
 
-    def tokens(keys: np.ndarray, ids: list[int]) -> np.ndarray:
+    def tokens(keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return keys[ids].transpose(0, 1, 3, 2).reshape(-1, 8)
 
-    np.testing.assert_array_equal(tokens(new_keys, [1, 3])[: len(kept)], tokens(keys, [4, 0, 2])[kept])
-    np.testing.assert_array_equal(
-        new_values[[1, 3]].reshape(-1, 4)[: len(kept)], values[[4, 0, 2]].reshape(-1, 4)[kept]
-    )
-    np.testing.assert_array_equal(after[[4, 0, 2]], tiles[[4, 0, 2]])
+    wanted_keys, wanted_values = tokens(keys, new).copy(), values[new].reshape(-1, 4).copy()
+    wanted_keys[to], wanted_values[to] = tokens(keys, old)[kept], values[old].reshape(-1, 4)[kept]
+    np.testing.assert_array_equal(tokens(new_keys, new), wanted_keys)
+    np.testing.assert_array_equal(new_values[new].reshape(-1, 4), wanted_values)
+    np.testing.assert_array_equal(after[old], tiles[old])
 
 
 BAD = {

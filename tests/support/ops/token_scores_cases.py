@@ -61,6 +61,8 @@ CASES = (
         for dim in (1, 16, 33, 80, 128, 256)
     ),
     Case(name="redundant", held=(640, 130, 17), clusters=7, redundancy=1),
+    Case(name="like_tokens_far_back", held=(700, 385), clusters=90, redundancy=1),
+    Case(name="few_tokens", held=(1, 2, 3, 7, 8, 9, 16, 17), window=1, entries=1, clusters=3, redundancy=1),
     Case(name="redundant_causal", held=(260,), clusters=1, redundancy=1, scope=1, group=2),
     Case(name="nothing_redundant", held=(300, 140), redundancy=1, threshold=0.9),
     Case(name="small_keys", held=(60,), clusters=4, redundancy=1, magnitude=1e-3),

@@ -1,6 +1,6 @@
 #include "cpu/policy/compact_tiles.h"
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #include "cpu/threads/fault.h"
@@ -9,6 +9,8 @@
 
 namespace ew {
 namespace {
+
+constexpr std::int64_t kMovesOfATask = 4 * kTileTokens;  // mostly those of a few whole tiles
 
 std::string place_of(std::int64_t move, int field) {
   return "moves[" + std::to_string(move) + ", " + std::to_string(field) + "]";
@@ -24,22 +26,6 @@ std::string check_move(const CompactTilesArgs& args, std::int64_t move) {
                       (is_tile ? "a tile id in [0, " : "a place in [0, ") + std::to_string(end) + ")");
   }
   return {};
-}
-
-// Elem: of a size of a stored number; its bits are copied.
-template <class Elem>
-void move_token(const CompactTilesArgs& args, const std::int32_t* move) {
-  const std::int64_t bytes = tile_bytes(args.head_dim, args.value_dim, args.kv_bits), from = move[1], to = move[3];
-  const auto* source = reinterpret_cast<const Elem*>(args.tiles + move[0] * bytes);
-  auto* target = reinterpret_cast<Elem*>(args.tiles + move[2] * bytes);
-  for (std::int64_t d = 0; d < args.head_dim; ++d)
-    target[key_offset(to, d, args.head_dim)] = source[key_offset(from, d, args.head_dim)];
-  std::memcpy(target + value_offset(to, args.head_dim, args.value_dim),
-              source + value_offset(from, args.head_dim, args.value_dim),
-              static_cast<std::size_t>(args.value_dim) * sizeof(Elem));
-  for (std::int64_t c = 0; c < args.channels; ++c)
-    args.marks[(move[2] * args.channels + c) * kTileTokens + to] =
-        args.marks[(move[0] * args.channels + c) * kTileTokens + from];
 }
 
 }  // namespace
@@ -58,11 +44,13 @@ std::string find_fault(const CompactTilesArgs& args) {
 }
 
 void compact_tiles(const CompactTilesArgs& args, const Parallel& parallel) {
-  for_rows(parallel, args.count, args.head_dim + args.value_dim, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t move = begin; move < end; ++move)
-      args.kv_bits == 32 ? move_token<std::uint32_t>(args, args.moves + 4 * move)
-                         : move_token<std::uint16_t>(args, args.moves + 4 * move);
-  });
+  const auto kernel = move_tokens_kernel();
+  auto move = [&](std::size_t i) {
+    const std::int64_t begin = static_cast<std::int64_t>(i) * kMovesOfATask;
+    kernel(args, begin, std::min(begin + kMovesOfATask, args.count));
+  };
+  const bool is_worthwhile = args.count * (args.head_dim + args.value_dim) > kWorthwhileElements;
+  for_each(parallel, is_worthwhile, static_cast<std::size_t>((args.count + kMovesOfATask - 1) / kMovesOfATask), move);
 }
 
 }  // namespace ew

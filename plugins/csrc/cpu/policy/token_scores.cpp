@@ -10,7 +10,7 @@ namespace ew {
 namespace {
 
 constexpr std::int64_t kWorthwhile = 1 << 19;  // multiply-adds: about the price of waking a thread
-constexpr std::int64_t kKeysOfATask = 64;
+constexpr std::int64_t kKeysOfATask = 2 * kTileTokens;
 
 // The first thing wrong with the lengths of a head of a cache of records, or with the ids of its records.
 std::string check_records(const TokenScoresArgs& args, std::int64_t row, std::int64_t head) {

@@ -73,7 +73,7 @@ EW_CPU_KERNEL(void, decode_keys_kernel, const TokenScoresArgs&, std::int64_t row
               float* keys);
 // inverse, own and sum.
 EW_CPU_KERNEL(void, unit_keys_kernel, const TokenScoresArgs&, std::int64_t row, std::int64_t head, const Similarity&);
-// dropped and with, for keys [begin, end); begin is a multiple of kBlockTokens; scratch of kScoreLanes * (head_dim +
+// dropped and with, for keys [begin, end); begin is a multiple of kTileTokens; scratch of kScoreLanes * (head_dim +
 // kTileTokens) floats.
 EW_CPU_KERNEL(void, dropped_cosines_kernel, const TokenScoresArgs&, std::int64_t row, std::int64_t head,
               std::int64_t begin, std::int64_t end, const Similarity&, float* scratch);

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "cpu/simd/pick_rows.h"
 #include "layout/tile.h"
 
 namespace ew {

@@ -70,6 +70,24 @@ inline void zip(Vec& a, Vec& b) {
   a.v = first;
 }
 
+// out[r, i] = number places[i] of row r of low, then of high, for i < count; rows are of kBlockTokens numbers.
+inline void pick_rows(const std::uint16_t* low, const std::uint16_t* high, const std::uint16_t* places, int count,
+                      std::int64_t rows, std::uint16_t* out) {
+  const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places));
+  for (std::int64_t i = 0; i < rows * kBlockTokens; i += kBlockTokens) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + i));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(high + i));
+    _mm256_mask_storeu_epi16(out + i, first(count), _mm256_permutex2var_epi16(a, at, b));
+  }
+}
+inline void pick_rows(const std::uint32_t* low, const std::uint32_t* high, const std::uint32_t* places, int count,
+                      std::int64_t rows, std::uint32_t* out) {
+  const __m512i at = _mm512_loadu_si512(places);
+  for (std::int64_t i = 0; i < rows * kBlockTokens; i += kBlockTokens)
+    _mm512_mask_storeu_epi32(out + i, first(count),
+                             _mm512_permutex2var_epi32(_mm512_loadu_si512(low + i), at, _mm512_loadu_si512(high + i)));
+}
+
 // kWidth bytes of packed codes.
 struct Packed {
   __m512i v;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/simd/pick_rows.h"
 #include "layout/tile.h"
 
 namespace ew {
