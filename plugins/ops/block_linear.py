@@ -14,6 +14,8 @@ LINEAR_BITS = (2, 3, 4, 5, 6, 8)
 """Bits of a code."""
 GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 """The activation of a gate -> its number as the attribute `gate`."""
+OFFSETS = {"": 0, "minima": 1, "zero_points": 2}
+"""What a block has besides its scale -> its number as the attribute `minima`."""
 
 PANELS = Tensor("panels", ("int8",), ("N", "bytes"), "W's codes, scales and minima, 16 rows in a panel")
 CODE_ATTRIBUTES = (
@@ -24,7 +26,13 @@ CODE_ATTRIBUTES = (
     Attribute(
         "scale_bits", "int", "bits of a scale and of a minimum: 16 (IEEE half) or 32", default=16, least=16, most=32
     ),
-    Attribute("minima", "int", "1: a block has a minimum, too", default=0, most=1),
+    Attribute(
+        "minima",
+        "int",
+        "1: a block has a minimum, too; 2: in its place a zero point, and the minimum is -zero_point * scale",
+        default=0,
+        most=2,
+    ),
 )
 
 

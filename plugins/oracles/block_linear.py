@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, OFFSETS, PANEL_ROWS
 
 Floats = NDArray[np.float32]
 
@@ -37,7 +37,7 @@ def block_linear(
     bias: [rows].
     residual: [1, T, width].
     """
-    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
+    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=minima)
     tokens = x[0].astype(np.float64)
     if norm:
         tokens = tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + epsilon)
@@ -64,12 +64,12 @@ def block_lookup(
     minima: int = 0,
 ) -> Floats:
     """Return W[ids], [1, T, columns], of the W that `panels` stand for; ids [1, T]."""
-    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
+    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=minima)
     return np.ascontiguousarray(weight[ids])
 
 
 def unpack_panels(
-    panels: NDArray[np.int8], rows: int, columns: int, bits: int, block: int, *, scale_bits: int, minima: bool
+    panels: NDArray[np.int8], rows: int, columns: int, bits: int, block: int, *, scale_bits: int, minima: int
 ) -> Floats:
     """Return W [rows, columns] that panels stand for."""
     chunks, group = -(-columns // CHUNK_COLUMNS), max(block // CHUNK_COLUMNS, 1)
@@ -84,13 +84,16 @@ def unpack_panels(
             codes[:, :, i] = _codes_of_chunk(panels[:, at : at + 64 * bits].view(np.uint8), bits)
             at += 64 * bits
         numbers = []
-        for _ in range(1 + minima):
+        for _ in range(2 if minima else 1):
             size = parts * PANEL_ROWS * scale_bits // 8
             raw = np.ascontiguousarray(panels[:, at : at + size]).view(scale_type).astype(np.float32)
             numbers.append(raw.reshape(len(panels), parts, PANEL_ROWS).transpose(0, 2, 1)[:, :, None, :, None])
             at += size
         split = codes.reshape(*codes.shape[:3], parts, -1)
-        whole = split * numbers[0] + numbers[1] if minima else (split - (1 << (bits - 1))) * numbers[0]
+        if minima == OFFSETS["minima"]:
+            whole = split * numbers[0] + numbers[1]
+        else:
+            whole = (split - (numbers[1] if minima else 1 << (bits - 1))) * numbers[0]
         weight[:, :, begin : begin + len(here)] = whole.reshape(codes.shape)
     return weight.reshape(-1, chunks * CHUNK_COLUMNS)[:rows, :columns]
 

@@ -111,6 +111,7 @@ def _join(model: PreTrainedModel, target: str, group: TensorGroup, rows: dict[st
         load=load,
         zero_points=partial(convert, _zero_points) if first.zero_points is not None else None,
         minima=partial(convert, _minima) if first.minima is not None else None,
+        halves=all(each.halves for each in rows.values()),
         order=first.order,
     )
 

@@ -2,6 +2,7 @@
 //
 //   panel   [groups]: the columns of a scale, or a chunk of them where a scale has fewer
 //   group   [chunks][64 * bits] bytes of codes, then [scales of the group][kPanelRows] scales, then as many minima
+//           or zero points, numbers of the same type
 //
 // The codes of a chunk are planes of 4, 2 or 1 bits, the low bits first: 5 bits are a plane of 4 and one of 1. A
 // plane's vectors have 64 bytes, four columns of each row: byte 4 r + c is of row r. The lowest bits of a byte are of
@@ -27,7 +28,8 @@ constexpr int high_bits(int bits) { return bits - low_bits(bits); }
 // Sizes of a matrix of codes. A scale is of `block` columns, which are 16 or a multiple of 32.
 struct PanelShape {
   std::int64_t rows, columns, bits, block, scale_bytes;
-  bool minima;
+  bool minima;       // or zero points in their place
+  bool zero_points;  // zero_point * scale is taken away
 
   std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   std::int64_t chunks() const { return (columns + kChunkColumns - 1) / kChunkColumns; }
@@ -45,7 +47,7 @@ struct PanelShape {
 // Of a node with these attributes.
 template <class Attributes>
 PanelShape panel_shape(const Attributes& a) {
-  return {a.rows, a.columns, a.bits, a.block, a.scale_bits / 8, a.minima != 0};
+  return {a.rows, a.columns, a.bits, a.block, a.scale_bits / 8, a.minima != 0, a.minima == 2};
 }
 
 }  // namespace ew

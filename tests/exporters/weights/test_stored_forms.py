@@ -78,9 +78,11 @@ def test_records_of_the_manifest() -> None:
     assert choose_storage().describe("float32") == {
         "kind": "stored",
         "compute": "int8",
+        "linear": "onnxruntime",
         "dtype": "float32",
         "max_kl": 1e-2,
     }
+    assert parse_weights("stored:linear=enginewright").describe("float32")["linear"] == "enginewright"
     assert "max_kl" not in parse_weights("stored:compute=float32").describe("float32"), (
         "codes as they are, and exact sums"
     )

@@ -86,6 +86,7 @@ def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> 
         ({}, {"bits": 7}, "bits: got 7, expected 2, 3, 4, 5, 6 or 8"),
         ({}, {"block": 48}, "block: got 48, expected 16 or a multiple of 32"),
         ({}, {"scale_bits": 24}, "scale_bits: got 24, expected 16 or 32"),
+        ({}, {"minima": 3}, "minima: got 3"),
         ({}, {"epsilon": -1.0}, "epsilon: got -1"),
         ({}, {"width": 32}, "width: got 32, expected the number of rows"),
         ({}, {"gate": 1}, "width: got 64, expected half of the rows"),

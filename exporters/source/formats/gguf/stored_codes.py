@@ -39,12 +39,14 @@ class CodeType:
     group_size: numbers that share a scale.
     split: the parts of bytes [blocks, n] uint8.
     has_minima: whether there are minima.
+    halves: whether scales and minima are halves; else they are products of a half and a small number, or powers of two.
     """
 
     bits: int
     group_size: int
     split: Callable[[np.ndarray], BlockCodes]
     has_minima: bool = False
+    halves: bool = False
 
     def read(self, content: bytes, shape: tuple[int, ...], kind: int) -> BlockCodes:
         """Return codes [n, k], scales and minima [n, k / group_size] of a matrix of the type `kind`."""
@@ -173,19 +175,19 @@ def _mxfp4(x: np.ndarray) -> BlockCodes:
 
 
 CODE_TYPES = {
-    int(kind): CodeType(bits=bits, group_size=group, split=split, has_minima=minima)
-    for kind, bits, group, split, minima in (
-        (GGMLQuantizationType.Q4_0, 4, 32, _q4_0, False),
-        (GGMLQuantizationType.Q4_1, 4, 32, _q4_1, True),
-        (GGMLQuantizationType.Q5_0, 5, 32, _q5_0, False),
-        (GGMLQuantizationType.Q5_1, 5, 32, _q5_1, True),
-        (GGMLQuantizationType.Q8_0, 8, 32, _q8_0, False),
-        (GGMLQuantizationType.Q2_K, 2, 16, _q2_k, True),
-        (GGMLQuantizationType.Q3_K, 3, 16, _q3_k, False),
-        (GGMLQuantizationType.Q4_K, 4, 32, _q4_k, True),
-        (GGMLQuantizationType.Q5_K, 5, 32, _q5_k, True),
-        (GGMLQuantizationType.Q6_K, 6, 16, _q6_k, False),
-        (GGMLQuantizationType.IQ4_NL, 8, 32, _iq4_nl, False),
-        (GGMLQuantizationType.MXFP4, 8, 32, _mxfp4, False),
+    int(kind): CodeType(bits=bits, group_size=group, split=split, has_minima=minima, halves=halves)
+    for kind, bits, group, split, minima, halves in (
+        (GGMLQuantizationType.Q4_0, 4, 32, _q4_0, False, True),
+        (GGMLQuantizationType.Q4_1, 4, 32, _q4_1, True, True),
+        (GGMLQuantizationType.Q5_0, 5, 32, _q5_0, False, True),
+        (GGMLQuantizationType.Q5_1, 5, 32, _q5_1, True, True),
+        (GGMLQuantizationType.Q8_0, 8, 32, _q8_0, False, True),
+        (GGMLQuantizationType.Q2_K, 2, 16, _q2_k, True, False),
+        (GGMLQuantizationType.Q3_K, 3, 16, _q3_k, False, False),
+        (GGMLQuantizationType.Q4_K, 4, 32, _q4_k, True, False),
+        (GGMLQuantizationType.Q5_K, 5, 32, _q5_k, True, False),
+        (GGMLQuantizationType.Q6_K, 6, 16, _q6_k, False, False),
+        (GGMLQuantizationType.IQ4_NL, 8, 32, _iq4_nl, False, True),
+        (GGMLQuantizationType.MXFP4, 8, 32, _mxfp4, False, False),
     )
 }

@@ -118,7 +118,11 @@ class TensorTable:
             return join([each.minima for each in blocks if each.minima is not None])
 
         return QuantizedRows(
-            bits=found.bits, group_size=found.group_size, load=load, minima=minima if found.has_minima else None
+            bits=found.bits,
+            group_size=found.group_size,
+            load=load,
+            minima=minima if found.has_minima else None,
+            halves=found.halves,
         )
 
     def _restored(self, parameter: Parameter) -> str:

@@ -44,12 +44,14 @@ void restore_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
     for (std::int64_t first = 0; first < count; first += args.block) {
       const std::int64_t place = (first / args.block * kPanelRows + row) * shape.scale_bytes;
       const float scale = number_at(numbers + place, shape.scale_bytes);
-      const float minimum = shape.minima ? number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes)
-                                         : -static_cast<float>(1 << (bits - 1)) * scale;
+      const float offset = shape.minima ? number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes)
+                                        : static_cast<float>(1 << (bits - 1));
+      const bool adds = shape.minima && !shape.zero_points;
+      const float zero = adds ? 0.0f : offset, minimum = adds ? offset : 0.0f;
       for (std::int64_t i = first; i < std::min(first + args.block, count); ++i) {
         const unsigned char* chunk = at + i / kChunkColumns * shape.chunk_bytes();
         const int code = code_at(chunk, bits, row, static_cast<int>(i % kChunkColumns));
-        out[begin + i] = static_cast<float>(code) * scale + minimum;
+        out[begin + i] = (static_cast<float>(code) - zero) * scale + minimum;
       }
     }
     at = numbers + shape.numbers_bytes();

@@ -66,13 +66,15 @@ struct Panels {
   }
 
   // The scales of index `step` of the group whose scales are `codes` bytes further on, and its minima:
-  // -2^(bits - 1) scale where there are none.
+  // -2^(bits - 1) scale where there are none, -zero_point scale where there are zero points.
   EW_INLINE void load_numbers(Vec (&scales)[kVecs], Vec (&minima)[kVecs], const PanelShape& shape, std::int64_t codes,
                               int step) const {
     const std::int64_t offset = codes + step * kPanelRows * shape.scale_bytes;
     load_scales(scales, offset, shape.scale_bytes);
     if (shape.minima) {
       load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes);
+      if (shape.zero_points)
+        for (int v = 0; v < kVecs; ++v) minima[v] = splat(0.0f) - minima[v] * scales[v];
     } else {
       const Vec zero = splat(-static_cast<float>(1 << (shape.bits - 1)));
       for (int v = 0; v < kVecs; ++v) minima[v] = zero * scales[v];
