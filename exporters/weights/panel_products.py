@@ -14,7 +14,14 @@ from enginewright.exporters.weights.block_corrections import order_part, reorder
 from enginewright.exporters.weights.panels import pack_panels, panel_bytes
 from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
-from enginewright.plugins.ops.block_linear import BLOCK_LINEAR, CHUNK_COLUMNS, LINEAR_BITS, OFFSETS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import (
+    BLOCK_LINEAR,
+    CHUNK_COLUMNS,
+    FACTOR_COLUMNS,
+    LINEAR_BITS,
+    OFFSETS,
+    PANEL_ROWS,
+)
 from enginewright.plugins.ops.block_lookup import BLOCK_LOOKUP
 from enginewright.plugins.ops.op import DOMAIN
 from enginewright.runtime.errors import ExportError
@@ -30,7 +37,7 @@ class PanelLayout:
     n, k: rows and columns of the matrix.
     bits: of a stored code.
     block: columns that share a scale.
-    scale_bits: of a scale, and of what `offset` names.
+    scale_bits: of a scale, and of what `offset` names; 8: they are multiplied by factors.
     offset: what a block has besides its scale: "minima", "zero_points", or "" for nothing.
     order: hash of the order of columns; empty where they are in their order.
     """
@@ -69,7 +76,10 @@ def quantize_panels(use: WeightUse, bits: int, block: int, *, symmetric: bool) -
 
 
 def keep_panels(use: WeightUse, chosen: QuantizedRows) -> Encoding:
-    """Return codes that were chosen before, with the scales and offsets that they have: in 16 bits where these are halves."""
+    """Return codes that were chosen before, with the scales and offsets that they have.
+
+    These are in 16 bits where they are halves, in 8 with factors where they are such products, and else in 32.
+    """
     n, k = use.rows.shape
     bits = chosen.bits if chosen.bits in LINEAR_BITS else 8
     block = _block_of(chosen.group_size, k)
@@ -78,7 +88,7 @@ def keep_panels(use: WeightUse, chosen: QuantizedRows) -> Encoding:
         k=k,
         bits=bits,
         block=block,
-        scale_bits=16 if chosen.halves else 32,
+        scale_bits=16 if chosen.halves else 8 if _keeps_factors(chosen, k, block) else 32,
         offset=chosen.offset,
         order=chosen.order_hash,
     )
@@ -91,7 +101,13 @@ def keep_panels(use: WeightUse, chosen: QuantizedRows) -> Encoding:
 def _describe_panels(layout: PanelLayout) -> str:
     offset = {"": "", "zero_points": " and zero points", "minima": " and minima"}[layout.offset]
     order = ", reordered" if layout.order else ""
-    return f"{layout.bits} bits in panels of blocks of {layout.block}, with scales{offset} of {layout.scale_bits} bits{order}"
+    sizes = f"{layout.scale_bits} bits{' and factors' if layout.scale_bits == 8 else ''}"
+    return f"{layout.bits} bits in panels of blocks of {layout.block}, with scales{offset} of {sizes}{order}"
+
+
+def _keeps_factors(chosen: QuantizedRows, k: int, block: int) -> bool:
+    """Whether the scales are products that panels can hold."""
+    return chosen.factored is not None and FACTOR_COLUMNS % block == 0 and k % FACTOR_COLUMNS == 0
 
 
 def _block_of(group_size: int, k: int) -> int:
@@ -104,28 +120,31 @@ def _block_of(group_size: int, k: int) -> int:
 def _pack_chosen(chosen: QuantizedRows, layout: PanelLayout, name: str) -> np.ndarray:
     """The panels of codes that were chosen before; ExportError for scales or minima that are no numbers."""
     codes, scales = chosen.load()
-    lowest, middle = None, 1 << (layout.bits - 1)
-    if chosen.offset:
-        middle = 1 << (chosen.bits - 1)  # codes in more bits than theirs have the same lowest one
-    if chosen.minima is not None:
+    # codes in more bits than their own have the same lowest one where there is an offset
+    middle = 1 << ((chosen.bits if chosen.offset else layout.bits) - 1)
+    lowest, factors = None, None
+    if layout.scale_bits == 8 and chosen.factored is not None:
+        products = chosen.factored()
+        scales, lowest, factors = products.scales, products.minima, products.factors
+    elif chosen.minima is not None:
         lowest = chosen.minima()
     elif chosen.zero_points is not None:
         lowest = chosen.zero_points().astype(np.float32) + np.float32(middle)
-    columns = np.arange(0, layout.k, layout.block) // chosen.group_size
-    for numbers in (scales, lowest):
+    for numbers in (scales, lowest, factors):
         if numbers is not None and not np.isfinite(numbers).all():
             raise ExportError(
                 f"{name}: got a scale or a minimum of NaN or infinity, expected numbers; quantise it again"
             )
+    columns = np.arange(0, layout.k, layout.block) // chosen.group_size
     steps = _narrowed(scales[:, columns], layout.scale_bits)
     lowest = None if lowest is None else _narrowed(lowest[:, columns], layout.scale_bits)
-    return pack_panels(codes.view(np.uint8) + np.uint8(middle), steps, lowest, layout.bits, layout.block)
+    return pack_panels(codes.view(np.uint8) + np.uint8(middle), steps, lowest, layout.bits, layout.block, factors)
 
 
 def _narrowed(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """The same numbers in 16 or 32 bits."""
-    kept = numbers.astype(np.float16 if bits == 16 else np.float32)
-    assert (kept == numbers).all(), "QuantizedRows.halves says that they are halves"
+    """The same numbers in fewer bits: whole ones in 8, halves in 16, or float32."""
+    kept = numbers.astype({8: np.int8, 16: np.float16, 32: np.float32}[bits])
+    assert (kept == numbers).all(), "QuantizedRows says that they are such numbers"
     return kept
 
 

@@ -12,6 +12,8 @@ CHUNK_COLUMNS = 32
 """Columns whose activations share a scale, and whose codes stand together."""
 LINEAR_BITS = (2, 3, 4, 5, 6, 8)
 """Bits of a code."""
+FACTOR_COLUMNS = 256
+"""Columns whose scales of 8 bits share a factor."""
 GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 """The activation of a gate -> its number as the attribute `gate`."""
 OFFSETS = {"": 0, "minima": 1, "zero_points": 2}
@@ -24,7 +26,12 @@ CODE_ATTRIBUTES = (
     Attribute("bits", "int", "bits of a code: 2, 3, 4, 5, 6 or 8", least=2, most=8),
     Attribute("block", "int", "columns that share a scale: 16, or a multiple of 32", least=16, most=1 << 20),
     Attribute(
-        "scale_bits", "int", "bits of a scale and of a minimum: 16 (IEEE half) or 32", default=16, least=16, most=32
+        "scale_bits",
+        "int",
+        "bits of a scale and of a minimum: 16 (IEEE half), 32, or 8, a signed number times a half that 256 columns share",
+        default=16,
+        least=8,
+        most=32,
     ),
     Attribute(
         "minima",

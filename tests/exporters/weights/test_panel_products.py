@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from enginewright.exporters.build import build
 from enginewright.exporters.passes.quantize_weights import QuantizeWeightsPass
 from enginewright.exporters.recipe import Recipe, parse_weights
-from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES
+from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, FACTORED, HALVES
 from enginewright.exporters.weights.block_codes import codes_with_halves
 from enginewright.exporters.weights.graph_weights import KEY
 from enginewright.exporters.weights.panel_products import PANELS, keep_panels
@@ -80,6 +80,14 @@ def test_codes_that_were_chosen_stay_what_they_are(bits: int, group_size: int, o
     np.testing.assert_array_equal(unpacked(encoding, N, K), chosen.restore())
 
 
+BITS = {
+    **{"Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6, "Q8_0": 8.5, "Q6_K": 6.5625},  # as in the file
+    **{"Q2_K": 3.125, "Q3_K": 3.5625, "Q4_K": 4.625, "Q5_K": 5.625},  # 2.625, 3.4375, 4.5 and 5.5 in the file
+    **{"IQ4_NL": 8.5, "MXFP4": 9},
+}
+"""Bits of a weight in panels, with scales, minima and factors."""
+
+
 @pytest.mark.parametrize("kind", CODE_TYPES)
 def test_blocks_of_gguf_have_the_same_numbers_in_panels(kind: int) -> None:
     found = CODE_TYPES[kind]
@@ -92,13 +100,13 @@ def test_blocks_of_gguf_have_the_same_numbers_in_panels(kind: int) -> None:
         group_size=found.group_size,
         load=lambda: (blocks.codes, blocks.scales),
         minima=None if lowest is None else lambda: lowest,
-        halves=found.halves,
+        halves=found.scales == HALVES,
+        factored=None if found.scales != FACTORED else lambda: blocks.factored,
     )
     encoding = keep_panels(use_of(np.zeros((48, 2 * numbers), np.float32)), chosen)
     expected = dequantize(content.reshape(48, -1), GGMLQuantizationType(kind))
     np.testing.assert_array_equal(unpacked(encoding, 48, 2 * numbers), expected)
-    name, stored = GGMLQuantizationType(kind).name, encoding.parts[PANELS].size
-    assert (stored == content.nbytes) is (name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
+    assert encoding.parts[PANELS].size * 8 / (48 * 2 * numbers) == BITS[GGMLQuantizationType(kind).name]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -188,20 +196,21 @@ KINDS = {
     "norm": "F32",
     "attn_q": "Q4_K",
     "attn_k": "Q4_K",
-    "attn_v": "Q6_K",
+    "attn_v": "Q4_K",
     "attn_output": "Q4_1",
+    "blk.1.ffn_down": "Q5_0",
     "ffn_down": "Q4_0",
-    "ffn": "Q5_1",
-    "token": "Q8_0",
-    "output": "Q5_0",
+    "ffn": "Q6_K",
+    "token": "Q5_1",
+    "output": "Q8_0",
 }
 HELD = {
     "Q4_0": "4 bits in panels of blocks of 32, with scales of 16 bits",
     "Q4_1": "4 bits in panels of blocks of 32, with scales and minima of 16 bits",
-    "Q4_K": "4 bits in panels of blocks of 32, with scales and minima of 32 bits",
+    "Q4_K": "4 bits in panels of blocks of 32, with scales and minima of 8 bits and factors",
     "Q5_0": "5 bits in panels of blocks of 32, with scales of 16 bits",
     "Q5_1": "5 bits in panels of blocks of 32, with scales and minima of 16 bits",
-    "Q6_K": "6 bits in panels of blocks of 16, with scales of 32 bits",
+    "Q6_K": "6 bits in panels of blocks of 16, with scales of 8 bits and factors",
     "Q8_0": "8 bits in panels of blocks of 32, with scales of 16 bits",
 }
 

@@ -27,6 +27,7 @@ struct PairTask {
     for (int p = 0; p < kTilePanels; ++p) {
       const std::int64_t there = std::min<std::int64_t>(panel + p, panels - 1);
       found.at[p] = args.panels + (task.panel + there) * shape.panel_bytes();
+      found.factors[p] = found.at[p] + shape.groups_bytes();
     }
     return found;
   }
