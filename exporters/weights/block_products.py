@@ -55,7 +55,7 @@ class BlockOptions:
     lm_head: whether the output projection is quantised as well.
     symmetric: false: a block also has a zero point, so that its codes span its own range; true: they lie around 0.
     linear: whose kernels multiply: onnxruntime's, or enginewright's own for CPUs, which read weights as they are stored. auto:
-        enginewright's where the engine is built for them, as `Storage.for_backend` says.
+        enginewright's where they suit the engine, as `Storage.for_backend` says.
 
     Raises:
         ExportError: a value that is not known.
@@ -80,12 +80,14 @@ class ChosenOptions:
     """Options of weights whose codes, if they are such, were chosen before; `choose_storage` creates it.
 
     compute: type of the activations in a product with codes: int8 (faster) or float32 (exact).
+    linear: whose kernels multiply by codes, as in BlockOptions.
 
     Raises:
         ExportError: a value that is not known.
     """
 
     compute: Compute = "int8"
+    linear: Linear = "auto"
 
     def __post_init__(self) -> None:
         check_compute(self.compute)
@@ -170,6 +172,9 @@ def keeps(use: WeightUse) -> bool:
 
 def _keep(options: ChosenOptions, use: WeightUse) -> Encoding:
     assert use.rows.quantized is not None, "it takes no other"
+    if options.linear == "enginewright":
+        _check_cpu(use)
+        return keep_panels(use, use.rows.quantized)
     return _encode_chosen(options.compute, use, use.rows.quantized)
 
 
@@ -227,11 +232,7 @@ def _takes(options: BlockOptions, use: WeightUse) -> bool:
 def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
     rows, size = use.rows, options.block_size
     if options.linear == "enginewright":
-        if not use.for_cpu:
-            raise ExportError(
-                "weights: got linear=enginewright and a graph that is not float32 with our ops, expected one for CPUs; do "
-                "linear=onnxruntime, or --dtype float32 --plugins all"
-            )
+        _check_cpu(use)
         if rows.quantized is not None:
             return keep_panels(use, rows.quantized)
         return quantize_panels(use, bits, size, symmetric=options.symmetric)
@@ -243,6 +244,15 @@ def _quantize(bits: int, options: BlockOptions, use: WeightUse) -> Encoding:
         return quantize(rows.load(), bits, size)
 
     return _encoding(rows.shape, bits, size, _shared(make), symmetric=options.symmetric)
+
+
+def _check_cpu(use: WeightUse) -> None:
+    """Raise ExportError for a use that is in no graph for CPUs, which alone have kernels for panels."""
+    if not use.for_cpu:
+        raise ExportError(
+            "weights: got linear=enginewright and a graph that is not float32 with our ops, expected one for CPUs; do "
+            "linear=onnxruntime, or --dtype float32 --plugins all"
+        )
 
 
 def _encoding(

@@ -14,9 +14,17 @@ from enginewright.exporters.weights.block_corrections import order_part, reorder
 from enginewright.exporters.weights.panels import pack_panels, panel_bytes
 from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
-from enginewright.plugins.ops.block_linear import BLOCK_LINEAR, CHUNK_COLUMNS, LINEAR_BITS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import (
+    BLOCK_LINEAR,
+    CHUNK_COLUMNS,
+    FACTOR_COLUMNS,
+    LINEAR_BITS,
+    OFFSETS,
+    PANEL_ROWS,
+)
 from enginewright.plugins.ops.block_lookup import BLOCK_LOOKUP
 from enginewright.plugins.ops.op import DOMAIN
+from enginewright.runtime.errors import ExportError
 
 PANELS = "panels"
 """The last part of the name of the tensor of panels."""
@@ -29,8 +37,8 @@ class PanelLayout:
     n, k: rows and columns of the matrix.
     bits: of a stored code.
     block: columns that share a scale.
-    scale_bits: of a scale, and of a minimum.
-    minima: whether a block has a minimum.
+    scale_bits: of a scale, and of what `offset` names; 8: they are multiplied by factors.
+    offset: what a block has besides its scale: "minima", "zero_points", or "" for nothing.
     order: hash of the order of columns; empty where they are in their order.
     """
 
@@ -39,18 +47,18 @@ class PanelLayout:
     bits: int
     block: int
     scale_bits: int
-    minima: bool
+    offset: str
     order: str = ""
 
     @property
     def attributes(self) -> dict[str, int]:
         """Of a node that reads the matrix."""
         sizes = {"rows": self.n, "columns": self.k, "bits": self.bits, "block": self.block}
-        return {**sizes, "scale_bits": self.scale_bits, "minima": int(self.minima)}
+        return {**sizes, "scale_bits": self.scale_bits, "minima": OFFSETS[self.offset]}
 
     def weight(self, load: Callable[[], np.ndarray]) -> Weight:
         """The panels as a recipe."""
-        size = panel_bytes(self.k, self.bits, self.block, scale_bits=self.scale_bits, minima=self.minima)
+        size = panel_bytes(self.k, self.bits, self.block, scale_bits=self.scale_bits, minima=bool(self.offset))
         return Weight(shape=(-(-self.n // PANEL_ROWS), size), dtype=ir.DataType.INT8, load=load)
 
 
@@ -58,7 +66,7 @@ def quantize_panels(use: WeightUse, bits: int, block: int, *, symmetric: bool) -
     """Return the use's matrix of numbers as codes of `bits` bits, which are chosen for scales that are halves."""
     rows = use.rows
     n, k = rows.shape
-    layout = PanelLayout(n=n, k=k, bits=bits, block=block, scale_bits=16, minima=not symmetric)
+    layout = PanelLayout(n=n, k=k, bits=bits, block=block, scale_bits=16, offset="" if symmetric else "minima")
 
     def load() -> np.ndarray:
         codes, scales, minima = codes_with_halves(rows.load(), bits, block, symmetric=symmetric)
@@ -68,16 +76,38 @@ def quantize_panels(use: WeightUse, bits: int, block: int, *, symmetric: bool) -
 
 
 def keep_panels(use: WeightUse, chosen: QuantizedRows) -> Encoding:
-    """Return codes that were chosen before, with the scales and offsets that they have."""
+    """Return codes that were chosen before, with the scales and offsets that they have.
+
+    These are in 16 bits where they are halves, in 8 with factors where they are such products, and else in 32.
+    """
     n, k = use.rows.shape
     bits = chosen.bits if chosen.bits in LINEAR_BITS else 8
     block = _block_of(chosen.group_size, k)
-    minima = bool(chosen.offset)
-    layout = PanelLayout(n=n, k=k, bits=bits, block=block, scale_bits=32, minima=minima, order=chosen.order_hash)
-    parts = {PANELS: layout.weight(partial(_pack_chosen, chosen, bits, block)), **order_part(chosen, k)}
-    offset = ", with minima" if minima else ""
-    told = f"{bits} bits in panels of blocks of {block}{offset}{', reordered' if chosen.order is not None else ''}"
-    return Encoding(parts=parts, layout=layout, told=told)
+    layout = PanelLayout(
+        n=n,
+        k=k,
+        bits=bits,
+        block=block,
+        scale_bits=16 if chosen.halves else 8 if _keeps_factors(chosen, k, block) else 32,
+        offset=chosen.offset,
+        order=chosen.order_hash,
+    )
+    matrix = use.node.inputs[1 if use.is_product else 0]
+    load = partial(_pack_chosen, chosen, layout, "" if matrix is None else matrix.name or "")
+    parts = {PANELS: layout.weight(load), **order_part(chosen, k)}
+    return Encoding(parts=parts, layout=layout, told=_describe_panels(layout))
+
+
+def _describe_panels(layout: PanelLayout) -> str:
+    offset = {"": "", "zero_points": " and zero points", "minima": " and minima"}[layout.offset]
+    order = ", reordered" if layout.order else ""
+    sizes = f"{layout.scale_bits} bits{' and factors' if layout.scale_bits == 8 else ''}"
+    return f"{layout.bits} bits in panels of blocks of {layout.block}, with scales{offset} of {sizes}{order}"
+
+
+def _keeps_factors(chosen: QuantizedRows, k: int, block: int) -> bool:
+    """Whether the scales are products that panels can hold."""
+    return chosen.factored is not None and FACTOR_COLUMNS % block == 0 and k % FACTOR_COLUMNS == 0
 
 
 def _block_of(group_size: int, k: int) -> int:
@@ -87,18 +117,35 @@ def _block_of(group_size: int, k: int) -> int:
     return group_size if group_size % CHUNK_COLUMNS == 0 else CHUNK_COLUMNS // 2
 
 
-def _pack_chosen(chosen: QuantizedRows, bits: int, block: int) -> np.ndarray:
+def _pack_chosen(chosen: QuantizedRows, layout: PanelLayout, name: str) -> np.ndarray:
+    """The panels of codes that were chosen before; ExportError for scales or minima that are no numbers."""
     codes, scales = chosen.load()
-    k, offset = codes.shape[1], 1 << (bits - 1)
-    columns = np.arange(0, k, block) // chosen.group_size
-    steps = scales[:, columns].astype(np.float32)
-    lowest = None
-    if chosen.minima is not None:
-        shift = np.float32((1 << (chosen.bits - 1)) - offset)
-        lowest = chosen.minima()[:, columns].astype(np.float32) + shift * steps
+    # codes in more bits than their own have the same lowest one where there is an offset
+    middle = 1 << ((chosen.bits if chosen.offset else layout.bits) - 1)
+    lowest, factors = None, None
+    if layout.scale_bits == 8 and chosen.factored is not None:
+        products = chosen.factored()
+        scales, lowest, factors = products.scales, products.minima, products.factors
+    elif chosen.minima is not None:
+        lowest = chosen.minima()
     elif chosen.zero_points is not None:
-        lowest = -(chosen.zero_points()[:, columns].astype(np.float32) + np.float32(offset)) * steps
-    return pack_panels(codes.view(np.uint8) + np.uint8(offset), steps, lowest, bits, block)
+        lowest = chosen.zero_points().astype(np.float32) + np.float32(middle)
+    for numbers in (scales, lowest, factors):
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise ExportError(
+                f"{name}: got a scale or a minimum of NaN or infinity, expected numbers; quantise it again"
+            )
+    columns = np.arange(0, layout.k, layout.block) // chosen.group_size
+    steps = _narrowed(scales[:, columns], layout.scale_bits)
+    lowest = None if lowest is None else _narrowed(lowest[:, columns], layout.scale_bits)
+    return pack_panels(codes.view(np.uint8) + np.uint8(middle), steps, lowest, layout.bits, layout.block, factors)
+
+
+def _narrowed(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """The same numbers in fewer bits: whole ones in 8, halves in 16, or float32."""
+    kept = numbers.astype({8: np.int8, 16: np.float16, 32: np.float32}[bits])
+    assert (kept == numbers).all(), "QuantizedRows says that they are such numbers"
+    return kept
 
 
 def write_panel_product(use: WeightUse, layout: PanelLayout, values: Values, *, exact: bool) -> None:

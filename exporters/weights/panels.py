@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, PANEL_ROWS
 
 
 def panel_bytes(columns: int, bits: int, block: int, *, scale_bits: int, minima: bool) -> int:
@@ -18,14 +18,25 @@ def panel_bytes(columns: int, bits: int, block: int, *, scale_bits: int, minima:
     """
     chunks = -(-columns // CHUNK_COLUMNS)
     groups = -(-chunks // _chunks_of_group(block))
-    return chunks * _chunk_bytes(bits) + groups * _numbers_of_group(block) * scale_bits // 8 * (1 + minima)
+    factors = -(-columns // FACTOR_COLUMNS) * PANEL_ROWS * 2 if scale_bits == 8 else 0
+    numbers = groups * _numbers_of_group(block) * scale_bits // 8 + factors
+    return chunks * _chunk_bytes(bits) + numbers * (1 + minima)
 
 
-def pack_panels(codes: np.ndarray, scales: np.ndarray, minima: np.ndarray | None, bits: int, block: int) -> np.ndarray:
+def pack_panels(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray | None,
+    bits: int,
+    block: int,
+    factors: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the panels int8 [ceil(n / 16), bytes] of codes [n, k] in 0 .. 2^bits - 1.
 
-    scales, minima: [n, ceil(k / block)] of float16 or float32, which is how they are stored. Rows that fill up the last panel
-    have scales of 0.
+    scales, minima: [n, ceil(k / block)] of float16 or float32, which is how they are stored, or of int8 with factors. Rows that
+    fill up the last panel have scales of 0.
+    factors: of each 256 columns, what scales of int8 are multiplied by, and then with minima what these are: float16
+    [n, ceil(k / 256)], or twice as many.
     """
     n, k = codes.shape
     panels, chunks = -(-n // PANEL_ROWS), -(-k // CHUNK_COLUMNS)
@@ -37,6 +48,11 @@ def pack_panels(codes: np.ndarray, scales: np.ndarray, minima: np.ndarray | None
     for group, begin in enumerate(range(0, chunks, step)):
         pieces.append(packed[:, begin : begin + step].reshape(panels, -1))
         pieces.extend(part[:, group] for part in numbers)
+    if factors is not None:
+        turned = np.zeros((panels * PANEL_ROWS, factors.shape[1]), np.float16)
+        turned[:n] = factors
+        turned = turned.reshape(panels, PANEL_ROWS, -1).transpose(0, 2, 1)
+        pieces.append(np.ascontiguousarray(turned).reshape(panels, -1).view(np.uint8))
     return np.concatenate(pieces, axis=1).view(np.int8)
 
 

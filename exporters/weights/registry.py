@@ -61,7 +61,8 @@ class Storage:
         """
         if getattr(self.options, "linear", None) != "auto":
             return self
-        linear = "enginewright" if has_own_products else "onnxruntime"
+        is_faster = has_own_products and self.options.compute == "int8"  # onnxruntime's exact ones are, for one row
+        linear = "enginewright" if is_faster else "onnxruntime"
         return Storage(kind=self.kind, options=dataclasses.replace(self.options, linear=linear))
 
     def describe(self, dtype: str, codes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from enginewright.exporters.weights.factored_scales import FactoredScales, join_factored
 from enginewright.runtime.errors import ExportError
 
 WeightForm = tuple[int, int, int, str, str]
@@ -54,6 +55,9 @@ class QuantizedRows:
     input_axis: the axis of the stored weight that the columns lie along: 1, or 0 when it is transposed.
     zero_points: returns zero points [n, k / group_size] int8, in the range of codes; None: there are none.
     minima: returns minima [n, k / group_size] float32; None: there are none. Zero points and minima exclude each other.
+    halves: whether every scale and every minimum is an IEEE half, which a form may store without a change.
+    factored: returns the scales and minima as products, which a form may store without a change; None: they are given as
+        numbers alone.
     order: returns order[k] int32: column j of codes is column order[j] of the matrix, so that columns that share a scale need
         not be neighbours; None: the columns are in their order.
     """
@@ -64,6 +68,8 @@ class QuantizedRows:
     input_axis: int = 1
     zero_points: Callable[[], np.ndarray] | None = None
     minima: Callable[[], np.ndarray] | None = None
+    halves: bool = False
+    factored: Callable[[], FactoredScales] | None = None
     order: Callable[[], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
@@ -271,4 +277,12 @@ def _join_rows(parts: Sequence[QuantizedRows]) -> QuantizedRows:
         return (lambda: np.concatenate([offset() for offset in present])) if present else None
 
     zero_points, minima = join([part.zero_points for part in parts]), join([part.minima for part in parts])
-    return dataclasses.replace(parts[0], load=load, zero_points=zero_points, minima=minima)
+    factored = [part.factored for part in parts if part.factored is not None]
+    return dataclasses.replace(
+        parts[0],
+        load=load,
+        zero_points=zero_points,
+        minima=minima,
+        halves=all(part.halves for part in parts),
+        factored=(lambda: join_factored([each() for each in factored])) if len(factored) == len(parts) else None,
+    )

@@ -12,8 +12,12 @@ CHUNK_COLUMNS = 32
 """Columns whose activations share a scale, and whose codes stand together."""
 LINEAR_BITS = (2, 3, 4, 5, 6, 8)
 """Bits of a code."""
+FACTOR_COLUMNS = 256
+"""Columns whose scales of 8 bits share a factor."""
 GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 """The activation of a gate -> its number as the attribute `gate`."""
+OFFSETS = {"": 0, "minima": 1, "zero_points": 2}
+"""What a block has besides its scale -> its number as the attribute `minima`."""
 
 PANELS = Tensor("panels", ("int8",), ("N", "bytes"), "W's codes, scales and minima, 16 rows in a panel")
 CODE_ATTRIBUTES = (
@@ -22,9 +26,20 @@ CODE_ATTRIBUTES = (
     Attribute("bits", "int", "bits of a code: 2, 3, 4, 5, 6 or 8", least=2, most=8),
     Attribute("block", "int", "columns that share a scale: 16, or a multiple of 32", least=16, most=1 << 20),
     Attribute(
-        "scale_bits", "int", "bits of a scale and of a minimum: 16 (IEEE half) or 32", default=16, least=16, most=32
+        "scale_bits",
+        "int",
+        "bits of a scale and of a minimum: 16 (IEEE half), 32, or 8, a signed number times a half that 256 columns share",
+        default=16,
+        least=8,
+        most=32,
     ),
-    Attribute("minima", "int", "1: a block has a minimum, too", default=0, most=1),
+    Attribute(
+        "minima",
+        "int",
+        "1: a block has a minimum, too; 2: in its place a zero point, and the minimum is -zero_point * scale",
+        default=0,
+        most=2,
+    ),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, OFFSETS, PANEL_ROWS
 from enginewright.plugins.oracles.greedy_sample import greedy_sample
 
 Floats = NDArray[np.float32]
@@ -40,7 +40,7 @@ def block_linear(
     residual: [1, T, width].
     norm: [columns].
     """
-    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
+    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=minima)
     tokens = x.reshape(-1, columns).astype(np.float64)
     if norm is not None:
         tokens = tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + epsilon) * norm
@@ -84,17 +84,18 @@ def block_lookup(
     minima: int = 0,
 ) -> Floats:
     """Return W[ids], [1, T, columns], of the W that `panels` stand for; ids [1, T]."""
-    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
+    weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=minima)
     return np.ascontiguousarray(weight[ids])
 
 
 def unpack_panels(
-    panels: NDArray[np.int8], rows: int, columns: int, bits: int, block: int, *, scale_bits: int, minima: bool
+    panels: NDArray[np.int8], rows: int, columns: int, bits: int, block: int, *, scale_bits: int, minima: int
 ) -> Floats:
     """Return W [rows, columns] that panels stand for."""
     chunks, group = -(-columns // CHUNK_COLUMNS), max(block // CHUNK_COLUMNS, 1)
     parts = CHUNK_COLUMNS // block if block < CHUNK_COLUMNS else 1
-    scale_type = np.float16 if scale_bits == 16 else np.float32
+    scale_type = {8: np.int8, 16: np.float16, 32: np.float32}[scale_bits]
+    factors = _factors(panels, columns, 2 if minima else 1) if scale_bits == 8 else None
     weight = np.zeros((len(panels), PANEL_ROWS, chunks, CHUNK_COLUMNS), np.float32)
     at = 0
     for begin in range(0, chunks, group):
@@ -104,15 +105,28 @@ def unpack_panels(
             codes[:, :, i] = _codes_of_chunk(panels[:, at : at + 64 * bits].view(np.uint8), bits)
             at += 64 * bits
         numbers = []
-        for _ in range(1 + minima):
+        for which in range(2 if minima else 1):
             size = parts * PANEL_ROWS * scale_bits // 8
             raw = np.ascontiguousarray(panels[:, at : at + size]).view(scale_type).astype(np.float32)
-            numbers.append(raw.reshape(len(panels), parts, PANEL_ROWS).transpose(0, 2, 1)[:, :, None, :, None])
+            of_rows = raw.reshape(len(panels), parts, PANEL_ROWS).transpose(0, 2, 1)[:, :, None, :, None]
+            if factors is not None:
+                of_rows = of_rows * factors[:, begin * CHUNK_COLUMNS // FACTOR_COLUMNS, which, :, None, None, None]
+            numbers.append(of_rows)
             at += size
         split = codes.reshape(*codes.shape[:3], parts, -1)
-        whole = split * numbers[0] + numbers[1] if minima else (split - (1 << (bits - 1))) * numbers[0]
+        if minima == OFFSETS["minima"]:
+            whole = split * numbers[0] + numbers[1]
+        else:
+            whole = (split - (numbers[1] if minima else 1 << (bits - 1))) * numbers[0]
         weight[:, :, begin : begin + len(here)] = whole.reshape(codes.shape)
     return weight.reshape(-1, chunks * CHUNK_COLUMNS)[:rows, :columns]
+
+
+def _factors(panels: NDArray[np.int8], columns: int, kinds: int) -> Floats:
+    """Return what scales, and minima if `kinds` is 2, of 8 bits are multiplied by: [panels, of 256 columns, kinds, 16]."""
+    count = -(-columns // FACTOR_COLUMNS)
+    raw = np.ascontiguousarray(panels[:, -count * kinds * PANEL_ROWS * 2 :]).view(np.float16).astype(np.float32)
+    return raw.reshape(len(panels), count, kinds, PANEL_ROWS)
 
 
 def _codes_of_chunk(chunk: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

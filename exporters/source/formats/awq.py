@@ -107,6 +107,7 @@ class AwqFolder(QuantizedFolder):
             codes=lambda: np.ascontiguousarray(_unpack(self.array(qweight)).T),
             scales=lambda: self.array(scales).astype(np.float32),
             zero_points=lambda: _unpack(self.array(qzeros)),
+            halves=self.has_halves(scales),
         )
 
     def _gemv(self, module: str) -> GroupedIntegers:
@@ -132,6 +133,7 @@ class AwqFolder(QuantizedFolder):
             codes=lambda: unpack_words(self.array(qweight), BITS, k),
             scales=lambda: self.array(scales)[:, : k // size].T.astype(np.float32),
             zero_points=lambda: unpack_words(self.array(qzeros), BITS, k // size).T,
+            halves=self.has_halves(scales),
         )
 
 

@@ -146,6 +146,7 @@ class GptqFolder(QuantizedFolder):
             codes=lambda: unpack_words(np.ascontiguousarray(self.array(qweight).T), bits, k),
             scales=lambda: self.array(scales).astype(np.float32),
             zero_points=lambda: self._checked_zero_points(qzeros, bits, n, settings),
+            halves=self.has_halves(scales),
             groups=pick(self, g_idx) if has_groups else None,
         )
 

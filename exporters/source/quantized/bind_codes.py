@@ -13,6 +13,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist
 
 from enginewright.exporters.source.checkpoint import Checkpoint
 from enginewright.exporters.source.tensor_matching import TensorGroup
+from enginewright.exporters.weights.factored_scales import FactoredScales, join_factored
 from enginewright.exporters.weights.weight import QuantizedRows, StoredType, Weight, quantized_weight
 
 ROW_WISE = (MergeModulelist, Concatenate)
@@ -105,12 +106,19 @@ def _join(model: PreTrainedModel, target: str, group: TensorGroup, rows: dict[st
             {name: scales for name, (_, scales) in loaded.items()}
         )
 
+    factored = [each.factored for each in rows.values() if each.factored is not None]
+
+    def join_products() -> FactoredScales:
+        return join_factored([each() for each in factored], lambda parts: place(dict(zip(rows, parts, strict=True))))
+
     return QuantizedRows(
         bits=first.bits,
         group_size=first.group_size,
         load=load,
         zero_points=partial(convert, _zero_points) if first.zero_points is not None else None,
         minima=partial(convert, _minima) if first.minima is not None else None,
+        halves=all(each.halves for each in rows.values()),
+        factored=join_products if len(factored) == len(rows) else None,
         order=first.order,
     )
 

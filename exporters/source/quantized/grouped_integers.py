@@ -40,6 +40,7 @@ class GroupedIntegers:
     codes: returns codes [n, k] uint8, counted from the lowest.
     scales: returns scales [k / group_size, n] float32.
     zero_points: returns zero points [k / group_size, n] uint8, counted as codes are.
+    halves: whether scales are stored as halves.
     groups: returns the group [k] int32 of each column; None: column j is in group j // group_size.
     """
 
@@ -51,6 +52,7 @@ class GroupedIntegers:
     codes: Callable[[], np.ndarray]
     scales: Callable[[], np.ndarray]
     zero_points: Callable[[], np.ndarray]
+    halves: bool
     groups: Callable[[], np.ndarray] | None = None
 
     def describe(self, method: str) -> StoredMatrix:
@@ -87,6 +89,7 @@ class GroupedIntegers:
             bits=self.bits,
             group_size=self.group_size,
             load=load,
+            halves=self.halves,
             order=None if order is None else lambda: order,
         )
         return dataclasses.replace(rows, zero_points=self._centered) if self._centered().any() else rows

@@ -142,6 +142,10 @@ class QuantizedFolder(FolderFiles, ABC):
         tensor = self.files.read_stored(name, part)
         return (tensor if tensor.dtype in _IN_NUMPY else tensor.to(torch.float32)).numpy()
 
+    def has_halves(self, name: str) -> bool:
+        """Return whether a stored tensor is of IEEE halves."""
+        return self.files.tensors[name].dtype == _HALF
+
     def _describe(self, matrix: StoredMatrix) -> StoredTensor:
         first = self.files.tensors[matrix.parts[0]]
         return StoredTensor(
@@ -154,6 +158,7 @@ class QuantizedFolder(FolderFiles, ABC):
         )
 
 
+_HALF = "F16"
 _IN_NUMPY = {
     torch.float16,
     torch.float32,

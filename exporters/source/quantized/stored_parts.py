@@ -91,6 +91,10 @@ class ModuleParts:
         values: np.ndarray = self.source.files.read(self.name(part)).numpy()
         return self.check_finite(values, part)
 
+    def has_halves(self, part: str) -> bool:
+        """Whether the tensor `part` is of IEEE halves."""
+        return self.source.has_halves(self.name(part))
+
     def check_finite(self, values: np.ndarray, part: str) -> np.ndarray:
         """Return `values`, which the tensor `part` stands for; ExportError where one is NaN or infinity."""
         return check_finite(values, self.stored(part).file, self.name(part))

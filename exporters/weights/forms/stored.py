@@ -11,7 +11,7 @@ _ROUNDED_ACTIVATIONS = 1e-2  # as of int8, whose activations are rounded in the 
 
 def _describe(kind: str, options: ChosenOptions, dtype: str) -> dict[str, Any]:
     bound = {"max_kl": _ROUNDED_ACTIVATIONS} if options.compute == "int8" else {}
-    return {"kind": kind, "compute": options.compute, "dtype": dtype, **bound}
+    return {"kind": kind, "compute": options.compute, "linear": options.linear, "dtype": dtype, **bound}
 
 
 FORM = chosen_codes_form(

@@ -1,7 +1,11 @@
 // The memory layout of a matrix of codes: panels of kPanelRows rows, whose columns come in chunks of kChunkColumns.
 //
-//   panel   [groups]: the columns of a scale, or a chunk of them where a scale has fewer
-//   group   [chunks][64 * bits] bytes of codes, then [scales of the group][kPanelRows] scales, then as many minima
+//   panel   [groups], then factors: none unless scales have 8 bits
+//   group   of the columns of a scale, or a chunk of them where a scale has fewer:
+//           [chunks][64 * bits] bytes of codes, then [scales of the group][kPanelRows] scales, then as many minima
+//           or zero points, numbers of the same type
+//   factors for each kFactorColumns columns [kPanelRows] halves, which signed scales of 8 bits are multiplied by, then
+//           as many for minima where there are minima
 //
 // The codes of a chunk are planes of 4, 2 or 1 bits, the low bits first: 5 bits are a plane of 4 and one of 1. A
 // plane's vectors have 64 bytes, four columns of each row: byte 4 r + c is of row r. The lowest bits of a byte are of
@@ -15,9 +19,11 @@
 
 namespace ew {
 
-constexpr int kPanelRows = 16;     // plugins/ops: PANEL_ROWS
-constexpr int kChunkColumns = 32;  // plugins/ops: CHUNK_COLUMNS
-constexpr int kVectorBytes = 64;   // codes of four columns of a panel, a byte each
+constexpr int kPanelRows = 16;       // plugins/ops: PANEL_ROWS
+constexpr int kChunkColumns = 32;    // plugins/ops: CHUNK_COLUMNS
+constexpr int kFactorColumns = 256;  // plugins/ops: FACTOR_COLUMNS
+constexpr int kFactorBytes = 2 * kPanelRows;
+constexpr int kVectorBytes = 64;  // codes of four columns of a panel, a byte each
 constexpr int kHalfChunk = kChunkColumns / 2;
 
 // Bits of the plane that has the low bits of a code, and of the other plane.
@@ -27,7 +33,8 @@ constexpr int high_bits(int bits) { return bits - low_bits(bits); }
 // Sizes of a matrix of codes. A scale is of `block` columns, which are 16 or a multiple of 32.
 struct PanelShape {
   std::int64_t rows, columns, bits, block, scale_bytes;
-  bool minima;
+  bool minima;       // or zero points in their place
+  bool zero_points;  // zero_point * scale is taken away
 
   std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   std::int64_t chunks() const { return (columns + kChunkColumns - 1) / kChunkColumns; }
@@ -39,13 +46,22 @@ struct PanelShape {
   std::int64_t scales_bytes() const { return scales_of_group() * kPanelRows * scale_bytes; }
   // Of all scales and minima of a group.
   std::int64_t numbers_bytes() const { return scales_bytes() * (minima ? 2 : 1); }
-  std::int64_t panel_bytes() const { return chunks() * chunk_bytes() + groups() * numbers_bytes(); }
+  // Of all groups: the factors begin there.
+  std::int64_t groups_bytes() const { return chunks() * chunk_bytes() + groups() * numbers_bytes(); }
+  // Where the factors of a chunk's scales are, from the first factor on.
+  std::int64_t factors_at(std::int64_t chunk) const {
+    return chunk / (kFactorColumns / kChunkColumns) * kFactorBytes * (minima ? 2 : 1);
+  }
+  std::int64_t factors_bytes() const {
+    return scale_bytes == 1 ? factors_at(chunks() + kFactorColumns / kChunkColumns - 1) : 0;
+  }
+  std::int64_t panel_bytes() const { return groups_bytes() + factors_bytes(); }
 };
 
 // Of a node with these attributes.
 template <class Attributes>
 PanelShape panel_shape(const Attributes& a) {
-  return {a.rows, a.columns, a.bits, a.block, a.scale_bits / 8, a.minima != 0};
+  return {a.rows, a.columns, a.bits, a.block, a.scale_bits / 8, a.minima != 0, a.minima == 2};
 }
 
 }  // namespace ew

@@ -77,9 +77,11 @@ def test_records_of_the_manifest() -> None:
     assert choose_storage().describe("float32") == {
         "kind": "stored",
         "compute": "int8",
+        "linear": "auto",
         "dtype": "float32",
         "max_kl": 1e-2,
     }
+    assert parse_weights("stored:linear=enginewright").describe("float32")["linear"] == "enginewright"
     assert "max_kl" not in parse_weights("stored:compute=float32").describe("float32"), (
         "codes as they are, and exact sums"
     )
@@ -242,6 +244,8 @@ def make(root: Path, kind: str) -> Path:
     ("spec", "has_own_products", "linear"),
     [
         ("int4", True, "enginewright"),
+        ("stored", True, "enginewright"),
+        ("int4:compute=float32", True, "onnxruntime"),
         ("int8", False, "onnxruntime"),
         ("int4:linear=onnxruntime", True, "onnxruntime"),
         ("int4:linear=enginewright", False, "enginewright"),  # refused later, with the reason
@@ -249,8 +253,3 @@ def make(root: Path, kind: str) -> Path:
 )
 def test_the_backend_decides_whose_kernels_multiply(spec: str, has_own_products: bool, linear: str) -> None:
     assert parse_weights(spec).for_backend(has_own_products=has_own_products).options.linear == linear
-
-
-def test_a_form_without_products_of_its_own_is_the_same_for_every_backend() -> None:
-    storage = parse_weights("float32")
-    assert storage.for_backend(has_own_products=True) is storage

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from gguf.quants import quantize
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -116,12 +116,36 @@ def write_gguf(
         if kind is None:
             writer.add_tensor(name, values)
         else:
-            writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, _blocks(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+FACTORS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where the factors of a block are, which are halves."""
+
+
+def random_blocks(kind: GGMLQuantizationType, count: int) -> np.ndarray:
+    """Random blocks [count, bytes] of a type, with small scales."""
+    rng = np.random.default_rng(count)
+    made = rng.integers(0, 256, (count, GGML_QUANT_SIZES[kind][1])).astype(np.uint8)
+    if kind == GGMLQuantizationType.MXFP4:
+        made[:, 0] = rng.integers(110, 130, count)
+    halves = FACTORS.get(kind.name, (0, 2) if kind.name in ("Q4_1", "Q5_1") else (0,))
+    for place in () if kind == GGMLQuantizationType.MXFP4 else halves:
+        made[:, place : place + 2] = rng.uniform(0.0001, 0.0005, count).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    return made
+
+
+def _blocks(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """The blocks of `values`; random ones of the types that the library does not write."""
+    if kind.name not in FACTORS:
+        blocks: np.ndarray = quantize(values, kind)
+        return blocks
+    return random_blocks(kind, values.size // GGML_QUANT_SIZES[kind][0]).reshape(*values.shape[:-1], -1)
 
 
 def to_file_tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.ndarray]:

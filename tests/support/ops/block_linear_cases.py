@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from enginewright.exporters.weights.panels import pack_panels
+from enginewright.plugins.ops.block_linear import FACTOR_COLUMNS, OFFSETS
 from enginewright.plugins.oracles.block_linear import block_linear
 
 
@@ -49,6 +50,16 @@ CASES = [
     Case(1, 31, 15, 8, 16),
     Case(7, 33, 17, 5, 32, {"scale_bits": 32, "minima": 1}),
     Case(13, 200, 100, 4, 128),  # the last block is not whole
+    Case(5, 256, 33, 4, 128, {"minima": 2}),
+    Case(3, 100, 40, 3, 16, {"minima": 2}),
+    Case(7, 70, 50, 8, 32, {"minima": 2, "scale_bits": 32}),
+    Case(6, 100, 50, 4, 64, {"minima": 2, "exact": 1}),
+    Case(5, 512, 40, 4, 32, {"scale_bits": 8, "minima": 1}),
+    Case(1, 256, 33, 6, 16, {"scale_bits": 8}),
+    Case(4, 300, 20, 3, 16, {"scale_bits": 8, "minima": 1}),
+    Case(13, 800, 50, 5, 128, {"scale_bits": 8}),
+    Case(6, 290, 50, 2, 16, {"scale_bits": 8, "minima": 1, "exact": 1}),
+    Case(3, 520, 50, 8, 256, {"scale_bits": 8, "exact": 1}),
     Case(6, 130, 64, 6, 160, {"scale_bits": 32}),
     Case(11, 96, 64, 4, 32, {"bias": True, "residual": True}),
     Case(4, 96, 64, 4, 32, {"gate": 1, "bias": True, "residual": True}),
@@ -63,16 +74,24 @@ CASES = [
 
 
 def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random activations, codes, scales and minima."""
+    """Random activations, codes, scales, and minima or zero points."""
     rng = np.random.default_rng(seed)
     blocks = -(-case.columns // case.block)
     codes = rng.integers(0, 1 << case.bits, (case.rows, case.columns)).astype(np.uint8)
     half = case.attributes.get("scale_bits", 16) == 16
     scales = rng.uniform(-0.02, 0.02, (case.rows, blocks)).astype(np.float16 if half else np.float32)
     minima = rng.uniform(-0.1, 0.1, scales.shape).astype(scales.dtype) if case.attributes.get("minima") else None
+    if case.attributes.get("minima") == OFFSETS["zero_points"]:
+        minima = rng.integers(0, 1 << case.bits, scales.shape).astype(scales.dtype)
+    factors = None
+    if case.attributes.get("scale_bits") == 8:
+        scales = rng.integers(-128, 128, scales.shape).astype(np.int8)
+        minima = None if minima is None else rng.integers(-128, 128, scales.shape).astype(np.int8)
+        width = -(-case.columns // FACTOR_COLUMNS) * (1 if minima is None else 2)
+        factors = rng.uniform(-0.0005, 0.0005, (case.rows, width)).astype(np.float16)
     arrays = {
         "x": rng.normal(0, 1, x_shape(case)).astype(np.float32),
-        "panels": pack_panels(codes, scales, minima, case.bits, case.block),
+        "panels": pack_panels(codes, scales, minima, case.bits, case.block, factors),
     }
     if "bias" in case.extra:
         arrays["bias"] = rng.normal(0, 1, case.rows).astype(np.float32)

@@ -41,6 +41,10 @@ CASES = [
     *(Case(40, 96, bits, 32) for bits in (2, 3, 4, 5, 6, 8)),
     *(Case(33, 70, bits, 16, {"minima": 1}) for bits in (2, 3, 4, 5, 6, 8)),
     Case(100, 200, 4, 128, {"scale_bits": 32}),
+    Case(20, 200, 4, 128, {"minima": 2}),
+    Case(20, 512, 4, 32, {"scale_bits": 8, "minima": 1}),
+    Case(33, 300, 6, 16, {"scale_bits": 8}),
+    Case(33, 70, 8, 16, {"minima": 2, "scale_bits": 32}),
     Case(1, 1, 8, 32),
     Case(17, 33, 5, 64, {"scale_bits": 32, "minima": 1}, tokens=0),
 ]

@@ -54,6 +54,7 @@ class WholeCodes:
             group_size=self.tile.columns,
             load=partial(self._load_ordered, reorders),
             zero_points=self.zeros if has_zeros else None,
+            halves=self.parts.has_halves(SCALE),
             order=self._order if reorders else None,
         )
         rows = narrow(self.parts, rows)

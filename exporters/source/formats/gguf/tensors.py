@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from enginewright.exporters.source.formats.gguf.header import FileTensor
-from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, BlockCodes
+from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, FACTORED, HALVES, BlockCodes
 from enginewright.exporters.source.formats.gguf.tensor_types import PLAIN, decode, refusal_of, type_name
 from enginewright.exporters.source.formats.gguf.transformers_reading import ArchitectureReading
 from enginewright.exporters.source.quantized.finite import check_finite
 from enginewright.exporters.source.tensor_source import StoredTensor
+from enginewright.exporters.weights.factored_scales import FactoredScales, join_factored
 from enginewright.exporters.weights.weight import QuantizedRows
 from enginewright.runtime.errors import ExportError
 
@@ -105,7 +106,7 @@ class TensorTable:
         tensors, kind = parameter.parts, parameter.parts[0].kind
         found = CODE_TYPES[kind]
 
-        def join(halves: list[np.ndarray]) -> np.ndarray:
+        def join(halves: Sequence[np.ndarray]) -> np.ndarray:
             placed = [self._reading.apply(tensor.name, half) for tensor, half in zip(tensors, halves, strict=True)]
             return placed[0] if len(placed) == 1 else np.concatenate(placed)
 
@@ -117,8 +118,17 @@ class TensorTable:
             blocks = [_read_codes(tensor, part) for tensor in tensors]
             return join([each.minima for each in blocks if each.minima is not None])
 
+        def factored() -> FactoredScales:
+            blocks = [_read_codes(tensor, part) for tensor in tensors]
+            return join_factored([each.factored for each in blocks if each.factored is not None], join)
+
         return QuantizedRows(
-            bits=found.bits, group_size=found.group_size, load=load, minima=minima if found.has_minima else None
+            bits=found.bits,
+            group_size=found.group_size,
+            load=load,
+            minima=minima if found.has_minima else None,
+            halves=found.scales == HALVES,
+            factored=factored if found.scales == FACTORED else None,
         )
 
     def _restored(self, parameter: Parameter) -> str:

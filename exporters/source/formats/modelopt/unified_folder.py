@@ -97,7 +97,12 @@ def _whole_codes(
         )
     tile = ScaleTile(shape=shape, rows=1, columns=size)
     parts.check(SCALE, tile.stored_shapes, *SCALE_TYPES)
-    stored = QuantizedRows(bits=bits, group_size=size, load=lambda: (load(), tile.by_row(parts.finite(SCALE))))
+    stored = QuantizedRows(
+        bits=bits,
+        group_size=size,
+        load=lambda: (load(), tile.by_row(parts.finite(SCALE))),
+        halves=parts.has_halves(SCALE),
+    )
     rows = narrow(parts, stored)
     return matrix_of_codes(parts.names(WEIGHT, SCALE), shape, f"int{rows.bits} {tile.told}", rows)
 

@@ -34,8 +34,10 @@ struct PairTask {
   // nobody reads.
   Panels<kTilePanels> from(int panel) const {
     Panels<kTilePanels> found;
-    for (int p = 0; p < kTilePanels; ++p)
+    for (int p = 0; p < kTilePanels; ++p) {
       found.at[p] = args.panels + (panel + p && has_second() ? pair.second : pair.first) * shape.panel_bytes();
+      found.factors[p] = found.at[p] + shape.groups_bytes();
+    }
     return found;
   }
 };

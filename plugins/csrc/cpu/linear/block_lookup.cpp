@@ -9,15 +9,19 @@
 namespace ew {
 namespace {
 
-float number_at(const unsigned char* p, std::int64_t bytes) {
-  if (bytes == 4) {
-    float number;
-    std::memcpy(&number, p, sizeof number);
-    return number;
-  }
+float half_at(const unsigned char* p) {
   Half half;
   std::memcpy(&half, p, sizeof half);
   return widen(half);
+}
+
+// A scale or minimum; one of 8 bits is multiplied by the half at `factor`.
+float number_at(const unsigned char* p, std::int64_t bytes, const unsigned char* factor) {
+  if (bytes == 1) return static_cast<float>(static_cast<std::int8_t>(*p)) * half_at(factor);
+  if (bytes == 2) return half_at(p);
+  float number;
+  std::memcpy(&number, p, sizeof number);
+  return number;
 }
 
 // Code of column `column` of a chunk, in the panel's row `row`.
@@ -36,20 +40,25 @@ void restore_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
   const PanelShape shape = panel_shape(args);
   const unsigned char* at = args.panels + id / kPanelRows * shape.panel_bytes();
   const int row = static_cast<int>(id % kPanelRows), bits = static_cast<int>(args.bits);
+  const unsigned char* factors = at + shape.groups_bytes() + 2 * row;
   const std::int64_t of_group = shape.chunks_of_group(), group_columns = of_group * kChunkColumns;
   for (std::int64_t begin = 0; begin < args.columns; begin += group_columns) {
     const std::int64_t chunks = std::min(of_group, shape.chunks() - begin / kChunkColumns);
     const unsigned char* numbers = at + chunks * shape.chunk_bytes();
+    const unsigned char* factor = factors + shape.factors_at(begin / kChunkColumns);
     const std::int64_t count = std::min(chunks * kChunkColumns, args.columns - begin);
     for (std::int64_t first = 0; first < count; first += args.block) {
       const std::int64_t place = (first / args.block * kPanelRows + row) * shape.scale_bytes;
-      const float scale = number_at(numbers + place, shape.scale_bytes);
-      const float minimum = shape.minima ? number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes)
-                                         : -static_cast<float>(1 << (bits - 1)) * scale;
+      const float scale = number_at(numbers + place, shape.scale_bytes, factor);
+      float offset = static_cast<float>(1 << (bits - 1));
+      if (shape.minima)
+        offset = number_at(numbers + shape.scales_bytes() + place, shape.scale_bytes, factor + kFactorBytes);
+      const bool adds = shape.minima && !shape.zero_points;
+      const float zero = adds ? 0.0f : offset, minimum = adds ? offset : 0.0f;
       for (std::int64_t i = first; i < std::min(first + args.block, count); ++i) {
         const unsigned char* chunk = at + i / kChunkColumns * shape.chunk_bytes();
         const int code = code_at(chunk, bits, row, static_cast<int>(i % kChunkColumns));
-        out[begin + i] = static_cast<float>(code) * scale + minimum;
+        out[begin + i] = (static_cast<float>(code) - zero) * scale + minimum;
       }
     }
     at = numbers + shape.numbers_bytes();

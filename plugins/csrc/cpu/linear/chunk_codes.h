@@ -49,6 +49,7 @@ template <int kPanels>
 struct Panels {
   static constexpr int kVecs = kPanels * kParts;
   const unsigned char* at[kPanels];
+  const unsigned char* factors[kPanels];  // the first ones of each panel
 
   EW_INLINE const unsigned char* codes(int v) const { return at[v / kParts] + v % kParts * kVecBytes; }
 
@@ -56,8 +57,18 @@ struct Panels {
     for (int p = 0; p < kPanels; ++p) at[p] += bytes;
   }
 
-  // The scales, or minima, that are `offset` bytes further on.
-  EW_INLINE void load_scales(Vec (&scales)[kVecs], std::int64_t offset, std::int64_t scale_bytes) const {
+  // The scales, or minima, that are `offset` bytes further on. Those of 8 bits are multiplied by the factors that are
+  // `place` bytes after the first.
+  EW_INLINE void load_scales(Vec (&scales)[kVecs], std::int64_t offset, std::int64_t scale_bytes,
+                             std::int64_t place) const {
+    if (scale_bytes == 1) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) {
+        const int p = v / kParts, row = v % kParts * kWidth;
+        scales[v] = load_signed(at[p] + offset + row) * load(reinterpret_cast<const Half*>(factors[p] + place) + row);
+      }
+      return;
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
       const unsigned char* p = at[v / kParts] + offset + v % kParts * kWidth * scale_bytes;
@@ -65,14 +76,16 @@ struct Panels {
     }
   }
 
-  // The scales of index `step` of the group whose scales are `codes` bytes further on, and its minima:
-  // -2^(bits - 1) scale where there are none.
+  // The scales of index `step` of the group from chunk `chunk` on, whose scales are `codes` bytes further on, and its
+  // minima: -2^(bits - 1) scale where there are none, -zero_point scale where there are zero points.
   EW_INLINE void load_numbers(Vec (&scales)[kVecs], Vec (&minima)[kVecs], const PanelShape& shape, std::int64_t codes,
-                              int step) const {
-    const std::int64_t offset = codes + step * kPanelRows * shape.scale_bytes;
-    load_scales(scales, offset, shape.scale_bytes);
+                              std::int64_t chunk, int step) const {
+    const std::int64_t offset = codes + step * kPanelRows * shape.scale_bytes, place = shape.factors_at(chunk);
+    load_scales(scales, offset, shape.scale_bytes, place);
     if (shape.minima) {
-      load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes);
+      load_scales(minima, offset + shape.scales_bytes(), shape.scale_bytes, place + kFactorBytes);
+      if (shape.zero_points)
+        for (int v = 0; v < kVecs; ++v) minima[v] = splat(0.0f) - minima[v] * scales[v];
     } else {
       const Vec zero = splat(-static_cast<float>(1 << (shape.bits - 1)));
       for (int v = 0; v < kVecs; ++v) minima[v] = zero * scales[v];

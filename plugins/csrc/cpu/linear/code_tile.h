@@ -69,13 +69,13 @@ struct CodeTile {
     }
   }
 
-  // The scales of a step of a group, and the minima where they are read.
+  // The scales of a step of the group from chunk `chunk` on, and the minima where they are read.
   EW_INLINE void load_numbers(Scales& scales, Scales& minima, const Panels<kPanels>& panels, std::int64_t codes,
-                              int step) const {
+                              std::int64_t chunk, int step) const {
     if constexpr (kOffsets == Offsets::kZero)
-      panels.load_scales(scales, codes, shape.scale_bytes);
+      panels.load_scales(scales, codes, shape.scale_bytes, shape.factors_at(chunk));
     else
-      panels.load_numbers(scales, minima, shape, codes, step);
+      panels.load_numbers(scales, minima, shape, codes, chunk, step);
   }
 
   // out [kRows, stride], the panels' rows one after another.
@@ -88,7 +88,7 @@ struct CodeTile {
     for (std::int64_t first = 0; first < chunks; first += of_group) {
       const std::int64_t last = std::min(first + of_group, chunks);
       Scales scales, minima = {};
-      load_numbers(scales, minima, panels, (last - first) * kChunkBytes, 0);
+      load_numbers(scales, minima, panels, (last - first) * kChunkBytes, first, 0);
       for (std::int64_t chunk = first; chunk < last; ++chunk) {
         if (ahead) panels.prefetch(kChunkBytes, ahead);
         Whole whole;
@@ -96,7 +96,7 @@ struct CodeTile {
           begin(whole, 2 * chunk);
           add_fours<0>(whole, panels, chunk);
           end(sums, whole, scales, minima, chunk, 2 * chunk);
-          load_numbers(scales, minima, panels, kChunkBytes, 1);
+          load_numbers(scales, minima, panels, kChunkBytes, chunk, 1);
           begin(whole, 2 * chunk + 1);
           add_fours<4>(whole, panels, chunk);
           end(sums, whole, scales, minima, chunk, 2 * chunk + 1);

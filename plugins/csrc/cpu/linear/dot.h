@@ -63,6 +63,10 @@ inline Sums dot(Sums sums, Codes codes, std::int32_t four) {
   return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
 #endif
+// kWidth signed bytes as numbers.
+inline Vec load_signed(const unsigned char* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // Whole numbers in [-127, 127] as bytes.
 inline void store_signed(std::int8_t* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
@@ -111,6 +115,9 @@ inline Sums dot(Sums sums, Codes codes, std::int32_t four) {
   return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 #endif
+inline Vec load_signed(const unsigned char* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store_signed(std::int8_t* p, Vec x) {
   const __m256i whole = _mm256_cvtps_epi32(x.v);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
@@ -151,6 +158,11 @@ inline Sums dot(Sums sums, Codes codes, std::int32_t four) {
   std::memcpy(x, &four, sizeof x);
   for (int i = 0; i < 4; ++i) sums.v += byte_lanes(codes, i) * std::int32_t{x[i]};
   return sums;
+}
+inline Vec load_signed(const unsigned char* p) {
+  Vec x;
+  for (int i = 0; i < kWidth; ++i) x.v[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
+  return x;
 }
 inline void store_signed(std::int8_t* p, Vec x) {
   for (int i = 0; i < kWidth; ++i) p[i] = static_cast<std::int8_t>(x.v[i]);

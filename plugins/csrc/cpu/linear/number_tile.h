@@ -14,14 +14,15 @@ namespace {
 template <int kPanels>
 using ChunkWeights = Vec[kChunkColumns][Panels<kPanels>::kVecs];
 
-// The scales and minima of a step of a chunk.
+// The scales and minima of a step of a chunk, the first one of a group.
 template <int kPanels>
 struct StepNumbers {
   static constexpr int kVecs = Panels<kPanels>::kVecs;
   Vec scales[kVecs], minima[kVecs];
 
-  EW_INLINE StepNumbers(const PanelShape& shape, const Panels<kPanels>& panels, std::int64_t codes, int step) {
-    panels.load_numbers(scales, minima, shape, codes, step);
+  EW_INLINE StepNumbers(const PanelShape& shape, const Panels<kPanels>& panels, std::int64_t codes, std::int64_t chunk,
+                        int step) {
+    panels.load_numbers(scales, minima, shape, codes, chunk, step);
   }
 };
 
@@ -81,8 +82,8 @@ struct NumberTile {
       for (Vec& sum : of_row) sum = splat(0.0f);
     for (std::int64_t first = 0; first < chunks; first += of_group) {
       const std::int64_t last = std::min(first + of_group, chunks), codes = (last - first) * bytes;
-      const StepNumbers<kPanels> one(shape, panels, codes, 0);
-      const StepNumbers<kPanels> other(shape, panels, codes, shape.block < kChunkColumns ? 1 : 0);
+      const StepNumbers<kPanels> one(shape, panels, codes, first, 0);
+      const StepNumbers<kPanels> other(shape, panels, codes, first, shape.block < kChunkColumns ? 1 : 0);
       for (std::int64_t chunk = first; chunk < last; ++chunk) {
         if (ahead) panels.prefetch(static_cast<int>(bytes), ahead);
         ChunkWeights<kPanels> weights;

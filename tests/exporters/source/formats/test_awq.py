@@ -84,6 +84,16 @@ def test_every_layout_equals_its_twin(case: str, checkpoint: CheckpointMaker, tm
             assert rows.offset == ("" if changes.get("zero_point") is False else "zero_points")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scales_are_halves_if_the_file_has_such(dtype: torch.dtype, packed: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{NAME}.scales"] = tensors[f"{NAME}.scales"].to(dtype)
+
+    edit_tensors(packed, change)
+    rows = open_checkpoint(str(packed)).codes(f"{NAME}.weight")
+    assert rows is not None and rows.halves is (dtype == torch.float16)
+
+
 def test_auto_round_in_the_layout_of_awq(packed: Path) -> None:
     expected = open_checkpoint(str(packed)).read(f"{NAME}.weight")
     packing = {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4, "group_size": 32}

@@ -194,6 +194,18 @@ def write_moe(root: Path, pack: Any, settings: dict[str, Any]) -> tuple[Path, Pa
     return write_twins(root / "model", root, pack, settings)
 
 
+def test_experts_that_are_stored_one_by_one_have_halves_as_their_parts_have(tmp_path: Path) -> None:
+    packed, _ = write_moe(tmp_path, packer(awq_parts, **INTEGERS), AWQ)
+    opened = open_checkpoint(str(packed))
+    weights = bind_parameters(
+        opened, build_skeleton(opened.config, attention="eager", max_context=16).model, restored=""
+    )
+    for part in weights["model.layers.0.mlp.experts.gate_up_proj"].parts:
+        assert part.quantized is not None and part.quantized.halves
+        scales = part.quantized.load()[1]
+        np.testing.assert_array_equal(scales.astype(np.float16), scales)
+
+
 @pytest.mark.slow
 def test_a_graph_of_standard_ops_gives_the_same_logits(gptq: Made, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, plugins="none")

@@ -16,7 +16,7 @@ from enginewright.exporters.export import export
 from enginewright.exporters.methods.registry import changing
 from enginewright.exporters.recipe import Recipe, parse_method, parse_weights
 from enginewright.exporters.source.checkpoint import open_checkpoint
-from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES
+from enginewright.exporters.source.formats.gguf.stored_codes import CODE_TYPES, FACTORED, HALVES
 from enginewright.exporters.source.parameters import bind_parameters
 from enginewright.exporters.source.reference import load_reference
 from enginewright.exporters.source.skeleton import build_skeleton
@@ -69,6 +69,13 @@ def test_codes_give_the_librarys_numbers(kind: int, rows: int) -> None:
     np.testing.assert_array_equal(restored[finite], expected[finite])
     assert finite.mean() > 0.8 if rows else True
     assert blocks.codes.dtype == np.int8 and blocks.scales.dtype == np.float32
+    if found.scales == HALVES:
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(blocks.scales.astype(np.float16), blocks.scales)
+    assert (blocks.factored is not None) == (found.scales == FACTORED)
+    if blocks.factored is not None and rows:
+        np.testing.assert_array_equal(blocks.factored.restore()[0], blocks.scales)
+        assert blocks.factored.factors.shape == (rows, 4 if found.has_minima else 2)
     assert found.has_minima == (blocks.minima is not None)
     lowest = -(1 << (found.bits - 1))
     assert blocks.codes.min(initial=0) >= lowest and blocks.codes.max(initial=0) < -lowest
@@ -85,6 +92,21 @@ def test_codes_are_those_of_the_parameter(family: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(rows.restore(), opened.read(name).numpy())
             kept += 1
     assert kept == 7 * opened.config.num_hidden_layers + 1
+
+
+def test_scales_of_k_types_are_products_in_the_order_of_the_parameter(tmp_path: Path) -> None:
+    """The rows of llama's queries and keys change places."""
+    model = make_model("llama", hidden_size=256, num_attention_heads=4, num_key_value_heads=2)
+    kinds = {"attn_q": "Q4_K", "attn_k": "Q6_K"}
+    opened = open_checkpoint(str(write_gguf(model, tmp_path / "m.gguf", kinds=kinds)))
+    for name in ("q_proj", "k_proj"):
+        rows = opened.codes(f"model.layers.1.self_attn.{name}.weight")
+        assert rows is not None and rows.factored is not None and not rows.halves
+        scales, minima = rows.factored().restore()
+        np.testing.assert_array_equal(scales, rows.load()[1])
+        assert (minima is None) == (rows.minima is None)
+        if minima is not None and rows.minima is not None:
+            np.testing.assert_array_equal(minima, rows.minima())
 
 
 def test_the_reason_where_codes_are_not_given(tmp_path: Path) -> None:
