@@ -1,4 +1,4 @@
-"""Defines BlockLinear and BlockLookup in numpy, and the layout of their matrices."""
+"""Defines BlockLinear, BlockLookup and ExpertMixture in numpy, and the layout of their matrices."""
 
 from __future__ import annotations
 
@@ -66,6 +66,54 @@ def block_lookup(
     """Return W[ids], [1, T, columns], of the W that `panels` stand for; ids [1, T]."""
     weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=bool(minima))
     return np.ascontiguousarray(weight[ids])
+
+
+def expert_mixture(
+    x: Floats,
+    ids: NDArray[np.int64],
+    weights: Floats,
+    up: NDArray[np.int8],
+    down: NDArray[np.int8],
+    up_bias: Floats | None = None,
+    down_bias: Floats | None = None,
+    *,
+    columns: int,
+    inner: int,
+    gate: int,
+    slope: float = 1.0,
+    limit: float = 1e30,
+    exact: int = 0,
+    **codes: int,
+) -> Floats:
+    """Return the sum, for each row of x [T, columns], of what its experts `ids` [T, K] make of it, times `weights` [T, K].
+
+    up: [E, panels, bytes] of matrices [2 * inner, columns], of which each 32 rows are 16 of the gate and 16 others.
+    down: [E, panels, bytes] of matrices [columns, inner].
+    up_bias: [E, 2 * inner], in the order of the rows.
+    down_bias: [E, columns].
+    codes: bits, block, scale_bits and minima of the matrices, as up_bits and so on.
+    """
+    of_up, of_down = (
+        {key.removeprefix(f"{name}_"): value for key, value in codes.items() if key.startswith(name)}
+        for name in ("up", "down")
+    )
+    out = np.zeros((len(x), columns))
+    for token, expert in np.ndindex(ids.shape):
+        e, row = ids[token, expert], x[None, token : token + 1]
+        bias = None if up_bias is None else up_bias[e]
+        sizes = {"rows": 2 * inner, "columns": columns, "width": 2 * inner}
+        both = block_linear(row, up[e], bias, **sizes, exact=exact, **of_up)  # type: ignore[arg-type]
+        pairs = both.reshape(-1, 2, PANEL_ROWS).astype(np.float64)
+        if gate == 4:
+            least, other = np.minimum(pairs[:, 0], limit), np.clip(pairs[:, 1], -limit, limit)
+            made = least / (1 + np.exp(-slope * least)) * (other + 1)
+        else:
+            made = _activate(gate, pairs[:, 0]) * pairs[:, 1]
+        bias = None if down_bias is None else down_bias[e]
+        sizes = {"rows": columns, "columns": inner, "width": columns}
+        hidden = made.reshape(1, 1, inner).astype(np.float32)
+        out[token] += weights[token, expert] * block_linear(hidden, down[e], bias, **sizes, exact=exact, **of_down)[0, 0]  # type: ignore[arg-type]
+    return out.astype(np.float32)
 
 
 def unpack_panels(

@@ -19,6 +19,7 @@ struct BlockLinearArgs : declared::block_linear::AttributeValues {
   const float* residual = nullptr;  // may be null, may be out
   float* out = nullptr;
   std::int64_t tokens = 0;
+  float slope = 1.0f, limit = 0.0f;  // of a mixture's gate: plugins/ops: MIXTURE_GATES
 
   PanelShape shape() const { return panel_shape(*this); }
 };

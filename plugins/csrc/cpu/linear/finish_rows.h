@@ -29,6 +29,13 @@ inline Vec activate(std::int64_t gate, Vec x) {
   return load(lanes);
 }
 
+// activation(x) times y: of a gate, and of what it multiplies.
+inline Vec through_gate(const BlockLinearArgs& args, Vec x, Vec y) {
+  if (args.gate < 4) return activate(args.gate, x) * y;
+  const Vec limit = splat(args.limit), gate = min(limit, x), other = max(splat(-args.limit), min(limit, y));
+  return times_sigmoid(gate, splat(args.slope) * gate) * (other + splat(1.0f));
+}
+
 // Write one token's sums [kPairRows] of a pair of panels, the first of which has the rows from `begin` on.
 __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int64_t token, std::int64_t begin,
                                           float* sums) {
@@ -38,7 +45,7 @@ __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int6
   std::int64_t first = begin, width = count;
   if (args.gate) {
     for (int i = 0; i < kPanelRows; i += kWidth)
-      store(sums + i, activate(args.gate, load(sums + i)) * load(sums + kPanelRows + i));
+      store(sums + i, through_gate(args, load(sums + i), load(sums + kPanelRows + i)));
     first = begin / 2, width = kPanelRows;
   }
   const std::int64_t place = token * args.width + first;
