@@ -175,7 +175,7 @@ def _activated(value: ir.Value | None) -> tuple[ir.Value, str]:
 
 
 def _times_sigmoid(value: ir.Value | None) -> tuple[ir.Value, float]:
-    """g and c of g sigmoid(c g)."""
+    """The factors g and c of g sigmoid(c g)."""
     source, share = _producer(value, "Mul").inputs
     inside = _producer(share, "Sigmoid").inputs[0]
     _expect(source is not None)

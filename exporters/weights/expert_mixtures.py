@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,10 +70,10 @@ def write_panel_mixture(mixture: Mixture, up: Sequence[Encoding], down: Sequence
         "columns": second.layout.n,
         "inner": second.layout.k,
         "gate": MIXTURE_GATES[mixture.gate.activation],
-        "slope": mixture.gate.slope,
-        "limit": mixture.gate.limit,
         "exact": int(exact),
     }
+    if mixture.gate.limit is not None:
+        attributes |= {"slope": mixture.gate.slope, "limit": mixture.gate.limit}
     for prefix, stack in (("up", first), ("down", second)):
         codes = {key: value for key, value in stack.layout.attributes.items() if key not in ("rows", "columns")}
         attributes.update({f"{prefix}_{key}": value for key, value in codes.items()})
@@ -91,7 +90,9 @@ def _stacked(products: Sequence[ir.Node], encodings: Sequence[Encoding]) -> _Sta
     if not isinstance(layout, PanelLayout) or layout.order or any(each.layout != layout for each in encodings):
         return None
     panels = [each.parts[PANELS] for each in encodings]
-    name = os.path.commonprefix([product.inputs[1].name or "" for product in products if product.inputs[1] is not None])
+    matrix = products[0].inputs[1]
+    assert matrix is not None and matrix.name is not None
+    name = matrix.name.partition(".split.")[0]  # FoldWeightsPass calls the parts of a tensor NAME.split.0.squeeze
 
     def load() -> np.ndarray:
         stack = np.empty((len(panels), *panels[0].shape), np.int8)
@@ -100,7 +101,7 @@ def _stacked(products: Sequence[ir.Node], encodings: Sequence[Encoding]) -> _Sta
         return stack
 
     shape = (len(panels), *panels[0].shape)
-    return _Stack(name.rstrip("."), layout, Weight(shape=shape, dtype=ir.DataType.INT8, load=load))
+    return _Stack(name, layout, Weight(shape=shape, dtype=ir.DataType.INT8, load=load))
 
 
 def _ordered_bias(mixture: Mixture) -> ir.Value | None:

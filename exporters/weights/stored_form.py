@@ -95,13 +95,14 @@ class Gate:
 
     activation: of the gate: silu, gelu_tanh, gelu, or clamped_swiglu, which is g sigmoid(slope g) (u + 1) of a gate g up to
         `limit` and of u from -limit to `limit`.
+    slope, limit: of clamped_swiglu; no limit for the others.
     alternate: whether gates are the even outputs of the first product; else they are the first half.
     """
 
     activation: str
     alternate: bool = False
     slope: float = 1.0
-    limit: float = 1e30
+    limit: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,6 @@ class QuantizedRows:
         """The same for the transposed matrix."""
         return dataclasses.replace(self, input_axis=1 - self.input_axis)
 
-
     def with_rows(self, order: np.ndarray) -> QuantizedRows:
         """The same with its rows in another order."""
 
@@ -110,9 +109,7 @@ class QuantizedRows:
             codes, scales = self.load()
             return codes[order], scales[order]
 
-        return dataclasses.replace(
-            self, load=load, zero_points=ordered(self.zero_points), minima=ordered(self.minima)
-        )
+        return dataclasses.replace(self, load=load, zero_points=ordered(self.zero_points), minima=ordered(self.minima))
 
 
 @dataclass(frozen=True, kw_only=True)

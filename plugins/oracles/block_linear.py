@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,26 +94,24 @@ def expert_mixture(
     down_bias: [E, columns].
     codes: bits, block, scale_bits and minima of the matrices, as up_bits and so on.
     """
-    of_up, of_down = (
-        {key.removeprefix(f"{name}_"): value for key, value in codes.items() if key.startswith(name)}
-        for name in ("up", "down")
-    )
+    first: dict[str, Any] = {"rows": 2 * inner, "columns": columns, "width": 2 * inner, "exact": exact}
+    second: dict[str, Any] = {"rows": columns, "columns": inner, "width": columns, "exact": exact}
+    for key, value in codes.items():
+        matrix, _, name = key.partition("_")
+        (first if matrix == "up" else second)[name] = value
     out = np.zeros((len(x), columns))
-    for token, expert in np.ndindex(ids.shape):
-        e, row = ids[token, expert], x[None, token : token + 1]
-        bias = None if up_bias is None else up_bias[e]
-        sizes = {"rows": 2 * inner, "columns": columns, "width": 2 * inner}
-        both = block_linear(row, up[e], bias, **sizes, exact=exact, **of_up)  # type: ignore[arg-type]
+    for token, k in np.ndindex(ids.shape):
+        e = ids[token, k]
+        both = block_linear(x[None, token : token + 1], up[e], None if up_bias is None else up_bias[e], **first)
         pairs = both.reshape(-1, 2, PANEL_ROWS).astype(np.float64)
         if gate == 4:
-            least, other = np.minimum(pairs[:, 0], limit), np.clip(pairs[:, 1], -limit, limit)
-            made = least / (1 + np.exp(-slope * least)) * (other + 1)
+            gates, others = np.minimum(pairs[:, 0], limit), np.clip(pairs[:, 1], -limit, limit)
+            made = gates / (1 + np.exp(-slope * gates)) * (others + 1)
         else:
             made = _activate(gate, pairs[:, 0]) * pairs[:, 1]
-        bias = None if down_bias is None else down_bias[e]
-        sizes = {"rows": columns, "columns": inner, "width": columns}
         hidden = made.reshape(1, 1, inner).astype(np.float32)
-        out[token] += weights[token, expert] * block_linear(hidden, down[e], bias, **sizes, exact=exact, **of_down)[0, 0]  # type: ignore[arg-type]
+        result = block_linear(hidden, down[e], None if down_bias is None else down_bias[e], **second)
+        out[token] += weights[token, k] * result[0, 0]
     return out.astype(np.float32)
 
 

@@ -47,7 +47,9 @@ class Case:
         """Of the node."""
         sizes = {"columns": self.columns, "inner": self.inner, "gate": self.gate}
         codes = {
-            f"{name}_{key}": {**CODES, **own}[key] for name, own in (("up", self.up), ("down", self.down)) for key in CODES
+            f"{name}_{key}": {**CODES, **own}[key]
+            for name, own in (("up", self.up), ("down", self.down))
+            for key in CODES
         }
         return {**sizes, **codes, **{key: value for key, value in self.extra.items() if key != "bias"}}
 

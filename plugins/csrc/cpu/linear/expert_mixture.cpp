@@ -151,8 +151,8 @@ void run_round(const ExpertMixtureArgs& args, MixtureScratch& scratch, const Par
 std::string find_fault(const ExpertMixtureArgs& args) {
   for (std::int64_t i = 0; i < args.tokens * args.chosen; ++i)
     if (args.ids[i] < 0 || args.ids[i] >= args.experts)
-      return expected("ids[" + std::to_string(i / args.chosen) + ", " + std::to_string(i % args.chosen) + "]", args.ids[i],
-                      "0 to " + std::to_string(args.experts - 1));
+      return expected("ids[" + std::to_string(i / args.chosen) + ", " + std::to_string(i % args.chosen) + "]",
+                      args.ids[i], "0 to " + std::to_string(args.experts - 1));
   return {};
 }
 

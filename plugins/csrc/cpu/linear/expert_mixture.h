@@ -25,12 +25,12 @@ struct ExpertMixtureArgs : declared::expert_mixture::AttributeValues {
 
 // A product with an expert's matrix `up`, and with its matrix `down`, as nodes of BlockLinear have them.
 inline declared::block_linear::AttributeValues up_attributes(const declared::expert_mixture::AttributeValues& a) {
-  return {2 * a.inner, a.columns, a.up_bits, a.up_block, a.up_scale_bits, a.up_minima, a.inner, a.exact, 0, 0.0f, a.gate};
+  return {2 * a.inner, a.columns, a.up_bits, a.up_block, a.up_scale_bits, a.up_minima,
+          a.inner,     a.exact,   0,         0.0f,       a.gate};
 }
 inline declared::block_linear::AttributeValues down_attributes(const declared::expert_mixture::AttributeValues& a) {
-  return {a.columns,      a.inner,   a.down_bits, a.down_block, a.down_scale_bits,
-          a.down_minima, a.columns, a.exact,     0,            0.0f,
-          0};
+  return {a.columns, a.inner, a.down_bits, a.down_block, a.down_scale_bits, a.down_minima, a.columns, a.exact, 0,
+          0.0f,      0};
 }
 
 // The first id that names no expert, in words; empty when all do.
