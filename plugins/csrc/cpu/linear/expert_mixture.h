@@ -25,12 +25,18 @@ struct ExpertMixtureArgs : declared::expert_mixture::AttributeValues {
 
 // A product with an expert's matrix `up`, and with its matrix `down`, as nodes of BlockLinear have them.
 inline declared::block_linear::AttributeValues up_attributes(const declared::expert_mixture::AttributeValues& a) {
-  return {2 * a.inner, a.columns, a.up_bits, a.up_block, a.up_scale_bits, a.up_minima,
-          a.inner,     a.exact,   0,         0.0f,       a.gate};
+  declared::block_linear::AttributeValues up{};
+  up.rows = 2 * a.inner, up.columns = a.columns, up.width = a.inner;
+  up.bits = a.up_bits, up.block = a.up_block, up.scale_bits = a.up_scale_bits, up.minima = a.up_minima;
+  up.gate = a.gate, up.exact = a.exact;
+  return up;
 }
 inline declared::block_linear::AttributeValues down_attributes(const declared::expert_mixture::AttributeValues& a) {
-  return {a.columns, a.inner, a.down_bits, a.down_block, a.down_scale_bits, a.down_minima, a.columns, a.exact, 0,
-          0.0f,      0};
+  declared::block_linear::AttributeValues down{};
+  down.rows = a.columns, down.columns = a.inner, down.width = a.columns;
+  down.bits = a.down_bits, down.block = a.down_block, down.scale_bits = a.down_scale_bits, down.minima = a.down_minima;
+  down.exact = a.exact;
+  return down;
 }
 
 // The first id that names no expert, in words; empty when all do.

@@ -1,4 +1,5 @@
 // ExpertMixture for ONNX Runtime on the CPU: turns a node's tensors and attributes into ExpertMixtureArgs.
+#include "cpu/linear/expert_mixture.h"
 #include "hosts/ort_cpu/declaration.h"
 #include "hosts/ort_cpu/host.h"
 #include "ops/expert_mixture.h"
