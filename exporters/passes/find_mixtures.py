@@ -141,10 +141,16 @@ def _check_rows(rows: Sequence[ir.Value], experts: ir.Value) -> None:
 
 
 def _check_tokens(tokens: ir.Value, order: ir.Value, chosen: int) -> None:
-    """Raise _NoMatch unless `tokens` is order // chosen, which torch writes with a correction for numbers below 0."""
+    """Raise _NoMatch unless `tokens` is order // chosen, which torch writes with a correction for numbers below 0.
+
+    A division by 1 has been dropped.
+    """
     difference = _producer(tokens, "Sub")
-    ratio = _producer(difference.inputs[0], "Div")
-    _expect(ratio.inputs[0] is order and _numbers(ratio.inputs[1]) == [chosen])
+    if chosen == 1:
+        _expect(difference.inputs[0] is order)
+    else:
+        ratio = _producer(difference.inputs[0], "Div")
+        _expect(ratio.inputs[0] is order and _numbers(ratio.inputs[1]) == [chosen])
     both = _producer(_uncast(difference.inputs[1]), "And")
     negative = _producer(_producer(both.inputs[0], "Equal").inputs[0], "Less")
     _expect(negative.inputs[0] is order and _numbers(negative.inputs[1]) == [0])

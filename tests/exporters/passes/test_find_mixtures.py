@@ -55,6 +55,7 @@ CLAMPED = Gate(activation="clamped_swiglu", alternate=True, slope=pytest.approx(
     ("family", "changes", "gate", "biased"),
     [
         ("mixtral", UNEVEN, SILU, False),
+        ("mixtral", {"num_experts_per_tok": 1}, SILU, False),
         ("mixtral", {"hidden_act": "gelu_pytorch_tanh"}, Gate(activation="gelu_tanh"), False),
         ("gpt_oss", {"layer_types": ("full_attention",)}, CLAMPED, True),
     ],
