@@ -6,10 +6,12 @@ import dataclasses
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
+from enginewright.exporters.passes.find_mixtures import find_mixtures
 from enginewright.exporters.weights.graph_weights import KEY, add_weight, weight_of
 from enginewright.exporters.weights.registry import FORMS, Storage, choose_storage
-from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
+from enginewright.exporters.weights.stored_form import Encoding, Mixture, Values, WeightUse
 from enginewright.exporters.weights.weight import Weight
 
 Stored = tuple[Storage, Encoding, Values]
@@ -28,7 +30,8 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     4. The form says which of them it takes; the others stay as they are.
     5. A router of experts, which is a product that a TopK reads after at most a few steps, stays float32: it is small, and an
        error in it picks another expert.
-    6. Codes that a method or the checkpoint has chosen, and that the form does not keep, go to the first form that does,
+    6. A layer of experts becomes one node, if its codes and the form allow that; else its products are products.
+    7. Codes that a method or the checkpoint has chosen, and that the form does not keep, go to the first form that does,
        with its own defaults. Those that no case above covers are restored.
     """
 
@@ -41,6 +44,11 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, stored = model.graph, dict[str, Stored]()
         head = output_projection(graph)
+        mixed: list[Storage] = []
+        for mixture in list(find_mixtures(graph)):
+            self._store_mixture(mixture, mixed)
+        if mixed:
+            common.RemoveUnusedNodesPass()(model)
         for node in list(graph):
             use = _find_use(graph, node, is_head=node is head, for_cpu=self._for_cpu)
             if use is not None and not (use.is_product and _routes(node)):
@@ -51,9 +59,9 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
                 self._tell(value.name or "", left, "restored", _NO_PRODUCT)
             if left is not None and left.quantized is not None:
                 value.meta[KEY] = dataclasses.replace(left, quantized=None)
-        for storage, _, _ in stored.values():
+        for storage in (*mixed, *(storage for storage, _, _ in stored.values())):
             model.opset_imports.update(storage.form.opsets)
-        return ir.passes.PassResult(model, modified=bool(stored))
+        return ir.passes.PassResult(model, modified=bool(stored or mixed))
 
     def codes(self) -> list[dict[str, Any]]:
         """Return, for each type of codes in the checkpoint, what became of them: `type`, the number of `matrices` and of
@@ -77,14 +85,12 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
 
     def _store(self, use: WeightUse, stored: dict[str, Stored]) -> None:
         """Write the use in the form that takes it, if one does."""
-        storage = self._keeper(use) if use.rows.quantized is not None else None
-        matrix = use.node.inputs[1 if use.is_product else 0]
-        if matrix is None or matrix.name is None:
+        matrix, rows = _matrix_of(use), use.rows
+        if matrix.name is None:
             return
-        if storage is None:
-            self._tell(matrix.name, use.rows, "restored", _NO_FORM)
-            use = dataclasses.replace(use, rows=dataclasses.replace(use.rows, quantized=None))
-            storage = self._storage if self._storage.form.takes(self._storage.options, use) else None
+        use, storage = self._choose(use)
+        if use.rows is not rows:
+            self._tell(matrix.name, rows, "restored", _NO_FORM)
         if storage is None:
             return
         name = matrix.name if storage is self._storage else f"{matrix.name}.{storage.kind}"
@@ -97,6 +103,36 @@ class QuantizeWeightsPass(ir.passes.InPlacePass):
         storage, encoding, values = stored[name]
         self._tell(matrix.name, use.rows, "kept", encoding.told)
         storage.form.write(storage.options, use, encoding, values)
+
+    def _store_mixture(self, mixture: Mixture, stored: list[Storage]) -> None:
+        """Write a layer of experts as one node, if one form takes all its matrices and can."""
+        found = [self._expert(mixture, node) for node in (*mixture.up, *mixture.down)]
+        storage = found[0][2]
+        if storage is None or any(each is not storage for _, _, each in found):
+            return
+        uses = [use for _, use, _ in found]
+        count = len(mixture.up)
+        told = storage.form.write_mixture(storage.options, mixture, uses[:count], uses[count:])
+        if told is None:
+            return
+        for (rows, use, _), how in zip(found, told, strict=True):
+            kept = use.rows is rows
+            self._tell(_matrix_of(use).name or "", rows, *(("kept", how) if kept else ("restored", _NO_FORM)))
+        stored.append(storage)
+
+    def _expert(self, mixture: Mixture, node: ir.Node) -> tuple[Weight, WeightUse, Storage | None]:
+        """The matrix of an expert's product as it is, and its use in the form that takes it."""
+        use = _find_use(mixture.graph, node, is_head=False, for_cpu=self._for_cpu)
+        assert use is not None, "find_mixtures finds products with weights alone"
+        return (use.rows, *self._choose(use))
+
+    def _choose(self, use: WeightUse) -> tuple[WeightUse, Storage | None]:
+        """The use as the form that takes it has it: with its codes if one keeps them, and else as numbers; and that form."""
+        storage = self._keeper(use) if use.rows.quantized is not None else None
+        if storage is not None:
+            return use, storage
+        use = dataclasses.replace(use, rows=dataclasses.replace(use.rows, quantized=None))
+        return use, self._storage if self._storage.form.takes(self._storage.options, use) else None
 
     def _keeper(self, use: WeightUse) -> Storage | None:
         """The form that keeps the codes of the use, the chosen one before all others; None where no form does."""
@@ -116,6 +152,13 @@ def _find_use(graph: ir.Graph, node: ir.Node, *, is_head: bool, for_cpu: bool) -
         return None
     rows = weight.transposed() if node.op_type == "MatMul" else weight
     return WeightUse(graph=graph, node=node, rows=rows, is_head=is_head, for_cpu=for_cpu)
+
+
+def _matrix_of(use: WeightUse) -> ir.Value:
+    """The weight that a use reads."""
+    value = use.node.inputs[1 if use.is_product else 0]
+    assert value is not None
+    return value
 
 
 def output_projection(graph: ir.Graph) -> ir.Node | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from enginewright.exporters.weights.block_corrections import (
     offsets_of,
     reorder,
 )
+from enginewright.exporters.weights.expert_mixtures import in_panels, write_panel_mixture
 from enginewright.exporters.weights.panel_products import (
     PanelLayout,
     keep_panels,
@@ -33,7 +34,7 @@ from enginewright.exporters.weights.panel_products import (
     write_panel_lookup,
     write_panel_product,
 )
-from enginewright.exporters.weights.stored_form import Encoding, StoredForm, Values, WeightUse
+from enginewright.exporters.weights.stored_form import Encoding, Mixture, StoredForm, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
 from enginewright.plugins.ops.block_linear import BLOCK_LINEAR
 from enginewright.runtime.errors import ExportError
@@ -128,6 +129,7 @@ def block_codes_form(bits: int, *, max_kl: float) -> StoredForm[BlockOptions]:
         keeps=keeps,
         encode=partial(_quantize, bits),
         write=_write,
+        write_mixture=partial(_write_mixture, partial(_quantize, bits)),
         opsets={MICROSOFT: 1},
         products=(PRODUCT, BLOCK_LINEAR.name),
         max_kl=max_kl,
@@ -153,6 +155,7 @@ def chosen_codes_form(
         for_numbers=for_numbers,
         encode=_keep,
         write=_write,
+        write_mixture=partial(_write_mixture, _keep),
         describe=describe,
         opsets={MICROSOFT: 1},
         products=(PRODUCT, BLOCK_LINEAR.name),
@@ -221,6 +224,20 @@ def _write(options: BlockOptions | ChosenOptions, use: WeightUse, encoding: Enco
         _write_product(ACCURACY[options.compute], use, layout, values)
     else:
         _write_lookup(use, layout, values)
+
+
+def _write_mixture(
+    encode: Callable[[Any, WeightUse], Encoding],
+    options: BlockOptions | ChosenOptions,
+    mixture: Mixture,
+    up: Sequence[WeightUse],
+    down: Sequence[WeightUse],
+) -> list[str] | None:
+    """Replace the mixture by ExpertMixture, if all experts' matrices are panels of one layout."""
+    first, second = ([encode(options, use) for use in uses] for uses in (in_panels(mixture, up), down))
+    if not write_panel_mixture(mixture, first, second, exact=options.compute == "float32"):
+        return None
+    return [encoding.told for encoding in (*first, *second)]
 
 
 def _takes(options: BlockOptions, use: WeightUse) -> bool:

@@ -89,6 +89,51 @@ class Encoding:
     told: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The gate between the two products of an expert; `find_mixtures` creates it.
+
+    activation: of the gate: silu, gelu_tanh, gelu, or clamped_swiglu, which is g sigmoid(slope g) (u + 1) of a gate g up to
+        `limit` and of u from -limit to `limit`.
+    slope, limit: of clamped_swiglu; no limit for the others.
+    alternate: whether gates are the even outputs of the first product; else they are the first half.
+    """
+
+    activation: str
+    alternate: bool = False
+    slope: float = 1.0
+    limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A layer of experts, which has products for each of them; `find_mixtures` creates it.
+
+    graph: of the nodes.
+    result: [T, H], the sum over a token's experts.
+    x: [T, H].
+    ids: the numbers of the tokens' experts, one token's after the other's, [T * K].
+    weights: their factors, [T * K].
+    chosen: experts of a token, K.
+    up: the MatMul of each expert that makes the gate and what it multiplies.
+    down: the MatMul of each expert that follows the gate.
+    up_bias, down_bias: the weights [experts, outputs] that are added; None where there are none.
+    gate: between `up` and `down`.
+    """
+
+    graph: ir.Graph
+    result: ir.Value
+    x: ir.Value
+    ids: ir.Value
+    weights: ir.Value
+    chosen: int
+    up: tuple[ir.Node, ...]
+    down: tuple[ir.Node, ...]
+    up_bias: ir.Value | None
+    down_bias: ir.Value | None
+    gate: Gate
+
+
 Values = Mapping[str, ir.Value]
 """The graph's values of an encoding's parts."""
 
@@ -115,6 +160,8 @@ class StoredForm(Generic[C]):
     encode: the matrix as recipes; nothing is computed yet. Uses of one matrix share the encoding of the first. It has
         `use.rows.quantized` only if the form keeps it.
     write: replaces the use's node by nodes that read the encoding.
+    write_mixture: replaces a mixture by one node, from the uses that `up` and `down` of its experts are; returns how each of
+        these matrices is held, as `Encoding.told`, or None where it cannot and the mixture stays.
     describe: the manifest's record, from the form's name, the options and the graph's type.
     opsets: versions of the domains besides the standard one that its nodes are of.
     products: types of its nodes that multiply by a matrix, besides MatMul and Gemm.
@@ -128,6 +175,7 @@ class StoredForm(Generic[C]):
     takes: Callable[[C, WeightUse], bool]
     encode: Callable[[C, WeightUse], Encoding]
     write: Callable[[C, WeightUse, Encoding, Values], None]
+    write_mixture: Callable[[C, Mixture, Sequence[WeightUse], Sequence[WeightUse]], list[str] | None] = lambda *_: None
     keeps: Callable[[WeightUse], bool] = lambda use: False
     keeps_stored: bool = False
     for_numbers: str = ""

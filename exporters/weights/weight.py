@@ -105,6 +105,18 @@ class QuantizedRows:
         """The same for the transposed matrix."""
         return dataclasses.replace(self, input_axis=1 - self.input_axis)
 
+    def with_rows(self, order: np.ndarray) -> QuantizedRows:
+        """The same with its rows in another order."""
+
+        def ordered(offset: Callable[[], np.ndarray] | None) -> Callable[[], np.ndarray] | None:
+            return None if offset is None else lambda: offset()[order]
+
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            codes, scales = self.load()
+            return codes[order], scales[order]
+
+        return dataclasses.replace(self, load=load, zero_points=ordered(self.zero_points), minima=ordered(self.minima))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredType:
@@ -196,6 +208,15 @@ class Weight:
         if self.quantized is not None:
             return quantized_weight(shape, self.quantized, self.stored)
         return dataclasses.replace(self.derive(shape, lambda x: x[0]), stored=self.stored)
+
+    def with_rows(self, order: np.ndarray) -> Weight:
+        """The matrix [n, k] with its rows in another order; codes stay codes.
+
+        order: [n], the present number of each row.
+        """
+        if self.quantized is not None:
+            return quantized_weight(self.shape, self.quantized.with_rows(order), self.stored)
+        return dataclasses.replace(self.derive(self.shape, lambda x: x[order]), stored=self.stored)
 
     def derive(
         self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray], dtype: ir.DataType | None = None

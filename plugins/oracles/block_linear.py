@@ -1,4 +1,4 @@
-"""Defines BlockLinear, GreedyLinear and BlockLookup in numpy, and the layout of their matrices."""
+"""Defines BlockLinear, GreedyLinear, BlockLookup and ExpertMixture in numpy, and the layout of their matrices."""
 
 from __future__ import annotations
 
@@ -86,6 +86,52 @@ def block_lookup(
     """Return W[ids], [1, T, columns], of the W that `panels` stand for; ids [1, T]."""
     weight = unpack_panels(panels, rows, columns, bits, block, scale_bits=scale_bits, minima=minima)
     return np.ascontiguousarray(weight[ids])
+
+
+def expert_mixture(
+    x: Floats,
+    ids: NDArray[np.int64],
+    weights: Floats,
+    up: NDArray[np.int8],
+    down: NDArray[np.int8],
+    up_bias: Floats | None = None,
+    down_bias: Floats | None = None,
+    *,
+    columns: int,
+    inner: int,
+    gate: int,
+    slope: float = 1.0,
+    limit: float = 1e30,
+    exact: int = 0,
+    **codes: int,
+) -> Floats:
+    """Return the sum, for each row of x [T, columns], of what its experts `ids` [T, K] make of it, times `weights` [T, K].
+
+    up: [E, panels, bytes] of matrices [2 * inner, columns], whose first half is the gate's.
+    down: [E, panels, bytes] of matrices [columns, inner].
+    up_bias: [E, 2 * inner], in the order of the rows.
+    down_bias: [E, columns].
+    codes: bits, block, scale_bits and minima of the matrices, as up_bits and so on.
+    """
+    first: dict[str, Any] = {"rows": 2 * inner, "columns": columns, "width": 2 * inner, "exact": exact}
+    second: dict[str, Any] = {"rows": columns, "columns": inner, "width": columns, "exact": exact}
+    for key, value in codes.items():
+        matrix, _, name = key.partition("_")
+        (first if matrix == "up" else second)[name] = value
+    out = np.zeros((len(x), columns))
+    for token, k in np.ndindex(ids.shape):
+        e = ids[token, k]
+        both = block_linear(x[None, token : token + 1], up[e], None if up_bias is None else up_bias[e], **first)
+        gates, others = both.reshape(2, inner).astype(np.float64)
+        if gate == 4:
+            gates, others = np.minimum(gates, limit), np.clip(others, -limit, limit)
+            made = gates / (1 + np.exp(-slope * gates)) * (others + 1)
+        else:
+            made = _activate(gate, gates) * others
+        hidden = made.reshape(1, 1, inner).astype(np.float32)
+        result = block_linear(hidden, down[e], None if down_bias is None else down_bias[e], **second)
+        out[token] += weights[token, k] * result[0, 0]
+    return out.astype(np.float32)
 
 
 def unpack_panels(

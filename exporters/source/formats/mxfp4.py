@@ -31,7 +31,7 @@ METHOD = "mxfp4"
 BLOCK = 32
 _LARGEST = 252  # with it, 6 * 2^(scale - 127) is still a float32; 255 stands for NaN
 _CODES, _SCALES = "_blocks", "_scales"
-_BITS = 8  # codes are doubled to be whole, so that they run from -12 to 12
+_BITS = 5  # codes are doubled to be whole, so that they run from -12 to 12
 
 
 class Mxfp4Folder(QuantizedFolder):

@@ -64,4 +64,14 @@ PanelShape panel_shape(const Attributes& a) {
   return {a.rows, a.columns, a.bits, a.block, a.scale_bits / 8, a.minima != 0, a.minima == 2};
 }
 
+// Of an expert's matrices up and down.
+template <class Attributes>
+PanelShape up_shape(const Attributes& a) {
+  return {2 * a.inner, a.columns, a.up_bits, a.up_block, a.up_scale_bits / 8, a.up_minima != 0};
+}
+template <class Attributes>
+PanelShape down_shape(const Attributes& a) {
+  return {a.columns, a.inner, a.down_bits, a.down_block, a.down_scale_bits / 8, a.down_minima != 0};
+}
+
 }  // namespace ew

@@ -1,22 +1,27 @@
 // Checks of a matrix of codes, for every op that reads one.
 #pragma once
 
+#include <string>
+
 #include "layout/panel.h"
 #include "ops/attributes.h"
 #include "ops/tensor.h"
 
 namespace ew::ops {
 
-// The attributes that plugins/ops names CODE_ATTRIBUTES, each in its range.
+// The attributes that plugins/ops names CODE_ATTRIBUTES, each in its range. prefix: of their names.
 template <class Attributes>
-void expect_codes(const Attributes& a) {
-  expect_value(a.bits != 7, "bits", a.bits, "2, 3, 4, 5, 6 or 8");
-  expect_value(a.block == kHalfChunk || a.block % kChunkColumns == 0, "block", a.block, "16 or a multiple of 32");
+void expect_codes(const Attributes& a, const std::string& prefix = "") {
+  const auto expect = [&](bool holds, const char* name, std::int64_t value, const char* expected) {
+    expect_value(holds, (prefix + name).c_str(), value, expected);
+  };
+  expect(a.bits != 7, "bits", a.bits, "2, 3, 4, 5, 6 or 8");
+  expect(a.block == kHalfChunk || a.block % kChunkColumns == 0, "block", a.block, "16 or a multiple of 32");
   const bool known = a.scale_bits == 8 || a.scale_bits == 16 || a.scale_bits == 32;
-  expect_value(known, "scale_bits", a.scale_bits, "8, 16 or 32");
+  expect(known, "scale_bits", a.scale_bits, "8, 16 or 32");
   if (a.scale_bits == 8) {
-    expect_value(kFactorColumns % a.block == 0, "block", a.block, "a divisor of 256 with scales of 8 bits");
-    expect_value(a.minima != 2, "minima", a.minima, "0 or 1 with scales of 8 bits");
+    expect(kFactorColumns % a.block == 0, "block", a.block, "a divisor of 256 with scales of 8 bits");
+    expect(a.minima != 2, "minima", a.minima, "0 or 1 with scales of 8 bits");
   }
 }
 

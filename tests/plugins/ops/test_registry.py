@@ -17,7 +17,7 @@ from enginewright.plugins.ops.op import Op
 from enginewright.plugins.ops.registry import CALLS, OPS, find_declared
 
 PACKAGE = "declarations_of_a_test"
-ONLY_CPU = {"BlockLinear", "BlockLookup", "GreedyLinear"}  # ops without kernels for GPUs
+ONLY_CPU = {"BlockLinear", "BlockLookup", "ExpertMixture", "GreedyLinear"}  # ops without kernels for GPUs
 OP = 'from enginewright.plugins.ops.op import Op\n{} = Op("{}", 1, "", (), (), (), "oracle:function")\n'
 
 

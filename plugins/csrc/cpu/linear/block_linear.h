@@ -22,6 +22,7 @@ struct BlockLinearArgs : declared::block_linear::AttributeValues {
   float* out = nullptr;             // may be null with `chosen`
   std::int64_t* chosen = nullptr;   // [tokens]: index of each row's largest result, as GreedySample has it; may be null
   std::int64_t tokens = 0;
+  float slope = 1.0f, limit = 0.0f;  // of a mixture's gate: plugins/ops: MIXTURE_GATES
 
   PanelShape shape() const { return panel_shape(*this); }
 };

@@ -30,6 +30,13 @@ inline Vec activate(std::int64_t gate, Vec x) {
   return load(lanes);
 }
 
+// activation(x) times y: of a gate, and of what it multiplies.
+inline Vec through_gate(const BlockLinearArgs& args, Vec x, Vec y) {
+  if (args.gate < 4) return activate(args.gate, x) * y;
+  const Vec limit = splat(args.limit), gate = min(limit, x), other = max(splat(-args.limit), min(limit, y));
+  return times_sigmoid(gate, splat(args.slope) * gate) * (other + splat(1.0f));
+}
+
 // Add the bias to a panel's sums.
 inline void add_bias(const BlockLinearArgs& args, std::int64_t panel, float* sums) {
   const std::int64_t begin = panel * kPanelRows, count = std::min<std::int64_t>(args.rows - begin, kPanelRows);
@@ -73,7 +80,7 @@ __attribute__((noinline)) void finish_row(const BlockLinearArgs& args, std::int6
   const std::int64_t width = std::min<std::int64_t>(args.width - first, args.gate ? kPanelRows : kPairRows);
   if (args.gate)
     for (int i = 0; i < kPanelRows; i += kWidth)
-      store(sums + i, activate(args.gate, load(sums + i)) * load(sums + kPanelRows + i));
+      store(sums + i, through_gate(args, load(sums + i), load(sums + kPanelRows + i)));
   if (best) update_best(*best, sums, first, width);
   if (!args.out) return;
   const std::int64_t place = token * args.width + first;

@@ -58,6 +58,7 @@ def test_codes_of_each_expert_are_kept(twins: tuple[Path, Path]) -> None:
         np.testing.assert_array_equal(opened.read(EXPERTS, expert).numpy(), whole[expert : expert + 1])
         assert part.quantized is not None
         codes, scales = part.quantized.load()
+        assert part.quantized.bits == 5  # which holds -12 to 12
         assert codes.shape == (192, 64) and scales.shape == (192, 2) and np.abs(codes).max() == 12
 
 
