@@ -3,47 +3,15 @@
 // the headers below need Vec
 #include "cpu/linear/block_linear.h"
 #include "cpu/linear/code_tile.h"
-#include "cpu/linear/finish_rows.h"
 #include "cpu/linear/number_tile.h"
+#include "cpu/linear/pair_task.h"
 #include "cpu/linear/prepare_row.h"
 
 namespace ew {
 namespace {
 
-// Registers decide how many rows share a panel's codes, and whether two panels share a row's.
+// Registers decide how many rows share a panel's codes.
 constexpr int kMostRows = kWidth == 16 ? 6 : kWidth == 8 ? 4 : 1;
-constexpr int kTilePanels = kWidth == 16 ? 2 : 1;
-
-// A task with what all its tiles read.
-struct PairTask {
-  const BlockLinearArgs& args;
-  const BlockTask& task;
-  PanelShape shape;
-  std::int64_t panels;  // 1 or 2
-
-  // The tile's panels; the last one of the matrix stands for one that there is not, whose sums nobody reads.
-  Panels<kTilePanels> from(std::int64_t panel) const {
-    Panels<kTilePanels> found;
-    for (int p = 0; p < kTilePanels; ++p) {
-      const std::int64_t there = std::min<std::int64_t>(panel + p, panels - 1);
-      found.at[p] = args.panels + (task.panel + there) * shape.panel_bytes();
-    }
-    return found;
-  }
-};
-
-// Tiles of kRows rows, as long as there are as many.
-template <class Tile, int kRows>
-void some_rows(const PairTask& pair, std::int64_t& done) {
-  for (; done + kRows <= pair.task.count; done += kRows) {
-    alignas(64) float sums[kRows * kPairRows];
-    const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done};
-    for (std::int64_t panel = 0; panel < pair.panels; panel += kTilePanels)
-      tile.run(pair.from(panel), sums + panel * kPanelRows, kPairRows);
-    for (int r = 0; r < kRows; ++r)
-      finish_row(pair.args, tile.row + r, pair.task.panel * kPanelRows, sums + r * kPairRows);
-  }
-}
 
 template <int kBits, Offsets kOffsets>
 void code_rows(const PairTask& pair) {
@@ -75,10 +43,9 @@ void all_rows(const PairTask& pair) {
 }
 
 void block_linear_pair(const BlockLinearArgs& args, const BlockTask& task) {
-  const PanelShape shape = args.shape();
-  const PairTask pair{args, task, shape, std::min<std::int64_t>(shape.panels() - task.panel, 2)};
+  const PairTask pair(args, task);
   if (args.exact) return number_rows(pair);
-  with_bits(shape.bits, [&](auto known) { all_rows<known>(pair); });
+  with_bits(pair.shape.bits, [&](auto known) { all_rows<known>(pair); });
 }
 
 }  // namespace
