@@ -316,8 +316,8 @@ def test_a_cache_policy_bounds_what_a_request_stores(made: dict[str, Path]) -> N
 
 
 def test_a_stored_form_of_weights(made: dict[str, Path]) -> None:
-    root = engine(made, weights="bfloat16")
-    assert directory.load(root).weights["kind"] == "bfloat16"
+    root = engine(made, weights="half")
+    assert directory.load(root).weights["kind"] == "half"
     with load(root, 1) as llm, load(engine(made), 1) as plain:
         ids = prompts_of(llm)[2]
         np.testing.assert_allclose(llm.logits(ids), plain.logits(ids), atol=1e-3)  # the checkpoint's own are bfloat16

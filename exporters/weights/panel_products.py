@@ -1,4 +1,4 @@
-"""Writes matrices in panels of codes for BlockLinear and BlockLookup, which read them as they are stored."""
+"""Writes matrices in panels of codes or of bfloat16 for BlockLinear and BlockLookup, which read them as they are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from enginewright.exporters.weights.block_codes import codes_with_halves
 from enginewright.exporters.weights.block_corrections import order_part, reorder, reshaped
-from enginewright.exporters.weights.panels import pack_panels, panel_bytes
+from enginewright.exporters.weights.panels import pack_bfloat16, pack_panels, panel_bytes
 from enginewright.exporters.weights.stored_form import Encoding, Values, WeightUse
 from enginewright.exporters.weights.weight import QuantizedRows, Weight
 from enginewright.plugins.ops.block_linear import (
@@ -19,6 +19,7 @@ from enginewright.plugins.ops.block_linear import (
     CHUNK_COLUMNS,
     FACTOR_COLUMNS,
     LINEAR_BITS,
+    NUMBER_BITS,
     OFFSETS,
     PANEL_ROWS,
 )
@@ -32,10 +33,11 @@ PANELS = "panels"
 
 @dataclass(frozen=True, kw_only=True)
 class PanelLayout:
-    """What a node has to know of a matrix in panels; `quantize_panels` and `keep_panels` create it.
+    """What a node has to know of a matrix in panels; `quantize_panels`, `keep_panels` and `round_panels`
+    create it.
 
     n, k: rows and columns of the matrix.
-    bits: of a stored code.
+    bits: of a stored code, or 16 for bfloat16.
     block: columns that share a scale.
     scale_bits: of a scale, and of what `offset` names; 8: they are multiplied by factors.
     offset: what a block has besides its scale: "minima", "zero_points", or "" for nothing.
@@ -108,6 +110,14 @@ def _describe_panels(layout: PanelLayout) -> str:
 def _keeps_factors(chosen: QuantizedRows, k: int, block: int) -> bool:
     """Whether the scales are products that panels can hold."""
     return chosen.factored is not None and FACTOR_COLUMNS % block == 0 and k % FACTOR_COLUMNS == 0
+
+
+def round_panels(use: WeightUse) -> Encoding:
+    """Return the use's matrix rounded to bfloat16; its recipe raises an ExportError where a number has no such neighbour."""
+    rows = use.rows
+    n, k = rows.shape
+    layout = PanelLayout(n=n, k=k, bits=NUMBER_BITS, block=CHUNK_COLUMNS, scale_bits=16, offset="")
+    return Encoding(parts={PANELS: layout.weight(lambda: pack_bfloat16(rows.load()))}, layout=layout, told="bfloat16")
 
 
 def _block_of(group_size: int, k: int) -> int:

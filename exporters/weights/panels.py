@@ -1,22 +1,28 @@
-"""Packs matrices of codes into the panels that BlockLinear reads; `plugins/csrc/layout/panel.h` has the layout."""
+"""Packs matrices of codes or of bfloat16 into the panels that BlockLinear reads; `plugins/csrc/layout/panel.h` has the layout."""
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
-from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, NUMBER_BITS, PANEL_ROWS
+from enginewright.runtime.errors import ExportError
+
+_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
 
 def panel_bytes(columns: int, bits: int, block: int, *, scale_bits: int, minima: bool) -> int:
     """Return the bytes of a panel of 16 rows.
 
     columns: of the matrix.
-    bits: of a code.
+    bits: of a code, or 16 for bfloat16.
     block: columns that share a scale: 16, or a multiple of 32.
     scale_bits: of a scale, and of a minimum.
     minima: whether a block has a minimum.
     """
     chunks = -(-columns // CHUNK_COLUMNS)
+    if bits == NUMBER_BITS:
+        return chunks * _chunk_bytes(bits)
     groups = -(-chunks // _chunks_of_group(block))
     factors = -(-columns // FACTOR_COLUMNS) * PANEL_ROWS * 2 if scale_bits == 8 else 0
     numbers = groups * _numbers_of_group(block) * scale_bits // 8 + factors
@@ -54,6 +60,27 @@ def pack_panels(
         turned = turned.reshape(panels, PANEL_ROWS, -1).transpose(0, 2, 1)
         pieces.append(np.ascontiguousarray(turned).reshape(panels, -1).view(np.uint8))
     return np.concatenate(pieces, axis=1).view(np.int8)
+
+
+def pack_bfloat16(rows: np.ndarray) -> np.ndarray:
+    """Return the panels int8 [ceil(n / 16), bytes] of numbers [n, k], which are rounded to the nearest of bfloat16.
+
+    Raises:
+        ExportError: a number is beyond the largest of bfloat16.
+    """
+    n, k = rows.shape
+    panels, chunks = -(-n // PANEL_ROWS), -(-k // CHUNK_COLUMNS)
+    padded = np.zeros((panels * PANEL_ROWS, chunks * CHUNK_COLUMNS), np.uint16)
+    rounded = rows.astype(ml_dtypes.bfloat16)
+    if np.isinf(rounded[~np.isinf(rows)]).any():
+        most = float(np.abs(rows[np.isfinite(rows)]).max())
+        raise ExportError(
+            f"weights: got a number of {most:.4g}, expected at most {_LARGEST:.4g}, the largest of bfloat16; do --weights "
+            "float32"
+        )
+    padded[:n, :k] = rounded.view(np.uint16)
+    pairs = padded.reshape(panels, PANEL_ROWS, -1, 2).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(pairs).reshape(panels, -1).view(np.int8)
 
 
 def _chunk_bytes(bits: int) -> int:

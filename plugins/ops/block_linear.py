@@ -14,17 +14,21 @@ LINEAR_BITS = (2, 3, 4, 5, 6, 8)
 """Bits of a code."""
 FACTOR_COLUMNS = 256
 """Columns whose scales of 8 bits share a factor."""
+NUMBER_BITS = 16
+"""The attribute `bits` of a matrix that is no codes but numbers of bfloat16."""
 GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 """The activation of a gate -> its number as the attribute `gate`."""
 OFFSETS = {"": 0, "minima": 1, "zero_points": 2}
 """What a block has besides its scale -> its number as the attribute `minima`."""
 
-PANELS = Tensor("panels", ("int8",), ("N", "bytes"), "W's codes, scales and minima, 16 rows in a panel")
+PANELS = Tensor("panels", ("int8",), ("N", "bytes"), "W's codes, scales and minima, or its numbers, 16 rows in a panel")
 CODE_ATTRIBUTES = (
     Attribute("rows", "int", "rows of W", least=1, most=1 << 24),
     Attribute("columns", "int", "columns of W", least=1, most=1 << 20),
-    Attribute("bits", "int", "bits of a code: 2, 3, 4, 5, 6 or 8", least=2, most=8),
-    Attribute("block", "int", "columns that share a scale: 16, or a multiple of 32", least=16, most=1 << 20),
+    Attribute("bits", "int", "bits of a code: 2, 3, 4, 5, 6 or 8; 16: numbers of bfloat16", least=2, most=16),
+    Attribute(
+        "block", "int", "columns that share a scale: 16, or a multiple of 32; 32 with bfloat16", least=16, most=1 << 20
+    ),
     Attribute(
         "scale_bits",
         "int",
@@ -44,7 +48,12 @@ CODE_ATTRIBUTES = (
 
 
 def unsupported(shapes: Shapes, attributes: Mapping[str, object]) -> str:
-    """Say that GPUs have no kernel for codes in panels."""
+    """Say that GPUs have no kernel for codes, or bfloat16, in panels."""
+    if attributes.get("bits") == NUMBER_BITS:
+        return (
+            "got weights of bfloat16 in panels for CPUs, expected those of a graph in bfloat16; build the engine with --dtype "
+            "bfloat16 in place of --weights bfloat16"
+        )
     return (
         "got weights in panels for CPUs, expected codes that GPUs multiply by; build the engine with "
         "--weights KIND:linear=onnxruntime"
@@ -57,7 +66,8 @@ BLOCK_LINEAR = Op(
     doc=(
         "Multiplies rows by the transpose of a matrix W [rows, columns] of codes: W = (code - 2^(bits - 1)) scale, or with "
         "minima code * scale + minimum, in blocks of columns. Unless `exact`, each 32 activations of a row are rounded to codes "
-        "of 8 bits with a scale of their own, and sums of codes are whole numbers. A row's result depends on no other row and "
+        "of 8 bits with a scale of their own, and sums of codes are whole numbers. With `bits` of 16, W is numbers of bfloat16, "
+        "activations are rounded to bfloat16 unless `exact`, and sums are float32. A row's result depends on no other row and "
         "on no thread. The layout of `panels` is in `plugins/csrc/layout/panel.h`."
     ),
     inputs=(

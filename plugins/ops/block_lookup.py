@@ -8,7 +8,7 @@ from enginewright.plugins.ops.op import Op, Tensor
 BLOCK_LOOKUP = Op(
     name="BlockLookup",
     version=1,
-    doc="Restores rows of a matrix W [rows, columns] of codes, which BlockLinear describes.",
+    doc="Restores rows of a matrix W [rows, columns] of codes or of bfloat16, which BlockLinear describes.",
     inputs=(
         PANELS,
         Tensor("ids", ("int64",), ("one", "T"), "numbers of rows, each at least 0 and less than `rows`"),

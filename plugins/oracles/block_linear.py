@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, OFFSETS, PANEL_ROWS
+from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, NUMBER_BITS, OFFSETS, PANEL_ROWS
 from enginewright.plugins.oracles.greedy_sample import greedy_sample
 
 Floats = NDArray[np.float32]
@@ -44,7 +44,8 @@ def block_linear(
     tokens = x.reshape(-1, columns).astype(np.float64)
     if norm is not None:
         tokens = tokens / np.sqrt(np.square(tokens).mean(-1, keepdims=True) + epsilon) * norm
-    result = (tokens if exact else _rounded(tokens)) @ weight.astype(np.float64).T
+    round_rows = _rounded_to_bfloat16 if bits == NUMBER_BITS else _rounded
+    result = (tokens if exact else round_rows(tokens)) @ weight.astype(np.float64).T
     if bias is not None:
         result = result + bias
     if gate:
@@ -138,6 +139,9 @@ def unpack_panels(
     panels: NDArray[np.int8], rows: int, columns: int, bits: int, block: int, *, scale_bits: int, minima: int
 ) -> Floats:
     """Return W [rows, columns] that panels stand for."""
+    if bits == NUMBER_BITS:
+        pairs = panels.view(np.uint16).reshape(len(panels), -1, PANEL_ROWS, 2).astype(np.uint32) << 16
+        return pairs.transpose(0, 2, 1, 3).reshape(len(panels) * PANEL_ROWS, -1)[:rows, :columns].view(np.float32)
     chunks, group = -(-columns // CHUNK_COLUMNS), max(block // CHUNK_COLUMNS, 1)
     parts = CHUNK_COLUMNS // block if block < CHUNK_COLUMNS else 1
     scale_type = {8: np.int8, 16: np.float16, 32: np.float32}[scale_bits]
@@ -197,6 +201,13 @@ def _rounded(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     codes = np.rint(np.divide(split, scale, out=np.zeros_like(split), where=scale > 0))
     whole = np.where(np.isfinite(split).all(-1, keepdims=True), codes * scale, np.nan)
     return whole.reshape(padded.shape)[:, : rows.shape[1]]
+
+
+def _rounded_to_bfloat16(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows with numbers rounded to the nearest of bfloat16, to even where two are; NaN and infinities as they are."""
+    bits = rows.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(rows), rounded.view(np.float32), rows)
 
 
 def _activate(gate: int, x: NDArray[np.float64]) -> NDArray[np.float64]:

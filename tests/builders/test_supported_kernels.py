@@ -45,6 +45,10 @@ def test_what_kernels_support_passes(graph: ir.Graph) -> None:
             "got weights in panels for CPUs, .*; build the engine with --weights KIND:linear=onnx",
         ),
         (
+            graph_of("BlockLinear", 64, bits=16),
+            "got weights of bfloat16 in panels for CPUs, .*; build the engine with --dtype bfloat16 in place of --weights",
+        ),
+        (
             graph_of("TreeAttention", 64),
             "got an op 'TreeAttention', expected one of AddLora, ClpEmit, .*, DepthMix, .*; upgrade",
         ),

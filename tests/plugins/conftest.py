@@ -22,6 +22,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(
     params=[
+        pytest.param("avx512bf16", marks=pytest.mark.slow),
         pytest.param("avx512vnni", marks=pytest.mark.slow),
         pytest.param("avx512", marks=pytest.mark.slow),
         pytest.param("avx2vnni", marks=pytest.mark.slow),
@@ -30,7 +31,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     ]
 )
 def dot_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same with the instruction sets that have versions of kernels that multiply bytes."""
+    """The same with the instruction sets that have versions of kernels that multiply bytes or bfloat16."""
     if not set_cpu_isa(request.param):
         pytest.skip(f"this CPU does not run {request.param}")
     yield request.param

@@ -1,4 +1,4 @@
-// Checks of a matrix of codes, for every op that reads one.
+// Checks of a matrix in panels, for every op that reads one.
 #pragma once
 
 #include <string>
@@ -15,7 +15,8 @@ void expect_codes(const Attributes& a, const std::string& prefix = "") {
   const auto expect = [&](bool holds, const char* name, std::int64_t value, const char* expected) {
     expect_value(holds, (prefix + name).c_str(), value, expected);
   };
-  expect(a.bits != 7, "bits", a.bits, "2, 3, 4, 5, 6 or 8");
+  const bool is_known = a.bits <= 6 || a.bits == 8 || a.bits == kNumberBits;
+  expect(is_known, "bits", a.bits, "2, 3, 4, 5, 6, 8, or 16 for bfloat16");
   expect(a.block == kHalfChunk || a.block % kChunkColumns == 0, "block", a.block, "16 or a multiple of 32");
   const bool known = a.scale_bits == 8 || a.scale_bits == 16 || a.scale_bits == 32;
   expect(known, "scale_bits", a.scale_bits, "8, 16 or 32");
@@ -23,6 +24,9 @@ void expect_codes(const Attributes& a, const std::string& prefix = "") {
     expect(kFactorColumns % a.block == 0, "block", a.block, "a divisor of 256 with scales of 8 bits");
     expect(a.minima != 2, "minima", a.minima, "0 or 1 with scales of 8 bits");
   }
+  if (a.bits != kNumberBits) return;
+  expect(a.block == kChunkColumns, "block", a.block, "32 with numbers of 16 bits, which have no scales");
+  expect(a.minima == 0, "minima", a.minima, "0 with numbers of 16 bits");
 }
 
 template <class Attributes>

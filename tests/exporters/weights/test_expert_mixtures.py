@@ -125,7 +125,7 @@ def test_experts_that_differ_or_need_another_order_of_columns_stay_products(chan
         down_bias=None,
         gate=Gate(activation="silu"),
     )
-    layout = PanelLayout(n=64, k=32, bits=4, block=32, scale_bits=16, minima=False)
+    layout = PanelLayout(n=64, k=32, bits=4, block=32, scale_bits=16, offset="")
     panels = {PANELS: layout.weight(lambda: np.zeros((4, 576), np.int8))}
     same, other = (Encoding(parts=panels, layout=each) for each in (layout, dataclasses.replace(layout, **changed)))
     everywhere = "order" in changed

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from enginewright.exporters.weights.panels import pack_panels, panel_bytes
+from enginewright.exporters.weights.panels import pack_bfloat16, pack_panels, panel_bytes
+from enginewright.plugins.ops.block_linear import NUMBER_BITS
 from enginewright.plugins.oracles.block_linear import unpack_panels
+from enginewright.runtime.errors import ExportError
 from tests.support.ops.block_linear_cases import CASES, Case, expected, make_inputs
 from tests.support.ops.op_session import run_op
 
 pytestmark = pytest.mark.native
+NUMBERS = [case for case in CASES if case.bits == NUMBER_BITS and case.tokens == 29]
+"""Of bfloat16, with rounded and with exact activations."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -30,7 +35,7 @@ def test_matches_the_oracle(case: Case, dot_isa: str) -> None:
         assert close.mean() > 0.98 if close.size else True
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[5], CASES[-2], CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASES[2], CASES[5], CASES[-2], CASES[-1], *NUMBERS], ids=lambda case: case.name)
 def test_a_row_is_the_same_in_any_company_and_on_any_number_of_threads(case: Case, dot_isa: str) -> None:
     arrays = make_inputs(case)
     (together,) = run_op("BlockLinear", arrays, **case.attributes)
@@ -40,16 +45,41 @@ def test_a_row_is_the_same_in_any_company_and_on_any_number_of_threads(case: Cas
         np.testing.assert_array_equal(got[0, 0], together[0, row])
 
 
+@pytest.mark.parametrize("bits", [4, NUMBER_BITS])
 @pytest.mark.parametrize("exact", [0, 1])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_row_with_a_number_that_is_none_has_no_finite_result_and_its_neighbours_do(number: float, exact: int) -> None:
-    case = Case(4, 96, 48, 4, 32, {"exact": exact})
+def test_a_row_with_a_number_that_is_none_has_no_finite_result_and_its_neighbours_do(
+    number: float, exact: int, bits: int, dot_isa: str
+) -> None:
+    case = Case(4, 96, 48, bits, 32, {"exact": exact})
     arrays = make_inputs(case)
     (wanted,) = run_op("BlockLinear", arrays, **case.attributes)
     arrays["x"][0, 1, 70] = number
     (got,) = run_op("BlockLinear", arrays, **case.attributes)
     assert not np.isfinite(got[0, 1]).any()
     np.testing.assert_array_equal(got[0, [0, 2, 3]], wanted[0, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("exact", [0, 1])
+def test_a_weight_that_is_no_number_is_seen_in_its_own_output_alone(exact: int, dot_isa: str) -> None:
+    rows = np.random.default_rng(0).normal(0, 1, (40, 70)).astype(np.float32)
+    rows[21, 69], rows[3, 0] = np.nan, -np.inf
+    case = Case(3, 70, 40, NUMBER_BITS, 32, {"exact": exact})
+    arrays = {**make_inputs(case), "panels": pack_bfloat16(rows)}
+    (got,) = run_op("BlockLinear", arrays, **case.attributes)
+    assert np.isnan(got[0, :, 21]).all() and np.isinf(got[0, :, 3]).all()
+    assert np.isfinite(np.delete(got, (3, 21), axis=2)).all()
+
+
+def test_activations_are_rounded_to_bfloat16_unless_they_are_exact(dot_isa: str) -> None:
+    """Of numbers in the middle between two of bfloat16, the even one is taken."""
+    x = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-7 + 2.0**-9, -3.0 - 2.0**-7], np.float32).reshape(1, 4, 1)
+    case = Case(4, 1, 1, NUMBER_BITS, 32)
+    arrays = {"x": x, "panels": pack_bfloat16(np.ones((1, 1), np.float32))}
+    (rounded,) = run_op("BlockLinear", arrays, **case.attributes)
+    np.testing.assert_array_equal(rounded, x.astype(ml_dtypes.bfloat16).astype(np.float32))
+    (exact,) = run_op("BlockLinear", arrays, **{**case.attributes, "exact": 1})
+    np.testing.assert_array_equal(exact, x)
 
 
 def test_tiny_and_zero_rows_are_zeros() -> None:
@@ -76,6 +106,25 @@ def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> 
     np.testing.assert_allclose(restored, codes * wide + offset, atol=1e-6 * (1 << bits))
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 32), (37, 201)])
+def test_panels_of_bfloat16_hold_the_nearest_numbers(n: int, k: int) -> None:
+    rows = np.random.default_rng(n).normal(0, 1, (n, k)).astype(np.float32)
+    panels = pack_bfloat16(rows)
+    assert panels.shape == (-(-n // 16), panel_bytes(k, NUMBER_BITS, 32, scale_bits=16, minima=False))
+    restored = unpack_panels(panels, n, k, NUMBER_BITS, 32, scale_bits=16, minima=False)
+    np.testing.assert_array_equal(restored, rows.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_a_number_beyond_the_largest_of_bfloat16_is_refused() -> None:
+    with pytest.raises(
+        ExportError, match=r"got a number of 3.403e\+38, expected at most 3.39e\+38, .*; do --weights float32"
+    ):
+        pack_bfloat16(np.full((1, 1), np.finfo(np.float32).max))
+    assert np.isnan(
+        unpack_panels(pack_bfloat16(np.full((1, 1), np.nan)), 1, 1, 16, 32, scale_bits=16, minima=False)
+    ).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "attributes", "message"),
     [
@@ -90,7 +139,10 @@ def test_panels_restore_what_was_packed(bits: int, block: int, minima: bool) -> 
         ({"bias": (63,)}, {}, r"bias: got shape \[63\]"),
         ({"residual": (1, 10, 64)}, {}, r"residual: got shape \[1, 10, 64\]"),
         ({"norm": (64,)}, {}, r"norm: got shape \[64\]"),
-        ({}, {"bits": 7}, "bits: got 7, expected 2, 3, 4, 5, 6 or 8"),
+        ({}, {"bits": 7}, "bits: got 7, expected 2, 3, 4, 5, 6, 8, or 16 for bfloat16"),
+        ({}, {"bits": 12}, "bits: got 12, expected 2, 3, 4, 5, 6, 8, or 16 for bfloat16"),
+        ({}, {"bits": 16, "block": 64}, "block: got 64, expected 32 with numbers of 16 bits, which have no scales"),
+        ({}, {"bits": 16, "minima": 1}, "minima: got 1, expected 0 with numbers of 16 bits"),
         ({}, {"block": 48}, "block: got 48, expected 16 or a multiple of 32"),
         ({}, {"scale_bits": 24}, "scale_bits: got 24, expected 8, 16 or 32"),
         ({}, {"scale_bits": 8, "block": 96}, "block: got 96, expected a divisor of 256 with scales of 8 bits"),

@@ -1,4 +1,4 @@
-"""Calls of BlockLinear: all bits and blocks, odd sizes, with and without what is optional."""
+"""Calls of BlockLinear: all bits and blocks, bfloat16, odd sizes, with and without what is optional."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from enginewright.exporters.weights.panels import pack_panels
-from enginewright.plugins.ops.block_linear import FACTOR_COLUMNS, OFFSETS
+from enginewright.exporters.weights.panels import pack_bfloat16, pack_panels
+from enginewright.plugins.ops.block_linear import FACTOR_COLUMNS, NUMBER_BITS, OFFSETS
 from enginewright.plugins.oracles.block_linear import block_linear
 
 
@@ -68,14 +68,37 @@ CASES = [
     Case(8, 70, 50, 4, 32, {"norm": True, "epsilon": 1e-5}),
     Case(5, 96, 50, 4, 32, {"heads": 3, "bias": True}),
     *(Case(7, 96, 50, bits, 32, {"exact": 1}) for bits in (2, 3, 4, 5, 6, 8)),
+    *(Case(tokens, 90, 50, 16, 32, {"exact": exact}) for tokens in (1, 2, 7, 29) for exact in (0, 1)),
+    *(Case(3, columns, 17, 16, 32) for columns in (1, 31, 33)),
+    Case(0, 64, 32, 16, 32),
+    Case(5, 96, 64, 16, 32, {"exact": 1, "norm": True, "gate": 1, "bias": True, "residual": True}),
+    Case(13, 96, 64, 16, 32, {"norm": True, "gate": 2, "bias": True, "residual": True}),
+    Case(300, 512, 160, 16, 32),
+    Case(300, 512, 160, 16, 32, {"exact": 1}),
     Case(12, 100, 64, 4, 16, {"exact": 1, "minima": 1, "norm": True, "gate": 1}),
     Case(40, 1024, 160, 4, 32),
 ]
 
 
 def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random activations, codes, scales, and minima or zero points."""
+    """Random activations, and codes, scales, and minima or zero points, or numbers of bfloat16."""
     rng = np.random.default_rng(seed)
+    panels = _pack_numbers(case, rng) if case.bits == NUMBER_BITS else _pack_codes(case, rng)
+    arrays = {"x": rng.normal(0, 1, x_shape(case)).astype(np.float32), "panels": panels}
+    if "bias" in case.extra:
+        arrays["bias"] = rng.normal(0, 1, case.rows).astype(np.float32)
+    if "residual" in case.extra:
+        arrays["residual"] = rng.normal(0, 1, (1, case.tokens, case.attributes["width"])).astype(np.float32)
+    if "norm" in case.extra:
+        arrays["norm"] = rng.uniform(0.5, 2, case.columns).astype(np.float32)
+    return arrays
+
+
+def _pack_numbers(case: Case, rng: np.random.Generator) -> np.ndarray:
+    return pack_bfloat16(rng.normal(0, 0.1, (case.rows, case.columns)).astype(np.float32))
+
+
+def _pack_codes(case: Case, rng: np.random.Generator) -> np.ndarray:
     blocks = -(-case.columns // case.block)
     codes = rng.integers(0, 1 << case.bits, (case.rows, case.columns)).astype(np.uint8)
     half = case.attributes.get("scale_bits", 16) == 16
@@ -89,17 +112,7 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         minima = None if minima is None else rng.integers(-128, 128, scales.shape).astype(np.int8)
         width = -(-case.columns // FACTOR_COLUMNS) * (1 if minima is None else 2)
         factors = rng.uniform(-0.0005, 0.0005, (case.rows, width)).astype(np.float16)
-    arrays = {
-        "x": rng.normal(0, 1, x_shape(case)).astype(np.float32),
-        "panels": pack_panels(codes, scales, minima, case.bits, case.block, factors),
-    }
-    if "bias" in case.extra:
-        arrays["bias"] = rng.normal(0, 1, case.rows).astype(np.float32)
-    if "residual" in case.extra:
-        arrays["residual"] = rng.normal(0, 1, (1, case.tokens, case.attributes["width"])).astype(np.float32)
-    if "norm" in case.extra:
-        arrays["norm"] = rng.uniform(0.5, 2, case.columns).astype(np.float32)
-    return arrays
+    return pack_panels(codes, scales, minima, case.bits, case.block, factors)
 
 
 def x_shape(case: Case) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Calls of BlockLookup: all bits and blocks, odd sizes."""
+"""Calls of BlockLookup: all bits and blocks, bfloat16, odd sizes."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ CASES = [
     Case(33, 70, 8, 16, {"minima": 2, "scale_bits": 32}),
     Case(1, 1, 8, 32),
     Case(17, 33, 5, 64, {"scale_bits": 32, "minima": 1}, tokens=0),
+    *(Case(33, columns, 16, 32) for columns in (1, 70, 96)),
 ]
 
 
 def make_inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random codes, scales and minima, and rows to look up."""
+    """A random matrix in panels, and rows to look up."""
     linear = block_linear_cases.Case(1, case.columns, case.rows, case.bits, case.block, case.extra)
     ids = np.random.default_rng(seed).integers(0, case.rows, (1, case.tokens))
     return {"panels": block_linear_cases.make_inputs(linear, seed)["panels"], "ids": ids.astype(np.int64)}

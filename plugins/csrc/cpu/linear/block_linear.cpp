@@ -25,21 +25,31 @@ std::int64_t choose(const RowBest* best, std::int64_t runs, std::int64_t stride)
 
 }  // namespace
 
+// bfloat16 is multiplied in pairs where the CPU does that, and widened on all others.
+Activations activations_of(const BlockLinearArgs& args) {
+  if (args.exact) return Activations::kNumbers;
+  if (args.bits != kNumberBits) return Activations::kCodes;
+  return isa() == Isa::kAvx512Bf16 ? Activations::kPairs : Activations::kNumbers;
+}
+
+decltype(block_linear_kernel()) product_kernel(const BlockLinearArgs& args) {
+  return args.bits == kNumberBits ? bfloat16_linear_kernel() : block_linear_kernel();
+}
+
 void block_linear(const BlockLinearArgs& args, BlockLinearScratch& scratch, const Parallel& parallel) {
   if (args.tokens == 0) return;
   const PanelShape shape = args.shape();
-  const PreparedRows rows = PreparedRows::reserve(scratch.rows, shape, args.tokens, args.exact != 0);
+  const PreparedRows rows = PreparedRows::reserve(scratch.rows, shape, args.tokens, activations_of(args));
   const auto prepare_row = prepare_row_kernel();
   auto prepare = [&](std::size_t token) { prepare_row(args, rows, static_cast<std::int64_t>(token)); };
   for_each(parallel, args.tokens * args.columns > kWorthwhile, static_cast<std::size_t>(args.tokens), prepare);
 
-  const std::int64_t row_bytes = rows.columns * (args.exact ? 4 : 1);
-  const std::int64_t most_rows = std::max<std::int64_t>(kRowBytes / row_bytes / 12 * 12, 12);
+  const std::int64_t most_rows = std::max<std::int64_t>(kRowBytes / rows.row_bytes() / 12 * 12, 12);
   const std::int64_t parts = (args.tokens + most_rows - 1) / most_rows;
   const std::int64_t step = (args.tokens + parts - 1) / parts;
   const std::int64_t pairs = PanelPair::pairs(args);
   const std::int64_t runs = std::min(pairs, std::max<std::int64_t>(kTasks / parts, 1));  // of pairs that follow
-  const auto product = block_linear_kernel();
+  const auto product = product_kernel(args);
   if (args.chosen) scratch.best.assign(static_cast<std::size_t>(runs * args.tokens), kNone);
   auto run = [&](std::size_t task) {
     const std::int64_t part = static_cast<std::int64_t>(task) / runs, at = static_cast<std::int64_t>(task) % runs;

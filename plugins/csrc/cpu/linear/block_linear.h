@@ -1,4 +1,4 @@
-// BlockLinear on the CPU: products of rows with a matrix of codes that has a scale for each block.
+// BlockLinear on the CPU: products of rows with a matrix of codes that has a scale for each block, or of bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +55,14 @@ struct PanelPair {
 
 // Turn row `token` of x into what the products read.
 EW_DOT_KERNEL(void, prepare_row_kernel, const BlockLinearArgs&, const PreparedRows&, std::int64_t token);
-// Compute a task's part of out.
+// Compute a task's part of out, with codes.
 EW_DOT_KERNEL(void, block_linear_kernel, const BlockLinearArgs&, const BlockTask&);
+// The same with bfloat16.
+EW_BF16_KERNEL(void, bfloat16_linear_kernel, const BlockLinearArgs&, const BlockTask&);
+
+// What the activations of a call become, and the kernel that multiplies them.
+Activations activations_of(const BlockLinearArgs& args);
+decltype(block_linear_kernel()) product_kernel(const BlockLinearArgs& args);
 
 // What a call works with, kept for the next one.
 struct BlockLinearScratch {

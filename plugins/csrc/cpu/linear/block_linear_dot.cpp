@@ -3,60 +3,15 @@
 // the headers below need Vec
 #include "cpu/linear/block_linear.h"
 #include "cpu/linear/code_tile.h"
-#include "cpu/linear/finish_rows.h"
 #include "cpu/linear/number_tile.h"
+#include "cpu/linear/pair_task.h"
 #include "cpu/linear/prepare_row.h"
 
 namespace ew {
 namespace {
 
-// Registers decide how many rows share a panel's codes, and whether two panels share a row's.
+// Registers decide how many rows share a panel's codes.
 constexpr int kMostRows = kWidth == 16 ? 6 : kWidth == 8 ? 4 : 1;
-constexpr int kTilePanels = kWidth == 16 ? 2 : 1;
-
-// A task with what all its tiles read.
-struct PairTask {
-  const BlockLinearArgs& args;
-  const BlockTask& task;
-  PanelShape shape;
-  PanelPair pair;
-
-  // Bytes ahead of what a tile reads first. A row alone reads codes as fast as memory gives them, in their order; with
-  // more rows the next pair comes while this one is multiplied.
-  std::int64_t ahead(bool is_first, int rows) const {
-    if (!is_first) return 0;
-    return rows == 1 && task.count == 1 ? 4096 : (args.gate ? 1 : 2) * shape.panel_bytes();
-  }
-
-  bool has_second() const { return pair.second < shape.panels(); }
-
-  // The tile's panels from the pair's first or second on; the first stands for a second that there is not, whose sums
-  // nobody reads.
-  Panels<kTilePanels> from(int panel) const {
-    Panels<kTilePanels> found;
-    for (int p = 0; p < kTilePanels; ++p) {
-      found.at[p] = args.panels + (panel + p && has_second() ? pair.second : pair.first) * shape.panel_bytes();
-      found.factors[p] = found.at[p] + shape.groups_bytes();
-    }
-    return found;
-  }
-};
-
-// Tiles of kRows rows, as long as there are as many.
-template <class Tile, int kRows>
-void some_rows(const PairTask& pair, std::int64_t& done) {
-  for (; done + kRows <= pair.task.count; done += kRows) {
-    alignas(64) float sums[kRows * kPairRows];
-    for (int r = 0; r < kRows; ++r) prefetch_result(pair.args, pair.task.begin + done + r, pair.pair);
-    const Tile tile{pair.shape, *pair.task.rows, pair.task.begin + done, pair.ahead(done == 0, kRows)};
-    for (int panel = 0; panel < (pair.has_second() ? 2 : 1); panel += kTilePanels)
-      tile.run(pair.from(panel), sums + panel * kPanelRows, kPairRows);
-    for (int r = 0; r < kRows; ++r) {
-      RowBest* best = pair.task.best ? pair.task.best + done + r : nullptr;
-      finish_row(pair.args, tile.row + r, pair.pair, sums + r * kPairRows, best);
-    }
-  }
-}
 
 template <int kBits, Offsets kOffsets>
 void code_rows(const PairTask& pair) {
@@ -88,10 +43,9 @@ void all_rows(const PairTask& pair) {
 }
 
 void block_linear_pair(const BlockLinearArgs& args, const BlockTask& task) {
-  const PanelShape shape = args.shape();
-  const PairTask pair{args, task, shape, PanelPair::of(args, task.pair)};
+  const PairTask pair(args, task);
   if (args.exact) return number_rows(pair);
-  with_bits(shape.bits, [&](auto known) { all_rows<known>(pair); });
+  with_bits(pair.shape.bits, [&](auto known) { all_rows<known>(pair); });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/linear/bfloat16/rounding.h"
 #include "cpu/simd/simd_portable.h"
 #include "cpu/threads/fault.h"
 #include "cpu/threads/rows.h"
@@ -34,6 +35,15 @@ int code_at(const unsigned char* chunk, int bits, int row, int column) {
     code |= rest << low;
   }
   return code;
+}
+
+void widen_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
+  const unsigned char* panel = args.panels + id / kPanelRows * panel_shape(args).panel_bytes();
+  for (std::int64_t i = 0; i < args.columns; ++i) {
+    std::uint16_t number;
+    std::memcpy(&number, panel + i / 2 * kVectorBytes + (id % kPanelRows * 2 + i % 2) * 2, sizeof number);
+    out[i] = widen_bfloat16(number);
+  }
 }
 
 void restore_row(const BlockLookupArgs& args, std::int64_t id, float* out) {
@@ -76,7 +86,8 @@ std::string find_fault(const BlockLookupArgs& args) {
 
 void block_lookup(const BlockLookupArgs& args, const Parallel& parallel) {
   for_rows(parallel, args.tokens, args.columns, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) restore_row(args, args.ids[i], args.out + i * args.columns);
+    const auto restore = args.bits == kNumberBits ? widen_row : restore_row;
+    for (std::int64_t i = begin; i < end; ++i) restore(args, args.ids[i], args.out + i * args.columns);
   });
 }
 

@@ -1,4 +1,4 @@
-// BlockLookup on the CPU: rows of a matrix of codes as numbers.
+// BlockLookup on the CPU: rows of a matrix in panels as numbers.
 #pragma once
 
 #include <cstdint>

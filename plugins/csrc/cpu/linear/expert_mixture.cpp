@@ -83,7 +83,7 @@ void multiply(const BlockLinearArgs& whole, const PreparedRows& rows, MixtureScr
     for (std::int64_t run = 0; run < runs; ++run)
       scratch.tasks.push_back({&group, pairs * run / runs, pairs * (run + 1) / runs});
   }
-  const auto product = block_linear_kernel();
+  const auto product = product_kernel(whole);
   auto body = [&](std::size_t i) {
     const GroupTask& task = scratch.tasks[i];
     BlockLinearArgs args = whole;
@@ -133,14 +133,14 @@ void run_round(const ExpertMixtureArgs& args, MixtureScratch& scratch, const Par
   up.slope = args.slope, up.limit = args.limit;
   up.x = args.x, up.panels = args.up, up.bias = args.up_bias, up.tokens = visits;
   up.out = scratch.inner.reserve(static_cast<std::size_t>(visits * args.inner));
-  const PreparedRows of_x = PreparedRows::reserve(scratch.prepared, up.shape(), visits, args.exact != 0);
+  const PreparedRows of_x = PreparedRows::reserve(scratch.prepared, up.shape(), visits, activations_of(up));
   prepare_visits(up, of_x, scratch.visits.data(), args.chosen, parallel);
   multiply(up, of_x, scratch, parallel);
 
   BlockLinearArgs down{down_attributes(args)};
   down.x = up.out, down.panels = args.down, down.bias = args.down_bias, down.tokens = visits;
   down.out = scratch.outer.reserve(static_cast<std::size_t>(visits * args.columns));
-  const PreparedRows of_inner = PreparedRows::reserve(scratch.prepared, down.shape(), visits, args.exact != 0);
+  const PreparedRows of_inner = PreparedRows::reserve(scratch.prepared, down.shape(), visits, activations_of(down));
   prepare_visits(down, of_inner, nullptr, 1, parallel);
   multiply(down, of_inner, scratch, parallel);
   sum_visits(args, down.out, scratch.places.data(), parallel);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/linear/bfloat16/rounding.h"
 #include "cpu/linear/block_linear.h"
 #include "cpu/linear/dot.h"
 
@@ -76,16 +77,38 @@ inline void write_steps(const PreparedRows& rows, const PanelShape& shape, std::
   }
 }
 
+// A row of x and what each of its numbers is multiplied by; norm: a scale for each column, or null.
+struct ScaledRow {
+  const float *x, *norm;
+  float factor;
+
+  float operator[](std::int64_t i) const { return norm ? x[i] * factor * norm[i] : x[i] * factor; }
+};
+
+// Numbers of a row; `rounded`: as bfloat16 has them.
+inline void write_numbers(const PreparedRows& rows, const ScaledRow& x, std::int64_t count, std::int64_t token,
+                          bool rounded) {
+  float* to = rows.numbers + token * rows.columns;
+  for (std::int64_t i = 0; i < rows.columns; ++i) to[i] = i < count ? x[i] : 0.0f;
+  if (rounded)
+    for (std::int64_t i = 0; i < rows.columns; ++i) to[i] = widen_bfloat16(round_bfloat16(to[i]));
+}
+
+inline void write_pairs(const PreparedRows& rows, const ScaledRow& x, std::int64_t count, std::int64_t token) {
+  std::uint32_t* to = rows.pairs + token * rows.columns / 2;
+  auto bits = [&](std::int64_t i) -> std::uint32_t { return i < count ? round_bfloat16(x[i]) : 0u; };
+  const std::int64_t whole = count / 2;
+  for (std::int64_t i = 0; i < whole; ++i)
+    to[i] = round_bfloat16(x[2 * i]) | std::uint32_t{round_bfloat16(x[2 * i + 1])} << 16;
+  for (std::int64_t i = whole; i < rows.columns / 2; ++i) to[i] = bits(2 * i);
+}
+
 void prepare_row(const BlockLinearArgs& args, const PreparedRows& rows, std::int64_t token) {
   const float* x = args.x + token * args.columns;
   const float factor = args.norm ? norm_factor(x, args.columns, args.epsilon) : 1.0f;
-  if (rows.numbers) {
-    float* to = rows.numbers + token * rows.columns;
-    for (std::int64_t i = 0; i < args.columns; ++i) to[i] = x[i] * factor * (args.norm ? args.norm[i] : 1.0f);
-    std::fill(to + args.columns, to + rows.columns, 0.0f);
-    return;
-  }
   const PanelShape shape = args.shape();
+  if (rows.numbers) return write_numbers(rows, {x, args.norm, factor}, args.columns, token, !args.exact);
+  if (rows.pairs) return write_pairs(rows, {x, args.norm, factor}, args.columns, token);
   for (std::int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
     const std::int64_t at = chunk * kChunkColumns;
     std::int32_t sums[2];

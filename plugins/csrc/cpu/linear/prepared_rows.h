@@ -1,4 +1,5 @@
-// Rows of activations as products read them: codes of 8 bits with a scale for each chunk of columns, or numbers.
+// Rows of activations as products read them: codes of 8 bits with a scale for each chunk of columns, numbers, or pairs
+// of bfloat16.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +11,13 @@
 namespace ew {
 
 constexpr std::int64_t kLargestCode = 127;  // of an activation; the smallest is -127
+
+// What the activations of a product are.
+enum class Activations {
+  kCodes,    // of 8 bits
+  kNumbers,  // of float32
+  kPairs,    // of bfloat16
+};
 
 // How a product treats the zero of its codes.
 enum class Offsets {
@@ -27,20 +35,30 @@ inline Offsets offsets_of(const PanelShape& shape) {
 // array has a row for each token.
 struct PreparedRows {
   std::int64_t columns = 0, chunks = 0, steps = 0;  // of a row; columns: of whole chunks
-  std::int8_t* codes = nullptr;                     // [columns]; null where the activations stay numbers
+  std::int8_t* codes = nullptr;                     // [columns]; null unless the activations are codes
   float* scales = nullptr;                          // [chunks]
   std::int32_t* starts = nullptr;                   // [steps]: what the whole sum of a step begins with
   float* shares = nullptr;                          // [steps]: the sum of a step's activations
-  float* numbers = nullptr;                         // [columns]; null where there are codes
+  float* numbers = nullptr;                         // [columns]; null unless the activations are numbers
+  std::uint32_t* pairs = nullptr;  // [columns / 2]: the first column is in the low half; null unless pairs
+
+  // What a product reads of a row, the few numbers next to codes left out.
+  std::int64_t row_bytes() const { return columns * (numbers ? 4 : pairs ? 2 : 1); }
 
   // Rows of `shape` in the memory of `buffer`. Throws std::bad_alloc.
-  static PreparedRows reserve(FloatBuffer& buffer, const PanelShape& shape, std::int64_t tokens, bool exact) {
+  static PreparedRows reserve(FloatBuffer& buffer, const PanelShape& shape, std::int64_t tokens,
+                              Activations activations) {
     PreparedRows rows;
     rows.chunks = shape.chunks();
     rows.columns = rows.chunks * kChunkColumns;
     rows.steps = rows.chunks * (offsets_of(shape) == Offsets::kHalves ? 2 : 1);
-    if (exact) {
-      rows.numbers = buffer.reserve(static_cast<std::size_t>(tokens * rows.columns));
+    if (activations != Activations::kCodes) {
+      const bool are_pairs = activations == Activations::kPairs;
+      float* memory = buffer.reserve(static_cast<std::size_t>(tokens * rows.columns / (are_pairs ? 2 : 1)));
+      if (are_pairs)
+        rows.pairs = reinterpret_cast<std::uint32_t*>(memory);
+      else
+        rows.numbers = memory;
       return rows;
     }
     constexpr std::int64_t kCodes = sizeof(float);  // in the place of a float

@@ -22,6 +22,7 @@ bool has_avx_vnni() {
 bool runs_here(Isa candidate) {
 #ifdef EW_X86
   __builtin_cpu_init();
+  if (candidate == Isa::kAvx512Bf16) return runs_here(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
   if (candidate == Isa::kAvx512Vnni) return runs_here(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
   if (candidate == Isa::kAvx2Vnni) return runs_here(Isa::kAvx2) && has_avx_vnni();
   if (candidate == Isa::kAvx512)
@@ -37,7 +38,8 @@ struct Candidate {
   Isa isa;
   const char* name;
 };
-constexpr Candidate kCandidates[] = {{Isa::kAvx512Vnni, "avx512vnni"},
+constexpr Candidate kCandidates[] = {{Isa::kAvx512Bf16, "avx512bf16"},
+                                     {Isa::kAvx512Vnni, "avx512vnni"},
                                      {Isa::kAvx512, "avx512"},
                                      {Isa::kAvx2Vnni, "avx2vnni"},
                                      {Isa::kAvx2, "avx2"},

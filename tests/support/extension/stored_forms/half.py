@@ -1,10 +1,9 @@
-"""A sample stored form of an extension: matrices rounded to bfloat16, which a Cast widens before a product or a lookup."""
+"""A sample stored form of an extension: matrices rounded to IEEE halves, which a Cast widens before a product or a lookup."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -22,12 +21,12 @@ class Options:
 
 
 def _encode(options: Options, use: WeightUse) -> Encoding:
-    rounded = use.rows.derive(use.rows.shape, _round, ir.DataType.BFLOAT16)
+    rounded = use.rows.derive(use.rows.shape, _round, ir.DataType.FLOAT16)
     return Encoding(parts={"rounded": rounded})
 
 
 def _round(rows: np.ndarray) -> np.ndarray:
-    return rows.astype(ml_dtypes.bfloat16)
+    return rows.astype(np.float16)
 
 
 def _write(options: Options, use: WeightUse, encoding: Encoding, values: Values) -> None:
@@ -44,8 +43,8 @@ def _write(options: Options, use: WeightUse, encoding: Encoding, values: Values)
 
 
 FORM = StoredForm(
-    name="bfloat16",
-    summary="matrices rounded to bfloat16, computed with in float32",
+    name="half",
+    summary="matrices rounded to IEEE halves, computed with in float32",
     options=Options,
     takes=lambda options, use: use.is_product or options.embedding,
     encode=_encode,
