@@ -13,6 +13,14 @@ namespace {
 
 constexpr int kPairsAhead = 4096;  // bytes: a row alone reads weights from memory, in their order
 
+// Fetch what the tile reads later, which after a panel's end is the same panel of the tile that follows. left: bytes of
+// the panel that are not read yet.
+template <int kPanels>
+EW_INLINE void fetch_later(const Panels<kPanels>& panels, const PanelShape& shape, std::int64_t left) {
+  const std::int64_t skipped = left > kPairsAhead ? 0 : (kPanels - 1) * shape.panel_bytes();
+  for (int p = 0; p < kPanels; ++p) __builtin_prefetch(panels.at[p] + kPairsAhead + skipped, 0, 3);
+}
+
 template <int kRows, int kVecs>
 EW_INLINE void store_sums(const Vec (&sums)[kRows][kVecs], float* out, std::int64_t stride) {
   for (int r = 0; r < kRows; ++r)
@@ -46,7 +54,7 @@ struct WidenedTile {
       for (Vec& sum : of_row) sum = splat(0.0f);
     const float* x = rows.numbers + row * rows.columns;
     for (std::int64_t column = 0; column < rows.columns; column += 2) {
-      if constexpr (kRows == 1) panels.prefetch(kVectorBytes, kPairsAhead);
+      if constexpr (kRows == 1) fetch_later(panels, shape, (rows.columns - column) / 2 * kVectorBytes);
       Vec weights[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) weights[v] = first_column(load_pairs(panels.codes(v)));
@@ -78,7 +86,7 @@ struct PairTile {
     const std::int64_t pairs = rows.columns / 2;
     const std::uint32_t* x = rows.pairs + row * pairs;
     for (std::int64_t pair = 0; pair < pairs; ++pair) {
-      if constexpr (kRows == 1) panels.prefetch(kVectorBytes, kPairsAhead);
+      if constexpr (kRows == 1) fetch_later(panels, shape, (pairs - pair) * kVectorBytes);
       Pairs weights[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) weights[v] = load_pairs(panels.codes(v));
