@@ -8,7 +8,7 @@ import numpy as np
 from enginewright.plugins.ops.block_linear import CHUNK_COLUMNS, FACTOR_COLUMNS, NUMBER_BITS, PANEL_ROWS
 from enginewright.runtime.errors import ExportError
 
-_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+_LARGEST = (2 - 2.0**-7) * 2.0**127  # of bfloat16
 
 
 def panel_bytes(columns: int, bits: int, block: int, *, scale_bits: int, minima: bool) -> int:

@@ -36,7 +36,7 @@ def load_ort_library() -> ctypes.CDLL:
 
 
 def cpu_isa() -> str:
-    """The instruction set that the kernels use: `avx512vnni`, `avx512`, `avx2vnni`, `avx2` or `portable`."""
+    """The instruction set of the kernels: `avx512bf16`, `avx512vnni`, `avx512`, `avx2vnni`, `avx2` or `portable`."""
     name: bytes = load_ort_library().ew_cpu_isa()
     return name.decode()
 
