@@ -1,4 +1,4 @@
-"""Fuses the output projection with the choice of each row's token, so that logits that nobody reads are never written."""
+"""Fuses the output projection with the choice of each row's token, so that unread logits are never written."""
 
 from __future__ import annotations
 

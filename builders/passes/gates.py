@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 
 @dataclass(frozen=True)
-class Gate:
+class FoundGate:
     """A gate; `find_gate` creates it.
 
     activation: "silu", "gelu_tanh" or "gelu".
@@ -19,7 +19,7 @@ class Gate:
     output: ir.Value
 
 
-def find_gate(split: ir.Node | None) -> Gate | None:
+def find_gate(split: ir.Node | None) -> FoundGate | None:
     """The gate that begins with `split`, a Split of a last axis in two halves; None where there is none, or where another node
     reads one of its values.
     """
@@ -38,7 +38,7 @@ def find_gate(split: ir.Node | None) -> Gate | None:
         return None
     activated = next((value for value in product.inputs if value is not second), None)
     activation = None if activated is None else _activation(activated, first)
-    return None if activation is None else Gate(activation, product.outputs[0])
+    return None if activation is None else FoundGate(activation, product.outputs[0])
 
 
 def _activation(value: ir.Value, source: ir.Value) -> str | None:

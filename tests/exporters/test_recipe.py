@@ -81,7 +81,7 @@ def test_weights(spec: str | dict[str, Any], expected: Storage) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("int3", r"weights: unknown kind 'int3'; known: float32, int4, int8"),
+        ("int3", r"weights: unknown kind 'int3'; known: bfloat16, float32, int4, int8"),
         ("", r"weights: unknown kind ''"),
         (
             "int4:blocksize=32",
@@ -92,7 +92,7 @@ def test_weights(spec: str | dict[str, Any], expected: Storage) -> None:
         ("int4:block_size=many", r"weights.block_size: got 'many', expected int"),
         ("int4:lm_head=maybe", r"weights.lm_head: got 'maybe', expected bool"),
         ("int4:kind=int8", r"key 'kind' stands twice"),
-        ({"kind": 4}, r"weights: kind: got 4, expected one of float32, int4, int8"),
+        ({"kind": 4}, r"weights: kind: got 4, expected one of bfloat16, float32, int4, int8"),
         (4, r"weights: got 4, expected"),
         (None, r"weights: got None, expected"),
     ],

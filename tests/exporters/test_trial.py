@@ -118,8 +118,8 @@ def test_scrambled_codes_are_refused_and_coarse_ones_are_not(
     build(str(tmp_path / "model"), tmp_path / "engine", recipe, "onnxruntime")
     assert report(tmp_path / "engine")["kind"] == "logits"
 
-    def export_scrambled(model: str, root: Path, recipe: Recipe, *, strict: bool) -> Manifest:
-        manifest = export(model, root, recipe, strict=strict)
+    def export_scrambled(model: str, root: Path, recipe: Recipe, **options: Any) -> Manifest:
+        manifest = export(model, root, recipe, **options)
         path = root / manifest.graphs["decoder"].files[1].path
         data = bytearray(path.read_bytes())
         data[: len(data) // 2] = data[: len(data) // 2][::-1]
@@ -136,8 +136,8 @@ def test_scrambled_codes_are_refused_and_coarse_ones_are_not(
 def test_an_engine_that_does_not_open(
     checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(model: str, root: Path, recipe: Recipe, *, strict: bool) -> Manifest:
-        manifest = export(model, root, recipe, strict=strict)
+    def cut(model: str, root: Path, recipe: Recipe, **options: Any) -> Manifest:
+        manifest = export(model, root, recipe, **options)
         return dataclasses.replace(manifest, decoding={"kind": "telepathic"})
 
     export = building.export

@@ -15,7 +15,7 @@ from tests.support.real_models import real_model
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.native]
 
-QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "What does a compiler do?")
+QUESTIONS = ("What is 2 + 2?", "Why is the sky blue?", "What does a compiler do?")
 
 
 def test_smollm2_answers_as_its_float_model_would(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_smollm2_answers_as_its_float_model_would(tmp_path: Path) -> None:
     with load(tmp_path / "engine", threads=1) as llm:
         prompts = [llm.apply_chat_template([{"role": "user", "content": text}]) for text in QUESTIONS]
         answers = llm.generate(prompts, Sampling(max_tokens=40))
-    assert "Paris" in answers[0].text and answers[0].finish_reason == "stop"
+    assert "4" in answers[0].text and answers[0].finish_reason == "stop"
     model = load_reference(str(file), ())
     given_up = []
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -161,7 +161,7 @@ def initializers(root: Path) -> list[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("compute", ["float32", "int8"])
 def test_an_engine_has_the_codes_of_the_file(compute: str, file: Path, tmp_path: Path) -> None:
-    recipe = Recipe(weights=parse_weights(f"stored:compute={compute}"), max_batch=2, max_context=64)
+    recipe = Recipe(weights=parse_weights(f"stored:compute={compute},linear=onnxruntime"), max_batch=2, max_context=64)
     manifest = build(str(file), tmp_path / "e", recipe, "onnxruntime")
     layers = open_checkpoint(str(file)).config.num_hidden_layers
     assert {each["type"]: (each["matrices"], each["kept"]) for each in manifest.weights["codes"]} == {
