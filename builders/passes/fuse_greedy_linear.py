@@ -23,7 +23,7 @@ class FuseGreedyLinearPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         outputs = {value.name: value for value in model.graph.outputs}
         product = _product(outputs.get(LOGITS.name), outputs.get(GREEDY.name))
-        if product is None or LOGITS_WANTED in outputs:
+        if product is None:
             return ir.passes.PassResult(model, modified=False)
         _fuse(model.graph, product, outputs[LOGITS.name], outputs[GREEDY.name])
         return ir.passes.PassResult(model, modified=True)

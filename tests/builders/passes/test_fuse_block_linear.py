@@ -7,13 +7,12 @@ import collections
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
 from enginewright.builders.passes.fuse_block_linear import FuseBlockLinearPass
 from enginewright.exporters.weights.panels import pack_panels
-from enginewright.plugins.libraries.locate import ort_library
+from tests.support.ops.op_session import run_graph
 
 pytestmark = pytest.mark.native
 
@@ -48,13 +47,7 @@ def evaluate(model: ir.Model) -> list[np.ndarray]:
         codes, scales = rng.integers(0, 16, (64, 64)).astype(np.uint8), rng.uniform(0, 0.02, (64, 2)).astype(np.float16)
         feeds[name] = pack_panels(codes, scales, None, 4, 32)
     feeds["rows"] = np.array([4, 1])
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.register_custom_ops_library(str(ort_library()))
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs: list[np.ndarray] = session.run(None, {each.name: feeds[each.name] for each in session.get_inputs()})
-    return outputs
+    return run_graph(model, feeds)
 
 
 def check(body: str, outputs: str = SUM) -> tuple[Types[str], list[ir.Node]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
 from enginewright.builders.passes.fuse_greedy_linear import FuseGreedyLinearPass
 from enginewright.exporters.weights.panels import pack_panels
-from enginewright.plugins.libraries.locate import ort_library
 from enginewright.runtime.artifact.decoder_graph import LOGITS_WANTED
+from tests.support.ops.op_session import run_graph
 
 pytestmark = pytest.mark.native
 
@@ -42,13 +41,7 @@ def evaluate(model: ir.Model, **given: np.ndarray) -> list[np.ndarray]:
         "w": pack_panels(codes, scales, None, 4, 32),
         **given,
     }
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.register_custom_ops_library(str(ort_library()))
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = {each.name for each in session.get_inputs()} | set(given)
-    outputs: list[np.ndarray] = session.run(None, {name: array for name, array in feeds.items() if name in names})
-    return outputs
+    return run_graph(model, feeds)
 
 
 @pytest.mark.parametrize("more", [", , scale", "scale, , scale", ""])

@@ -7,13 +7,12 @@ import collections
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import common
 
 from enginewright.builders.passes.fuse_split_qkv import SplitQkvPass
-from enginewright.plugins.libraries.locate import ort_library
 from enginewright.plugins.ops.tiles import tile_bytes
+from tests.support.ops.op_session import run_graph
 
 pytestmark = pytest.mark.native
 
@@ -62,18 +61,6 @@ def make_model(body: str, outputs: str = "", value: str = "v") -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def evaluate(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The model's outputs as it stands."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.register_custom_ops_library(str(ort_library()))
-    data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    outputs: list[np.ndarray] = session.run(None, feeds)
-    return outputs
-
-
 def check(body: str, half: int = 4, outputs: str = "", value: str = "v") -> tuple[Types[str], ir.Model]:
     """Run the pass, compare values before and after, and return what is left."""
     rng = np.random.default_rng(0)
@@ -87,12 +74,12 @@ def check(body: str, half: int = 4, outputs: str = "", value: str = "v") -> tupl
         "a": rng.standard_normal(8).astype(np.float32),
         "b": rng.standard_normal(8).astype(np.float32),
     }
-    expected = evaluate(make_model(body, outputs, value), feeds)
+    expected = run_graph(make_model(body, outputs, value), feeds)
     model = make_model(body, outputs, value)
     result = ir.passes.Sequential(SplitQkvPass(), common.RemoveUnusedNodesPass())(model)
     types = Types(node.op_type for node in model.graph)
     assert SplitQkvPass()(make_model(body, outputs, value)).modified == ("SplitQkv" in types), result
-    for got, wanted in zip(evaluate(model, feeds), expected, strict=True):
+    for got, wanted in zip(run_graph(model, feeds), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)  # a half cache lies between
     return types, model
 

@@ -12,7 +12,7 @@ from enginewright.exporters.weights.panels import pack_bfloat16, pack_panels, pa
 from enginewright.plugins.ops.block_linear import NUMBER_BITS
 from enginewright.plugins.oracles.block_linear import unpack_panels
 from enginewright.runtime.errors import ExportError
-from tests.support.ops.block_linear_cases import CASES, Case, expected, make_inputs
+from tests.support.ops.block_linear_cases import CASES, Case, assert_close, expected, make_inputs
 from tests.support.ops.op_session import run_op
 
 pytestmark = pytest.mark.native
@@ -24,15 +24,8 @@ NUMBERS = [case for case in CASES if case.bits == NUMBER_BITS and case.tokens ==
 def test_matches_the_oracle(case: Case, dot_isa: str) -> None:
     arrays = make_inputs(case)
     (got,) = run_op("BlockLinear", arrays, **case.attributes)
-    wanted = expected(case, arrays)
-    assert got.shape == wanted.shape
-    size = max(float(np.abs(wanted).max(initial=0)), 1.0)
-    close = np.abs(got - wanted) <= 2e-5 * size
-    if case.attributes.get("exact"):
-        assert close.all()
-    else:  # an activation in the middle between two codes may round to either
-        assert np.abs(got - wanted).max(initial=0) <= 1e-3 * size
-        assert close.mean() > 0.98 if close.size else True
+    exact = bool(case.attributes.get("exact"))
+    assert_close(got, expected(case, arrays), exact=exact, most=1e-3, share=0.98)
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[5], CASES[-2], CASES[-1], *NUMBERS], ids=lambda case: case.name)

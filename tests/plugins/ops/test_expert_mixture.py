@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.ops.block_linear_cases import assert_close
 from tests.support.ops.expert_mixture_cases import CASES, LONG, Case, expected, make_inputs
 from tests.support.ops.op_session import run_op
 
@@ -17,15 +18,8 @@ pytestmark = pytest.mark.native
 def test_matches_the_oracle(case: Case, dot_isa: str) -> None:
     arrays = make_inputs(case)
     (got,) = run_op("ExpertMixture", arrays, **case.attributes)
-    wanted = expected(case, arrays)
-    assert got.shape == wanted.shape
-    size = max(float(np.abs(wanted).max(initial=0)), 1.0)
-    close = np.abs(got - wanted) <= 2e-5 * size
-    if case.attributes.get("exact"):
-        assert close.all()
-    else:  # an activation in the middle between two codes may round to either, in both products of an expert
-        assert np.abs(got - wanted).max(initial=0) <= 4e-3 * size
-        assert close.mean() > 0.9 if close.size else True
+    exact = bool(case.attributes.get("exact"))
+    assert_close(got, expected(case, arrays), exact=exact, most=4e-3, share=0.9)
 
 
 @pytest.mark.parametrize("case", [CASES[3], CASES[5], CASES[9]], ids=lambda case: case.name)

@@ -121,6 +121,22 @@ def x_shape(case: Case) -> tuple[int, ...]:
     return (case.tokens, heads, case.columns // heads) if heads else (1, case.tokens, case.columns)
 
 
+def assert_close(got: np.ndarray, wanted: np.ndarray, *, exact: bool, most: float, share: float) -> None:
+    """Assert that results are the oracle's; without `exact` an activation in the middle between two codes may round to either.
+
+    most: by which a result may then differ, as a part of the largest.
+    share: of results that differ by no more than sums of float32 do.
+    """
+    assert got.shape == wanted.shape
+    size = max(float(np.abs(wanted).max(initial=0)), 1.0)
+    close = np.abs(got - wanted) <= 2e-5 * size
+    if exact:
+        assert close.all()
+    else:
+        assert np.abs(got - wanted).max(initial=0) <= most * size
+        assert close.mean() > share if close.size else True
+
+
 def expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """The oracle's result."""
     return block_linear(**arrays, **case.attributes)

@@ -7,9 +7,6 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kWorthwhile = 1 << 17;  // multiply-adds: about the price of waking a thread
-constexpr std::int64_t kRowBytes = 3 << 17;    // prepared rows of a task: they stay in a core's second cache
-constexpr std::int64_t kTasks = 64;            // about as many as the threads of a call share
 constexpr RowBest kNone{-std::numeric_limits<float>::infinity(), 0};
 
 // The index of a row's largest result, of the largest of each run; runs follow one another `stride` apart.
@@ -44,7 +41,7 @@ void block_linear(const BlockLinearArgs& args, BlockLinearScratch& scratch, cons
   auto prepare = [&](std::size_t token) { prepare_row(args, rows, static_cast<std::int64_t>(token)); };
   for_each(parallel, args.tokens * args.columns > kWorthwhile, static_cast<std::size_t>(args.tokens), prepare);
 
-  const std::int64_t most_rows = std::max<std::int64_t>(kRowBytes / rows.row_bytes() / 12 * 12, 12);
+  const std::int64_t most_rows = most_task_rows(rows.row_bytes());
   const std::int64_t parts = (args.tokens + most_rows - 1) / most_rows;
   const std::int64_t step = (args.tokens + parts - 1) / parts;
   const std::int64_t pairs = PanelPair::pairs(args);

@@ -1,6 +1,7 @@
 // BlockLinear on the CPU: products of rows with a matrix of codes that has a scale for each block, or of bfloat16.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -59,6 +60,16 @@ EW_DOT_KERNEL(void, prepare_row_kernel, const BlockLinearArgs&, const PreparedRo
 EW_DOT_KERNEL(void, block_linear_kernel, const BlockLinearArgs&, const BlockTask&);
 // The same with bfloat16.
 EW_BF16_KERNEL(void, bfloat16_linear_kernel, const BlockLinearArgs&, const BlockTask&);
+
+// How a call is divided into tasks.
+inline constexpr std::int64_t kWorthwhile = 1 << 17;  // multiply-adds: about the price of waking a thread
+inline constexpr std::int64_t kRowBytes = 3 << 17;    // prepared rows of a task: they stay in a core's second cache
+inline constexpr std::int64_t kTasks = 64;            // about as many as the threads of a call share
+
+// The most rows of a task, each of `row_bytes` prepared bytes: whole tiles.
+inline std::int64_t most_task_rows(std::int64_t row_bytes) {
+  return std::max<std::int64_t>(kRowBytes / row_bytes / 12 * 12, 12);
+}
 
 // What the activations of a call become, and the kernel that multiplies them.
 Activations activations_of(const BlockLinearArgs& args);

@@ -98,5 +98,12 @@ struct Panels {
   }
 };
 
+// The sums of a tile to out [kRows, stride], the panels' rows one after another.
+template <int kRows, int kVecs>
+EW_INLINE void store_sums(const Vec (&sums)[kRows][kVecs], float* out, std::int64_t stride) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kWidth, sums[r][v]);
+}
+
 }  // namespace
 }  // namespace ew

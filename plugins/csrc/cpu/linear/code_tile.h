@@ -110,8 +110,7 @@ struct CodeTile {
       }
       panels.advance(numbers);
     }
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kWidth, sums[r][v]);
+    store_sums(sums, out, stride);
   }
 };
 

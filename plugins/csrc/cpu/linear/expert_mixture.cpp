@@ -10,9 +10,6 @@
 namespace ew {
 namespace {
 
-constexpr std::int64_t kWorthwhile = 1 << 17;  // multiply-adds: about the price of waking a thread
-constexpr std::int64_t kRowBytes = 3 << 17;    // prepared rows of a task: they stay in a core's second cache
-constexpr std::int64_t kTasks = 64;            // about as many as the threads of a call share
 constexpr std::int64_t kMostVisits = 1 << 12;  // at once: it bounds what a call keeps in memory
 
 // Visits that follow each other in the order of experts and go to one expert, as far as they share a task.
@@ -60,7 +57,7 @@ void order_visits(const ExpertMixtureArgs& args, MixtureScratch& scratch) {
 
 // Divide the visits of each expert so that a group's prepared rows stay near a core.
 void make_groups(const ExpertMixtureArgs& args, std::int64_t row_bytes, MixtureScratch& scratch) {
-  const std::int64_t most = std::max<std::int64_t>(kRowBytes / row_bytes / 12 * 12, 12);
+  const std::int64_t most = most_task_rows(row_bytes);
   scratch.groups.clear();
   for (std::int64_t e = 0, begin = 0; e < args.experts; begin = scratch.ends[e++]) {
     const std::int64_t count = scratch.ends[e] - begin, parts = (count + most - 1) / most;
@@ -127,13 +124,13 @@ void sum_visits(const ExpertMixtureArgs& args, const float* outer, const std::in
 void run_round(const ExpertMixtureArgs& args, MixtureScratch& scratch, const Parallel& parallel) {
   const std::int64_t visits = args.tokens * args.chosen;
   order_visits(args, scratch);
-  make_groups(args, std::max(args.columns, args.inner) * (args.exact ? 4 : 1), scratch);
 
   BlockLinearArgs up{up_attributes(args)};
   up.slope = args.slope, up.limit = args.limit;
   up.x = args.x, up.panels = args.up, up.bias = args.up_bias, up.tokens = visits;
   up.out = scratch.inner.reserve(static_cast<std::size_t>(visits * args.inner));
   const PreparedRows of_x = PreparedRows::reserve(scratch.prepared, up.shape(), visits, activations_of(up));
+  make_groups(args, of_x.row_bytes() / of_x.columns * std::max(args.columns, args.inner), scratch);
   prepare_visits(up, of_x, scratch.visits.data(), args.chosen, parallel);
   multiply(up, of_x, scratch, parallel);
 

@@ -93,8 +93,7 @@ struct NumberTile {
       }
       panels.advance(numbers);
     }
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kWidth, sums[r][v]);
+    store_sums(sums, out, stride);
   }
 
   EW_INLINE void multiply(Vec (&sums)[kRows][kVecs], const ChunkWeights<kPanels>& weights, const float* x) const {

@@ -11,12 +11,6 @@
 namespace ew {
 namespace {
 
-template <int kRows, int kVecs>
-EW_INLINE void store_sums(const Vec (&sums)[kRows][kVecs], float* out, std::int64_t stride) {
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kWidth, sums[r][v]);
-}
-
 // Activations are numbers of float32, and weights are widened.
 template <int kRows, int kPanels>
 struct WidenedTile {
